@@ -1,0 +1,160 @@
+"""The nouns of the project, and the types of the functions that connect them.
+
+Axes, wherever a name carries them:
+
+    b  sequences of a batch        t  response positions (t = 0 is the first response token)
+    s  all positions of a row      v  vocabulary entries
+    d  hidden width                p  prompt positions
+
+The flow of one step:
+
+    Batch -> Rollout -> Scores [B, T] -> objective [B, T] -> reduce (total, weight) -> TrainState
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Params = Any  # a nested dict of arrays
+Key = jax.Array
+
+
+class Problem(NamedTuple):
+    """One question with its gold answer; `solution` is a worked response, where the source has one."""
+
+    id: str
+    prompt: str
+    answer: str
+    solution: str | None = None
+
+
+class Batch(NamedTuple):
+    """Prompts (and, for a dataset with worked responses, the responses) of one step.
+
+    prompt_bp:        int32, right-padded token ids of the rendered prompt.
+    prompt_length_b:  int32, tokens of each prompt.
+    response_bt:      int32, right-padded worked response with its stop token; length 0 if there is none.
+    response_length_b: int32.
+    response_truncated_b: bool, the worked response was longer than the batch is wide.
+    row_b:            int32, a number that names the problem; it seeds the row's sampling.
+    """
+
+    prompt_bp: jax.Array
+    prompt_length_b: jax.Array
+    response_bt: jax.Array
+    response_length_b: jax.Array
+    response_truncated_b: jax.Array
+    row_b: jax.Array
+
+
+class Rollout(NamedTuple):
+    """Prefixes to train on: each row of `tokens_bs` is prompt, response, padding, without a gap.
+
+    sampler_logp_bt:  log-probability of each response token under the distribution that it was drawn
+                      from (temperature and truncation included); 0 where the response came from a dataset.
+    truncated_b:      True where no stop token came before the length limit.
+
+    The last response token of a finished row is its stop token: it is trained on like any other.
+    """
+
+    tokens_bs: jax.Array
+    prompt_length_b: jax.Array
+    response_length_b: jax.Array
+    sampler_logp_bt: jax.Array
+    truncated_b: jax.Array
+
+
+class Scores(NamedTuple):
+    """What the trainer knows of each response token, as [B, T] arrays; log-probabilities in nats.
+
+    divergence is the token loss in use (the only field that carries a gradient to the student, with
+    student_logp). Fields that need a teacher are None when there is none (plain SFT).
+    """
+
+    student_logp: jax.Array
+    student_entropy: jax.Array
+    sampler_logp: jax.Array
+    mask: jax.Array
+    divergence: jax.Array | None = None
+    teacher_logp: jax.Array | None = None
+    teacher_entropy: jax.Array | None = None
+    forward_kl: jax.Array | None = None
+    reverse_kl: jax.Array | None = None
+    top1_agreement: jax.Array | None = None
+
+
+class WeightedSum(NamedTuple):
+    """A mean that is not divided yet: add totals and weights over micro-batches and devices, divide once."""
+
+    total: jax.Array
+    weight: jax.Array
+
+    def mean(self) -> jax.Array:
+        """total / weight, and exactly 0 when nothing was weighed."""
+        safe = jax.numpy.where(self.weight == 0, 1.0, self.weight)
+        return jax.numpy.where(self.weight == 0, 0.0, self.total / safe)
+
+
+class TrainState(NamedTuple):
+    """All that training changes. Random keys are derived from `step`, so there is no generator state."""
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+
+
+class Model(NamedTuple):
+    """A decoder as pure functions of its parameters.
+
+    hidden(params, tokens_bs) -> [B, S, D]: final hidden states, causal, for right-padded rows.
+    head(params) -> [V, D]: the output head's weight (the embedding table itself where tied).
+    init_cache(batch, slots) -> cache: one (key, value) pair a layer, each [B, kv heads, slots, head dim].
+    extend(params, tokens_bt, cache, pointer, start_b) -> (hidden [B, T, D], cache): write T tokens
+        at slots pointer .. pointer + T - 1; row b's first real slot is start_b (left padding).
+    """
+
+    config: Any
+    hidden: Callable[..., jax.Array]
+    head: Callable[[Params], jax.Array]
+    init_cache: Callable[[int, int], Any]
+    extend: Callable[..., tuple[jax.Array, Any]]
+
+
+TokenLoss = Callable[[jax.Array, jax.Array], jax.Array]
+"""(student_logp [..., V], teacher_logp [..., V]) -> [...]: compares two distributions, in nats."""
+
+Objective = Callable[[Scores], jax.Array]
+"""Scores -> [B, T]: the quantity to minimise at each token."""
+
+Reduction = Callable[[jax.Array], jax.Array]
+"""mask [B, T] -> weights [B, T]: how tokens are weighed before totals are divided by total weight."""
+
+PrefixSource = Callable[[Batch, Params, Key, int], Rollout]
+"""(batch, student parameters, key, max_new_tokens) -> Rollout: the prefix axis of the design space."""
+
+
+class KdjaxError(Exception):
+    """A mistake that the user can mend: one clear line with the remedy, and an exit code."""
+
+    exit_code = 64
+
+
+class ConfigError(KdjaxError):
+    """A wrong field, value or combination (exit code 64)."""
+
+    exit_code = 64
+
+
+class DataError(KdjaxError):
+    """Data or a model folder that can't be used as it is (exit code 65)."""
+
+    exit_code = 65
+
+
+class StorageError(KdjaxError):
+    """A file or folder that can't be read or written (exit code 74)."""
+
+    exit_code = 74

@@ -1,0 +1,175 @@
+"""What an experiment is: small frozen dataclasses, complete, printable, and the same thing everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal
+
+from kdjax.base import ConfigError, Objective, Reduction, TokenLoss
+from kdjax.kl import forward_kl
+from kdjax.objective import describe, divergence, sequence_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Which problems are trained on. `file` (JSONL, CSV, Parquet) replaces the embedded task."""
+
+    task: str = "calc"
+    terms: tuple[int, ...] = (4, 5, 6, 7, 8)
+    problems: int = 4096
+    file: str | None = None
+    max_prompt_tokens: int = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """AdamW with clipping; the rate warms up, then goes by cosine to final_fraction of its peak."""
+
+    learning_rate: float = 1e-3
+    warmup_fraction: float = 0.05
+    final_fraction: float = 1.0
+    clip_norm: float = 1.0
+    weight_decay: float = 0.0
+    b2: float = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Curriculum:
+    """Response length limits in tokens, and the gate between them: one length is a fixed horizon."""
+
+    lengths: tuple[int, ...] = (96,)
+    entropy_threshold_nats: float = 0.0
+    measure_every_steps: int = 50
+    heldout_problems: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The report at the end of a run: test problems, samples a problem, and the k of Pass@k."""
+
+    problems: int = 100
+    samples: int = 8
+    k: tuple[int, ...] = (1, 4, 8)
+    temperature: float = 1.0
+    max_new_tokens: int = 96
+    batch_size: int = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run. A method is two choices: `prefix` (whose trajectories) and `token_loss` (which comparison)."""
+
+    run: str = "runs/default"
+    student: str = "kdjax:student"
+    teacher: str | None = "kdjax:teacher"
+    prefix: Literal["dataset", "teacher", "student"] = "student"
+    token_loss: TokenLoss = forward_kl
+    objective: Objective = divergence
+    reduction: Reduction = sequence_mean
+    steps: int = 200
+    batch_size: int = 48
+    micro_batches: int = 1
+    temperature: float = 1.0
+    seed: int = 0
+    data: Data = Data()
+    optimizer: Optimizer = Optimizer()
+    curriculum: Curriculum = Curriculum()
+    evaluation: Evaluation = Evaluation()
+    save_every_steps: int = 50
+    log_every_steps: int = 5
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    head_chunk: int = 16
+    cache: str = "runs/cache"
+    wandb_project: str | None = None
+
+
+WHERE_IT_RUNS = ("run", "cache", "wandb_project", "log_every_steps", "save_every_steps", "evaluation")
+"""Fields that may differ when a run is resumed: they don't change what is trained."""
+
+
+def validate(config: Config) -> Config:
+    """The config itself, or a ConfigError naming the field, what it got and the remedy."""
+    _check_types(config, "")
+    positive = ("steps", "batch_size", "micro_batches", "save_every_steps", "log_every_steps", "head_chunk")
+    for name in positive:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.batch_size % config.micro_batches:
+        raise ConfigError(f"batch_size {config.batch_size} is not a multiple of micro_batches {config.micro_batches}")
+    if config.teacher is None and config.prefix == "teacher":
+        raise ConfigError("prefix teacher needs a teacher; set teacher, or prefix dataset")
+    if config.teacher is None and config.objective is divergence:
+        raise ConfigError("objective divergence needs a teacher; set teacher, or objective negative_log_likelihood")
+    if config.temperature < 0:
+        raise ConfigError(f"temperature must be at least 0, got {config.temperature}")
+    if config.curriculum.measure_every_steps < 1 or config.curriculum.heldout_problems < 1:
+        raise ConfigError("curriculum.measure_every_steps and heldout_problems must be at least 1")
+    evaluation = config.evaluation
+    if not evaluation.k or not all(1 <= k <= evaluation.samples for k in evaluation.k):
+        raise ConfigError(f"evaluation.k must lie in 1..samples ({evaluation.samples}), got {evaluation.k}")
+    if min(evaluation.problems, evaluation.max_new_tokens, evaluation.batch_size) < 1:
+        raise ConfigError("evaluation.problems, max_new_tokens and batch_size must be at least 1")
+    return config
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """JSON values of a config; functions by the text they are written as."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """'field: old -> new' for each value that differs, nested fields by dotted names.
+
+    >>> differences({"a": {"b": 1}}, {"a": {"b": 2}})
+    ['a.b: 1 -> 2']
+    """
+    found = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name}: {before} -> {after}")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return as_dict(value)
+    if isinstance(value, tuple):
+        return list(value)
+    return describe(value) if callable(value) else value
+
+
+def _check_types(node: Any, prefix: str) -> None:
+    for name, kind in typing.get_type_hints(type(node)).items():
+        value = getattr(node, name)
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, kind):
+                raise ConfigError(f"{prefix}{name} must be a {kind.__name__}, got {value!r}")
+            _check_types(value, f"{prefix}{name}.")
+        elif not _fits(value, kind):
+            raise ConfigError(f"{prefix}{name} must be {_spelled(kind)}, got {value!r}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return value in args
+    if origin is types.UnionType:
+        return any(_fits(value, option) for option in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(kind, type):
+        return isinstance(value, kind)
+    return callable(value)
+
+
+def _spelled(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

@@ -1,0 +1,130 @@
+"""Problems -> batches. A batch is a pure function of (seed, position): the cursor is one number."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kdjax.base import Batch, ConfigError, DataError, Problem
+from kdjax.tasks import problem as task_problem
+from kdjax.tokenizer import Tokenizer
+
+
+class Source(NamedTuple):
+    """A finite list of problems: size, problem(index), and a text that is equal for equal contents."""
+
+    size: int
+    problem: Callable[[int], Problem]
+    identity: str
+
+
+def task_source(task: str, split: str, size: int, terms: Sequence[int]) -> Source:
+    """`size` problems of an embedded task.
+
+    >>> task_source("calc", "train", 10, (3,)).problem(0).id
+    'calc/train/0'
+    """
+    if size < 1:
+        raise DataError(f"{task}/{split} has no problems; ask for at least one")
+    return Source(
+        size,
+        functools.lru_cache(maxsize=None)(lambda index: task_problem(task, split, index, terms)),
+        f"task:{task}/{split}/{size}/{tuple(terms)}/1",
+    )
+
+
+def file_source(path: str | Path) -> Source:
+    """Problems of a local JSONL, CSV or Parquet file with columns prompt, answer and (optional) solution.
+
+    Errors: DataError when the file is missing, unreadable, empty, or has no such columns.
+    """
+    import datasets
+
+    path = Path(path)
+    reader = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
+    if not path.is_file() or reader is None:
+        raise DataError(f"{path}: give an existing .jsonl, .csv or .parquet file")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the dataset is empty; it needs at least one row")
+    datasets.disable_progress_bars()
+    try:
+        rows = datasets.load_dataset(reader, data_files=str(path), split="train", keep_in_memory=True)
+    except Exception as error:  # the library raises many kinds; all mean an unreadable file
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise DataError(f"{path}: can't read it as {reader} ({reason})") from error
+    if len(rows) == 0:
+        raise DataError(f"{path}: the dataset is empty; it needs at least one row")
+    missing = {"prompt", "answer"} - set(rows.column_names)
+    if missing:
+        raise DataError(f"{path}: no column {', '.join(sorted(missing))}; it has {rows.column_names}")
+
+    def problem(index: int) -> Problem:
+        row = rows[index]
+        solution = row.get("solution")
+        return Problem(f"{path.name}/{index}", str(row["prompt"]), str(row["answer"]), solution and str(solution))
+
+    return Source(len(rows), problem, "file:" + hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+
+
+def index_at(source: Source, position: int, seed: int) -> int:
+    """The problem at a position of the endless stream: each epoch is a new permutation, by (seed, epoch)."""
+    epoch, offset = divmod(position, source.size)
+    return int(_permutation(source.size, seed, epoch)[offset])
+
+
+def encode_batch(
+    source: Source, indices: Sequence[int], tokenizer: Tokenizer, *, max_prompt_tokens: int, max_new_tokens: int
+) -> Batch:
+    """The problems at `indices` as a Batch of host arrays, rows in that order.
+
+    A worked response is its text and the first stop token, cut at max_new_tokens. Errors: DataError naming
+    a problem whose prompt is empty or over the limit.
+    """
+    encoded = [_encode(source, index, tokenizer) for index in indices]
+    prompt = np.zeros((len(encoded), max_prompt_tokens), np.int32)
+    response = np.zeros((len(encoded), max_new_tokens), np.int32)
+    for row, (index, (prompt_ids, response_ids)) in enumerate(zip(indices, encoded, strict=True)):
+        if not 0 < len(prompt_ids) <= max_prompt_tokens:
+            raise DataError(
+                f"the prompt of {source.problem(index).id} has {len(prompt_ids)} tokens;"
+                f" the limit is {max_prompt_tokens} (data.max_prompt_tokens)"
+            )
+        prompt[row, : len(prompt_ids)] = prompt_ids
+        response[row, : min(len(response_ids), max_new_tokens)] = response_ids[:max_new_tokens]
+    return Batch(
+        prompt_bp=prompt,
+        prompt_length_b=np.array([len(p) for p, _ in encoded], np.int32),
+        response_bt=response,
+        response_length_b=np.array([min(len(r), max_new_tokens) for _, r in encoded], np.int32),
+        response_truncated_b=np.array([len(r) > max_new_tokens for _, r in encoded]),
+        row_b=np.asarray(indices, np.int32),
+    )
+
+
+def require_solutions(source: Source) -> None:
+    """Raise ConfigError unless the problems bring worked responses (the dataset prefix trains on them)."""
+    if source.problem(0).solution is None:
+        raise ConfigError("prefix dataset needs worked responses: add a column solution, or choose another prefix")
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, epoch])).permutation(size)
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _encode(source: Source, index: int, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    problem = source.problem(index)
+    response = (*tokenizer.encode(problem.solution), tokenizer.stop_ids[0]) if problem.solution else ()
+    return tuple(tokenizer.encode_prompt(problem.prompt)), response
+
+
+def source_key(source: Source, tokenizer: Tokenizer, max_prompt_tokens: int) -> str:
+    """A text that is equal when the same prompts reach the model as the same ids."""
+    return json.dumps([source.identity, tokenizer.fingerprint, tokenizer.render("?"), max_prompt_tokens])

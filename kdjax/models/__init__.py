@@ -1,0 +1,66 @@
+"""Models in and out: `load(name) -> (Model, params)`, by one door for every checkpoint.
+
+>>> model, params = load("kdjax:student")
+>>> model.config.hidden_size
+64
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from kdjax.base import DataError, Model, Params
+from kdjax.models import qwen3, weights
+from kdjax.models.config import DecoderConfig, parameter_count, read_config
+from kdjax.models.weights import identity, write_folder
+from kdjax.sharding import replicated
+
+EMBEDDED = Path(__file__).parent.parent / "tasks" / "assets"
+EMBEDDED_PREFIX = "kdjax:"
+
+
+def find(name: str | Path) -> Path:
+    """The folder of a model name: a path, or `kdjax:teacher` / `kdjax:student`, shipped in the package."""
+    text = str(name)
+    folder = EMBEDDED / text.removeprefix(EMBEDDED_PREFIX) if text.startswith(EMBEDDED_PREFIX) else Path(text)
+    if not folder.is_dir():
+        shipped = sorted(EMBEDDED_PREFIX + p.name for p in EMBEDDED.glob("*") if p.is_dir())
+        raise DataError(
+            f"no model folder {folder}; give a local Hugging Face folder or one of {shipped}"
+            " (names on a hub are not fetched yet: download the folder first)"
+        )
+    return folder
+
+
+def load(name: str | Path, mesh: Mesh | None = None, dtype=jnp.float32) -> tuple[Model, Params]:
+    """The model's pure functions, computing in `dtype`, and its parameters in float32.
+
+    With a mesh the parameters are replicated over it. Errors: DataError naming what is wrong in the folder.
+    """
+    folder = find(name)
+    config = read_config(folder)
+    params = weights.read_params(folder, config)
+    return qwen3.build(config, dtype), params if mesh is None else jax.device_put(params, replicated(mesh))
+
+
+def create(folder: str | Path, config: DecoderConfig, tokenizer_folder: str | Path, seed: int) -> None:
+    """A new model folder with random weights: how a model trained from nothing enters by the same door."""
+    source = Path(folder).with_name(Path(folder).name + ".config")
+    fields = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **vars(config)}
+    source.mkdir(parents=True, exist_ok=True)
+    (source / "config.json").write_text(json.dumps(fields, indent=2))
+    for name in weights.COPIED_FILES:
+        if (Path(tokenizer_folder) / name).is_file():
+            (source / name).write_bytes((Path(tokenizer_folder) / name).read_bytes())
+    write_folder(Path(folder), qwen3.init_params(config, jax.random.key(seed)), source)
+    for path in source.iterdir():
+        path.unlink()
+    source.rmdir()
+
+
+__all__ = ["DecoderConfig", "create", "find", "identity", "load", "parameter_count", "read_config", "write_folder"]

@@ -1,0 +1,195 @@
+"""Combinators: functions that take losses and return a loss of the same kind.
+
+They forward their arguments untouched, so the same ones serve both levels and nest: a `TokenLoss`
+(vocabulary level) or an `Objective` (token level).
+
+    mix(forward_kl, reverse_kl, weight=0.8)          0.8 KL(teacher || student) + 0.2 KL(student || teacher)
+    add(divergence, scale(negative_log_likelihood, 0.1))
+
+A composed loss knows how it was written (`describe`), and what was written can be read back (`parse`):
+that is how a config file, a checkpoint and the command line speak of the same loss.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from kdjax import kl
+from kdjax.base import ConfigError, Objective, Scores, TokenLoss, WeightedSum
+
+F = TypeVar("F", bound=Callable[..., jax.Array])
+
+
+def mix(first: F, second: F, *, weight: float) -> F:
+    """weight * first + (1 - weight) * second, the weight on the first. Laws: mix(a, a, w) = a.
+
+    KL mixing of arXiv 2605.16826: `mix(forward_kl, reverse_kl, weight=0.8)` is forward-heavy. (The paper's
+    lambda multiplies the reverse term; here the weight always belongs to the first function.)
+
+    >>> same = mix(kl.forward_kl, kl.forward_kl, weight=0.3)
+    >>> describe(same)
+    'mix(forward_kl, forward_kl, weight=0.3)'
+    """
+    if not 0 <= weight <= 1:
+        raise ConfigError(f"mix: weight must be in [0, 1], got {weight}")
+
+    def mixed(*args):
+        return weight * first(*args) + (1 - weight) * second(*args)
+
+    return _described(mixed, f"mix({describe(first)}, {describe(second)}, weight={weight!r})")
+
+
+def scale(loss: F, factor: float) -> F:
+    """factor * loss.
+
+    >>> describe(scale(kl.reverse_kl, 0.1))
+    'scale(reverse_kl, 0.1)'
+    """
+    return _described(lambda *args: factor * loss(*args), f"scale({describe(loss)}, {factor!r})")
+
+
+def add(first: F, *rest: F) -> F:
+    """The sum of losses of one kind.
+
+    >>> describe(add(kl.forward_kl, kl.reverse_kl))
+    'add(forward_kl, reverse_kl)'
+    """
+    names = ", ".join(describe(loss) for loss in (first, *rest))
+    return _described(lambda *args: sum((f(*args) for f in rest), first(*args)), f"add({names})")
+
+
+def clip(loss: F, maximum: float) -> F:
+    """min(loss, maximum): a token above the bound keeps its value's bound and loses its gradient.
+
+    >>> float(clip(kl.forward_kl, 0.5)(jnp.log(jnp.array([0.1, 0.9])), jnp.log(jnp.array([0.9, 0.1]))))
+    0.5
+    """
+    return _described(lambda *args: jnp.minimum(loss(*args), maximum), f"clip({describe(loss)}, {maximum!r})")
+
+
+def at_temperature(loss: TokenLoss, temperature: float) -> TokenLoss:
+    """The token loss between both distributions at a temperature: softmax(log p / temperature), renormalised.
+
+    No factor temperature**2 is put in front; write `scale(at_temperature(loss, t), t * t)` for Hinton's.
+
+    >>> describe(at_temperature(kl.forward_kl, 2.0))
+    'at_temperature(forward_kl, 2.0)'
+    """
+    if not temperature > 0:
+        raise ConfigError(f"at_temperature: temperature must be above 0, got {temperature}")
+
+    def tempered(student_logp, teacher_logp):
+        return loss(
+            jax.nn.log_softmax(student_logp / temperature), jax.nn.log_softmax(teacher_logp / temperature)
+        )
+
+    return _described(tempered, f"at_temperature({describe(loss)}, {temperature!r})")
+
+
+def divergence(scores: Scores) -> jax.Array:
+    """The objective of distillation: the token loss itself, [B, T] in nats (arXiv 2605.16826)."""
+    if scores.divergence is None:
+        raise ConfigError("divergence: there is no teacher to diverge from; set teacher, or use another objective")
+    return scores.divergence
+
+
+def negative_log_likelihood(scores: Scores) -> jax.Array:
+    """The objective of plain SFT: -log q(token), [B, T] in nats; forward KL to a one-hot target."""
+    return -scores.student_logp
+
+
+def sequence_mean(mask: jax.Array) -> jax.Array:
+    """The paper's reduction: the mean over sequences of each sequence's token mean. [B, T] -> [B, T]
+
+    Rows without a trained token weigh nothing and are not counted.
+
+    >>> sequence_mean(jnp.array([[True, True], [True, False], [False, False]])).tolist()
+    [[0.5, 0.5], [1.0, 0.0], [0.0, 0.0]]
+    """
+    length = jnp.sum(mask, axis=-1, keepdims=True)
+    return jnp.where(mask, 1.0 / jnp.maximum(length, 1), 0.0)
+
+
+def token_mean(mask: jax.Array) -> jax.Array:
+    """The mean over all trained tokens of the global batch. [B, T] -> [B, T]
+
+    >>> token_mean(jnp.array([[True, True], [True, False]])).tolist()
+    [[1.0, 1.0], [1.0, 0.0]]
+    """
+    return jnp.where(mask, 1.0, 0.0)
+
+
+def reduce(loss_bt: jax.Array, mask_bt: jax.Array, weights_bt: jax.Array) -> WeightedSum:
+    """sum of weights * loss over the mask, with the weights' sum. The only place where masks meet a loss.
+
+    It selects before it multiplies: NaN times 0 is NaN.
+
+    >>> mask = jnp.array([[True, False]])
+    >>> float(reduce(jnp.array([[2.0, jnp.nan]]), mask, token_mean(mask)).mean())
+    2.0
+    """
+    return WeightedSum(jnp.sum(jnp.where(mask_bt, loss_bt, 0.0) * weights_bt), jnp.sum(weights_bt))
+
+
+COMBINATORS = {f.__name__: f for f in (mix, scale, add, clip, at_temperature)}
+TOKEN_LOSSES = {f.__name__: f for f in (kl.forward_kl, kl.reverse_kl)}
+OBJECTIVES = {f.__name__: f for f in (divergence, negative_log_likelihood)}
+REDUCTIONS = {f.__name__: f for f in (sequence_mean, token_mean)}
+
+
+def describe(function: Callable) -> str:
+    """The text that a function is written as: its name, or the combinator call that made it.
+
+    >>> describe(kl.forward_kl)
+    'forward_kl'
+    """
+    name = getattr(function, "__name__", repr(function))
+    known = {**TOKEN_LOSSES, **OBJECTIVES, **REDUCTIONS}.get(name) is function or "(" in name
+    return name if known else f"{getattr(function, '__module__', '?')}.{name}"
+
+
+def parse(text: str, names: dict[str, Callable]) -> Callable:
+    """The inverse of `describe`: reads names of `names` and combinator calls; evaluates nothing else.
+
+    >>> describe(parse("mix(forward_kl, reverse_kl, weight=0.8)", TOKEN_LOSSES))
+    'mix(forward_kl, reverse_kl, weight=0.8)'
+    """
+
+    def build(node: ast.expr):
+        match node:
+            case ast.Name(id=name) if name in names:
+                return names[name]
+            case ast.Constant(value=int() | float() as number):
+                return number
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in COMBINATORS:
+                function = COMBINATORS[name]
+                positional, keyword = [build(a) for a in args], {k.arg: build(k.value) for k in keywords}
+                inspect.signature(function).bind(*positional, **keyword)
+                return function(*positional, **keyword)
+        raise ValueError(ast.unparse(node))
+
+    try:
+        built = build(ast.parse(text.strip(), mode="eval").body)
+        if callable(built):
+            return built
+        reason = "that is a number"
+    except (SyntaxError, ValueError, TypeError, RecursionError) as error:
+        reason = f"can't read {error}"
+    raise ConfigError(f"{text!r} is not a loss ({reason}); names: {sorted(names)}, combinators: {sorted(COMBINATORS)}")
+
+
+def _described(function, text: str):
+    function.__name__ = function.__qualname__ = text
+    return function
+
+
+__all__ = [
+    "Objective", "TokenLoss", "add", "at_temperature", "clip", "describe", "divergence", "mix",
+    "negative_log_likelihood", "parse", "reduce", "scale", "sequence_mean", "token_mean",
+]  # fmt: skip

@@ -1,0 +1,91 @@
+"""The prefix axis: where the sequences that the student is trained on come from.
+
+`from_dataset`, `from_student` and `from_teacher` are, or return, a `PrefixSource`:
+(batch, student parameters, key, max_new_tokens) -> Rollout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.base import Batch, Key, Params, PrefixSource, Rollout
+from kdjax.sampler import Samples
+
+Generate = Callable[[Params, Batch, Key, int], Samples]
+"""(parameters, batch, key, max_new_tokens) -> Samples: a sampler with its model and settings inside."""
+
+
+def from_dataset(batch: Batch, params: Params, key: Key, max_new_tokens: int) -> Rollout:
+    """The dataset's own worked responses, cut at max_new_tokens; neither model is asked."""
+    del params, key
+    response = batch.response_bt[:, :max_new_tokens]
+    length = jnp.minimum(batch.response_length_b, max_new_tokens)
+    logp = jnp.zeros(response.shape, jnp.float32)
+    return assemble(batch, response, length, logp, batch.response_truncated_b | (batch.response_length_b > length))
+
+
+def from_student(generate: Generate) -> PrefixSource:
+    """The student's own responses, drawn anew with its present parameters (on-policy)."""
+
+    def draw(batch: Batch, params: Params, key: Key, max_new_tokens: int) -> Rollout:
+        return assemble_samples(batch, generate(params, batch, key, max_new_tokens))
+
+    return draw
+
+
+def from_teacher(read: Callable[[np.ndarray], Samples]) -> PrefixSource:
+    """The teacher's responses, read by row number from trajectories that were drawn once (off-policy).
+
+    A trajectory drawn at a longer limit and cut is distributed as one drawn at the shorter limit.
+    """
+
+    def look_up(batch: Batch, params: Params, key: Key, max_new_tokens: int) -> Rollout:
+        del params, key
+        return assemble_samples(batch, cut(read(np.asarray(batch.row_b)), max_new_tokens))
+
+    return look_up
+
+
+def cut(samples: Samples, max_new_tokens: int) -> Samples:
+    """The same responses under a shorter limit: what went over it is truncated."""
+    return Samples(
+        tokens_bt=samples.tokens_bt[:, :max_new_tokens],
+        length_b=jnp.minimum(samples.length_b, max_new_tokens),
+        logp_bt=samples.logp_bt[:, :max_new_tokens],
+        sampler_logp_bt=samples.sampler_logp_bt[:, :max_new_tokens],
+        entropy_bt=samples.entropy_bt[:, :max_new_tokens],
+        truncated_b=samples.truncated_b | (samples.length_b > max_new_tokens),
+    )
+
+
+def assemble_samples(batch: Batch, samples: Samples) -> Rollout:
+    """Prompts and sampled responses as one Rollout."""
+    return assemble(batch, samples.tokens_bt, samples.length_b, samples.sampler_logp_bt, samples.truncated_b)
+
+
+def assemble(
+    batch: Batch,
+    response_bt: jax.Array,
+    length_b: jax.Array,
+    sampler_logp_bt: jax.Array,
+    truncated_b: jax.Array,
+) -> Rollout:
+    """Rows of prompt, response, padding, without a gap; padding is id 0 and never looked at."""
+    width, length = batch.prompt_bp.shape[1], response_bt.shape[1]
+    both = jnp.concatenate([batch.prompt_bp, response_bt], axis=1)
+    slot = jnp.arange(width + length)[None]
+    prompt_length = batch.prompt_length_b[:, None]
+    source = jnp.where(slot < prompt_length, slot, slot - prompt_length + width)
+    tokens = jnp.take_along_axis(both, jnp.minimum(source, width + length - 1), axis=1)
+    real = slot < prompt_length + length_b[:, None]
+    return Rollout(
+        tokens_bs=jnp.where(real, tokens, 0),
+        prompt_length_b=jnp.asarray(batch.prompt_length_b),
+        response_length_b=jnp.asarray(length_b),
+        sampler_logp_bt=jnp.asarray(sampler_logp_bt),
+        truncated_b=jnp.asarray(truncated_b),
+    )

@@ -1,0 +1,134 @@
+"""Sampling: prefill and decode with a KV cache, tokens with their log-probabilities.
+
+Rows are left-padded, so that one shared pointer writes the cache of every row in place. A row's tokens
+depend on (key, row number, position) alone, never on the batch that it sat in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.base import Batch, ConfigError, Key, Model, Params
+from kdjax.numerics import entropy, gather_last, log_probs, project
+
+STEPS_A_ROUND = 16
+"""Decoding runs in scans of this many tokens; between them it stops early when every row has stopped."""
+
+
+class Samples(NamedTuple):
+    """Responses, right-padded. length counts the stop token; truncated rows have none.
+
+    logp:          log-probability under the model's own (temperature 1) distribution.
+    sampler_logp:  the same under the distribution that the token was drawn from.
+    entropy:       predictive entropy of the model's own distribution, in nats.
+    """
+
+    tokens_bt: jax.Array
+    length_b: jax.Array
+    logp_bt: jax.Array
+    sampler_logp_bt: jax.Array
+    entropy_bt: jax.Array
+    truncated_b: jax.Array
+
+
+class _Decoding(NamedTuple):
+    logits_bv: jax.Array
+    cache: list
+    position: jax.Array
+    live_b: jax.Array
+    out: Samples
+
+
+def generate(
+    model: Model,
+    params: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    temperature: float = 1.0,
+) -> Samples:
+    """Draw one response a row from softmax(logits / temperature); greedy at temperature 0. Pure: jit it.
+
+    Errors (at trace): ConfigError without a stop id, or for a negative temperature or length limit.
+    """
+    if not stop_ids:
+        raise ConfigError("generate: stop_ids is empty; a response needs a token that ends it")
+    if temperature < 0 or max_new_tokens < 1:
+        raise ConfigError("generate: temperature must be at least 0 and max_new_tokens at least 1")
+    rows, width = batch.prompt_bp.shape
+    rounds = -(-max_new_tokens // STEPS_A_ROUND)
+    slots = width + rounds * STEPS_A_ROUND
+    start_b = width - batch.prompt_length_b
+    row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.row_b)
+
+    hidden, cache = model.extend(params, _left_padded(batch), model.init_cache(rows, slots), 0, start_b)
+    head = model.head(params)
+
+    def step(state: _Decoding, _):
+        token, drawn_logp = _draw(state.logits_bv, row_keys, state.position, temperature)
+        logp = log_probs(state.logits_bv)
+        emitted = (token, gather_last(logp, token), drawn_logp, entropy(logp), state.live_b)
+        hidden, cache = model.extend(params, token[:, None], state.cache, width + state.position, start_b)
+        stopped = jnp.isin(token, jnp.asarray(stop_ids))
+        return state._replace(
+            logits_bv=project(hidden[:, 0], head),
+            cache=cache,
+            position=state.position + 1,
+            live_b=state.live_b & ~stopped & (state.position + 1 < max_new_tokens),
+        ), (*emitted, state.live_b & stopped)
+
+    def one_round(state: _Decoding) -> _Decoding:
+        first = state.position
+        state, emitted = jax.lax.scan(step, state, length=STEPS_A_ROUND)
+        token, logp, drawn_logp, ent, was_live, stopped = (x.T for x in emitted)
+
+        def put(old, new):
+            new = jnp.where(was_live, new, 0).astype(old.dtype)
+            return jax.lax.dynamic_update_slice(old, new, (0, first))
+
+        out = state.out
+        return state._replace(
+            out=Samples(
+                tokens_bt=put(out.tokens_bt, token),
+                length_b=out.length_b + was_live.sum(axis=1, dtype=jnp.int32),
+                logp_bt=put(out.logp_bt, logp),
+                sampler_logp_bt=put(out.sampler_logp_bt, drawn_logp),
+                entropy_bt=put(out.entropy_bt, ent),
+                truncated_b=out.truncated_b & ~stopped.any(axis=1),
+            )
+        )
+
+    def unfinished(state: _Decoding):
+        return jnp.any(state.live_b)
+
+    zeros = jnp.zeros((rows, rounds * STEPS_A_ROUND), jnp.float32)
+    empty = Samples(
+        zeros.astype(jnp.int32), jnp.zeros(rows, jnp.int32), zeros, zeros, zeros, jnp.ones(rows, bool)
+    )
+    state = _Decoding(project(hidden[:, -1], head), cache, jnp.int32(0), jnp.ones(rows, bool), empty)
+    out = jax.lax.while_loop(unfinished, one_round, state).out
+    return jax.tree.map(lambda x: x[:, :max_new_tokens] if x.ndim == 2 else x, out)
+
+
+def _left_padded(batch: Batch) -> jax.Array:
+    width = batch.prompt_bp.shape[1]
+    shift = jnp.arange(width)[None] - (width - batch.prompt_length_b)[:, None]
+    return jnp.take_along_axis(batch.prompt_bp, jnp.maximum(shift, 0), axis=1)
+
+
+def _draw(logits_bv: jax.Array, row_keys: Key, position: jax.Array, temperature: float):
+    """(token, its log-probability under the drawing distribution): inverse CDF, one uniform a row and position."""
+    if temperature == 0:
+        return jnp.argmax(logits_bv, axis=-1).astype(jnp.int32), jnp.zeros(logits_bv.shape[0], jnp.float32)
+    logp = log_probs(logits_bv, temperature)
+    uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, position)))(row_keys)
+    cumulative = jnp.cumsum(jnp.exp(logp), axis=-1)
+    below = cumulative <= uniform[:, None] * cumulative[:, -1:]
+    token = jnp.minimum(below.sum(axis=-1), logits_bv.shape[-1] - 1).astype(jnp.int32)
+    return token, gather_last(logp, token)

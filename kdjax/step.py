@@ -1,0 +1,99 @@
+"""The training step: one pure function from (state, teacher, rollout) to (state, metrics)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from kdjax.base import Model, Objective, Params, Reduction, Rollout, Scores, TokenLoss, TrainState, WeightedSum
+from kdjax.kl import forward_kl
+from kdjax.objective import divergence, reduce, sequence_mean, token_mean
+from kdjax.score import score
+
+Metrics = dict[str, jax.Array]
+Step = Callable[..., tuple[TrainState, Metrics]]
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformationExtraArgs) -> TrainState:
+    """Step 0: the student's parameters as float32 masters, and a fresh optimizer state."""
+    masters = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), params)
+    return TrainState(jnp.int32(0), masters, optimizer.init(masters))
+
+
+def make_step(
+    student: Model,
+    teacher: Model | None,
+    optimizer: optax.GradientTransformationExtraArgs,
+    *,
+    token_loss: TokenLoss = forward_kl,
+    objective: Objective = divergence,
+    reduction: Reduction = sequence_mean,
+    micro_batches: int = 1,
+    chunk: int = 16,
+) -> Step:
+    """step(state, teacher_params, rollout, heldout_entropy_nats=nan) -> (state, metrics). Pure: jit it.
+
+    The loss is sum(weight * objective) / sum(weight) over the whole batch, however many micro-batches it
+    is split into. Metrics are token means over the batch (nats, or shares in [0, 1]), lengths in tokens.
+    """
+
+    def totals(params: Params, teacher_params: Params, rollout: Rollout) -> tuple[jax.Array, dict]:
+        scores = score(student, params, teacher, teacher_params, rollout, token_loss, chunk=chunk)
+        loss = reduce(objective(scores), scores.mask, reduction(scores.mask))
+        return loss.total, {"loss": loss, **_summaries(scores, rollout)}
+
+    def gradient(params: Params, teacher_params: Params, rollout: Rollout):
+        return jax.grad(totals, has_aux=True)(params, teacher_params, rollout)
+
+    def accumulate(params: Params, teacher_params: Params, rollout: Rollout):
+        if micro_batches == 1:
+            return gradient(params, teacher_params, rollout)
+        pieces = jax.tree.map(lambda x: _deal(x, micro_batches), rollout)
+        shapes = jax.eval_shape(gradient, params, teacher_params, jax.tree.map(lambda x: x[0], pieces))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+        def body(carry, piece):
+            return jax.tree.map(jnp.add, carry, gradient(params, teacher_params, piece)), None
+
+        return jax.lax.scan(body, zeros, pieces)[0]
+
+    def step(state: TrainState, teacher_params: Params, rollout: Rollout, heldout_entropy_nats=jnp.nan):
+        total_gradient, sums = accumulate(state.params, teacher_params, rollout)
+        weight = jnp.where(sums["loss"].weight == 0, 1.0, sums["loss"].weight)
+        grads = jax.tree.map(lambda g: g / weight, total_gradient)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, heldout_entropy_nats=heldout_entropy_nats
+        )
+        params = optax.apply_updates(state.params, updates)
+        metrics = {name: s.mean() for name, s in sums.items()} | {
+            "gradient_norm": optax.global_norm(grads),
+            "response_tokens": sums["student_entropy"].weight,
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return step
+
+
+def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
+    """Token means of every statistic, and sequence means of length and truncation."""
+    weights = token_mean(scores.mask)
+    fields = scores._replace(mask=None, divergence=None)._asdict()
+    token_level = {
+        name: reduce(jax.lax.stop_gradient(value), scores.mask, weights)
+        for name, value in fields.items()
+        if value is not None
+    }
+    rows = jnp.float32(rollout.truncated_b.shape[0])
+    return token_level | {
+        "response_length": WeightedSum(jnp.sum(rollout.response_length_b.astype(jnp.float32)), rows),
+        "truncated": WeightedSum(jnp.sum(rollout.truncated_b.astype(jnp.float32)), rows),
+        "empty": WeightedSum(jnp.sum((rollout.response_length_b == 0).astype(jnp.float32)), rows),
+    }
+
+
+def _deal(x: jax.Array, pieces: int) -> jax.Array:
+    """[B, ...] -> [pieces, B / pieces, ...], every piece spread over the devices that hold the batch."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 1, 0)
