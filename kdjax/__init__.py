@@ -1,0 +1,68 @@
+"""kdjax: distillation of language models in JAX, where a method is two choices.
+
+Which prefixes the student is trained on (`from_teacher`, `from_student`, `from_dataset`) and how two
+next-token distributions are compared (`forward_kl`, `reverse_kl`, or any composition) are independent:
+"Decoupling KL and Trajectories", arXiv 2605.16826.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdjax import models, tasks
+    from kdjax.base import Batch, Model, Rollout, Scores, TrainState, WeightedSum
+    from kdjax.config import Config, Study
+    from kdjax.data import encode_batch, file_source, task_source
+    from kdjax.gate import entropy_gate, rollout_length
+    from kdjax.kl import forward_kl, reverse_kl
+    from kdjax.objective import (
+        add,
+        at_temperature,
+        clip,
+        divergence,
+        mix,
+        negative_log_likelihood,
+        scale,
+        sequence_mean,
+        token_mean,
+    )
+    from kdjax.optimizer import make_optimizer
+    from kdjax.rollout import from_dataset, from_student, from_teacher
+    from kdjax.sampler import generate
+    from kdjax.score import score
+    from kdjax.step import init_state, make_step
+    from kdjax.tokenizer import load_tokenizer
+    from kdjax.train import train
+
+_HOME = {
+    "base": ("Batch", "Model", "Rollout", "Scores", "TrainState", "WeightedSum"),
+    "config": ("Config", "Study"),
+    "data": ("encode_batch", "file_source", "task_source"),
+    "gate": ("entropy_gate", "rollout_length"),
+    "kl": ("forward_kl", "reverse_kl"),
+    "objective": (
+        "add", "at_temperature", "clip", "divergence", "mix", "negative_log_likelihood", "scale",
+        "sequence_mean", "token_mean",
+    ),
+    "optimizer": ("make_optimizer",),
+    "rollout": ("from_dataset", "from_student", "from_teacher"),
+    "sampler": ("generate",),
+    "score": ("score",),
+    "step": ("init_state", "make_step"),
+    "tokenizer": ("load_tokenizer",),
+    "train": ("train",),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [*_MODULE_OF, "models", "tasks"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used, so that `import kdjax` and `kdjax --help` are quick."""
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(f"kdjax.{_MODULE_OF[name]}"), name)
+    if name in ("models", "tasks"):
+        return importlib.import_module(f"kdjax.{name}")
+    raise AttributeError(f"module 'kdjax' has no attribute {name!r}")

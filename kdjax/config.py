@@ -5,11 +5,40 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from kdjax.base import ConfigError, Objective, Reduction, TokenLoss
 from kdjax.kl import forward_kl
-from kdjax.objective import describe, divergence, sequence_mean
+from kdjax.objective import (
+    OBJECTIVES,
+    REDUCTIONS,
+    TOKEN_LOSSES,
+    describe,
+    divergence,
+    parse,
+    sequence_mean,
+)
+
+FUNCTIONS: dict[Any, dict[str, Any]] = {
+    TokenLoss: TOKEN_LOSSES,
+    Objective: OBJECTIVES,
+    Reduction: REDUCTIONS,
+}
+"""The names that a function-valued field can be written with, by its type."""
+
+
+def _written(names: dict[str, Callable]) -> tyro.constructors.PrimitiveConstructorSpec:
+    """How the command line reads a function: by name, or as a combinator call."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="|".join(names),
+        instance_from_str=lambda texts: parse(texts[0], names),
+        is_instance=callable,
+        str_from_instance=lambda function: [describe(function)],
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,10 +46,10 @@ class Data:
     """Which problems are trained on. `file` (JSONL, CSV, Parquet) replaces the embedded task."""
 
     task: str = "calc"
-    terms: tuple[int, ...] = (4, 5, 6, 7, 8)
+    terms: tuple[int, ...] = (3, 4, 5, 6)
     problems: int = 4096
     file: str | None = None
-    max_prompt_tokens: int = 32
+    max_prompt_tokens: int = 28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +68,11 @@ class Optimizer:
 class Curriculum:
     """Response length limits in tokens, and the gate between them: one length is a fixed horizon."""
 
-    lengths: tuple[int, ...] = (96,)
+    lengths: tuple[int, ...] = (64,)
     entropy_threshold_nats: float = 0.0
     measure_every_steps: int = 50
     heldout_problems: int = 64
+    heldout_file: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +80,11 @@ class Evaluation:
     """The report at the end of a run: test problems, samples a problem, and the k of Pass@k."""
 
     problems: int = 100
+    file: str | None = None
     samples: int = 8
     k: tuple[int, ...] = (1, 4, 8)
     temperature: float = 1.0
-    max_new_tokens: int = 96
+    max_new_tokens: int = 64
     batch_size: int = 128
 
 
@@ -65,9 +96,9 @@ class Config:
     student: str = "kdjax:student"
     teacher: str | None = "kdjax:teacher"
     prefix: Literal["dataset", "teacher", "student"] = "student"
-    token_loss: TokenLoss = forward_kl
-    objective: Objective = divergence
-    reduction: Reduction = sequence_mean
+    token_loss: Annotated[TokenLoss, _written(TOKEN_LOSSES)] = forward_kl
+    objective: Annotated[Objective, _written(OBJECTIVES)] = divergence
+    reduction: Annotated[Reduction, _written(REDUCTIONS)] = sequence_mean
     steps: int = 200
     batch_size: int = 48
     micro_batches: int = 1
@@ -83,6 +114,14 @@ class Config:
     head_chunk: int = 16
     cache: str = "runs/cache"
     wandb_project: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Runs to compare, by name; they share `folder`, and the first one's start and teacher are the references."""
+
+    folder: str
+    cells: dict[str, Config]
 
 
 WHERE_IT_RUNS = ("run", "cache", "wandb_project", "log_every_steps", "save_every_steps", "evaluation")
@@ -104,6 +143,10 @@ def validate(config: Config) -> Config:
         raise ConfigError("objective divergence needs a teacher; set teacher, or objective negative_log_likelihood")
     if config.temperature < 0:
         raise ConfigError(f"temperature must be at least 0, got {config.temperature}")
+    if config.data.file is not None and config.evaluation.file is None:
+        raise ConfigError("data.file needs evaluation.file beside it: problems that are not trained on")
+    if config.data.file is not None and len(config.curriculum.lengths) > 1 and config.curriculum.heldout_file is None:
+        raise ConfigError("a curriculum on data.file needs curriculum.heldout_file: problems for the entropy gate")
     if config.curriculum.measure_every_steps < 1 or config.curriculum.heldout_problems < 1:
         raise ConfigError("curriculum.measure_every_steps and heldout_problems must be at least 1")
     evaluation = config.evaluation
@@ -117,6 +160,15 @@ def validate(config: Config) -> Config:
 def as_dict(config: Any) -> dict[str, Any]:
     """JSON values of a config; functions by the text they are written as."""
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def from_dict(fields: dict[str, Any]) -> Config:
+    """The inverse of `as_dict`, of a run's config.json.
+
+    A loss of the user's own is only known to the file that made it: the default stands in for it, which
+    evaluation and export don't look at.
+    """
+    return _build(Config, fields)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
@@ -141,6 +193,23 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return describe(value) if callable(value) else value
+
+
+def _build(kind: Any, fields: dict[str, Any]) -> Any:
+    values = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        if name not in fields:
+            continue
+        value = fields[name]
+        if dataclasses.is_dataclass(hint):
+            value = _build(hint, value)
+        elif hint in FUNCTIONS:
+            try:
+                value = parse(value, FUNCTIONS[hint])
+            except ConfigError:
+                continue
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
 
 
 def _check_types(node: Any, prefix: str) -> None:

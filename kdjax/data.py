@@ -86,7 +86,7 @@ def encode_batch(
     A worked response is its text and the first stop token, cut at max_new_tokens. Errors: DataError naming
     a problem whose prompt is empty or over the limit.
     """
-    encoded = [_encode(source, index, tokenizer) for index in indices]
+    encoded = [(encode_prompt(source, i, tokenizer), _encode_response(source, i, tokenizer)) for i in indices]
     prompt = np.zeros((len(encoded), max_prompt_tokens), np.int32)
     response = np.zeros((len(encoded), max_new_tokens), np.int32)
     for row, (index, (prompt_ids, response_ids)) in enumerate(zip(indices, encoded, strict=True)):
@@ -119,10 +119,15 @@ def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1 << 17)
-def _encode(source: Source, index: int, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    problem = source.problem(index)
-    response = (*tokenizer.encode(problem.solution), tokenizer.stop_ids[0]) if problem.solution else ()
-    return tuple(tokenizer.encode_prompt(problem.prompt)), response
+def encode_prompt(source: Source, index: int, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Token ids of a problem's rendered prompt."""
+    return tuple(tokenizer.encode_prompt(source.problem(index).prompt))
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _encode_response(source: Source, index: int, tokenizer: Tokenizer) -> tuple[int, ...]:
+    solution = source.problem(index).solution
+    return (*tokenizer.encode(solution), tokenizer.stop_ids[0]) if solution else ()
 
 
 def source_key(source: Source, tokenizer: Tokenizer, max_prompt_tokens: int) -> str:

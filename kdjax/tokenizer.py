@@ -44,7 +44,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     return Tokenizer(
         render=functools.partial(_render, hf),
         encode=functools.partial(hf.encode, add_special_tokens=False),
-        encode_prompt=functools.partial(_encode_prompt, hf),
+        encode_prompt=functools.partial(_encode_prompt, hf, *_template_ids(hf)),
         decode=functools.partial(hf.decode, skip_special_tokens=True),
         stop_ids=stop_ids,
         size=len(hf),
@@ -79,13 +79,17 @@ def _render(hf, prompt: str) -> str:
     return hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
 
 
-def _encode_prompt(hf, prompt: str) -> list[int]:
-    """Control tokens of the template count as such, those inside the user's text don't (prompt injection)."""
+def _template_ids(hf) -> tuple[list[int], list[int]]:
+    """Ids of the template before and after the user's text."""
     before, marker, after = _render(hf, _PLACEHOLDER).partition(_PLACEHOLDER)
     if not marker:
         raise DataError("the chat template does not show the user's text unchanged; can't encode prompts safely")
-    inside = hf.encode(prompt, add_special_tokens=False, split_special_tokens=True)
-    return hf.encode(before, add_special_tokens=False) + inside + hf.encode(after, add_special_tokens=False)
+    return hf.encode(before, add_special_tokens=False), hf.encode(after, add_special_tokens=False)
+
+
+def _encode_prompt(hf, before: list[int], after: list[int], prompt: str) -> list[int]:
+    """Control tokens of the template count as such, those inside the user's text don't (prompt injection)."""
+    return before + hf.encode(prompt, add_special_tokens=False, split_special_tokens=True) + after
 
 
 _PLACEHOLDER = "\u2063kdjax prompt\u2063"

@@ -1,0 +1,165 @@
+"""The command line: `kdjax train | evaluate | study | export`. Exit codes: 0 done, 64 config, 65 data, 70 bug, 74 I/O."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HELP = """\
+kdjax: distillation of language models in JAX, where a method is two choices
+
+  kdjax train CONFIG [--field VALUE ...]     train the run of a config file; resumes it if it exists
+  kdjax evaluate TARGET [--out FILE] [--field VALUE ...]
+                                             evaluate a model folder (or kdjax:teacher) or a run
+  kdjax study CONFIG [--folder FOLDER]       train and compare the runs of a study file
+  kdjax export RUN OUT                       write a run's student as a Hugging Face folder
+
+CONFIG is a Python file with get_config() -> kdjax.Config (a study: get_study() -> kdjax.Study).
+Any field can be overridden: --optimizer.learning_rate 3e-4 --prefix teacher
+  --token_loss "mix(forward_kl, reverse_kl, weight=0.8)". `kdjax train CONFIG --help` lists the fields.
+
+Exit codes: 0 done, 64 wrong config, 65 bad data or model folder, 70 a bug of kdjax, 74 can't read or write.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; mistakes of the user end in one line on standard error and an exit code."""
+    args = sys.argv[1:] if arguments is None else arguments
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    from kdjax.base import KdjaxError
+
+    try:
+        _run(args[0], args[1:])
+    except KdjaxError as error:
+        print(f"kdjax: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("kdjax: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        return 130
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        print("kdjax: this is a bug of kdjax; please report the lines above", file=sys.stderr)
+        return 70
+    return 0
+
+
+def _run(command: str, args: list[str]) -> None:
+    from kdjax.base import ConfigError
+
+    commands = {"train": _train, "evaluate": _evaluate, "study": _study, "export": _export}
+    if command not in commands:
+        raise ConfigError(f"unknown command {command!r}; there are {', '.join(commands)} (kdjax --help)")
+    commands[command](args)
+
+
+def _train(args: list[str]) -> None:
+    from kdjax.command_line import load_file, override
+
+    path, rest = _first(args, "kdjax train CONFIG")
+    config = override(load_file(path, "get_config"), rest, f"kdjax train {path}")
+    from kdjax.page import Row
+    from kdjax.train import train
+
+    result = train(config)
+    _print_table([Row(Path(config.run).name, result, [], [])])
+    print(f"report: {Path(config.run) / 'report.html'}")
+
+
+def _study(args: list[str]) -> None:
+    import dataclasses
+
+    from kdjax.base import ConfigError
+    from kdjax.command_line import load_file
+
+    path, rest = _first(args, "kdjax study CONFIG")
+    folder = _option(rest, "--folder")
+    if rest:
+        raise ConfigError(f"kdjax study takes --folder FOLDER only, got {' '.join(rest)}; cells are set in {path}")
+    study = load_file(path, "get_study")
+    if folder is not None:
+        study = dataclasses.replace(study, folder=folder)
+    from kdjax.study import run_study
+
+    _print_table(run_study(study))
+    print(f"report: {Path(study.folder) / 'report.html'}")
+
+
+def _evaluate(args: list[str]) -> None:
+    import dataclasses
+
+    from kdjax.command_line import override
+    from kdjax.config import Config
+
+    target, rest = _first(args, "kdjax evaluate TARGET")
+    out = _option(rest, "--out")
+    is_run = (Path(target) / "checkpoints").is_dir()
+    from kdjax.export import load_run
+
+    config, params = load_run(target) if is_run else (Config(student=target), None)
+    config = override(config, rest, f"kdjax evaluate {target}")
+    from kdjax import report
+    from kdjax.evaluate import to_json
+    from kdjax.page import Row
+    from kdjax.train import build, evaluate_params
+
+    parts = build(dataclasses.replace(config, prefix="student"))
+    result, _ = evaluate_params(parts, parts.initial_params if params is None else params)
+    _print_table([Row(Path(target).name, result, [], [])])
+    if out is not None:
+        report.write_json(Path(out), to_json(result))
+
+
+def _export(args: list[str]) -> None:
+    from kdjax.base import ConfigError
+    from kdjax.export import export
+
+    if len(args) != 2:
+        raise ConfigError("usage: kdjax export RUN OUT")
+    export(*args)
+    print(f"wrote {args[1]}: a Hugging Face folder")
+
+
+def _first(args: list[str], usage: str) -> tuple[str, list[str]]:
+    from kdjax.base import ConfigError
+
+    if not args or args[0].startswith("-"):
+        raise ConfigError(f"usage: {usage} [--field VALUE ...] (kdjax --help)")
+    return args[0], list(args[1:])
+
+
+def _option(rest: list[str], name: str) -> str | None:
+    """Take `name VALUE` out of the arguments."""
+    from kdjax.base import ConfigError
+
+    if name not in rest:
+        return None
+    at = rest.index(name)
+    if at + 1 == len(rest):
+        raise ConfigError(f"{name} needs a value")
+    value = rest[at + 1]
+    del rest[at : at + 2]
+    return value
+
+
+def _print_table(rows) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from kdjax.page import table
+
+    header, cells = table(rows)
+    printed = Table(title="± one standard error over problems; entropy and KL in nats a token")
+    for name in header:
+        printed.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
+    for line in cells:
+        printed.add_row(*line)
+    console = Console()
+    console.print(printed if console.is_terminal else printed, soft_wrap=not console.is_terminal)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Config files and field overrides: Python values in, typed and checked; every mistake is one clear line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import runpy
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from kdjax.base import ConfigError
+from kdjax.config import Config, Study, validate
+
+RETURNS = {"get_config": Config, "get_study": Study}
+
+
+def load_file(path: str, function: str) -> Any:
+    """What get_config() or get_study() of a Python file returns. Errors: ConfigError."""
+    if not Path(path).is_file():
+        near = difflib.get_close_matches(path, [str(p) for p in Path("configs").rglob("*.py")], n=1)
+        raise ConfigError(f"no config file {path}" + (f"; did you mean {near[0]}?" if near else ""))
+    try:
+        names = runpy.run_path(path)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path} does not run: {type(error).__name__}: {error}") from error
+    if function not in names:
+        raise ConfigError(f"{path} has no {function}(); it must return a kdjax.{RETURNS[function].__name__}")
+    try:
+        value = names[function]()
+    except TypeError as error:  # a field that does not exist, most often
+        raise ConfigError(f"{path}: {_with_nearest_field(str(error))}") from error
+    if not isinstance(value, RETURNS[function]):
+        raise ConfigError(f"{path}: {function}() must return a kdjax.{RETURNS[function].__name__}, got {value!r}")
+    return value
+
+
+def override(config: Config, arguments: list[str], program: str) -> Config:
+    """The config with `--field VALUE` overrides applied and validated. Errors: ConfigError."""
+    known = set(field_names(Config))
+    for argument in arguments:
+        name = argument.split("=", 1)[0].removeprefix("--").replace("-", "_")
+        if argument.startswith("--") and name != "help" and name not in known:
+            raise ConfigError(f"unknown field {name}{_nearest(name, known)}")
+    if "--help" in arguments or "-h" in arguments:
+        _parse(config, arguments, program)  # prints and exits
+    output = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            config = _parse(config, arguments, program)
+    except SystemExit as error:
+        raise ConfigError(_one_line(output.getvalue())) from error
+    return validate(config)
+
+
+def field_names(kind: Any, prefix: str = "") -> Iterator[str]:
+    """Every field of a config dataclass, nested ones by dotted names."""
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            yield from field_names(hint, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _parse(config: Config, arguments: list[str], program: str) -> Config:
+    plain = (tyro.conf.FlagConversionOff,)
+    return tyro.cli(Config, default=config, args=arguments, prog=program, config=plain)
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    leaf = {k.rpartition(".")[2]: k for k in known}
+    near = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(name, leaf, n=1)
+    return f"; did you mean {leaf.get(near[0], near[0])}?" if near else "; see --help for the fields"
+
+
+def _with_nearest_field(message: str) -> str:
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
+    return f"unknown field {unknown[1]}{_nearest(unknown[1], set(field_names(Config)))}" if unknown else message
+
+
+def _one_line(boxed: str) -> str:
+    """The message of a box on one line, without its pointers to the help."""
+    words = re.sub(r"[│╭╮╰╯┌┐└┘•]+", " ", boxed)
+    parts = [" ".join(part.split()) for part in re.split(r"[-─]{3,}", words)]
+    said = [part for part in parts if part and not part.startswith(("Argument helptext", "For full helptext"))]
+    return ": ".join(said) or "the overrides can't be read"

@@ -1,0 +1,173 @@
+"""A benchmark -> an EvalReport: sample, verify, score, and count with error bars over problems."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kdjax import data
+from kdjax.answers import extract_answer, is_equivalent
+from kdjax.base import Batch, ConfigError, Key, Params, Rollout, Scores
+from kdjax.passk import Estimate, avg_at_k, over_problems, pass_at_k
+from kdjax.rollout import assemble_samples
+from kdjax.sampler import Samples
+from kdjax.tokenizer import Tokenizer
+
+
+class EvalReport(NamedTuple):
+    """What a model does on a set of problems, with the settings that the numbers belong to.
+
+    avg, pass_at, length (tokens, stop token included) and truncated carry standard errors over problems.
+    entropy, forward_kl and reverse_kl are token means in nats over the model's own responses, exact over the
+    vocabulary; the divergences are against the teacher (None without one).
+    correct and sampled: right responses and draws a problem, in problem order (for paired comparisons).
+    """
+
+    problems: int
+    samples: int
+    temperature: float
+    max_new_tokens: int
+    seed: int
+    source: str
+    avg: Estimate
+    pass_at: dict[int, Estimate]
+    length: Estimate
+    truncated: Estimate
+    no_answer: Estimate
+    entropy: float
+    forward_kl: float | None
+    reverse_kl: float | None
+    correct: list[int]
+    seconds: float
+    training_flops: float | None = None
+    training_seconds: float | None = None
+
+
+def evaluate(
+    draw: Callable[[Params, Batch, Key, int], Samples],
+    scorer: Callable[[Params, Rollout], Scores],
+    params: Params,
+    source: data.Source,
+    tokenizer: Tokenizer,
+    key: Key,
+    *,
+    samples: int,
+    k: tuple[int, ...],
+    temperature: float,
+    max_new_tokens: int,
+    max_prompt_tokens: int,
+    batch_size: int,
+    seed: int,
+    place: Callable[[Batch], Batch] = lambda batch: batch,
+) -> tuple[EvalReport, list[dict[str, Any]]]:
+    """The report, and one record a sample (problem, prompt, answer, response, outcome, tokens).
+
+    Sample j of problem i is row i * samples + j, so results depend on neither batch size nor order.
+    Errors: ConfigError when a k is over the samples drawn.
+    """
+    if not k or max(k) > samples or min(k) < 1:
+        raise ConfigError(f"evaluation k must lie in 1..{samples} (the samples drawn a problem), got {k}")
+    began = time.perf_counter()
+    records: list[dict[str, Any]] = []
+    sums = {"student_entropy": 0.0, "forward_kl": 0.0, "reverse_kl": 0.0}
+    tokens = 0.0
+    for rows in _batches(source.size * samples, batch_size):
+        batch = _rows_batch(source, tokenizer, rows, samples, batch_size, max_prompt_tokens)
+        batch = place(batch)
+        drawn = draw(params, batch, key, max_new_tokens)
+        scores = scorer(params, assemble_samples(batch, drawn))
+        real = np.arange(batch_size) < len(rows)
+        mask = np.asarray(scores.mask) & real[:, None]
+        tokens += mask.sum()
+        for name in sums:
+            value = getattr(scores, name)
+            if value is not None:
+                sums[name] += float(np.where(mask, np.asarray(value), 0.0).sum(dtype=np.float64))
+        records += _records(source, tokenizer, rows, samples, jax.tree.map(np.asarray, drawn))
+    has_teacher = scores.forward_kl is not None
+    grid = {
+        name: np.array([r[name] for r in records], float).reshape(source.size, samples)
+        for name in ("correct", "tokens", "truncated", "no_answer")
+    }
+    correct = [int(c) for c in grid["correct"].sum(axis=1)]
+    result = EvalReport(
+        problems=source.size,
+        samples=samples,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        source=source.identity,
+        avg=avg_at_k(correct, samples),
+        pass_at={n: pass_at_k(correct, samples, n) for n in k},
+        length=over_problems(grid["tokens"].mean(axis=1)),
+        truncated=over_problems(grid["truncated"].mean(axis=1)),
+        no_answer=over_problems(grid["no_answer"].mean(axis=1)),
+        entropy=sums["student_entropy"] / tokens,
+        forward_kl=sums["forward_kl"] / tokens if has_teacher else None,
+        reverse_kl=sums["reverse_kl"] / tokens if has_teacher else None,
+        correct=correct,
+        seconds=time.perf_counter() - began,
+    )
+    return result, records
+
+
+def mean_entropy(samples: Samples) -> float:
+    """Mean predictive entropy a token over sampled responses, in nats; NaN if nothing was sampled."""
+    tokens = int(np.asarray(samples.length_b).sum())
+    return float(np.asarray(samples.entropy_bt).sum(dtype=np.float64)) / tokens if tokens else float("nan")
+
+
+def to_json(result: EvalReport) -> dict[str, Any]:
+    """A report as JSON values; estimates as {mean, standard_error}."""
+
+    def plain(value):
+        if isinstance(value, Estimate):
+            return value._asdict()
+        return {str(key): plain(v) for key, v in value.items()} if isinstance(value, dict) else value
+
+    return {name: plain(value) for name, value in result._asdict().items()}
+
+
+def from_json(fields: dict[str, Any]) -> EvalReport:
+    """The inverse of `to_json`."""
+    estimates = {name: Estimate(**fields[name]) for name in ("avg", "length", "truncated", "no_answer")}
+    pass_at = {int(key): Estimate(**value) for key, value in fields["pass_at"].items()}
+    return EvalReport(**{**fields, **estimates, "pass_at": pass_at})
+
+
+def _batches(total: int, size: int) -> Iterator[np.ndarray]:
+    for first in range(0, total, size):
+        yield np.arange(first, min(total, first + size))
+
+
+def _rows_batch(source, tokenizer, rows, samples: int, batch_size: int, max_prompt_tokens: int) -> Batch:
+    padded = np.concatenate([rows, np.full(batch_size - len(rows), rows[-1])])
+    indices = [int(r) // samples for r in padded]
+    batch = data.encode_batch(
+        source, indices, tokenizer, max_prompt_tokens=max_prompt_tokens, max_new_tokens=1
+    )
+    return batch._replace(row_b=padded.astype(np.int32))
+
+
+def _records(source, tokenizer, rows, samples: int, drawn: Samples) -> Iterator[dict[str, Any]]:
+    for position, row in enumerate(rows):
+        problem = source.problem(int(row) // samples)
+        length = int(drawn.length_b[position])
+        response = tokenizer.decode(drawn.tokens_bt[position, :length].tolist())
+        answer = extract_answer(response)
+        yield {
+            "problem": problem.id,
+            "sample": int(row) % samples,
+            "prompt": problem.prompt,
+            "gold": problem.answer,
+            "response": response,
+            "answer": answer,
+            "correct": is_equivalent(answer, problem.answer),
+            "no_answer": answer is None,
+            "truncated": bool(drawn.truncated_b[position]),
+            "tokens": length,
+        }

@@ -1,0 +1,158 @@
+"""Everything that a run leaves on disk, besides checkpoints: the only writer of results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdjax.base import ConfigError, DataError, StorageError
+
+METRICS, SAMPLES, EVALUATION, CONFIG, VERSIONS, PAGE = (
+    "metrics.jsonl", "samples.jsonl", "evaluation.json", "config.json", "versions.json", "report.html",
+)  # fmt: skip
+
+
+class MetricsWriter(NamedTuple):
+    """write(step, {name: number}) appends to metrics.jsonl, TensorBoard and (if asked for) W&B; close() ends it."""
+
+    write: Callable[[int, dict[str, float]], None]
+    close: Callable[[], None]
+
+
+def open_run_folder(folder: Path, config: dict[str, Any]) -> None:
+    """Make the folder of a new run with its config and versions. Errors: StorageError, nothing overwritten."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / CONFIG).exists():
+            return
+        foreign = sorted(p.name for p in folder.iterdir())
+        if foreign:
+            raise StorageError(f"{folder} holds {foreign[:3]} but no run; choose another --run, nothing was overwritten")
+        write_json(folder / VERSIONS, versions())
+        write_json(folder / CONFIG, config)
+    except OSError as error:
+        raise StorageError(f"can't write the run folder {folder}: {error}; choose another --run") from error
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a run. Errors: DataError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path.parent} holds no {path.name}; is it a run folder?") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error})") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all. Errors: StorageError."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all. Errors: StorageError."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"can't write {path}: {error}") from error
+
+
+def open_metrics(folder: Path, from_step: int, wandb_project: str | None = None) -> MetricsWriter:
+    """A writer for the steps after `from_step`; what an interrupted run logged beyond it is dropped first."""
+    from tensorboardX import SummaryWriter
+
+    path = folder / METRICS
+    kept = [r for r in read_metrics(folder) if r["step"] <= from_step]
+    path.write_text("".join(json.dumps(r) + "\n" for r in kept))
+    file = path.open("a", buffering=1)
+    board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1)
+    wandb = _open_wandb(folder, wandb_project)
+
+    def write(step: int, values: dict[str, float]) -> None:
+        try:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            raise StorageError(f"can't write {path}: {error}") from error
+        for name, value in values.items():
+            board.add_scalar(name, value, step)
+        if wandb is not None:
+            wandb.log(values, step=step)
+
+    def close() -> None:
+        file.close()
+        board.close()
+        if wandb is not None:
+            wandb.finish()
+
+    return MetricsWriter(write, close)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The records of metrics.jsonl; a last line that a kill cut short is left out."""
+    path = folder / METRICS
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def write_samples(folder: Path, samples: Iterable[dict[str, Any]]) -> None:
+    """One JSON line a sample: problem, prompt, answer, response, outcome, tokens."""
+    write_text(folder / SAMPLES, "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
+
+
+def read_samples(folder: Path) -> list[dict[str, Any]]:
+    """The samples of a finished run."""
+    return [json.loads(line) for line in (folder / SAMPLES).read_text().splitlines()]
+
+
+def versions() -> dict[str, str]:
+    """What produced a run: packages, Python, device kind and count, git commit."""
+    from importlib.metadata import version
+
+    import jax
+
+    names = ("kdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+    devices = jax.local_devices()
+    return {
+        **{name: version(name) for name in names},
+        "python": platform.python_version(),
+        "devices": f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})",
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
+        "git_commit": git_commit(),
+    }
+
+
+def git_commit() -> str:
+    """The commit of the checkout that this package runs from, with + when it has changes; or 'unknown'."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, check=True).stdout
+
+    try:
+        dirty = git("status", "--porcelain", "--untracked-files=no").strip()
+        return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _open_wandb(folder: Path, project: str | None):
+    if project is None:
+        return None
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError("wandb_project is set, but wandb is not installed: pip install wandb") from None
+    return wandb.init(project=project, name=folder.name, dir=str(folder), resume="allow")
