@@ -1,8 +1,6 @@
-"""Off-policy SFT with soft targets: teacher prefixes, forward KL. arXiv 2605.16826, top left of the 2x2.
+"""Off-policy SFT, soft targets: teacher prefixes, forward KL (arXiv 2605.16826, top left).
 
-    kdjax train configs/teacher_forward.py
-
-Two CPU cores, about a minute. Expected numbers stand in the README's quickstart table.
+kdjax train configs/teacher_forward.py
 """
 
 from kdjax import Config, forward_kl

@@ -1,4 +1,5 @@
-"""The command line: `kdjax train | evaluate | study | export`. Exit codes: 0 done, 64 config, 65 data, 70 bug, 74 I/O."""
+"""The command line: `kdjax train | evaluate | study | export`. Exit codes: 0 done, 64 config, 65
+data, 70 bug, 74 I/O."""
 
 from __future__ import annotations
 
@@ -10,15 +11,17 @@ kdjax: distillation of language models in JAX, where a method is two choices
 
   kdjax train CONFIG [--field VALUE ...]     train the run of a config file; resumes it if it exists
   kdjax evaluate TARGET [--out FILE] [--field VALUE ...]
-                                             evaluate a model folder (or kdjax:teacher) or a run
+                                             evaluate a model folder (or kdjax:teacher) or a run;
+                                             --teacher MODEL adds the KLs to a teacher
   kdjax study CONFIG [--folder FOLDER]       train and compare the runs of a study file
   kdjax export RUN OUT                       write a run's student as a Hugging Face folder
 
 CONFIG is a Python file with get_config() -> kdjax.Config (a study: get_study() -> kdjax.Study).
 Any field can be overridden: --optimizer.learning_rate 3e-4 --prefix teacher
-  --token_loss "mix(forward_kl, reverse_kl, weight=0.8)". `kdjax train CONFIG --help` lists the fields.
+  --token_loss "mix(forward_kl, reverse_kl, weight=0.8)". `kdjax train CONFIG --help` lists them.
 
-Exit codes: 0 done, 64 wrong config, 65 bad data or model folder, 70 a bug of kdjax, 74 can't read or write.
+Exit codes: 0 done, 64 wrong config, 65 bad data or model folder, 70 a bug of kdjax,
+74 can't read or write, 130 interrupted.
 """
 
 
@@ -36,7 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"kdjax: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("kdjax: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        print(
+            "kdjax: interrupted; the same command resumes from the last checkpoint", file=sys.stderr
+        )
         return 130
     except Exception:
         import traceback
@@ -52,7 +57,9 @@ def _run(command: str, args: list[str]) -> None:
 
     commands = {"train": _train, "evaluate": _evaluate, "study": _study, "export": _export}
     if command not in commands:
-        raise ConfigError(f"unknown command {command!r}; there are {', '.join(commands)} (kdjax --help)")
+        raise ConfigError(
+            f"unknown command {command!r}; there are {', '.join(commands)} (kdjax --help)"
+        )
     commands[command](args)
 
 
@@ -78,7 +85,9 @@ def _study(args: list[str]) -> None:
     path, rest = _first(args, "kdjax study CONFIG")
     folder = _option(rest, "--folder")
     if rest:
-        raise ConfigError(f"kdjax study takes --folder FOLDER only, got {' '.join(rest)}; cells are set in {path}")
+        raise ConfigError(
+            f"kdjax study takes --folder FOLDER only, got {' '.join(rest)}; cells are set in {path}"
+        )
     study = load_file(path, "get_study")
     if folder is not None:
         study = dataclasses.replace(study, folder=folder)
@@ -93,18 +102,20 @@ def _evaluate(args: list[str]) -> None:
 
     from kdjax.command_line import override
     from kdjax.config import Config
+    from kdjax.objective import negative_log_likelihood
 
     target, rest = _first(args, "kdjax evaluate TARGET")
     out = _option(rest, "--out")
     is_run = (Path(target) / "checkpoints").is_dir()
     from kdjax.export import load_run
 
-    config, params = load_run(target) if is_run else (Config(student=target), None)
+    bare = Config(student=target, teacher=None, objective=negative_log_likelihood)
+    config, params = load_run(target) if is_run else (bare, None)
     config = override(config, rest, f"kdjax evaluate {target}")
     from kdjax import report
     from kdjax.evaluate import to_json
     from kdjax.page import Row
-    from kdjax.train import build, evaluate_params
+    from kdjax.parts import build, evaluate_params
 
     parts = build(dataclasses.replace(config, prefix="student"))
     result, _ = evaluate_params(parts, parts.initial_params if params is None else params)
@@ -158,7 +169,7 @@ def _print_table(rows) -> None:
     for line in cells:
         printed.add_row(*line)
     console = Console()
-    console.print(printed if console.is_terminal else printed, soft_wrap=not console.is_terminal)
+    console.print(printed, soft_wrap=not console.is_terminal)
 
 
 if __name__ == "__main__":

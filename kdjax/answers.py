@@ -9,7 +9,7 @@ MAX_ANSWER_CHARACTERS = 512
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,64}(?:\.[0-9]{1,64})?")
 _RATIO = re.compile(r"([+-]?[0-9]{1,64})/([1-9][0-9]{0,63})")
-_BOX = r"\boxed{"
+_BRACE = re.compile(r"\\boxed\{|[{}]")
 
 
 def extract_answer(response: str) -> str | None:
@@ -23,13 +23,17 @@ def extract_answer(response: str) -> str | None:
     True
     """
     text = response.rpartition("</think>")[2]
-    start = text.rfind(_BOX)
-    while start != -1:
-        content = _closed(text[start + len(_BOX) : start + len(_BOX) + MAX_ANSWER_CHARACTERS + 1])
-        if content is not None:
-            return content
-        start = text.rfind(_BOX, 0, start)
-    return None
+    opened: list[re.Match] = []
+    start, end = -1, -1
+    for brace in _BRACE.finditer(text):
+        if brace[0] != "}":
+            opened.append(brace)
+        elif opened:
+            opener = opened.pop()
+            fits = brace.start() - opener.end() <= MAX_ANSWER_CHARACTERS
+            if opener[0] != "{" and fits and opener.end() > start:
+                start, end = opener.end(), brace.start()
+    return text[start:end] if start != -1 else None
 
 
 def is_equivalent(answer: str | None, gold: str) -> bool:
@@ -44,15 +48,6 @@ def is_equivalent(answer: str | None, gold: str) -> bool:
     if left is None or right is None:
         return answer.strip() == gold.strip()
     return left == right
-
-
-def _closed(text: str) -> str | None:
-    depth = 1
-    for position, character in enumerate(text):
-        depth += (character == "{") - (character == "}")
-        if depth == 0:
-            return text[:position]
-    return None
 
 
 def _rational(text: str) -> Fraction | None:

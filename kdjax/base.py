@@ -17,13 +17,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+Array = jax.Array | np.ndarray  # on a device, or still on the host
 Params = Any  # a nested dict of arrays
 Key = jax.Array
 
 
 class Problem(NamedTuple):
-    """One question with its gold answer; `solution` is a worked response, where the source has one."""
+    """One question with its gold answer; `solution` is a worked response, if the source has one."""
 
     id: str
     prompt: str
@@ -36,25 +38,26 @@ class Batch(NamedTuple):
 
     prompt_bp:        int32, right-padded token ids of the rendered prompt.
     prompt_length_b:  int32, tokens of each prompt.
-    response_bt:      int32, right-padded worked response with its stop token; length 0 if there is none.
-    response_length_b: int32.
-    response_truncated_b: bool, the worked response was longer than the batch is wide.
+    response_bt:      int32, right-padded worked response with its stop token, if there is one.
+    response_length_b:     int32, 0 where there is none.
+    response_truncated_b:  bool, the worked response was longer than the batch is wide.
     row_b:            int32, a number that names the problem; it seeds the row's sampling.
     """
 
-    prompt_bp: jax.Array
-    prompt_length_b: jax.Array
-    response_bt: jax.Array
-    response_length_b: jax.Array
-    response_truncated_b: jax.Array
-    row_b: jax.Array
+    prompt_bp: Array
+    prompt_length_b: Array
+    response_bt: Array
+    response_length_b: Array
+    response_truncated_b: Array
+    row_b: Array
 
 
 class Rollout(NamedTuple):
     """Prefixes to train on: each row of `tokens_bs` is prompt, response, padding, without a gap.
 
-    sampler_logp_bt:  log-probability of each response token under the distribution that it was drawn
-                      from (temperature and truncation included); 0 where the response came from a dataset.
+    sampler_logp_bt:  log-probability of each response token under the distribution that it was
+                      drawn from (temperature and truncation included); 0 where the response came
+                      from a dataset.
     truncated_b:      True where no stop token came before the length limit.
 
     The last response token of a finished row is its stop token: it is trained on like any other.
@@ -87,7 +90,8 @@ class Scores(NamedTuple):
 
 
 class WeightedSum(NamedTuple):
-    """A mean that is not divided yet: add totals and weights over micro-batches and devices, divide once."""
+    """A mean that is not divided yet: add totals and weights over micro-batches and devices, divide
+    once."""
 
     total: jax.Array
     weight: jax.Array
@@ -99,7 +103,8 @@ class WeightedSum(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that training changes. Random keys are derived from `step`, so there is no generator state."""
+    """All that training changes. Random keys are derived from `step`, so there is no generator
+    state."""
 
     step: jax.Array
     params: Params
@@ -111,8 +116,9 @@ class Model(NamedTuple):
 
     hidden(params, tokens_bs) -> [B, S, D]: final hidden states, causal, for right-padded rows.
     head(params) -> [V, D]: the output head's weight (the embedding table itself where tied).
-    init_cache(batch, slots) -> cache: one (key, value) pair a layer, each [B, kv heads, slots, head dim].
-    extend(params, tokens_bt, cache, pointer, start_b) -> (hidden [B, T, D], cache): write T tokens
+    init_cache(batch, slots) -> cache: one (key, value) pair a layer, each [B, kv heads, slots, head
+    dim]. extend(params, tokens_bt, cache, pointer, start_b) -> (hidden [B, T, D], cache): write T
+    tokens
         at slots pointer .. pointer + T - 1; row b's first real slot is start_b (left padding).
     """
 
@@ -130,10 +136,12 @@ Objective = Callable[[Scores], jax.Array]
 """Scores -> [B, T]: the quantity to minimise at each token."""
 
 Reduction = Callable[[jax.Array], jax.Array]
-"""mask [B, T] -> weights [B, T]: how tokens are weighed before totals are divided by total weight."""
+"""mask [B, T] -> weights [B, T]: how tokens are weighed before totals are divided by total
+weight."""
 
 PrefixSource = Callable[[Batch, Params, Key, int], Rollout]
-"""(batch, student parameters, key, max_new_tokens) -> Rollout: the prefix axis of the design space."""
+"""(batch, student parameters, key, max_new_tokens) -> Rollout: the prefix axis of the design
+space."""
 
 
 class KdjaxError(Exception):

@@ -1,11 +1,12 @@
-"""Save and restore through Orbax: parameters, optimizer state with the gate, step, cursor and config.
+"""Save and restore through Orbax: parameters, optimizer state with the gate, step, cursor and
+config.
 
-The teacher is not saved: its name and the identity of its weights are. Only this module imports orbax.
+The teacher is not saved: its name and the identity of its weights are. Only this module imports
+orbax.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,10 +19,10 @@ from kdjax.base import DataError, StorageError, TrainState
 class Checkpoints(NamedTuple):
     """The checkpoints of one run.
 
-    steps() -> the steps that are saved and committed, ascending.
-    save(step, state, about): asynchronous; about is a JSON-able dict (cursor, config, identities).
-    restore(step, like) -> (state, about): exactly the tree, shapes and dtypes of `like`, in its sharding.
-    close(): wait for what is being written.
+    steps() -> the steps that are saved and committed, ascending. save(step, state, about):
+    asynchronous; about is a JSON-able dict (cursor, config, identities). restore(step, like) ->
+    (state, about): exactly the tree, shapes and dtypes of `like`, in its sharding. close(): wait
+    for what is being written.
     """
 
     steps: Callable[[], list[int]]
@@ -41,25 +42,29 @@ def open_checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
         raise StorageError(f"can't write checkpoints to {folder}: {error}") from error
 
     def save(step: int, state: TrainState, about: dict[str, Any]) -> None:
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about))
+        about = {**about, "leaves": _leaves(state)}
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
+        )
         try:
             if not manager.save(step, args=args, force=True):
-                raise StorageError(f"the checkpoint of step {step} was not saved to {folder}; is the disk full?")
+                raise StorageError(f"step {step} was not saved to {folder}; is the disk full?")
         except OSError as error:
             raise StorageError(f"can't save step {step} to {folder}: {error}") from error
 
     def restore(step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore())
         try:
-            _check_structure(manager.item_metadata(step)["state"], like)
-            restored = manager.restore(step, args=args)
-        except DataError:
-            raise
+            read = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+            _check_leaves(read["about"]["leaves"], like)
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+            return manager.restore(step, args=args)["state"], read["about"]
         except Exception as error:  # Orbax wraps every failure in kinds of its own
             reason = str(error.__cause__ or error).splitlines()[0][:200]
-            raise DataError(f"checkpoint {folder}/{step} can't be restored ({reason}); delete it to use an older one") from error
-        return restored["state"], restored["about"]
+            raise DataError(
+                f"checkpoint {folder}/{step} can't be restored ({reason});"
+                " delete it to use an older one"
+            ) from error
 
     def close() -> None:
         manager.wait_until_finished()
@@ -68,28 +73,17 @@ def open_checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
     return Checkpoints(lambda: sorted(manager.all_steps()), save, restore, close)
 
 
-def read_about(folder: Path, step: int) -> dict[str, Any]:
-    """What was saved beside the arrays of a step, without reading them."""
-    path = folder / str(step) / "about" / "metadata"
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"checkpoint {folder}/{step} is damaged ({error}); delete it to use an older one") from error
+def _leaves(state: TrainState) -> dict[str, str]:
+    """Path -> dtype and shape of every leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
-def _check_structure(saved: Any, like: TrainState) -> None:
-    """Names, shapes and dtypes must agree before Orbax may cast or pad anything."""
-
-    def described(tree) -> dict[str, str]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {_plain_path(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
-
-    have, want = described(saved.item_metadata if hasattr(saved, "item_metadata") else saved), described(like)
+def _check_leaves(have: dict[str, str], like: TrainState) -> None:
+    """Names, shapes and dtypes must agree: Orbax would cast a dtype without a word."""
+    want = _leaves(like)
     for name in sorted({*have, *want}):
         if have.get(name) != want.get(name):
-            raise DataError(f"checkpoint has {name} as {have.get(name)}, the config wants {want.get(name)}")
-
-
-def _plain_path(path) -> str:
-    names = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
-    return "/".join(str(n) for n in names)
+            raise ValueError(
+                f"it has {name} as {have.get(name)}, the config wants {want.get(name)}"
+            )

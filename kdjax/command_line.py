@@ -1,4 +1,4 @@
-"""Config files and field overrides: Python values in, typed and checked; every mistake is one clear line."""
+"""Config files and field overrides, typed and checked: every mistake is one clear line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import tyro
 from kdjax.base import ConfigError
 from kdjax.config import Config, Study, validate
 
-RETURNS = {"get_config": Config, "get_study": Study}
+RETURNS: dict[str, type] = {"get_config": Config, "get_study": Study}
 
 
 def load_file(path: str, function: str) -> Any:
@@ -33,13 +33,20 @@ def load_file(path: str, function: str) -> Any:
     except Exception as error:
         raise ConfigError(f"{path} does not run: {type(error).__name__}: {error}") from error
     if function not in names:
-        raise ConfigError(f"{path} has no {function}(); it must return a kdjax.{RETURNS[function].__name__}")
+        raise ConfigError(
+            f"{path} has no {function}(); it must return a kdjax.{RETURNS[function].__name__}"
+        )
     try:
         value = names[function]()
     except TypeError as error:  # a field that does not exist, most often
         raise ConfigError(f"{path}: {_with_nearest_field(str(error))}") from error
     if not isinstance(value, RETURNS[function]):
-        raise ConfigError(f"{path}: {function}() must return a kdjax.{RETURNS[function].__name__}, got {value!r}")
+        raise ConfigError(
+            f"{path}: {function}() must return a kdjax.{RETURNS[function].__name__}, got {value!r}"
+        )
+    configs: list[Any] = list(value.cells.values()) if isinstance(value, Study) else [value]
+    for config in configs:
+        validate(config)
     return value
 
 
@@ -78,17 +85,27 @@ def _parse(config: Config, arguments: list[str], program: str) -> Config:
 def _nearest(name: str, known: set[str]) -> str:
     leaf = {k.rpartition(".")[2]: k for k in known}
     near = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(name, leaf, n=1)
-    return f"; did you mean {leaf.get(near[0], near[0])}?" if near else "; see --help for the fields"
+    return (
+        f"; did you mean {leaf.get(near[0], near[0])}?" if near else "; see --help for the fields"
+    )
 
 
 def _with_nearest_field(message: str) -> str:
     unknown = re.search(r"unexpected keyword argument '(\w+)'", message)
-    return f"unknown field {unknown[1]}{_nearest(unknown[1], set(field_names(Config)))}" if unknown else message
+    return (
+        f"unknown field {unknown[1]}{_nearest(unknown[1], set(field_names(Config)))}"
+        if unknown
+        else message
+    )
 
 
 def _one_line(boxed: str) -> str:
     """The message of a box on one line, without its pointers to the help."""
     words = re.sub(r"[│╭╮╰╯┌┐└┘•]+", " ", boxed)
     parts = [" ".join(part.split()) for part in re.split(r"[-─]{3,}", words)]
-    said = [part for part in parts if part and not part.startswith(("Argument helptext", "For full helptext"))]
+    said = [
+        part
+        for part in parts
+        if part and not part.startswith(("Argument helptext", "For full helptext"))
+    ]
     return ": ".join(said) or "the overrides can't be read"

@@ -1,4 +1,4 @@
-"""What an experiment is: small frozen dataclasses, complete, printable, and the same thing everywhere."""
+"""What an experiment is: small frozen dataclasses, complete and printable."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Optimizer:
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
-    """Response length limits in tokens, and the gate between them: one length is a fixed horizon."""
+    """Response length limits in tokens and the gate between them; one is a fixed horizon."""
 
     lengths: tuple[int, ...] = (64,)
     entropy_threshold_nats: float = 0.0
@@ -90,7 +90,8 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run. A method is two choices: `prefix` (whose trajectories) and `token_loss` (which comparison)."""
+    """One run. A method is two choices: `prefix` (whose trajectories) and `token_loss` (which
+    comparison)."""
 
     run: str = "runs/default"
     student: str = "kdjax:student"
@@ -118,40 +119,72 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Runs to compare, by name; they share `folder`, and the first one's start and teacher are the references."""
+    """Runs to compare, by name, in one folder; the first one's start and teacher are references."""
 
     folder: str
     cells: dict[str, Config]
 
 
-WHERE_IT_RUNS = ("run", "cache", "wandb_project", "log_every_steps", "save_every_steps", "evaluation")
+WHERE_IT_RUNS = (
+    "run",
+    "cache",
+    "wandb_project",
+    "log_every_steps",
+    "save_every_steps",
+    "evaluation",
+)
 """Fields that may differ when a run is resumed: they don't change what is trained."""
 
 
 def validate(config: Config) -> Config:
     """The config itself, or a ConfigError naming the field, what it got and the remedy."""
     _check_types(config, "")
-    positive = ("steps", "batch_size", "micro_batches", "save_every_steps", "log_every_steps", "head_chunk")
+    positive = (
+        "steps",
+        "batch_size",
+        "micro_batches",
+        "save_every_steps",
+        "log_every_steps",
+        "head_chunk",
+    )
     for name in positive:
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
     if config.batch_size % config.micro_batches:
-        raise ConfigError(f"batch_size {config.batch_size} is not a multiple of micro_batches {config.micro_batches}")
+        raise ConfigError(
+            f"batch_size {config.batch_size} is not a multiple of micro_batches {config.micro_batches}"
+        )
     if config.teacher is None and config.prefix == "teacher":
         raise ConfigError("prefix teacher needs a teacher; set teacher, or prefix dataset")
     if config.teacher is None and config.objective is divergence:
-        raise ConfigError("objective divergence needs a teacher; set teacher, or objective negative_log_likelihood")
-    if config.temperature < 0:
+        raise ConfigError(
+            "objective divergence needs a teacher; set teacher, or objective negative_log_likelihood"
+        )
+    if not config.temperature >= 0:
         raise ConfigError(f"temperature must be at least 0, got {config.temperature}")
     if config.data.file is not None and config.evaluation.file is None:
-        raise ConfigError("data.file needs evaluation.file beside it: problems that are not trained on")
-    if config.data.file is not None and len(config.curriculum.lengths) > 1 and config.curriculum.heldout_file is None:
-        raise ConfigError("a curriculum on data.file needs curriculum.heldout_file: problems for the entropy gate")
+        raise ConfigError(
+            "data.file needs evaluation.file beside it: problems that are not trained on"
+        )
+    if (
+        config.data.file is not None
+        and len(config.curriculum.lengths) > 1
+        and config.curriculum.heldout_file is None
+    ):
+        raise ConfigError(
+            "a curriculum on data.file needs curriculum.heldout_file: problems for the entropy gate"
+        )
     if config.curriculum.measure_every_steps < 1 or config.curriculum.heldout_problems < 1:
         raise ConfigError("curriculum.measure_every_steps and heldout_problems must be at least 1")
     evaluation = config.evaluation
     if not evaluation.k or not all(1 <= k <= evaluation.samples for k in evaluation.k):
-        raise ConfigError(f"evaluation.k must lie in 1..samples ({evaluation.samples}), got {evaluation.k}")
+        raise ConfigError(
+            f"evaluation.k must lie in 1..samples ({evaluation.samples}), got {evaluation.k}"
+        )
+    if not evaluation.temperature >= 0:
+        raise ConfigError(
+            f"evaluation.temperature must be at least 0, got {evaluation.temperature}"
+        )
     if min(evaluation.problems, evaluation.max_new_tokens, evaluation.batch_size) < 1:
         raise ConfigError("evaluation.problems, max_new_tokens and batch_size must be at least 1")
     return config
@@ -165,8 +198,8 @@ def as_dict(config: Any) -> dict[str, Any]:
 def from_dict(fields: dict[str, Any]) -> Config:
     """The inverse of `as_dict`, of a run's config.json.
 
-    A loss of the user's own is only known to the file that made it: the default stands in for it, which
-    evaluation and export don't look at.
+    A loss of the user's own is only known to the file that made it: the default stands in for it,
+    which evaluation and export don't look at.
     """
     return _build(Config, fields)
 
@@ -215,7 +248,7 @@ def _build(kind: Any, fields: dict[str, Any]) -> Any:
 def _check_types(node: Any, prefix: str) -> None:
     for name, kind in typing.get_type_hints(type(node)).items():
         value = getattr(node, name)
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             if not isinstance(value, kind):
                 raise ConfigError(f"{prefix}{name} must be a {kind.__name__}, got {value!r}")
             _check_types(value, f"{prefix}{name}.")

@@ -47,14 +47,18 @@ def file_source(path: str | Path) -> Source:
     import datasets
 
     path = Path(path)
-    reader = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(path.suffix)
+    reader = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(
+        path.suffix
+    )
     if not path.is_file() or reader is None:
         raise DataError(f"{path}: give an existing .jsonl, .csv or .parquet file")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the dataset is empty; it needs at least one row")
     datasets.disable_progress_bars()
     try:
-        rows = datasets.load_dataset(reader, data_files=str(path), split="train", keep_in_memory=True)
+        rows = datasets.load_dataset(
+            reader, data_files=str(path), split="train", keep_in_memory=True
+        )
     except Exception as error:  # the library raises many kinds; all mean an unreadable file
         reason = str(error.__cause__ or error).splitlines()[0]
         raise DataError(f"{path}: can't read it as {reader} ({reason})") from error
@@ -62,12 +66,21 @@ def file_source(path: str | Path) -> Source:
         raise DataError(f"{path}: the dataset is empty; it needs at least one row")
     missing = {"prompt", "answer"} - set(rows.column_names)
     if missing:
-        raise DataError(f"{path}: no column {', '.join(sorted(missing))}; it has {rows.column_names}")
+        raise DataError(
+            f"{path}: no column {', '.join(sorted(missing))}; it has {rows.column_names}"
+        )
 
     def problem(index: int) -> Problem:
         row = rows[index]
+        if row["prompt"] is None or row["answer"] is None:
+            raise DataError(f"{path}/{index}: a row needs a prompt and an answer, one is empty")
         solution = row.get("solution")
-        return Problem(f"{path.name}/{index}", str(row["prompt"]), str(row["answer"]), solution and str(solution))
+        return Problem(
+            f"{path.name}/{index}",
+            str(row["prompt"]),
+            str(row["answer"]),
+            solution and str(solution),
+        )
 
     return Source(len(rows), problem, "file:" + hashlib.sha256(path.read_bytes()).hexdigest()[:16])
 
@@ -79,14 +92,22 @@ def index_at(source: Source, position: int, seed: int) -> int:
 
 
 def encode_batch(
-    source: Source, indices: Sequence[int], tokenizer: Tokenizer, *, max_prompt_tokens: int, max_new_tokens: int
+    source: Source,
+    indices: Sequence[int],
+    tokenizer: Tokenizer,
+    *,
+    max_prompt_tokens: int,
+    max_new_tokens: int,
 ) -> Batch:
     """The problems at `indices` as a Batch of host arrays, rows in that order.
 
     A worked response is its text and the first stop token, cut at max_new_tokens. Errors: DataError naming
     a problem whose prompt is empty or over the limit.
     """
-    encoded = [(encode_prompt(source, i, tokenizer), _encode_response(source, i, tokenizer)) for i in indices]
+    encoded = [
+        (encode_prompt(source, i, tokenizer), _encode_response(source, i, tokenizer))
+        for i in indices
+    ]
     prompt = np.zeros((len(encoded), max_prompt_tokens), np.int32)
     response = np.zeros((len(encoded), max_new_tokens), np.int32)
     for row, (index, (prompt_ids, response_ids)) in enumerate(zip(indices, encoded, strict=True)):
@@ -110,12 +131,16 @@ def encode_batch(
 def require_solutions(source: Source) -> None:
     """Raise ConfigError unless the problems bring worked responses (the dataset prefix trains on them)."""
     if source.problem(0).solution is None:
-        raise ConfigError("prefix dataset needs worked responses: add a column solution, or choose another prefix")
+        raise ConfigError(
+            "prefix dataset needs worked responses: add a column solution, or choose another prefix"
+        )
 
 
 @functools.lru_cache(maxsize=8)
 def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, epoch])).permutation(size)
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, epoch])).permutation(
+        size
+    )
 
 
 @functools.lru_cache(maxsize=1 << 17)
@@ -132,4 +157,6 @@ def _encode_response(source: Source, index: int, tokenizer: Tokenizer) -> tuple[
 
 def source_key(source: Source, tokenizer: Tokenizer, max_prompt_tokens: int) -> str:
     """A text that is equal when the same prompts reach the model as the same ids."""
-    return json.dumps([source.identity, tokenizer.fingerprint, tokenizer.render("?"), max_prompt_tokens])
+    return json.dumps(
+        [source.identity, tokenizer.fingerprint, tokenizer.render("?"), max_prompt_tokens]
+    )

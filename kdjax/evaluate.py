@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,10 +22,11 @@ from kdjax.tokenizer import Tokenizer
 class EvalReport(NamedTuple):
     """What a model does on a set of problems, with the settings that the numbers belong to.
 
-    avg, pass_at, length (tokens, stop token included) and truncated carry standard errors over problems.
-    entropy, forward_kl and reverse_kl are token means in nats over the model's own responses, exact over the
-    vocabulary; the divergences are against the teacher (None without one).
-    correct and sampled: right responses and draws a problem, in problem order (for paired comparisons).
+    avg, pass_at, length (tokens, stop token included) and truncated carry standard errors over
+    problems. entropy, forward_kl and reverse_kl are token means in nats over the model's own
+    responses, exact over the vocabulary; the divergences are against the teacher (None without
+    one). correct and sampled: right responses and draws a problem, in problem order (for paired
+    comparisons).
     """
 
     problems: int
@@ -70,55 +72,72 @@ def evaluate(
     Errors: ConfigError when a k is over the samples drawn.
     """
     if not k or max(k) > samples or min(k) < 1:
-        raise ConfigError(f"evaluation k must lie in 1..{samples} (the samples drawn a problem), got {k}")
+        raise ConfigError(
+            f"evaluation k must lie in 1..{samples} (the samples drawn a problem), got {k}"
+        )
     began = time.perf_counter()
     records: list[dict[str, Any]] = []
-    sums = {"student_entropy": 0.0, "forward_kl": 0.0, "reverse_kl": 0.0}
-    tokens = 0.0
+    sums: dict[str, float] = defaultdict(float)
     for rows in _batches(source.size * samples, batch_size):
-        batch = _rows_batch(source, tokenizer, rows, samples, batch_size, max_prompt_tokens)
-        batch = place(batch)
+        batch = place(_rows_batch(source, tokenizer, rows, samples, batch_size, max_prompt_tokens))
         drawn = draw(params, batch, key, max_new_tokens)
-        scores = scorer(params, assemble_samples(batch, drawn))
-        real = np.arange(batch_size) < len(rows)
-        mask = np.asarray(scores.mask) & real[:, None]
-        tokens += mask.sum()
-        for name in sums:
-            value = getattr(scores, name)
-            if value is not None:
-                sums[name] += float(np.where(mask, np.asarray(value), 0.0).sum(dtype=np.float64))
+        for name, value in _token_sums(
+            scorer(params, assemble_samples(batch, drawn)), len(rows)
+        ).items():
+            sums[name] += value
         records += _records(source, tokenizer, rows, samples, jax.tree.map(np.asarray, drawn))
-    has_teacher = scores.forward_kl is not None
-    grid = {
-        name: np.array([r[name] for r in records], float).reshape(source.size, samples)
-        for name in ("correct", "tokens", "truncated", "no_answer")
-    }
-    correct = [int(c) for c in grid["correct"].sum(axis=1)]
-    result = EvalReport(
+    report = EvalReport(
         problems=source.size,
         samples=samples,
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         seed=seed,
         source=source.identity,
-        avg=avg_at_k(correct, samples),
-        pass_at={n: pass_at_k(correct, samples, n) for n in k},
-        length=over_problems(grid["tokens"].mean(axis=1)),
-        truncated=over_problems(grid["truncated"].mean(axis=1)),
-        no_answer=over_problems(grid["no_answer"].mean(axis=1)),
-        entropy=sums["student_entropy"] / tokens,
-        forward_kl=sums["forward_kl"] / tokens if has_teacher else None,
-        reverse_kl=sums["reverse_kl"] / tokens if has_teacher else None,
-        correct=correct,
+        entropy=sums["student_entropy"] / sums["tokens"],
+        forward_kl=sums["forward_kl"] / sums["tokens"] if "forward_kl" in sums else None,
+        reverse_kl=sums["reverse_kl"] / sums["tokens"] if "reverse_kl" in sums else None,
         seconds=time.perf_counter() - began,
+        **_estimates(records, samples, k),
     )
-    return result, records
+    return report, records
+
+
+def _token_sums(scores: Scores, rows: int) -> dict[str, float]:
+    """Sums over the real rows' response tokens, in float64."""
+    mask = np.asarray(scores.mask) & (np.arange(len(scores.mask)) < rows)[:, None]
+    sums = {"tokens": float(mask.sum())}
+    for name in ("student_entropy", "forward_kl", "reverse_kl"):
+        value = getattr(scores, name)
+        if value is not None:
+            sums[name] = float(np.where(mask, np.asarray(value), 0.0).sum(dtype=np.float64))
+    return sums
+
+
+def _estimates(records: list[dict[str, Any]], samples: int, k: tuple[int, ...]) -> dict[str, Any]:
+    """The fields of a report that are counted, from records in (problem, sample) order."""
+
+    def a_problem(name: str) -> np.ndarray:
+        return np.array([r[name] for r in records], float).reshape(-1, samples)
+
+    correct = [int(c) for c in a_problem("correct").sum(axis=1)]
+    return {
+        "avg": avg_at_k(correct, samples),
+        "pass_at": {n: pass_at_k(correct, samples, n) for n in k},
+        "length": over_problems(a_problem("tokens").mean(axis=1)),
+        "truncated": over_problems(a_problem("truncated").mean(axis=1)),
+        "no_answer": over_problems(a_problem("no_answer").mean(axis=1)),
+        "correct": correct,
+    }
 
 
 def mean_entropy(samples: Samples) -> float:
-    """Mean predictive entropy a token over sampled responses, in nats; NaN if nothing was sampled."""
+    """Mean predictive entropy a token over responses, in nats; NaN if there is no token."""
     tokens = int(np.asarray(samples.length_b).sum())
-    return float(np.asarray(samples.entropy_bt).sum(dtype=np.float64)) / tokens if tokens else float("nan")
+    return (
+        float(np.asarray(samples.entropy_bt).sum(dtype=np.float64)) / tokens
+        if tokens
+        else float("nan")
+    )
 
 
 def to_json(result: EvalReport) -> dict[str, Any]:
@@ -127,14 +146,18 @@ def to_json(result: EvalReport) -> dict[str, Any]:
     def plain(value):
         if isinstance(value, Estimate):
             return value._asdict()
-        return {str(key): plain(v) for key, v in value.items()} if isinstance(value, dict) else value
+        return (
+            {str(key): plain(v) for key, v in value.items()} if isinstance(value, dict) else value
+        )
 
     return {name: plain(value) for name, value in result._asdict().items()}
 
 
 def from_json(fields: dict[str, Any]) -> EvalReport:
     """The inverse of `to_json`."""
-    estimates = {name: Estimate(**fields[name]) for name in ("avg", "length", "truncated", "no_answer")}
+    estimates = {
+        name: Estimate(**fields[name]) for name in ("avg", "length", "truncated", "no_answer")
+    }
     pass_at = {int(key): Estimate(**value) for key, value in fields["pass_at"].items()}
     return EvalReport(**{**fields, **estimates, "pass_at": pass_at})
 
@@ -144,7 +167,9 @@ def _batches(total: int, size: int) -> Iterator[np.ndarray]:
         yield np.arange(first, min(total, first + size))
 
 
-def _rows_batch(source, tokenizer, rows, samples: int, batch_size: int, max_prompt_tokens: int) -> Batch:
+def _rows_batch(
+    source, tokenizer, rows, samples: int, batch_size: int, max_prompt_tokens: int
+) -> Batch:
     padded = np.concatenate([rows, np.full(batch_size - len(rows), rows[-1])])
     indices = [int(r) // samples for r in padded]
     batch = data.encode_batch(

@@ -1,4 +1,4 @@
-"""A run -> a Hugging Face folder with its trained student, and parameters out of a run for evaluation."""
+"""A run -> its trained parameters, and a Hugging Face folder of them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from kdjax.step import init_state
 
 
 def export(run: str | Path, out: str | Path) -> None:
-    """Write the newest checkpoint's student to `out`, with the config and tokenizer of the model it began as.
+    """Write the newest checkpoint's student to `out`, with the config and tokenizer of the model it
+    began as.
 
-    Errors: DataError when `run` holds no checkpoint, StorageError when `out` exists and is not empty.
+    Errors: DataError when `run` holds no checkpoint, StorageError when `out` exists and is not
+    empty.
     """
     config, params = load_run(run)
     models.write_folder(Path(out), jax.device_get(params), models.find(config.student))
@@ -32,7 +34,9 @@ def load_run(run: str | Path) -> tuple[Config, Params]:
         if not checkpoints.steps():
             raise DataError(f"{folder} holds no checkpoint yet; let it train to its first save")
         _, params = models.load(config.student)
-        like = init_state(params, make_optimizer(learning_rate=1.0, steps=1, lengths=config.curriculum.lengths))
+        like = init_state(
+            params, make_optimizer(learning_rate=1.0, steps=1, lengths=config.curriculum.lengths)
+        )
         state, _ = checkpoints.restore(checkpoints.steps()[-1], like)
     finally:
         checkpoints.close()

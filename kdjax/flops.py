@@ -11,7 +11,9 @@ def forward(config: DecoderConfig, tokens: float, mean_length: float) -> float:
     2 n a token for the n parameters of the layers, and 2 length heads head_dim layers for attention
     (scores and values, half of the square seen).
     """
-    attention = 2 * mean_length * config.num_attention_heads * config.head_dim * config.num_hidden_layers
+    attention = (
+        2 * mean_length * config.num_attention_heads * config.head_dim * config.num_hidden_layers
+    )
     return tokens * (2 * parameter_count(config) + attention)
 
 
@@ -20,15 +22,25 @@ def head(config: DecoderConfig, tokens: float) -> float:
     return 2.0 * tokens * config.vocab_size * config.hidden_size
 
 
-def sampling(config: DecoderConfig, prompt_tokens: float, new_tokens: float, mean_length: float) -> float:
+def sampling(
+    config: DecoderConfig, prompt_tokens: float, new_tokens: float, mean_length: float
+) -> float:
     """FLOPs to prefill the prompts and decode `new_tokens` tokens."""
     return forward(config, prompt_tokens + new_tokens, mean_length) + head(config, new_tokens)
 
 
 def training(
-    student: DecoderConfig, teacher: DecoderConfig | None, prompt_tokens: float, new_tokens: float, mean_length: float
+    student: DecoderConfig,
+    teacher: DecoderConfig | None,
+    prompt_tokens: float,
+    new_tokens: float,
+    mean_length: float,
 ) -> float:
     """FLOPs of a step's scoring and gradient: the student three times (forward, backward twice), the teacher once."""
     tokens = prompt_tokens + new_tokens
     total = 3 * (forward(student, tokens, mean_length) + head(student, new_tokens))
-    return total if teacher is None else total + forward(teacher, tokens, mean_length) + head(teacher, new_tokens)
+    return (
+        total
+        if teacher is None
+        else total + forward(teacher, tokens, mean_length) + head(teacher, new_tokens)
+    )

@@ -28,7 +28,9 @@ class GateState(NamedTuple):
     entropy_nats: jax.Array
 
 
-def advance(state: GateState, entropy_nats: jax.Array, *, stages: int, threshold_nats: float) -> GateState:
+def advance(
+    state: GateState, entropy_nats: jax.Array, *, stages: int, threshold_nats: float
+) -> GateState:
     """One decision. An entropy that is not finite means "not measured" and leaves the state alone.
 
     >>> start = GateState(jnp.int32(0), jnp.bool_(False), jnp.int32(0), jnp.float32(jnp.nan))
@@ -72,7 +74,9 @@ def entropy_gate(
     def update(updates, state, params=None, *, heldout_entropy_nats=jnp.nan, **extra):
         del params, extra
         entropy = jnp.asarray(heldout_entropy_nats, jnp.float32)
-        return updates, advance(state, entropy, stages=len(lengths), threshold_nats=entropy_threshold_nats)
+        return updates, advance(
+            state, entropy, stages=len(lengths), threshold_nats=entropy_threshold_nats
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 

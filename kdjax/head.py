@@ -32,7 +32,6 @@ def token_statistics(
     """
     if chunk < 1:
         raise ConfigError(f"head chunk must be at least 1 position, got {chunk}")
-    has_teacher = teacher_hidden_btd is not None
     length = targets_bt.shape[1]
     pieces = -(-length // chunk)
 
@@ -48,13 +47,15 @@ def token_statistics(
         student_hidden, teacher_hidden, targets = piece
         student_logp = log_probs(project(student_hidden, student_head_vd))
         own = _student_statistics(student_logp, targets)
-        if not has_teacher:
+        if teacher_head_vd is None:
             return carry, own
         teacher_logp = jax.lax.stop_gradient(log_probs(project(teacher_hidden, teacher_head_vd)))
         return carry, own | _teacher_statistics(student_logp, teacher_logp, targets, token_loss)
 
-    teacher_pieces = split(teacher_hidden_btd) if has_teacher else None
-    _, statistics = jax.lax.scan(body, None, (split(student_hidden_btd), teacher_pieces, split(targets_bt)))
+    teacher_pieces = None if teacher_hidden_btd is None else split(teacher_hidden_btd)
+    _, statistics = jax.lax.scan(
+        body, None, (split(student_hidden_btd), teacher_pieces, split(targets_bt))
+    )
     return jax.tree.map(merge, statistics)
 
 
@@ -65,7 +66,9 @@ def _student_statistics(student_logp: jax.Array, targets: jax.Array) -> dict[str
     }
 
 
-def _teacher_statistics(student_logp, teacher_logp, targets, token_loss: TokenLoss) -> dict[str, jax.Array]:
+def _teacher_statistics(
+    student_logp, teacher_logp, targets, token_loss: TokenLoss
+) -> dict[str, jax.Array]:
     constant = jax.lax.stop_gradient(student_logp)
     return {
         "divergence": token_loss(student_logp, teacher_logp),

@@ -46,8 +46,8 @@ def expectation(logp: jax.Array, value: jax.Array) -> jax.Array:
     >>> float(expectation(jnp.array([0.0, -jnp.inf]), jnp.array([2.0, jnp.inf])))
     2.0
     """
-    possible = logp > -jnp.inf
     p = jnp.exp(logp)
+    possible = p > 0
     return jnp.sum(jnp.where(possible, p * jnp.where(possible, value, 0.0), 0.0), axis=-1)
 
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kdjax import kl
 from kdjax.base import ConfigError, Objective, Scores, TokenLoss, WeightedSum
@@ -42,7 +44,9 @@ def mix(first: F, second: F, *, weight: float) -> F:
     def mixed(*args):
         return weight * first(*args) + (1 - weight) * second(*args)
 
-    return _described(mixed, f"mix({describe(first)}, {describe(second)}, weight={weight!r})")
+    return _described(
+        mixed, f"mix({describe(first)}, {describe(second)}, weight={_spelled(weight)})"
+    )
 
 
 def scale(loss: F, factor: float) -> F:
@@ -51,7 +55,9 @@ def scale(loss: F, factor: float) -> F:
     >>> describe(scale(kl.reverse_kl, 0.1))
     'scale(reverse_kl, 0.1)'
     """
-    return _described(lambda *args: factor * loss(*args), f"scale({describe(loss)}, {factor!r})")
+    return _described(
+        lambda *args: factor * loss(*args), f"scale({describe(loss)}, {_spelled(factor)})"
+    )
 
 
 def add(first: F, *rest: F) -> F:
@@ -70,7 +76,10 @@ def clip(loss: F, maximum: float) -> F:
     >>> float(clip(kl.forward_kl, 0.5)(jnp.log(jnp.array([0.1, 0.9])), jnp.log(jnp.array([0.9, 0.1]))))
     0.5
     """
-    return _described(lambda *args: jnp.minimum(loss(*args), maximum), f"clip({describe(loss)}, {maximum!r})")
+    return _described(
+        lambda *args: jnp.minimum(loss(*args), maximum),
+        f"clip({describe(loss)}, {_spelled(maximum)})",
+    )
 
 
 def at_temperature(loss: TokenLoss, temperature: float) -> TokenLoss:
@@ -86,16 +95,19 @@ def at_temperature(loss: TokenLoss, temperature: float) -> TokenLoss:
 
     def tempered(student_logp, teacher_logp):
         return loss(
-            jax.nn.log_softmax(student_logp / temperature), jax.nn.log_softmax(teacher_logp / temperature)
+            jax.nn.log_softmax(student_logp / temperature),
+            jax.nn.log_softmax(teacher_logp / temperature),
         )
 
-    return _described(tempered, f"at_temperature({describe(loss)}, {temperature!r})")
+    return _described(tempered, f"at_temperature({describe(loss)}, {_spelled(temperature)})")
 
 
 def divergence(scores: Scores) -> jax.Array:
     """The objective of distillation: the token loss itself, [B, T] in nats (arXiv 2605.16826)."""
     if scores.divergence is None:
-        raise ConfigError("divergence: there is no teacher to diverge from; set teacher, or use another objective")
+        raise ConfigError(
+            "divergence: there is no teacher to diverge from; set teacher, or use another objective"
+        )
     return scores.divergence
 
 
@@ -165,13 +177,18 @@ def parse(text: str, names: dict[str, Callable]) -> Callable:
         match node:
             case ast.Name(id=name) if name in names:
                 return names[name]
-            case ast.Constant(value=int() | float() as number):
+            case ast.Constant(value=number) if _is_number(number):
                 return number
-            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if name in COMBINATORS:
-                function = COMBINATORS[name]
-                positional, keyword = [build(a) for a in args], {k.arg: build(k.value) for k in keywords}
-                inspect.signature(function).bind(*positional, **keyword)
-                return function(*positional, **keyword)
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=n)) if _is_number(n):
+                return -n
+            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if (
+                name in COMBINATORS
+            ):
+                return _call(
+                    COMBINATORS[name],
+                    [build(a) for a in args],
+                    [(k.arg, build(k.value)) for k in keywords],
+                )
         raise ValueError(ast.unparse(node))
 
     try:
@@ -179,9 +196,42 @@ def parse(text: str, names: dict[str, Callable]) -> Callable:
         if callable(built):
             return built
         reason = "that is a number"
-    except (SyntaxError, ValueError, TypeError, RecursionError) as error:
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         reason = f"can't read {error}"
-    raise ConfigError(f"{text!r} is not a loss ({reason}); names: {sorted(names)}, combinators: {sorted(COMBINATORS)}")
+    raise ConfigError(
+        f"{_short(repr(text))} is not a loss ({_short(reason)}); "
+        f"names: {sorted(names)}, combinators: {sorted(COMBINATORS)}"
+    )
+
+
+def _is_number(value) -> bool:
+    """A finite int or float: what `describe` writes, and no bool."""
+    is_plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_plain and abs(value) <= sys.float_info.max
+
+
+def _call(function: Callable, positional: list, keyword: list[tuple[str | None, object]]):
+    """The combinator's call, refused unless losses and numbers stand where each belongs."""
+    if len(dict(keyword)) < len(keyword):
+        raise TypeError(f"{function.__name__}: an argument is given twice")
+    signature = inspect.signature(function, eval_str=True)
+    bound = signature.bind(*positional, **dict(keyword))
+    for name, value in bound.arguments.items():
+        wants_number = signature.parameters[name].annotation is float
+        for one in value if isinstance(value, tuple) else (value,):
+            if callable(one) == wants_number:
+                wanted = "a number" if wants_number else "a loss"
+                raise TypeError(f"{function.__name__}: {name} must be {wanted}")
+    return function(*bound.args, **bound.kwargs)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _spelled(number) -> str:
+    """A number as plain Python text, NumPy's included: what `parse` reads back."""
+    return repr(number.item() if isinstance(number, np.generic) else number)
 
 
 def _described(function, text: str):

@@ -33,13 +33,27 @@ def make_optimizer(
     """
     if not learning_rate > 0:
         raise ConfigError(f"learning_rate must be above 0, got {learning_rate}")
-    if not (0 <= warmup_fraction < 1 and 0 <= final_fraction <= 1):
-        raise ConfigError("warmup_fraction must be in [0, 1) and final_fraction in [0, 1]")
+    if steps < 1:
+        raise ConfigError(f"steps must be at least 1, got {steps}")
+    if not 0 <= warmup_fraction < 1:
+        raise ConfigError(f"warmup_fraction must be in [0, 1), got {warmup_fraction}")
+    if not 0 <= final_fraction <= 1:
+        raise ConfigError(f"final_fraction must be in [0, 1], got {final_fraction}")
+    if not clip_norm > 0:
+        raise ConfigError(f"clip_norm must be above 0, got {clip_norm}")
+    if not weight_decay >= 0:
+        raise ConfigError(f"weight_decay must be at least 0, got {weight_decay}")
+    if not 0 <= b2 < 1:
+        raise ConfigError(f"b2 must be in [0, 1), got {b2}")
     warmup = round(warmup_fraction * steps)
     schedule = optax.join_schedules(
         [
-            optax.linear_schedule(learning_rate / max(warmup, 1), learning_rate, max(warmup - 1, 1)),
-            optax.cosine_decay_schedule(learning_rate, max(steps - warmup, 1), alpha=final_fraction),
+            optax.linear_schedule(
+                learning_rate / max(warmup, 1), learning_rate, max(warmup - 1, 1)
+            ),
+            optax.cosine_decay_schedule(
+                learning_rate, max(steps - warmup, 1), alpha=final_fraction
+            ),
         ],
         boundaries=[warmup],
     )

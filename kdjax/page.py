@@ -1,4 +1,4 @@
-"""Results as a static page: one table, plots with their axes named, samples side by side. Data in, HTML out."""
+"""Results as a static page: one table, plots with their axes named, samples. Data in, HTML out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """One line of the table: a trained run, or a reference (the start, the teacher) without metrics."""
+    """One line of the table: a trained run, or a reference (start, teacher) without metrics."""
 
     name: str
     report: EvalReport
@@ -48,7 +48,7 @@ COLUMNS: tuple[tuple[str, Callable[[EvalReport], str]], ...] = (
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the comparison, as text; the gain column is paired over problems with the first row."""
+    """Header and cells of the comparison, as text; gains are paired with the first row."""
     base = rows[0].report
     n, k = base.samples, max(base.pass_at)
     header = ["run", *(name.format(n=n if name.startswith("Avg") else k) for name, _ in COLUMNS)]
@@ -79,35 +79,46 @@ def percent(estimate) -> str:
 
 def optional(value: float | None, form: str) -> str:
     """The formatted value, or a dash where there is none."""
-    return "–" if value is None else form.format(value)
+    return "-" if value is None else form.format(value)
 
 
-def render_page(title: str, rows: Sequence[Row], about: dict[str, Any], problems_shown: int = 3) -> str:
-    """The page of one run or of a study, self-contained: no script, no request, plots inline as SVG."""
+def render_page(
+    title: str, rows: Sequence[Row], about: dict[str, Any], problems_shown: int = 3
+) -> str:
+    """The page of one run or of a study, self-contained: no script, no request, plots inline as
+    SVG."""
     import jinja2
 
     template = (Path(__file__).parent / "templates" / "report.html").read_text()
     header, cells = table(rows)
     trained = [row for row in rows if row.metrics]
-    plots = [("Accuracy against entropy", _accuracy_against_entropy(rows)), ("Pass@k", _pass_at_k(rows))]
+    plots = [
+        ("Accuracy against entropy", _accuracy_against_entropy(rows)),
+        ("Pass@k", _pass_at_k(rows)),
+    ]
     plots += [
         (label.split(" (")[0], _curve(trained, name, label))
         for name, label in CURVES
         if any(name in record for row in trained for record in row.metrics)
     ]
-    return jinja2.Environment(autoescape=True).from_string(template).render(
-        title=title,
-        header=header,
-        cells=cells,
-        report=rows[0].report,
-        plots=plots,
-        samples=_side_by_side(rows, problems_shown),
-        about=about,
+    return (
+        jinja2.Environment(autoescape=True)
+        .from_string(template)
+        .render(
+            title=title,
+            header=header,
+            cells=cells,
+            report=rows[0].report,
+            plots=plots,
+            samples=_side_by_side(rows, problems_shown),
+            about=about,
+        )
     )
 
 
 def _side_by_side(rows: Sequence[Row], count: int) -> list[dict[str, Any]]:
-    """The first sample of a few problems, spread over the set, under every run that was given the problem."""
+    """The first sample of a few problems, spread over the set, under every run that was given the
+    problem."""
     with_samples = [row for row in rows if row.samples]
     if not with_samples:
         return []
@@ -168,7 +179,9 @@ def _svg(draw: Callable[[Any], None]) -> str:
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "kdjax", "font.family": "sans-serif"}):
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "kdjax", "font.family": "sans-serif"}
+    ):
         figure = Figure(figsize=(5.2, 3.4), layout="constrained")
         axes = figure.add_subplot()
         draw(axes)
@@ -176,7 +189,9 @@ def _svg(draw: Callable[[Any], None]) -> str:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize="small", framealpha=0)
         buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     svg = buffer.getvalue()
     svg = re.sub(r"#000000|\bblack\b", "currentColor", svg[svg.index("<svg") :])
     return re.sub(r"<text (?![^>]*fill)", '<text fill="currentColor" ', svg)

@@ -50,7 +50,9 @@ def pass_at_k(correct: Sequence[int], samples: int, k: int) -> Estimate:
     0.5
     """
     if not 1 <= k <= samples:
-        raise ValueError(f"pass_at_k: k must be in 1..{samples} (the samples drawn a problem), got {k}")
+        raise ValueError(
+            f"pass_at_k: k must be in 1..{samples} (the samples drawn a problem), got {k}"
+        )
     wrong = samples - _counts(correct, samples)
     draws = np.arange(k)
     all_wrong = np.prod(np.maximum(wrong[:, None] - draws, 0) / (samples - draws), axis=1)
@@ -60,5 +62,7 @@ def pass_at_k(correct: Sequence[int], samples: int, k: int) -> Estimate:
 def _counts(correct: Sequence[int], samples: int) -> np.ndarray:
     counts = np.asarray(correct)
     if counts.ndim != 1 or (counts < 0).any() or (counts > samples).any():
-        raise ValueError(f"correct counts must be one number in 0..{samples} a problem, got {correct!r}")
+        raise ValueError(
+            f"correct counts must be one number in 0..{samples} a problem, got {correct!r}"
+        )
     return counts

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 SHOWN = {
     "loss": "loss",
@@ -17,71 +17,65 @@ SHOWN = {
     "student_entropy": "entropy",
     "response_length": "length",
 }
+SECONDS_BETWEEN_LINES = 5
 
-
-class Progress(NamedTuple):
-    """advance(step): a step is done. show(metrics): the newest numbers, where the keys of SHOWN are known."""
-
-    advance: Callable[[int], None]
-    show: Callable[[dict[str, float]], None]
+Show = Callable[[int, dict[str, float] | None], None]
+"""show(step, metrics): `step` steps are done; metrics, if there are new ones, as in SHOWN."""
 
 
 @contextlib.contextmanager
-def training_progress(name: str, steps: int, first: int = 0) -> Iterator[Progress]:
-    """Progress of steps first .. steps, with ETA, tokens/s, loss, both KLs, entropy and length."""
+def training_progress(name: str, steps: int, first: int = 0) -> Iterator[Show]:
+    """From step `first` to `steps`: ETA, response tokens/s, loss, KLs, entropy, length."""
     console = Console()
     if not console.is_terminal:
-        yield _plain_lines(console, name, steps, first)
+        yield _lines(console, name, steps, first)
         return
     columns = [
         TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
+        BarColumn(bar_width=16),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[numbers]}"),
     ]
     with Bar(*columns, console=console) as bar:
-        task = bar.add_task(name, total=steps, completed=first, numbers="")
-        rate = _token_rate()
-        yield Progress(
-            lambda step: bar.update(task, completed=step),
-            lambda metrics: bar.update(task, numbers=_numbers(metrics, rate(metrics))),
-        )
+        task = bar.add_task(name, total=steps, completed=first, numbers="compiling")
+        numbers = _numbers(first)
+
+        def show(step: int, metrics: dict[str, float] | None) -> None:
+            bar.update(task, completed=step)
+            if metrics is not None:
+                bar.update(task, numbers=numbers(step, metrics))
+
+        yield show
 
 
-def _plain_lines(console: Console, name: str, steps: int, first: int) -> Progress:
-    began, rate, done = time.perf_counter(), _token_rate(), [first]
-    printed = [0.0]
+def _lines(console: Console, name: str, steps: int, first: int) -> Show:
+    numbers, began = _numbers(first), time.perf_counter()
+    printed = began - SECONDS_BETWEEN_LINES
 
-    def advance(step: int) -> None:
-        done[0] = step
-
-    def show(metrics: dict[str, float]) -> None:
-        tokens_a_second, now = rate(metrics), time.perf_counter()
-        if now - printed[0] < 5 and done[0] + 1 < steps:
+    def show(step: int, metrics: dict[str, float] | None) -> None:
+        nonlocal printed
+        now = time.perf_counter()
+        if metrics is None or (now - printed < SECONDS_BETWEEN_LINES and step < steps):
             return
-        printed[0] = now
-        left = (now - began) / max(done[0] + 1 - first, 1) * (steps - done[0] - 1)
-        line = f"{name}: step {done[0] + 1}/{steps}, {left:.0f} s left, {_numbers(metrics, tokens_a_second)}"
+        printed = now
+        left = (now - began) / (step - first) * (steps - step)
+        line = f"{name}: step {step}/{steps}, {left:.0f} s left, {numbers(step, metrics)}"
         console.print(line, highlight=False, soft_wrap=True)
 
-    return Progress(advance, show)
+    return show
 
 
-def _token_rate() -> Callable[[dict[str, float]], float]:
-    """Response tokens a second between two calls, from the newest step's count (an estimate for the steps between)."""
-    last: list[tuple[float, float]] = []
+def _numbers(first: int) -> Callable[[int, dict[str, float]], str]:
+    """The newest numbers as text; tokens/s since the last call, by the newest step's count."""
+    last_time, last_step = time.perf_counter(), first
 
-    def rate(metrics: dict[str, float]) -> float:
-        now, step = time.perf_counter(), metrics.get("step", 0.0)
-        earlier = last[-1] if last else (now, step)
-        last[:] = [(now, step)]
-        elapsed = now - earlier[0]
-        return (step - earlier[1]) * metrics["response_tokens"] / elapsed if elapsed > 0 else 0.0
+    def text(step: int, metrics: dict[str, float]) -> str:
+        nonlocal last_time, last_step
+        now = time.perf_counter()
+        rate = (step - last_step) * metrics["response_tokens"] / max(now - last_time, 1e-9)
+        last_time, last_step = now, step
+        shown = [f"{label} {metrics[key]:.3g}" for key, label in SHOWN.items() if key in metrics]
+        return ", ".join([f"{rate:,.0f} tokens/s", *shown])
 
-    return rate
-
-
-def _numbers(metrics: dict[str, float], tokens_a_second: float) -> str:
-    shown = [f"{label} {metrics[name]:.3g}" for name, label in SHOWN.items() if name in metrics]
-    return ", ".join([f"{tokens_a_second:,.0f} tokens/s", *shown])
+    return text

@@ -12,31 +12,38 @@ from typing import Any, NamedTuple
 
 from kdjax.base import ConfigError, DataError, StorageError
 
-METRICS, SAMPLES, EVALUATION, CONFIG, VERSIONS, PAGE = (
-    "metrics.jsonl", "samples.jsonl", "evaluation.json", "config.json", "versions.json", "report.html",
-)  # fmt: skip
+CONFIG, VERSIONS, METRICS = "config.json", "versions.json", "metrics.jsonl"
+EVALUATION, SAMPLES, PAGE = "evaluation.json", "samples.jsonl", "report.html"
 
 
 class MetricsWriter(NamedTuple):
-    """write(step, {name: number}) appends to metrics.jsonl, TensorBoard and (if asked for) W&B; close() ends it."""
+    """write(step, {name: number}) appends to metrics.jsonl, TensorBoard and (if asked for) W&B;
+    close() ends it."""
 
     write: Callable[[int, dict[str, float]], None]
     close: Callable[[], None]
 
 
 def open_run_folder(folder: Path, config: dict[str, Any]) -> None:
-    """Make the folder of a new run with its config and versions. Errors: StorageError, nothing overwritten."""
+    """Make the folder of a new run, with its config and versions; overwrites nothing.
+
+    Errors: StorageError.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CONFIG).exists():
             return
         foreign = sorted(p.name for p in folder.iterdir())
         if foreign:
-            raise StorageError(f"{folder} holds {foreign[:3]} but no run; choose another --run, nothing was overwritten")
+            raise StorageError(
+                f"{folder} holds {foreign[:3]} but no run; choose another --run, nothing was overwritten"
+            )
         write_json(folder / VERSIONS, versions())
         write_json(folder / CONFIG, config)
     except OSError as error:
-        raise StorageError(f"can't write the run folder {folder}: {error}; choose another --run") from error
+        raise StorageError(
+            f"can't write the run folder {folder}: {error}; choose another --run"
+        ) from error
 
 
 def read_json(path: Path) -> Any:
@@ -66,7 +73,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def open_metrics(folder: Path, from_step: int, wandb_project: str | None = None) -> MetricsWriter:
-    """A writer for the steps after `from_step`; what an interrupted run logged beyond it is dropped first."""
+    """A writer for the steps after `from_step`; what was logged beyond it is dropped first."""
     from tensorboardX import SummaryWriter
 
     path = folder / METRICS
@@ -135,11 +142,14 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The commit of the checkout that this package runs from, with + when it has changes; or 'unknown'."""
+    """The commit of the checkout that this package runs from, with + when it has changes; or
+    'unknown'."""
     here = Path(__file__).parent
 
     def git(*args: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
+        ).stdout
 
     try:
         dirty = git("status", "--porcelain", "--untracked-files=no").strip()
@@ -154,5 +164,7 @@ def _open_wandb(folder: Path, project: str | None):
     try:
         import wandb
     except ImportError:
-        raise ConfigError("wandb_project is set, but wandb is not installed: pip install wandb") from None
+        raise ConfigError(
+            "wandb_project is set, but wandb is not installed: pip install wandb"
+        ) from None
     return wandb.init(project=project, name=folder.name, dir=str(folder), resume="allow")

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.base import Batch, Key, Params, PrefixSource, Rollout
+from kdjax.base import Array, Batch, Key, Params, PrefixSource, Rollout
 from kdjax.sampler import Samples
 
 Generate = Callable[[Params, Batch, Key, int], Samples]
@@ -25,7 +24,13 @@ def from_dataset(batch: Batch, params: Params, key: Key, max_new_tokens: int) ->
     response = batch.response_bt[:, :max_new_tokens]
     length = jnp.minimum(batch.response_length_b, max_new_tokens)
     logp = jnp.zeros(response.shape, jnp.float32)
-    return assemble(batch, response, length, logp, batch.response_truncated_b | (batch.response_length_b > length))
+    return assemble(
+        batch,
+        response,
+        length,
+        logp,
+        batch.response_truncated_b | (batch.response_length_b > length),
+    )
 
 
 def from_student(generate: Generate) -> PrefixSource:
@@ -64,15 +69,17 @@ def cut(samples: Samples, max_new_tokens: int) -> Samples:
 
 def assemble_samples(batch: Batch, samples: Samples) -> Rollout:
     """Prompts and sampled responses as one Rollout."""
-    return assemble(batch, samples.tokens_bt, samples.length_b, samples.sampler_logp_bt, samples.truncated_b)
+    return assemble(
+        batch, samples.tokens_bt, samples.length_b, samples.sampler_logp_bt, samples.truncated_b
+    )
 
 
 def assemble(
     batch: Batch,
-    response_bt: jax.Array,
-    length_b: jax.Array,
-    sampler_logp_bt: jax.Array,
-    truncated_b: jax.Array,
+    response_bt: Array,
+    length_b: Array,
+    sampler_logp_bt: Array,
+    truncated_b: Array,
 ) -> Rollout:
     """Rows of prompt, response, padding, without a gap; padding is id 0 and never looked at."""
     width, length = batch.prompt_bp.shape[1], response_bt.shape[1]

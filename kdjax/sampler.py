@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kdjax.base import Batch, ConfigError, Key, Model, Params
+from kdjax.base import Array, Batch, ConfigError, Key, Model, Params
 from kdjax.numerics import entropy, gather_last, log_probs, project
 
 STEPS_A_ROUND = 16
@@ -27,12 +27,12 @@ class Samples(NamedTuple):
     entropy:       predictive entropy of the model's own distribution, in nats.
     """
 
-    tokens_bt: jax.Array
-    length_b: jax.Array
-    logp_bt: jax.Array
-    sampler_logp_bt: jax.Array
-    entropy_bt: jax.Array
-    truncated_b: jax.Array
+    tokens_bt: Array
+    length_b: Array
+    logp_bt: Array
+    sampler_logp_bt: Array
+    entropy_bt: Array
+    truncated_b: Array
 
 
 class _Decoding(NamedTuple):
@@ -67,14 +67,18 @@ def generate(
     start_b = width - batch.prompt_length_b
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch.row_b)
 
-    hidden, cache = model.extend(params, _left_padded(batch), model.init_cache(rows, slots), 0, start_b)
+    hidden, cache = model.extend(
+        params, _left_padded(batch), model.init_cache(rows, slots), 0, start_b
+    )
     head = model.head(params)
 
     def step(state: _Decoding, _):
         token, drawn_logp = _draw(state.logits_bv, row_keys, state.position, temperature)
         logp = log_probs(state.logits_bv)
         emitted = (token, gather_last(logp, token), drawn_logp, entropy(logp), state.live_b)
-        hidden, cache = model.extend(params, token[:, None], state.cache, width + state.position, start_b)
+        hidden, cache = model.extend(
+            params, token[:, None], state.cache, width + state.position, start_b
+        )
         stopped = jnp.isin(token, jnp.asarray(stop_ids))
         return state._replace(
             logits_bv=project(hidden[:, 0], head),
@@ -109,9 +113,16 @@ def generate(
 
     zeros = jnp.zeros((rows, rounds * STEPS_A_ROUND), jnp.float32)
     empty = Samples(
-        zeros.astype(jnp.int32), jnp.zeros(rows, jnp.int32), zeros, zeros, zeros, jnp.ones(rows, bool)
+        zeros.astype(jnp.int32),
+        jnp.zeros(rows, jnp.int32),
+        zeros,
+        zeros,
+        zeros,
+        jnp.ones(rows, bool),
     )
-    state = _Decoding(project(hidden[:, -1], head), cache, jnp.int32(0), jnp.ones(rows, bool), empty)
+    state = _Decoding(
+        project(hidden[:, -1], head), cache, jnp.int32(0), jnp.ones(rows, bool), empty
+    )
     out = jax.lax.while_loop(unfinished, one_round, state).out
     return jax.tree.map(lambda x: x[:, :max_new_tokens] if x.ndim == 2 else x, out)
 
@@ -125,7 +136,9 @@ def _left_padded(batch: Batch) -> jax.Array:
 def _draw(logits_bv: jax.Array, row_keys: Key, position: jax.Array, temperature: float):
     """(token, its log-probability under the drawing distribution): inverse CDF, one uniform a row and position."""
     if temperature == 0:
-        return jnp.argmax(logits_bv, axis=-1).astype(jnp.int32), jnp.zeros(logits_bv.shape[0], jnp.float32)
+        return jnp.argmax(logits_bv, axis=-1).astype(jnp.int32), jnp.zeros(
+            logits_bv.shape[0], jnp.float32
+        )
     logp = log_probs(logits_bv, temperature)
     uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, position)))(row_keys)
     cumulative = jnp.cumsum(jnp.exp(logp), axis=-1)

@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from kdjax.base import Model, Objective, Params, Reduction, Rollout, Scores, TokenLoss, TrainState, WeightedSum
+from kdjax.base import (
+    Model,
+    Objective,
+    Params,
+    Reduction,
+    Rollout,
+    Scores,
+    TokenLoss,
+    TrainState,
+    WeightedSum,
+)
 from kdjax.kl import forward_kl
 from kdjax.objective import divergence, reduce, sequence_mean, token_mean
 from kdjax.score import score
@@ -52,7 +62,9 @@ def make_step(
         if micro_batches == 1:
             return gradient(params, teacher_params, rollout)
         pieces = jax.tree.map(lambda x: _deal(x, micro_batches), rollout)
-        shapes = jax.eval_shape(gradient, params, teacher_params, jax.tree.map(lambda x: x[0], pieces))
+        shapes = jax.eval_shape(
+            gradient, params, teacher_params, jax.tree.map(lambda x: x[0], pieces)
+        )
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def body(carry, piece):
@@ -60,7 +72,9 @@ def make_step(
 
         return jax.lax.scan(body, zeros, pieces)[0]
 
-    def step(state: TrainState, teacher_params: Params, rollout: Rollout, heldout_entropy_nats=jnp.nan):
+    def step(
+        state: TrainState, teacher_params: Params, rollout: Rollout, heldout_entropy_nats=jnp.nan
+    ):
         total_gradient, sums = accumulate(state.params, teacher_params, rollout)
         weight = jnp.where(sums["loss"].weight == 0, 1.0, sums["loss"].weight)
         grads = jax.tree.map(lambda g: g / weight, total_gradient)
@@ -80,15 +94,16 @@ def make_step(
 def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
     """Token means of every statistic, and sequence means of length and truncation."""
     weights = token_mean(scores.mask)
-    fields = scores._replace(mask=None, divergence=None)._asdict()
     token_level = {
         name: reduce(jax.lax.stop_gradient(value), scores.mask, weights)
-        for name, value in fields.items()
-        if value is not None
+        for name, value in scores._asdict().items()
+        if value is not None and name not in ("mask", "divergence")
     }
     rows = jnp.float32(rollout.truncated_b.shape[0])
     return token_level | {
-        "response_length": WeightedSum(jnp.sum(rollout.response_length_b.astype(jnp.float32)), rows),
+        "response_length": WeightedSum(
+            jnp.sum(rollout.response_length_b.astype(jnp.float32)), rows
+        ),
         "truncated": WeightedSum(jnp.sum(rollout.truncated_b.astype(jnp.float32)), rows),
         "empty": WeightedSum(jnp.sum((rollout.response_length_b == 0).astype(jnp.float32)), rows),
     }

@@ -11,11 +11,12 @@ from kdjax.base import ConfigError
 from kdjax.config import Config, Study, as_dict, differences
 from kdjax.evaluate import from_json, to_json
 from kdjax.page import Row, render_page, table
-from kdjax.train import about_run, build, evaluate_params, train
+from kdjax.parts import build, evaluate_params
+from kdjax.train import about_run, train
 
 
 def run_study(study: Study) -> list[Row]:
-    """Run what is not finished yet, and write the study's page. A cell that exists is resumed or reused."""
+    """Run what is not finished yet (cells are resumed or reused), and write the study's page."""
     if not study.cells:
         raise ConfigError("the study has no cells; get_study() must name at least one config")
     folder = Path(study.folder)
@@ -30,7 +31,9 @@ def run_study(study: Study) -> list[Row]:
     shared = {k: v for k, v in about.items() if k not in ("prefix", "token_loss")}
     report.write_text(folder / report.PAGE, render_page(f"Study {folder.name}", rows, shared))
     header, cells = table(rows)
-    report.write_json(folder / "table.json", [dict(zip(header, line, strict=True)) for line in cells])
+    report.write_json(
+        folder / "table.json", [dict(zip(header, line, strict=True)) for line in cells]
+    )
     return rows
 
 
@@ -53,7 +56,11 @@ def _reference(name: str, config: Config, folder: Path) -> Row:
     """A model as it is, evaluated like the cells."""
     place = folder / "references" / name
     parts = build(config)
-    key = {"identities": parts.identities, "evaluation": dataclasses.asdict(config.evaluation), "seed": config.seed}
+    key = {
+        "identities": parts.identities,
+        "evaluation": dataclasses.asdict(config.evaluation),
+        "seed": config.seed,
+    }
     key = json.loads(json.dumps(key))
     saved = place / report.EVALUATION
     if not saved.exists() or report.read_json(saved)["settings"] != key:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +23,10 @@ class Tokenizer(NamedTuple):
     size: real tokens (a model may hold more rows).  fingerprint: equal for equal vocabularies.
     """
 
-    render: object
-    encode: object
-    encode_prompt: object
-    decode: object
+    render: Callable[[str], str]
+    encode: Callable[[str], list[int]]
+    encode_prompt: Callable[[str], list[int]]
+    decode: Callable[[list[int]], str]
     stop_ids: tuple[int, ...]
     size: int
     fingerprint: str
@@ -40,11 +41,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     hf = _read(folder)
     stop_ids = _stop_ids(folder, hf)
     if not hf.chat_template:
-        raise DataError(f"{folder}: the tokenizer has no chat template; add chat_template.jinja to the folder")
+        raise DataError(
+            f"{folder}: the tokenizer has no chat template; add chat_template.jinja to the folder"
+        )
     return Tokenizer(
         render=functools.partial(_render, hf),
         encode=functools.partial(hf.encode, add_special_tokens=False),
-        encode_prompt=functools.partial(_encode_prompt, hf, *_template_ids(hf)),
+        encode_prompt=functools.partial(_encode_prompt, hf, *_template_ids(folder, hf)),
         decode=functools.partial(hf.decode, skip_special_tokens=True),
         stop_ids=stop_ids,
         size=len(hf),
@@ -60,30 +63,42 @@ def check_same_vocabulary(student: Tokenizer, teacher: Tokenizer) -> None:
             " compares ids, so use a teacher of the student's family"
         )
     if student.render("1+1") != teacher.render("1+1"):
-        raise ConfigError("student and teacher chat templates render the same prompt differently; use one template")
+        raise ConfigError(
+            "student and teacher chat templates render the same prompt differently; use one template"
+        )
 
 
 def _read(folder: Path):
     from transformers import AutoTokenizer
 
     if not (folder / "tokenizer.json").is_file():
-        raise DataError(f"{folder}: no tokenizer.json; a model folder needs its tokenizer beside the weights")
+        raise DataError(
+            f"{folder}: no tokenizer.json; a model folder needs its tokenizer beside the weights"
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the library raises many kinds; all mean that the files can't be read
-        raise DataError(f"{folder}: can't read the tokenizer ({type(error).__name__}: {error})") from error
+    except (
+        Exception
+    ) as error:  # the library raises many kinds; all mean that the files can't be read
+        raise DataError(
+            f"{folder}: can't read the tokenizer ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _render(hf, prompt: str) -> str:
     turns = [{"role": "user", "content": prompt}]
-    return hf.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    return hf.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
 
 
-def _template_ids(hf) -> tuple[list[int], list[int]]:
+def _template_ids(folder: Path, hf) -> tuple[list[int], list[int]]:
     """Ids of the template before and after the user's text."""
     before, marker, after = _render(hf, _PLACEHOLDER).partition(_PLACEHOLDER)
     if not marker:
-        raise DataError("the chat template does not show the user's text unchanged; can't encode prompts safely")
+        raise DataError(
+            f"{folder}: the chat template does not show the user's text unchanged; can't encode prompts safely"
+        )
     return hf.encode(before, add_special_tokens=False), hf.encode(after, add_special_tokens=False)
 
 
@@ -99,7 +114,10 @@ def _stop_ids(folder: Path, hf) -> tuple[int, ...]:
     ids: list[int] = []
     path = folder / "generation_config.json"
     if path.is_file():
-        declared = json.loads(path.read_text()).get("eos_token_id")
+        try:
+            declared = json.loads(path.read_text()).get("eos_token_id")
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"{path}: not a readable JSON object ({error})") from None
         ids += [declared] if isinstance(declared, int) else list(declared or [])
     if hf.eos_token_id is not None:
         ids.append(hf.eos_token_id)

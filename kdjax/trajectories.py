@@ -1,8 +1,8 @@
 """The teacher's trajectories, drawn once and kept on disk as Arrow files, in chunks of problems.
 
-A folder is named by everything that decides its contents (the weights' identity, the prompts, the sampling
-settings), which also stand in its settings.json. A chunk is drawn when it is first asked for, written
-beside its place and renamed: a killed run loses at most the chunk in flight.
+A folder is named by everything that decides its contents (the weights' identity, the prompts, the
+sampling settings), which also stand in its settings.json. A chunk is drawn when it is first asked
+for, written beside its place and renamed: a killed run loses at most the chunk in flight.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def open_trajectories(
 ) -> Callable[[np.ndarray], Samples]:
     """read(rows) -> Samples as host arrays, drawing missing chunks with `draw(rows)`.
 
-    `settings` names the contents. Errors: StorageError when the folder can't be written, DataError naming
-    a damaged chunk.
+    `settings` names the contents. Errors: StorageError when the folder can't be written, DataError
+    naming a damaged chunk.
     """
     text = json.dumps(settings, sort_keys=True, indent=2)
     folder = cache / "trajectories" / hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def chunk(number: int) -> Samples:
         place = folder / f"chunk-{number:05d}"
         if not place.is_dir():
@@ -45,7 +45,9 @@ def open_trajectories(
 
     def read(rows: np.ndarray) -> Samples:
         numbers, offsets = np.divmod(rows, CHUNK_ROWS)
-        picked = [[field[o] for field in chunk(int(n))] for n, o in zip(numbers, offsets, strict=True)]
+        picked = [
+            [field[o] for field in chunk(int(n))] for n, o in zip(numbers, offsets, strict=True)
+        ]
         return Samples(*(np.stack(column) for column in zip(*picked, strict=True)))
 
     return read
@@ -60,14 +62,18 @@ def _write_chunk(place: Path, rows: np.ndarray, samples: Samples, settings: str)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         (place.parent / "settings.json").write_text(settings + "\n")
-        table = datasets.Dataset.from_dict({"row": rows, **{name: list(v) for name, v in columns.items()}})
+        table = datasets.Dataset.from_dict(
+            {"row": rows, **{name: list(v) for name, v in columns.items()}}
+        )
         table.save_to_disk(str(partial))
         if place.is_dir():  # another process was faster, with the same contents
             shutil.rmtree(partial)
         else:
             partial.rename(place)
     except OSError as error:
-        raise StorageError(f"can't keep teacher trajectories in {place.parent}: {error}; set --cache") from error
+        raise StorageError(
+            f"can't keep teacher trajectories in {place.parent}: {error}; set --cache"
+        ) from error
 
 
 def _read_chunk(place: Path) -> Samples:
@@ -77,5 +83,7 @@ def _read_chunk(place: Path) -> Samples:
         table = datasets.load_from_disk(str(place)).with_format("numpy")
         fields = {name: table[name][:] for name in Samples._fields}
     except Exception as error:  # the library raises many kinds; all mean a damaged folder
-        raise DataError(f"teacher trajectories in {place} are damaged ({error}); delete that folder") from error
+        raise DataError(
+            f"teacher trajectories in {place} are damaged ({error}); delete that folder"
+        ) from error
     return Samples(**fields)

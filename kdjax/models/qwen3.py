@@ -51,26 +51,39 @@ class Layer(nnx.Module):
 
         def linear(width_in: int, width_out: int) -> nnx.Linear:
             init = nnx.initializers.normal(0.02)
-            return nnx.Linear(width_in, width_out, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs)
+            return nnx.Linear(
+                width_in, width_out, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs
+            )
 
         def norm(width: int) -> nnx.RMSNorm:
             return nnx.RMSNorm(width, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
 
-        d, query, keys = config.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        d, query, keys = (
+            config.hidden_size,
+            self.heads * self.head_dim,
+            self.kv_heads * self.head_dim,
+        )
         self.attention_norm, self.mlp_norm = norm(d), norm(d)
         self.q_norm, self.k_norm = norm(self.head_dim), norm(self.head_dim)
         self.q_proj, self.k_proj, self.v_proj = linear(d, query), linear(d, keys), linear(d, keys)
         self.o_proj = linear(query, d)
-        self.gate_proj, self.up_proj = linear(d, config.intermediate_size), linear(d, config.intermediate_size)
+        self.gate_proj, self.up_proj = (
+            linear(d, config.intermediate_size),
+            linear(d, config.intermediate_size),
+        )
         self.down_proj = linear(config.intermediate_size, d)
 
-    def __call__(self, x: jax.Array, positions_bt: jax.Array, attend: Attend) -> tuple[jax.Array, Any]:
+    def __call__(
+        self, x: jax.Array, positions_bt: jax.Array, attend: Attend
+    ) -> tuple[jax.Array, Any]:
         b, t, _ = x.shape
         y = self.attention_norm(x)
         q = self.q_norm(self.q_proj(y).reshape(b, t, self.heads, self.head_dim))
         k = self.k_norm(self.k_proj(y).reshape(b, t, self.kv_heads, self.head_dim))
         v = self.v_proj(y).reshape(b, t, self.kv_heads, self.head_dim)
-        attended, kept = attend(rotate(q, positions_bt, self.theta), rotate(k, positions_bt, self.theta), v)
+        attended, kept = attend(
+            rotate(q, positions_bt, self.theta), rotate(k, positions_bt, self.theta), v
+        )
         x = x + self.o_proj(attended.reshape(b, t, -1))
         y = self.mlp_norm(x)
         return x + self.down_proj(nnx.silu(self.gate_proj(y)) * self.up_proj(y)), kept
@@ -80,7 +93,7 @@ def rotate(x: jax.Array, positions_bt: jax.Array, theta: float) -> jax.Array:
     """Rotary position embedding in float32, halves rotated as in Qwen3: x [B, T, H, D] -> same."""
     half = x.shape[-1] // 2
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions_bt[..., None, None].astype(jnp.float32) * frequency
+    angle = positions_bt[..., None, None].astype(jnp.float32) * frequency[None, None, None]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -120,7 +133,7 @@ def build(config: DecoderConfig, dtype=jnp.float32) -> Model:
     def final_norm(params: Params, x):
         wide = x.astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.rms_norm_eps)
-        return (wide * scale * params["norm"]).astype(dtype)
+        return (wide * scale * params["norm"][None, None]).astype(dtype)
 
     def hidden(params: Params, tokens_bs: jax.Array) -> jax.Array:
         positions = jnp.broadcast_to(jnp.arange(tokens_bs.shape[1]), tokens_bs.shape)
@@ -147,14 +160,18 @@ def build(config: DecoderConfig, dtype=jnp.float32) -> Model:
         x, new_cache = embed(params, tokens_bt), []
         for number, kept in enumerate(cache):
             layer_params = jax.tree.map(lambda w, n=number: w[n], params["layers"])
-            x, kept = run_layer(layer_params, x, positions, _cached_attention(kept, pointer, start_b))
+            x, kept = run_layer(
+                layer_params, x, positions, _cached_attention(kept, pointer, start_b)
+            )
             new_cache.append(kept)
         return final_norm(params, x), new_cache
 
     return Model(config, hidden, head, init_cache, extend)
 
 
-def attention(q: jax.Array, keys_bksd: jax.Array, values_bksd: jax.Array, seen_bts: jax.Array) -> jax.Array:
+def attention(
+    q: jax.Array, keys_bksd: jax.Array, values_bksd: jax.Array, seen_bts: jax.Array
+) -> jax.Array:
     """Grouped-query attention, softmax in float32: q [B, T, H, D] over S slots -> [B, T, H, D].
 
     The queries of a group are rows of one matrix, so keys and values are never repeated. `seen` is
@@ -162,12 +179,22 @@ def attention(q: jax.Array, keys_bksd: jax.Array, values_bksd: jax.Array, seen_b
     """
     b, t, heads, head_dim = q.shape
     kv_heads = keys_bksd.shape[1]
-    grouped = q.reshape(b, t, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4).reshape(b, kv_heads, -1, head_dim)
+    grouped = (
+        q.reshape(b, t, kv_heads, -1, head_dim)
+        .transpose(0, 2, 3, 1, 4)
+        .reshape(b, kv_heads, -1, head_dim)
+    )
     logits = jnp.einsum("bkqd,bksd->bkqs", grouped, keys_bksd, preferred_element_type=jnp.float32)
     seen = jnp.tile(seen_bts, (1, heads // kv_heads, 1))[:, None]
-    weights = jax.nn.softmax(jnp.where(seen, logits * head_dim**-0.5, -1e30), axis=-1).astype(values_bksd.dtype)
+    weights = jax.nn.softmax(jnp.where(seen, logits * head_dim**-0.5, -1e30), axis=-1).astype(
+        values_bksd.dtype
+    )
     out = jnp.einsum("bkqs,bksd->bkqd", weights, values_bksd)
-    return out.reshape(b, kv_heads, -1, t, head_dim).transpose(0, 3, 1, 2, 4).reshape(b, t, heads, head_dim)
+    return (
+        out.reshape(b, kv_heads, -1, t, head_dim)
+        .transpose(0, 3, 1, 2, 4)
+        .reshape(b, t, heads, head_dim)
+    )
 
 
 def _causal_attention(length: int) -> Attend:
@@ -176,7 +203,9 @@ def _causal_attention(length: int) -> Attend:
     return lambda q, k, v: (attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), seen), None)
 
 
-def _cached_attention(cache: tuple[jax.Array, jax.Array], pointer: jax.Array, start_b: jax.Array) -> Attend:
+def _cached_attention(
+    cache: tuple[jax.Array, jax.Array], pointer: jax.Array, start_b: jax.Array
+) -> Attend:
     """Attention over slots start_b .. the query's own, after writing k and v at the pointer."""
 
     def attend(q, k, v):
@@ -185,7 +214,7 @@ def _cached_attention(cache: tuple[jax.Array, jax.Array], pointer: jax.Array, st
             for old, new in zip(cache, (k, v), strict=True)
         )
         slot, own = jnp.arange(keys.shape[2]), pointer + jnp.arange(q.shape[1])
-        seen = (slot <= own[:, None])[None] & (slot >= start_b[:, None, None])
+        seen = (slot[None] <= own[:, None])[None] & (slot[None, None] >= start_b[:, None, None])
         return attention(q, keys, values, seen), (keys, values)
 
     return attend

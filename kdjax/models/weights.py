@@ -17,8 +17,19 @@ from kdjax.models.config import DecoderConfig
 from kdjax.models.qwen3 import LAYER_NAMES
 
 WEIGHTS_FILE = "model.safetensors"
-COPIED_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-IDENTITY_FILES = ("config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json", WEIGHTS_FILE)
+COPIED_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+IDENTITY_FILES = (
+    "config.json",
+    "tokenizer.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    WEIGHTS_FILE,
+)
 
 
 def read_params(folder: Path, config: DecoderConfig) -> Params:
@@ -40,7 +51,11 @@ def read_params(folder: Path, config: DecoderConfig) -> Params:
     for name, path in LAYER_NAMES.items():
         stack = [tensors[f"model.layers.{i}.{name}"] for i in range(config.num_hidden_layers)]
         layers[path[0]] = {path[1]: jnp.asarray(np.stack([_turned(w, path) for w in stack]))}
-    params = {"embed": tensors["model.embed_tokens.weight"], "layers": layers, "norm": tensors["model.norm.weight"]}
+    params = {
+        "embed": tensors["model.embed_tokens.weight"],
+        "layers": layers,
+        "norm": tensors["model.norm.weight"],
+    }
     if not config.tie_word_embeddings:
         params["head"] = tensors["lm_head.weight"]
     return jax.tree.map(jnp.asarray, params)
@@ -51,17 +66,22 @@ def write_folder(folder: Path, params: Params, source: Path) -> None:
 
     Written beside its final place and renamed, so a folder is whole or absent. Errors: StorageError.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     if folder.exists() and any(folder.iterdir()):
-        raise StorageError(f"{folder} exists and is not empty; choose another folder, nothing was overwritten")
+        raise StorageError(
+            f"{folder} exists and is not empty; choose another folder, nothing was overwritten"
+        )
     config = json.loads((source / "config.json").read_text())
     partial = folder.with_name(folder.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(dict(_named(params)), partial / WEIGHTS_FILE, metadata={"format": "pt"})
-        (partial / "config.json").write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
+        content = save(dict(_named(params)), metadata={"format": "pt"})
+        (partial / WEIGHTS_FILE).write_bytes(content)  # save_file would make it private to the user
+        (partial / "config.json").write_text(
+            json.dumps({**config, "dtype": "float32"}, indent=2) + "\n"
+        )
         for name in COPIED_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, partial / name)
@@ -120,9 +140,13 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors import safe_open
 
     if not path.is_file():
-        raise DataError(f"{path.parent}: no {path.name}; kdjax reads safetensors in one file (no pickle)")
+        raise DataError(
+            f"{path.parent}: no {path.name}; kdjax reads safetensors in one file (no pickle)"
+        )
     try:
         with safe_open(path, framework="flax") as file:  # "flax" reads bfloat16 too
             return {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # the library raises its own kinds for every damage
-        raise DataError(f"{path}: damaged or not safetensors ({error}); fetch the file again") from error
+        raise DataError(
+            f"{path}: damaged or not safetensors ({error}); fetch the file again"
+        ) from error

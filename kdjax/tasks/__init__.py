@@ -38,7 +38,9 @@ def problem(task: str, split: str, index: int, terms: Sequence[int]) -> Problem:
         raise ConfigError(f"unknown split {split!r}; there are {sorted(SPLITS)}")
     if not terms or min(terms) < 2 or max(terms) > 32:
         raise ConfigError(f"terms must be numbers from 2 to 32, got {tuple(terms)}")
-    rng = np.random.Generator(np.random.Philox(key=_hash64(f"{task}/{split}"), counter=[0, 0, 0, index]))
+    rng = np.random.Generator(
+        np.random.Philox(key=_hash64(f"{task}/{split}"), counter=[0, 0, 0, index])
+    )
     count = int(rng.choice(np.asarray(terms)))
     while True:
         prompt, answer, solution = TASKS[task](rng, count)

@@ -33,7 +33,10 @@ def write_tokenizer(folder: Path) -> None:
     vocabulary = {character: i for i, character in enumerate(alphabet)}
     merges: list[tuple[str, str]] = []
     for word in WORDS:
-        pieces = [piece for piece, _ in pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(word)]
+        pieces = [
+            piece
+            for piece, _ in pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(word)
+        ]
         letters = "".join(pieces)
         for end in range(2, len(letters) + 1):
             merge = (letters[: end - 1], letters[end - 1])
@@ -54,5 +57,8 @@ def write_tokenizer(folder: Path) -> None:
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    generation = {"eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]], "pad_token_id": ids["<|endoftext|>"]}
+    generation = {
+        "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")

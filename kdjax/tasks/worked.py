@@ -50,7 +50,11 @@ def solution_text(
     value, position, text = start, 0, ""
     while position < len(terms):
         pair = terms[position : position + 2]
-        merged = len(pair) == 2 and all(op in "+-" for op, _ in pair) and rng.random() < MERGE_PROBABILITY
+        merged = (
+            len(pair) == 2
+            and all(op in "+-" for op, _ in pair)
+            and rng.random() < MERGE_PROBABILITY
+        )
         taken = pair if merged else pair[:1]
         before = value
         for term in taken:

@@ -1,0 +1,21 @@
+"""On-policy distillation with the entropy-gated length curriculum: 16, 32, then 64 tokens.
+
+    kdjax train configs/curriculum.py
+
+Every 50 steps the student's held-out entropy is measured on its own responses; the limit rises
+while it is at least the threshold, and stays for good at the last stable length once it is not.
+"""
+
+from kdjax import Config, reverse_kl
+from kdjax.config import Curriculum
+
+
+def get_config() -> Config:
+    return Config(
+        run="runs/curriculum",
+        prefix="student",
+        token_loss=reverse_kl,
+        curriculum=Curriculum(
+            lengths=(16, 32, 64), entropy_threshold_nats=0.1, measure_every_steps=50
+        ),
+    )

@@ -1,0 +1,202 @@
+"""A config's parts, built once: models, data, prefix source, compiled step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from kdjax import data, models
+from kdjax.base import Batch, ConfigError, Key, Model, Params, PrefixSource, TrainState
+from kdjax.config import Config, as_dict
+from kdjax.evaluate import EvalReport, evaluate
+from kdjax.optimizer import make_optimizer
+from kdjax.rollout import from_dataset, from_student, from_teacher
+from kdjax.sampler import Samples, generate
+from kdjax.score import score
+from kdjax.sharding import make_mesh, replicated, shard_batch
+from kdjax.step import make_step
+from kdjax.tokenizer import Tokenizer, check_same_vocabulary, load_tokenizer
+from kdjax.trajectories import CHUNK_ROWS, open_trajectories
+
+ROLLOUT, MEASURE, EVALUATE, TEACHER = range(4)  # purposes of the run key
+
+
+class Parts(NamedTuple):
+    """Everything a run is made of, built once from its config."""
+
+    config: Config
+    mesh: Mesh
+    tokenizer: Tokenizer
+    student: Model
+    initial_params: Params
+    teacher: Model | None
+    teacher_params: Params | None
+    optimizer: Any
+    source: data.Source
+    prefix: PrefixSource
+    generate: Callable[[Params, Batch, Key, int], Samples]
+    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    identities: dict[str, str]
+
+
+def build(config: Config) -> Parts:
+    """Load models and data, compose the step. The only place where names become functions."""
+    mesh, dtype = make_mesh(), jnp.dtype(config.dtype)
+    student_folder = models.find(config.student)
+    tokenizer = load_tokenizer(student_folder)
+    student, params = models.load(student_folder, mesh, dtype)
+    teacher = teacher_params = None
+    identities = {"student": models.identity(student_folder)}
+    if config.teacher is not None:
+        teacher_folder = models.find(config.teacher)
+        check_same_vocabulary(tokenizer, load_tokenizer(teacher_folder))
+        teacher, teacher_params = models.load(teacher_folder, mesh, dtype)
+        teacher_params = jax.tree.map(lambda w: w.astype(dtype), teacher_params)
+        identities["teacher"] = models.identity(teacher_folder)
+        if teacher.config.vocab_size != student.config.vocab_size:
+            raise ConfigError(
+                f"student has {student.config.vocab_size} vocabulary rows,"
+                f" teacher {teacher.config.vocab_size}; kdjax does not match padded vocabularies yet: use models with equal rows"
+            )
+    source = training_source(config)
+    optimizer = make_optimizer(
+        steps=config.steps,
+        lengths=config.curriculum.lengths,
+        entropy_threshold_nats=config.curriculum.entropy_threshold_nats,
+        **as_dict(config.optimizer),
+    )
+    step = make_step(
+        student,
+        teacher,
+        optimizer,
+        token_loss=config.token_loss,
+        objective=config.objective,
+        reduction=config.reduction,
+        micro_batches=config.micro_batches,
+        chunk=config.head_chunk,
+    )
+    draw = jitted_generate(student, tokenizer, config.temperature)
+    prefixes: dict[str, Callable[[], PrefixSource]] = {
+        "dataset": lambda: from_dataset,
+        "student": lambda: from_student(draw),
+        "teacher": lambda: from_teacher(
+            _teacher_trajectories(
+                config, mesh, tokenizer, teacher, teacher_params, source, identities["teacher"]
+            )
+        ),
+    }
+    if config.prefix == "dataset":
+        data.require_solutions(source)
+    return Parts(
+        config, mesh, tokenizer, student, params, teacher, teacher_params, optimizer, source,
+        prefixes[config.prefix](), draw, jax.jit(step, donate_argnums=0), identities,
+    )  # fmt: skip
+
+
+def training_source(config: Config) -> data.Source:
+    """The problems that a config trains on."""
+    if config.data.file is not None:
+        return data.file_source(config.data.file)
+    return data.task_source(config.data.task, "train", config.data.problems, config.data.terms)
+
+
+def heldout_source(config: Config) -> data.Source:
+    """The problems that the entropy gate measures on, disjoint from training and test."""
+    if config.curriculum.heldout_file is not None:
+        return data.file_source(config.curriculum.heldout_file)
+    return data.task_source(
+        config.data.task, "heldout", config.curriculum.heldout_problems, config.data.terms
+    )
+
+
+def test_source(config: Config) -> data.Source:
+    """The problems that a run is evaluated on."""
+    if config.evaluation.file is not None:
+        return data.file_source(config.evaluation.file)
+    return data.task_source(config.data.task, "test", config.evaluation.problems, config.data.terms)
+
+
+@functools.lru_cache(maxsize=8)
+def jitted_generate(model: Model, tokenizer: Tokenizer, temperature: float):
+    """The sampler of a model, jitted: (params, batch, key, max_new_tokens) -> Samples."""
+    draw = functools.partial(generate, model, stop_ids=tokenizer.stop_ids, temperature=temperature)
+    jitted = jax.jit(draw, static_argnames="max_new_tokens")
+    return lambda params, batch, key, max_new_tokens: jitted(
+        params, batch, key, max_new_tokens=max_new_tokens
+    )
+
+
+def run_key(config: Config, purpose: int, step: int = 0) -> Key:
+    """The key of a purpose at a step: the same whenever it is asked for; nothing is saved."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), purpose), step)
+
+
+def encode(
+    source: data.Source, tokenizer: Tokenizer, indices, config: Config, length: int
+) -> Batch:
+    limit = config.data.max_prompt_tokens
+    return data.encode_batch(
+        source, [int(i) for i in indices], tokenizer, max_prompt_tokens=limit, max_new_tokens=length
+    )
+
+
+def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict[str, Any]]]:
+    """The config's evaluation of any parameters of the student's shape."""
+    config, settings = parts.config, parts.config.evaluation
+    params = jax.device_put(params, replicated(parts.mesh))
+    scorer = functools.partial(_score_student, parts.student, parts.teacher, config.head_chunk)
+    return evaluate(
+        jitted_generate(parts.student, parts.tokenizer, settings.temperature),
+        lambda params, rollout: scorer(params, parts.teacher_params, rollout),
+        params,
+        test_source(config),
+        parts.tokenizer,
+        run_key(config, EVALUATE),
+        samples=settings.samples,
+        k=settings.k,
+        temperature=settings.temperature,
+        max_new_tokens=settings.max_new_tokens,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+        batch_size=-(-settings.batch_size // parts.mesh.size) * parts.mesh.size,
+        seed=config.seed,
+        place=lambda batch: shard_batch(batch, parts.mesh),
+    )
+
+
+def _teacher_trajectories(config, mesh, tokenizer, teacher, teacher_params, source, identity):
+    """read(rows) -> the teacher's responses, drawn once for all runs that ask for the same."""
+    draw = jitted_generate(teacher, tokenizer, config.temperature)
+    length = config.curriculum.lengths[-1]
+    settings = {
+        "weights": identity,
+        "prompts": data.source_key(source, tokenizer, config.data.max_prompt_tokens),
+        "temperature": config.temperature,
+        "max_new_tokens": length,
+        "stop_ids": list(tokenizer.stop_ids),
+        "seed": config.seed,
+        "dtype": config.dtype,
+    }
+
+    def draw_rows(rows: np.ndarray) -> Samples:
+        padded = np.concatenate(
+            [rows, np.full(CHUNK_ROWS - len(rows), rows[-1])]
+        )  # one shape, one compile
+        batch = encode(source, tokenizer, padded, config, length)
+        samples = draw(teacher_params, shard_batch(batch, mesh), run_key(config, TEACHER), length)
+        return jax.tree.map(lambda x: np.asarray(x)[: len(rows)], samples)
+
+    return open_trajectories(Path(config.cache), settings, source.size, draw_rows)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _score_student(
+    student: Model, teacher: Model | None, chunk: int, params, teacher_params, rollout
+):
+    return score(student, params, teacher, teacher_params, rollout, chunk=chunk)

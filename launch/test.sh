@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Lint, types and the whole test suite, in the same .venv as the quickstart. Extra arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/environment.sh
+install "test"
+
+# Parity tests compare with transformers in torch. Only a CPU build is taken: CUDA builds bring gigabytes.
+torch="torch==2.13.0"
+if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --dry-run --no-deps --report .venv/torch.json \
+    "$torch" >/dev/null 2>&1 || true
+  if .venv/bin/python - <<'PY'
+import json, sys
+try:
+    wheel = json.load(open(".venv/torch.json"))["install"][0]["metadata"]
+except (OSError, ValueError, LookupError):
+    sys.exit(1)
+sys.exit(sys.platform == "linux" and any("nvidia" in r or "cuda" in r for r in wheel.get("requires_dist", [])))
+PY
+  then
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check "$torch"
+  else
+    echo "No CPU build of $torch for $(.venv/bin/python -V): the parity tests are LEFT OUT of this run."
+  fi
+fi
+
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/xla}"
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy kdjax
+exec .venv/bin/python -m pytest -n 2 "$@"

@@ -1,0 +1,200 @@
+"""Configs: the same thing in Python, in JSON and in an error message."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from kdjax import (
+    add,
+    at_temperature,
+    clip,
+    divergence,
+    forward_kl,
+    mix,
+    negative_log_likelihood,
+    reverse_kl,
+    scale,
+    token_mean,
+)
+from kdjax.base import ConfigError
+from kdjax.config import (
+    Config,
+    Curriculum,
+    Data,
+    Evaluation,
+    Optimizer,
+    as_dict,
+    differences,
+    from_dict,
+    validate,
+)
+
+FULL = Config(
+    run="runs/other",
+    student="a folder",
+    teacher=None,
+    prefix="dataset",
+    token_loss=mix(at_temperature(forward_kl, 2.0), clip(reverse_kl, 5.0), weight=0.8),
+    objective=add(negative_log_likelihood, scale(divergence, -0.1)),
+    reduction=token_mean,
+    steps=7,
+    batch_size=6,
+    micro_batches=2,
+    temperature=0.0,
+    seed=-3,
+    data=Data(task="calc", terms=(2,), problems=9, file="p.jsonl", max_prompt_tokens=5),
+    optimizer=Optimizer(3e-4, 0.1, 0.5, 2.0, 0.01, 0.99),
+    curriculum=Curriculum((8, 16), 0.25, 3, 4, "h.jsonl"),
+    evaluation=Evaluation(5, "t.jsonl", 4, (1, 4), 0.6, 32, 16),
+    save_every_steps=2,
+    log_every_steps=1,
+    dtype="bfloat16",
+    head_chunk=4,
+    cache="elsewhere",
+    wandb_project="w",
+)
+
+
+def test_the_full_example_leaves_no_field_at_its_default():
+    """Or else the round trip below could lose a field unseen."""
+    default, full = Config(), FULL
+    same = {
+        f.name
+        for f in dataclasses.fields(Config)
+        if getattr(default, f.name) == getattr(full, f.name)
+    }
+    assert same == set()
+
+
+@pytest.mark.parametrize("config", [Config(), FULL], ids=["default", "full"])
+def test_round_trip_through_json(config):
+    """from_dict(as_dict(c)) = c through a JSON file, composed losses by their text."""
+    written = json.loads(json.dumps(as_dict(config)))
+    again = from_dict(written)
+    assert as_dict(again) == as_dict(config)
+    functions = ("token_loss", "objective", "reduction")
+    plain = {name: None for name in functions}
+    assert dataclasses.replace(again, **plain) == dataclasses.replace(config, **plain)
+    assert validate(again) is again
+
+
+def test_losses_are_written_as_text():
+    """The JSON shows what would be typed on the command line."""
+    written = as_dict(FULL)
+    expected = "mix(at_temperature(forward_kl, 2.0), clip(reverse_kl, 5.0), weight=0.8)"
+    assert written["token_loss"] == expected
+    assert written["objective"] == "add(negative_log_likelihood, scale(divergence, -0.1))"
+    assert written["reduction"] == "token_mean"
+
+
+def test_an_unknown_loss_becomes_the_default():
+    """A loss of the user's own is only known to its file: reading the run again does not fail."""
+
+    def own(student_logp, teacher_logp):
+        return forward_kl(student_logp, teacher_logp)
+
+    written = as_dict(Config(token_loss=own, steps=3))
+    assert written["token_loss"].endswith(".own")
+    again = from_dict(written)
+    assert again.token_loss is forward_kl
+    assert again.steps == 3
+
+
+def test_differences():
+    """One line a value that differs, by dotted name; nothing where nothing differs."""
+    old = as_dict(Config())
+    changed = Config(steps=9, token_loss=reverse_kl, data=Data(problems=5))
+    new = as_dict(changed)
+    assert differences(old, old) == []
+    assert differences(old, new) == [
+        "data.problems: 4096 -> 5",
+        "steps: 200 -> 9",
+        "token_loss: forward_kl -> reverse_kl",
+    ]
+    assert differences({"a": 1}, {"b": 2}) == ["a: 1 -> None", "b: None -> 2"]
+    assert differences({"a": {"b": 1}}, {"a": None}) == ["a: {'b': 1} -> None"]
+
+
+@pytest.mark.parametrize("config", [Config(), FULL], ids=["default", "full"])
+def test_a_valid_config_comes_back_itself(config):
+    """validate returns its argument."""
+    assert validate(config) is config
+
+
+def nested(field: str, **changes) -> dict:
+    """A change of one of the config's parts."""
+    return {field: dataclasses.replace(getattr(Config(), field), **changes)}
+
+
+ON_FILE = dict(data=Data(file="p.jsonl"))
+
+WRONG = [
+    (dict(steps="3"), "steps must be int, got '3'"),
+    (dict(steps=3.0), "steps must be int, got 3.0"),
+    (dict(steps=True), "steps must be int, got True"),
+    (dict(seed=None), "seed must be int, got None"),
+    (dict(run=None), "run must be str, got None"),
+    (dict(run="two\nlines", steps="a\nb"), r"steps must be int, got 'a\nb'"),
+    (dict(teacher=5), "teacher must be str | None, got 5"),
+    (dict(temperature="1"), "temperature must be float, got '1'"),
+    (dict(temperature=True), "temperature must be float, got True"),
+    (dict(prefix="both"), "prefix must be Literal['dataset', 'teacher', 'student'], got 'both'"),
+    (dict(dtype="float16"), "dtype must be Literal['float32', 'bfloat16'], got 'float16'"),
+    (dict(token_loss="forward_kl"), "token_loss must be"),
+    (dict(objective=None), "objective must be"),
+    (dict(reduction=1), "reduction must be"),
+    (dict(data={"task": "calc"}), "data must be a Data, got {'task': 'calc'}"),
+    (dict(optimizer=Data()), "optimizer must be a Optimizer, got Data("),
+    (nested("data", terms=[2]), "data.terms must be tuple[int, ...], got [2]"),
+    (nested("data", terms=(2.0,)), "data.terms must be tuple[int, ...], got (2.0,)"),
+    (nested("optimizer", learning_rate="1e-3"), "optimizer.learning_rate must be float"),
+    (nested("curriculum", lengths=64), "curriculum.lengths must be tuple[int, ...], got 64"),
+    (nested("evaluation", k=1), "evaluation.k must be tuple[int, ...], got 1"),
+    (dict(steps=0), "steps must be at least 1, got 0"),
+    (dict(batch_size=0), "batch_size must be at least 1, got 0"),
+    (dict(micro_batches=-1), "micro_batches must be at least 1, got -1"),
+    (dict(save_every_steps=0), "save_every_steps must be at least 1, got 0"),
+    (dict(log_every_steps=0), "log_every_steps must be at least 1, got 0"),
+    (dict(head_chunk=0), "head_chunk must be at least 1, got 0"),
+    (dict(batch_size=10, micro_batches=4), "batch_size 10 is not a multiple of micro_batches 4"),
+    (
+        dict(teacher=None, prefix="teacher", objective=negative_log_likelihood),
+        "prefix teacher needs a teacher; set teacher, or prefix dataset",
+    ),
+    (dict(teacher=None), "objective divergence needs a teacher; set teacher, or objective neg"),
+    (dict(temperature=-0.5), "temperature must be at least 0, got -0.5"),
+    (dict(temperature=math.nan), "temperature must be at least 0, got nan"),
+    (ON_FILE, "data.file needs evaluation.file"),
+    (
+        ON_FILE | dict(evaluation=Evaluation(file="t"), curriculum=Curriculum(lengths=(8, 16))),
+        "a curriculum on data.file needs curriculum.heldout_file",
+    ),
+    (nested("curriculum", measure_every_steps=0), "curriculum.measure_every_steps and"),
+    (nested("curriculum", heldout_problems=0), "heldout_problems must be at least 1"),
+    (nested("evaluation", k=()), "evaluation.k must lie in 1..samples (8), got ()"),
+    (nested("evaluation", k=(0, 1)), "evaluation.k must lie in 1..samples (8), got (0, 1)"),
+    (nested("evaluation", k=(1, 9)), "evaluation.k must lie in 1..samples (8), got (1, 9)"),
+    (nested("evaluation", temperature=-1.0), "evaluation.temperature must be at least 0, got -1"),
+    (nested("evaluation", problems=0), "evaluation.problems"),
+    (nested("evaluation", max_new_tokens=0), "max_new_tokens"),
+    (nested("evaluation", batch_size=0), "batch_size must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), WRONG)
+def test_each_rule_names_its_field(changes, says):
+    """A ConfigError of one line: the field by its dotted name, what it got, the remedy."""
+    with pytest.raises(ConfigError) as caught:
+        validate(dataclasses.replace(Config(), **changes))
+    assert str(caught.value).startswith(says) or says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_length_on_a_file_needs_no_heldout_problems():
+    """The gate has nothing to measure for a fixed horizon, so the rule does not reach it."""
+    config = Config(data=Data(file="p.jsonl"), evaluation=Evaluation(file="t.jsonl"))
+    assert validate(config) is config

@@ -1,0 +1,53 @@
+"""FLOPs against a count by hand of every matrix product of one tiny decoder."""
+
+from __future__ import annotations
+
+import pytest
+
+from kdjax import flops
+from kdjax.models.config import DecoderConfig
+
+TINY = DecoderConfig(
+    vocab_size=10, hidden_size=4, intermediate_size=8, num_hidden_layers=2,
+    num_attention_heads=2, num_key_value_heads=1, head_dim=2,
+)  # fmt: skip
+WIDE = DecoderConfig(
+    vocab_size=10, hidden_size=6, intermediate_size=12, num_hidden_layers=1,
+    num_attention_heads=2, num_key_value_heads=2, head_dim=4,
+)  # fmt: skip
+
+
+def test_forward_by_hand():
+    """Twice the products of each layer's matrices, the norms' weights, and half of the square."""
+    queries, keys, values, output = 4 * 4, 4 * 2, 4 * 2, 4 * 4
+    gated_mlp = 4 * 8 + 4 * 8 + 8 * 4
+    norms = 4 + 4 + 2 + 2
+    weights = 2 * (queries + keys + values + output + gated_mlp + norms) + 4
+    tokens, length = 30, 6
+    scores_and_values = 2 * 2 * (length / 2) * (2 * 2) * 2
+    assert flops.forward(TINY, tokens, length) == tokens * (2 * weights + scores_and_values)
+
+
+def test_forward_is_linear_in_tokens_and_in_length():
+    """Twice the tokens cost twice; attention alone grows with the length."""
+    one = flops.forward(TINY, 10, 8)
+    assert flops.forward(TINY, 20, 8) == 2 * one
+    assert flops.forward(TINY, 10, 16) - one == one - flops.forward(TINY, 10, 0)
+    assert flops.forward(TINY, 10, 16) > one
+
+
+def test_head_and_sampling():
+    """The head is read for new tokens alone; prompt and response pass the layers once."""
+    assert flops.head(TINY, 5) == 5 * 2 * 10 * 4
+    assert flops.sampling(TINY, 7, 5, 6) == flops.forward(TINY, 12, 6) + flops.head(TINY, 5)
+
+
+def test_training_is_three_students_and_one_teacher():
+    """The student forward and backward (3 times forward), the teacher forward, if there is one."""
+    sizes = dict(prompt_tokens=7, new_tokens=5, mean_length=6)
+    student, teacher = (
+        flops.forward(config, 12, 6) + flops.head(config, 5) for config in (TINY, WIDE)
+    )
+    assert flops.training(TINY, None, **sizes) == 3 * student
+    assert flops.training(TINY, WIDE, **sizes) == pytest.approx(3 * student + teacher)
+    assert teacher != student

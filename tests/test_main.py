@@ -1,0 +1,164 @@
+"""The command line: every mistake is one line with the remedy and an exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdjax.__main__ import main
+
+CONFIG = """
+from kdjax import Config, reverse_kl
+from kdjax.config import Curriculum, Data, Evaluation
+
+def get_config():
+    return Config(
+        run={run!r}, student={student!r}, teacher={teacher!r}, cache={cache!r},
+        token_loss=reverse_kl, steps=2, batch_size=8, data=Data(terms=(2,), problems=8, max_prompt_tokens=24),
+        curriculum=Curriculum(lengths=(8,)),
+        evaluation=Evaluation(problems=4, samples=2, k=(1, 2), max_new_tokens=8, batch_size=8),
+    )
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path, student_folder, teacher_folder) -> Path:
+    path = tmp_path / "tiny.py"
+    values = dict(run=str(tmp_path / "run"), cache=str(tmp_path / "cache"))
+    path.write_text(
+        CONFIG.format(student=str(student_folder), teacher=str(teacher_folder), **values)
+    )
+    return path
+
+
+def fails(capsys, code: int, *arguments) -> str:
+    """The single line that a failing command prints."""
+    assert main([str(a) for a in arguments]) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith("kdjax: ")
+    assert printed.count("\n") == 1
+    assert "Traceback" not in printed
+    return printed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["--stepz", "3"], "unknown field stepz; did you mean steps?"),
+        (["--learning_rate", "3"], "did you mean optimizer.learning_rate?"),
+        (["--optimizer.learning-rat", "3"], "did you mean optimizer.learning_rate?"),
+        (["--steps", "abc"], "--steps: invalid literal for int() with base 10: 'abc'"),
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+        (["--prefix", "both"], "invalid choice 'both' for argument '--prefix'"),
+        (["--token_loss", "kl"], "'kl' is not a loss"),
+        (
+            ["--token_loss", "mix(forward_kl, reverse_kl, weight=1.3)"],
+            "weight must be in [0, 1], got 1.3",
+        ),
+        (["--teacher", "None"], "objective divergence needs a teacher"),
+        (["--batch_size", "12"], "make it a multiple of 8"),
+        (["--micro_batches", "3"], "not a multiple of micro_batches 3"),
+        (["--curriculum.lengths", "16", "8"], "lengths must be positive and rise"),
+        (["--data.task", "algebra"], "unknown task 'algebra'"),
+        (["--wandb_project", "x"], "pip install wandb"),
+    ],
+)
+def test_wrong_config_is_64(config_file, capsys, tmp_path, overrides, says):
+    """Unknown fields name the nearest, wrong types and values name the field."""
+    assert says in fails(capsys, 64, "train", config_file, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["--data.max_prompt_tokens", "5"], "the limit is 5 (data.max_prompt_tokens)"),
+        (["--student", "nowhere"], "no model folder nowhere"),
+        (["--data.problems", "0"], "has no problems"),
+    ],
+)
+def test_bad_data_is_65(config_file, capsys, overrides, says):
+    """A prompt over the limit, a missing model, an empty dataset."""
+    assert says in fails(capsys, 65, "train", config_file, *overrides)
+
+
+def test_bad_files(tmp_path, capsys):
+    """A missing config names the nearest one; a broken or wrong one says what is wrong."""
+    assert "did you mean configs/student_mix.py?" in fails(
+        capsys, 64, "train", "configs/student_mixx.py"
+    )
+    path = tmp_path / "broken.py"
+    path.write_text("import nothing_like_this")
+    assert "does not run: ModuleNotFoundError" in fails(capsys, 64, "train", path)
+    path.write_text("x = 1")
+    assert "has no get_config()" in fails(capsys, 64, "train", path)
+    path.write_text("from kdjax import Config\ndef get_config(): return Config(stepz=1)")
+    assert "unknown field stepz; did you mean steps?" in fails(capsys, 64, "train", path)
+    path.write_text("from kdjax import Config\ndef get_config(): return Config(steps='many')")
+    assert "steps must be int, got 'many'" in fails(capsys, 64, "train", path)
+    path.write_text("def get_config(): return 3")
+    assert "must return a kdjax.Config, got 3" in fails(capsys, 64, "train", path)
+
+
+def test_usage(capsys, tmp_path):
+    """No command, unknown commands and missing arguments are told how to go on."""
+    assert main([]) == 0
+    assert "kdjax train CONFIG" in capsys.readouterr().out
+    assert "unknown command 'trian'" in fails(capsys, 64, "trian")
+    assert "usage: kdjax train CONFIG" in fails(capsys, 64, "train")
+    assert "usage: kdjax export RUN OUT" in fails(capsys, 64, "export", "a")
+    assert "holds no config.json" in fails(
+        capsys, 65, "export", tmp_path / "no run", tmp_path / "out"
+    )
+
+
+def test_help_is_quick():
+    """`kdjax --help` and `import kdjax` load neither jax nor any other heavy package."""
+    code = "import sys, kdjax.__main__ as m; m.main(['--help']); print(*sys.modules)"
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    loaded = set(out.splitlines()[-1].split())
+    assert not loaded & {
+        "jax",
+        "transformers",
+        "datasets",
+        "matplotlib",
+        "orbax",
+        "flax",
+        "torch",
+        "tyro",
+    }
+
+
+def test_train_export_evaluate(config_file, tmp_path, capsys):
+    """A run and the folder exported from it evaluate to the same numbers."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert main(["train", str(config_file)]) == 0
+    assert "report:" in capsys.readouterr().out
+    assert main(["export", str(run), str(out)]) == 0
+    capsys.readouterr()
+    assert "nothing was overwritten" in fails(capsys, 74, "export", run, out)
+    assert main(["evaluate", str(run), "--out", str(tmp_path / "a.json")]) == 0
+    small = ["--data.terms", "2", "--data.max_prompt_tokens", "24", "--evaluation.problems", "4"]
+    small += [
+        "--evaluation.samples",
+        "2",
+        "--evaluation.k",
+        "1",
+        "2",
+        "--evaluation.max_new_tokens",
+        "8",
+    ]
+    small += ["--evaluation.batch_size", "8"]
+    small += ["--out", str(tmp_path / "b.json")]
+    assert main(["evaluate", str(out), *small]) == 0
+    import json
+
+    a, b = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert a["length"] == b["length"]
+    assert a["entropy"] == pytest.approx(b["entropy"], rel=1e-6)
+    assert a["forward_kl"] > 0
+    assert b["forward_kl"] is None

@@ -1,0 +1,185 @@
+"""The embedded tasks: deterministic, disjoint splits, right answers, right and varied solutions."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import numpy as np
+import pytest
+
+from kdjax.answers import extract_answer, is_equivalent
+from kdjax.base import ConfigError
+from kdjax.tasks import TASKS, problem, split_of
+from kdjax.tasks.worked import chain_text, solution_text
+
+SPLITS = ("train", "heldout", "test")
+every_task = pytest.mark.parametrize("task", sorted(TASKS))
+
+
+def read_chain(text: str) -> tuple[int, list[tuple[str, int]]]:
+    """(start, terms) of a chain such as -5+3x2."""
+    start, rest = re.fullmatch(r"(-?\d+)((?:[-+x]\d+)*)", text).groups()
+    return int(start), [(op, int(n)) for op, n in re.findall(r"([-+x])(\d+)", rest)]
+
+
+def calculate(task: str, text: str) -> list[int]:
+    """Every value on the way through a chain, from left to right as on a pocket calculator."""
+    start, terms = read_chain(text)
+    values = [start]
+    for operator, number in terms:
+        if operator == "x":
+            value = values[-1] * number
+        else:
+            value = values[-1] + (number if operator == "+" else -number)
+        values.append(value % 97 if task == "lastdigit" else value)
+    return values
+
+
+def solution_lines(solution: str) -> list[str]:
+    """The lines of a worked solution, without the boxed answer."""
+    return solution[: solution.index(r"\boxed")].split(";")[:-1]
+
+
+@every_task
+def test_deterministic_in_task_split_and_index(task):
+    """A problem is a pure function of its name: the order in which others are drawn does not matter."""
+    forwards = [problem(task, "train", i, (2, 5, 9)) for i in range(40)]
+    backwards = [problem(task, "train", i, (2, 5, 9)) for i in reversed(range(40))]
+    assert forwards == backwards[::-1]
+    assert [p.id for p in forwards] == [f"{task}/train/{i}" for i in range(40)]
+    assert len({p.prompt for p in forwards}) > 35
+
+
+@every_task
+def test_splits_do_not_overlap(task):
+    """No prompt of a split is in another, over thousands of two-term prompts; split_of agrees."""
+    prompts = {s: {problem(task, s, i, (2,)).prompt for i in range(1000)} for s in SPLITS}
+    assert all(len(p) > 50 for p in prompts.values())
+    for split in SPLITS:
+        assert {split_of(task, p) for p in prompts[split]} == {split}
+        for other in set(SPLITS) - {split}:
+            assert not prompts[split] & prompts[other]
+
+
+@every_task
+def test_split_of_deals_eight_one_one_by_sha256(task):
+    """The first 8 bytes of sha256(task:prompt) as a fraction: 0.8 train, 0.1 held out, 0.1 test."""
+    prompts = [problem(task, split, i, (4,)).prompt for split in SPLITS for i in range(300)]
+    for prompt in prompts:
+        digest = hashlib.sha256(f"{task}:{prompt}".encode()).digest()
+        fraction = int.from_bytes(digest[:8], "big") / 2**64
+        assert split_of(task, prompt) == SPLITS[(fraction >= 0.8) + (fraction >= 0.9)]
+
+
+@every_task
+def test_answers_are_right(task):
+    """The gold answer is what an independent calculator finds; lastdigit reduces modulo 97."""
+    for terms in (2, 3, 8, 32):
+        for index in range(200):
+            made = problem(task, "train", index, (terms,))
+            assert len(read_chain(made.prompt[:-1])[1]) == terms - 1
+            assert made.prompt.endswith("=")
+            assert int(made.answer) == calculate(task, made.prompt[:-1])[-1]
+
+
+def test_chain_sums_are_sums():
+    """A chainsum prompt is also right under ordinary precedence: it is a plain signed sum."""
+    for index in range(200):
+        made = problem("chainsum", "test", index, (2, 16))
+        numbers = [int(n) for n in re.findall(r"[-+]?\d+", made.prompt)]
+        assert int(made.answer) == sum(numbers)
+
+
+@every_task
+def test_solutions_are_arithmetic(task):
+    """Every line is right and goes on from the last; the lines spell the prompt; the box holds the gold."""
+    for index in range(400):
+        made = problem(task, "train", index, (2, 5, 12))
+        start, value, walked, previous = *[read_chain(made.prompt[:-1])[0]] * 2, [], None
+        for line in solution_lines(made.solution):
+            if line.startswith("?"):
+                assert line == "?" + previous
+                continue
+            chain, _, result = line.rpartition("=")
+            assert calculate(task, chain)[-1] == int(result)
+            assert read_chain(chain)[0] == value
+            walked += read_chain(chain)[1]
+            value, previous = int(result), line
+        assert (start, walked) == read_chain(made.prompt[:-1])
+        assert value == int(made.answer)
+        assert extract_answer(made.solution) == made.answer
+        assert is_equivalent(extract_answer(made.solution), made.answer)
+
+
+def test_one_problem_has_many_solutions():
+    """Styles differ: of 300 solutions of one chain over 60 are different, with merges and checks."""
+    terms = [("+", 5), ("-", 2), ("x", 3), ("+", 4), ("-", 9), ("+", 1), ("x", 2), ("-", 6)]
+    solutions = [solution_text(np.random.default_rng(i), 7, terms) for i in range(300)]
+    lines = [line for s in solutions for line in solution_lines(s)]
+    assert len(set(solutions)) > 60
+    assert 0.06 < np.mean([line.startswith("?") for line in lines]) < 0.16
+    merged = [line for line in lines if len(read_chain(line.lstrip("?").split("=")[0])[1]) == 2]
+    assert 0.03 < len(merged) / len(lines) < 0.2
+    assert not any("x" in line for line in merged)
+    assert {extract_answer(s) for s in solutions} == {str(calculate("calc", "7+5-2x3+4-9+1x2-6")[-1])}
+    assert chain_text(7, terms) == "7+5-2x3+4-9+1x2-6="
+
+
+def test_calc_stays_in_two_digits():
+    """Every value on the way through a calc chain is in 0..99, and all three operators occur."""
+    chains = [problem("calc", "train", i, (2, 9, 32)).prompt[:-1] for i in range(600)]
+    assert all(0 <= value <= 99 for chain in chains for value in calculate("calc", chain))
+    assert {op for chain in chains for op, _ in read_chain(chain)[1]} == {"+", "-", "x"}
+
+
+@every_task
+def test_answer_space(task):
+    """A blind guess is worth about 1 %: at least 97 different answers, none with over 8 %."""
+    answers = [problem(task, "train", i, (4,)).answer for i in range(3000)]
+    found, counts = np.unique(answers, return_counts=True)
+    assert len(found) >= 97
+    assert counts.max() / counts.sum() < 0.08
+
+
+def test_response_length_grows_with_terms(tokenizer):
+    """With its stop token a response has under 20 tokens at 2 terms and about 256 at 32."""
+    means = [
+        np.mean([
+            len(tokenizer.encode(problem("calc", "train", i, (terms,)).solution)) + 1
+            for i in range(60)
+        ])
+        for terms in (2, 4, 8, 16, 32)
+    ]  # fmt: skip
+    assert means == sorted(means)
+    assert 8 < means[0] < 20
+    assert 200 < means[-1] < 280
+
+
+def test_terms_are_drawn_from_all_that_are_named():
+    """Each number of terms in `terms` occurs, evenly: 3 values over 900 problems, each 25 to 42 %."""
+    counts = [
+        1 + len(read_chain(problem("calc", "train", i, (2, 3, 7)).prompt[:-1])[1])
+        for i in range(900)
+    ]
+    found, how_often = np.unique(counts, return_counts=True)
+    assert found.tolist() == [2, 3, 7]
+    assert all(0.25 < n / 900 < 0.42 for n in how_often)
+
+
+@pytest.mark.parametrize(
+    ("task", "split", "terms", "says"),
+    [
+        ("sum", "train", (2,), "unknown task 'sum'"),
+        ("calc", "dev", (2,), "unknown split 'dev'"),
+        ("calc", "train", (), "terms must be numbers from 2 to 32, got ()"),
+        ("calc", "train", (1, 2), "terms must be numbers from 2 to 32, got (1, 2)"),
+        ("calc", "train", (2, 33), "terms must be numbers from 2 to 32, got (2, 33)"),
+    ],
+)
+def test_bad_arguments(task, split, terms, says):
+    """A ConfigError of one line that names the argument and what it got."""
+    with pytest.raises(ConfigError) as caught:
+        problem(task, split, 0, terms)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)

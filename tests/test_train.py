@@ -1,0 +1,325 @@
+"""The whole of a run: trains, resumes bit for bit, refuses what would corrupt it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from kdjax import forward_kl, mix, models, report, reverse_kl
+from kdjax import parts as parts_module
+from kdjax import train as train_module
+from kdjax.base import ConfigError, DataError, StorageError
+from kdjax.checkpoint import open_checkpoints
+from kdjax.config import Config, Curriculum, Data, Evaluation
+from kdjax.objective import negative_log_likelihood
+from kdjax.optimizer import gate_state, make_optimizer
+from kdjax.sharding import replicated
+from kdjax.step import init_state, make_step
+
+CELLS = [
+    ("teacher", forward_kl),
+    ("teacher", reverse_kl),
+    ("student", forward_kl),
+    ("student", reverse_kl),
+]
+
+
+@pytest.fixture
+def tiny(tmp_path, student_folder, teacher_folder) -> Config:
+    return Config(
+        run=str(tmp_path / "run"),
+        cache=str(tmp_path / "cache"),
+        student=str(student_folder),
+        teacher=str(teacher_folder),
+        steps=4,
+        batch_size=8,
+        data=Data(terms=(2,), problems=24, max_prompt_tokens=24),
+        curriculum=Curriculum(lengths=(8,), measure_every_steps=2, heldout_problems=8),
+        evaluation=Evaluation(problems=4, samples=2, k=(1, 2), max_new_tokens=8, batch_size=8),
+        save_every_steps=2,
+        log_every_steps=1,
+    )
+
+
+def final_state(config: Config):
+    """The newest checkpoint of a run: (step, state, what was saved beside it)."""
+    _, params = models.load(config.student)
+    optimizer = make_optimizer(learning_rate=1.0, steps=1, lengths=config.curriculum.lengths)
+    checkpoints = open_checkpoints(Path(config.run) / "checkpoints")
+    step = checkpoints.steps()[-1]
+    state, about = checkpoints.restore(step, init_state(params, optimizer))
+    checkpoints.close()
+    return step, state, about
+
+
+def interrupt_at(monkeypatch, step: int):
+    """Stop the run as ctrl-C would, before `step` is trained."""
+    rollout = train_module._rollout
+
+    def interrupted(parts, state, number):
+        if number == step:
+            raise KeyboardInterrupt
+        return rollout(parts, state, number)
+
+    monkeypatch.setattr(train_module, "_rollout", interrupted)
+
+
+def assert_bitwise_equal(first, second):
+    chex.assert_trees_all_equal_structs(first, second)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def logged(config: Config) -> list[dict]:
+    return [
+        {k: v for k, v in r.items() if k != "seconds"}
+        for r in report.read_metrics(Path(config.run))
+    ]
+
+
+@pytest.mark.parametrize(("prefix", "token_loss"), CELLS, ids=lambda x: getattr(x, "__name__", x))
+def test_interrupted_equals_uninterrupted(tiny, tmp_path, monkeypatch, prefix, token_loss):
+    """Stop before step 3, resume from step 2: the same bits and metrics as in one go."""
+    whole = dataclasses.replace(tiny, prefix=prefix, token_loss=token_loss)
+    train_module.train(whole)
+    halves = dataclasses.replace(
+        whole, run=str(tmp_path / "halves"), cache=str(tmp_path / "other cache")
+    )
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 3)
+        with pytest.raises(KeyboardInterrupt):
+            train_module.train(halves)
+    assert final_state(halves)[0] == 2
+    train_module.train(halves)
+    step, state, _ = final_state(whole)
+    resumed_step, resumed, _ = final_state(halves)
+    assert step == resumed_step == 4
+    assert_bitwise_equal(state, resumed)
+    assert logged(whole) == logged(halves)
+    assert [r["step"] for r in logged(halves)] == [1, 2, 3, 4]
+
+
+def test_a_run_killed_at_a_measurement_resumes_to_the_same_decision(tiny, tmp_path, monkeypatch):
+    """The gate is in the checkpoint, and a measurement repeated on resume decides the same."""
+    whole = dataclasses.replace(
+        tiny,
+        curriculum=dataclasses.replace(tiny.curriculum, lengths=(4, 8), entropy_threshold_nats=0.1),
+    )
+    train_module.train(whole)
+    halves = dataclasses.replace(whole, run=str(tmp_path / "halves"))
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 2)  # step 2 begins with a measurement
+        with pytest.raises(KeyboardInterrupt):
+            train_module.train(halves)
+    train_module.train(halves)
+    state, resumed = final_state(whole)[1], final_state(halves)[1]
+    assert int(gate_state(state.opt_state).stage) == 1
+    assert int(gate_state(state.opt_state).measurements) == 1
+    assert_bitwise_equal(state, resumed)
+
+
+def test_different_runs_differ(tiny, tmp_path):
+    """The bitwise test can fail: another seed gives other parameters."""
+    train_module.train(tiny)
+    other = dataclasses.replace(tiny, run=str(tmp_path / "other"), seed=1)
+    train_module.train(other)
+    a, b = final_state(tiny)[1].params, final_state(other)[1].params
+    assert any(
+        (np.asarray(x) != np.asarray(y)).any()
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_run_folder_is_complete(tiny):
+    """Config, versions, metrics of both KLs and entropies, TensorBoard, samples, evaluation, page,
+    checkpoints."""
+    result = train_module.train(tiny)
+    folder = Path(tiny.run)
+    assert json.loads((folder / "config.json").read_text())["token_loss"] == "forward_kl"
+    assert {"jax", "git_commit", "devices"} <= set(
+        json.loads((folder / "versions.json").read_text())
+    )
+    wanted = {
+        "loss", "forward_kl", "reverse_kl", "student_entropy", "teacher_entropy", "student_logp",
+        "teacher_logp", "sampler_logp", "top1_agreement", "response_length", "truncated", "gradient_norm",
+    }  # fmt: skip
+    assert wanted <= set(logged(tiny)[-1])
+    assert list((folder / "tensorboard").iterdir())
+    assert len((folder / "samples.jsonl").read_text().splitlines()) == 8
+    assert "<svg" in (folder / "report.html").read_text()
+    assert final_state(tiny)[2]["position"] == 32
+    assert result.training_flops > 0
+    assert result.entropy > 0
+    assert len(result.correct) == 4
+
+
+def test_the_teacher_is_not_in_the_checkpoint(tiny):
+    """Only the student's parameters, twice more for Adam: the folder is far smaller than with a
+    teacher."""
+    train_module.train(tiny)
+    _, state, about = final_state(tiny)
+    leaves = {leaf.shape for leaf in jax.tree.leaves(state)}
+    teacher_width = 24
+    assert not any(teacher_width in shape for shape in leaves)
+    assert set(about["identities"]) == {"student", "teacher"}
+
+
+def test_plain_sft_learns(tiny):
+    """Dataset prefix with one-hot targets, no teacher: the loss falls, and no divergence is
+    logged."""
+    config = dataclasses.replace(
+        tiny, teacher=None, prefix="dataset", objective=negative_log_likelihood, steps=12, save_every_steps=12,
+        optimizer=dataclasses.replace(tiny.optimizer, learning_rate=1e-2),
+    )  # fmt: skip
+    result = train_module.train(config)
+    losses = [r["loss"] for r in logged(config)]
+    assert losses[-1] < losses[0] - 0.5
+    assert "forward_kl" not in logged(config)[-1]
+    assert result.forward_kl is None
+
+
+def test_changed_config_is_refused_with_its_differences(tiny):
+    """Resuming with another loss or rate lists what differs; nothing is overwritten."""
+    train_module.train(tiny)
+    before = (Path(tiny.run) / "config.json").read_bytes()
+    changed = dataclasses.replace(
+        tiny, token_loss=mix(forward_kl, reverse_kl, weight=0.5), batch_size=16
+    )
+    with pytest.raises(ConfigError, match=r"batch_size: 8 -> 16; token_loss: forward_kl -> mix\("):
+        train_module.train(changed)
+    assert (Path(tiny.run) / "config.json").read_bytes() == before
+
+
+def test_finished_run_is_not_trained_again(tiny):
+    """The same command on a finished run changes no checkpoint and no metric."""
+    train_module.train(tiny)
+    state, metrics = final_state(tiny)[1], logged(tiny)
+    train_module.train(tiny)
+    assert_bitwise_equal(state, final_state(tiny)[1])
+    assert metrics == logged(tiny)
+
+
+def test_foreign_folder_is_not_touched(tiny):
+    """A run folder that holds something else is refused, and keeps it."""
+    folder = Path(tiny.run)
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("precious")
+    with pytest.raises(StorageError, match=r"thesis\.tex"):
+        train_module.train(tiny)
+    assert [p.name for p in folder.iterdir()] == ["thesis.tex"]
+
+
+def test_unwritable_run_folder(tiny, tmp_path):
+    """A path that can't become a folder is one clear line."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="can't write the run folder"):
+        train_module.train(dataclasses.replace(tiny, run=str(tmp_path / "file" / "run")))
+
+
+def test_damaged_checkpoint_is_named(tiny):
+    """A checkpoint with a missing part is an error that names it, not a fresh start."""
+    train_module.train(tiny)
+    for path in sorted((Path(tiny.run) / "checkpoints" / "4" / "state").rglob("*")):
+        if path.is_file():
+            path.unlink()
+    with pytest.raises(DataError, match=r"checkpoints/4 can't be restored"):
+        train_module.train(tiny)
+
+
+def test_other_weights_on_resume_are_refused(tiny, tmp_path):
+    """A student folder whose weights changed under a run is noticed by its identity."""
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny.student, copy)
+    config = dataclasses.replace(tiny, student=str(copy))
+    train_module.train(config)
+    generation = copy / "generation_config.json"
+    generation.write_text(generation.read_text() + " ")
+    with pytest.raises(ConfigError, match="other weights"):
+        train_module.train(config)
+
+
+def test_vocabularies_that_disagree_are_refused(tiny, tmp_path, tokenizer_folder, tokenizer):
+    """A teacher with more vocabulary rows, or another tokenizer, can't be compared token by
+    token."""
+    from conftest import tiny_config
+
+    from kdjax import models
+
+    wide = tmp_path / "wide"
+    models.create(wide, tiny_config(tokenizer.size + 5), tokenizer_folder, seed=0)
+    with pytest.raises(ConfigError, match="vocabulary rows"):
+        train_module.train(dataclasses.replace(tiny, teacher=str(wide)))
+    other = tmp_path / "other"
+    models.create(other, tiny_config(tokenizer.size), tokenizer_folder, seed=0)
+    text = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(text.replace("<think>", "<thunk>"))
+    with pytest.raises(ConfigError, match="tokenizers differ"):
+        train_module.train(dataclasses.replace(tiny, teacher=str(other)))
+    assert not Path(tiny.run).exists()
+
+
+def test_teacher_trajectories_are_shared_between_runs(tiny, tmp_path, monkeypatch):
+    """Forward and reverse KL on teacher prefixes read the same files; the second run draws
+    nothing."""
+    first = dataclasses.replace(tiny, prefix="teacher")
+    train_module.train(first)
+    stored = sorted(p for p in (tmp_path / "cache").rglob("*") if p.is_file())
+    assert stored
+    ages = [p.stat().st_mtime_ns for p in stored]
+    train_module.train(
+        dataclasses.replace(first, run=str(tmp_path / "second"), token_loss=reverse_kl)
+    )
+    assert [p.stat().st_mtime_ns for p in stored] == ages
+
+
+def test_training_on_a_file(tiny, tmp_path):
+    """A JSONL of prompts and answers trains and evaluates; without evaluation.file it is refused by
+    name."""
+    rows = [{"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(12)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    data = dataclasses.replace(tiny.data, file=str(path))
+    with pytest.raises(ConfigError, match=r"evaluation\.file"):
+        train_module.train(dataclasses.replace(tiny, data=data))
+    evaluation = dataclasses.replace(tiny.evaluation, file=str(path))
+    result = train_module.train(dataclasses.replace(tiny, data=data, evaluation=evaluation))
+    assert result.problems == 12
+    with pytest.raises(ConfigError, match="worked responses"):
+        train_module.train(
+            dataclasses.replace(
+                tiny, run=str(tmp_path / "sft"), prefix="dataset", data=data, evaluation=evaluation
+            )
+        )
+
+
+def test_one_compile_a_length(tiny):
+    """The step is traced once for a fixed horizon, and once more when the length rises."""
+    config = dataclasses.replace(
+        tiny, curriculum=dataclasses.replace(tiny.curriculum, lengths=(4, 8)), steps=6
+    )
+    parts = parts_module.build(config)
+    traces = []
+    step = make_step(parts.student, parts.teacher, parts.optimizer)
+
+    def counted(*args):
+        traces.append(1)
+        return step(*args)
+
+    parts = parts._replace(step=jax.jit(counted))
+    folder = Path(config.run)
+    report.open_run_folder(folder, {})
+    checkpoints = open_checkpoints(folder / "checkpoints")
+    state = jax.device_put(
+        init_state(parts.initial_params, parts.optimizer), replicated(parts.mesh)
+    )
+    train_module._loop(parts, state, 0.0, folder, checkpoints)
+    checkpoints.close()
+    assert len(traces) == 2
