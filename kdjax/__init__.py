@@ -1,8 +1,8 @@
 """kdjax: distillation of language models in JAX, where a method is two choices.
 
-Which prefixes the student is trained on (`from_teacher`, `from_student`, `from_dataset`) and how two
-next-token distributions are compared (`forward_kl`, `reverse_kl`, or any composition) are independent:
-"Decoupling KL and Trajectories", arXiv 2605.16826.
+Which prefixes the student is trained on (`from_teacher`, `from_student`, `from_dataset`) and how
+two next-token distributions are compared (`forward_kl`, `reverse_kl`, or any composition) are
+independent: "Decoupling KL and Trajectories", arXiv 2605.16826.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ __all__ = [*_MODULE_OF, "models", "tasks"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used, so that `import kdjax` and `kdjax --help` are quick."""
+    """Load a public name when it is first used: `import kdjax` and `kdjax --help` are quick."""
     if name in _MODULE_OF:
         return getattr(importlib.import_module(f"kdjax.{_MODULE_OF[name]}"), name)
     if name in ("models", "tasks"):

@@ -25,6 +25,9 @@ Exit codes: 0 done, 64 wrong config, 65 bad data or model folder, 70 a bug of kd
 """
 
 
+WIDEST_TABLE = 130  # columns
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; mistakes of the user end in one line on standard error and an exit code."""
     args = sys.argv[1:] if arguments is None else arguments
@@ -157,19 +160,22 @@ def _option(rest: list[str], name: str) -> str | None:
 
 
 def _print_table(rows) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     from kdjax.page import table
 
     header, cells = table(rows)
-    printed = Table(title="± one standard error over problems; entropy and KL in nats a token")
+    printed = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for name in header:
         printed.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
     for line in cells:
         printed.add_row(*line)
     console = Console()
-    console.print(printed, soft_wrap=not console.is_terminal)
+    console.width = max(console.width, WIDEST_TABLE)  # a narrow terminal wraps, nothing is cut
+    console.print(printed)
+    print("± one standard error over problems; entropy and KL in nats a token of own responses")
 
 
 if __name__ == "__main__":

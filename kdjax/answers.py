@@ -1,4 +1,4 @@
-"""Reading an answer out of a response, and comparing answers exactly. Strings only: text is never evaluated."""
+"""Reading an answer out of a response, and comparing answers exactly; text is never evaluated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BRACE = re.compile(r"\\boxed\{|[{}]")
 
 
 def extract_answer(response: str) -> str | None:
-    r"""The content of the last closed \boxed{...} after the last </think>, or None if there is none.
+    r"""The content of the last closed \boxed{...} after the last </think>, or None.
 
     Braces may nest; contents over 512 characters are no answer.
 

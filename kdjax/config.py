@@ -47,7 +47,7 @@ class Data:
 
     task: str = "calc"
     terms: tuple[int, ...] = (3, 4, 5, 6)
-    problems: int = 4096
+    problems: int = 6144
     file: str | None = None
     max_prompt_tokens: int = 28
 
@@ -152,13 +152,15 @@ def validate(config: Config) -> Config:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
     if config.batch_size % config.micro_batches:
         raise ConfigError(
-            f"batch_size {config.batch_size} is not a multiple of micro_batches {config.micro_batches}"
+            f"batch_size {config.batch_size} is not a multiple of"
+            f" micro_batches {config.micro_batches}"
         )
     if config.teacher is None and config.prefix == "teacher":
         raise ConfigError("prefix teacher needs a teacher; set teacher, or prefix dataset")
     if config.teacher is None and config.objective is divergence:
         raise ConfigError(
-            "objective divergence needs a teacher; set teacher, or objective negative_log_likelihood"
+            "objective divergence needs a teacher; set teacher,"
+            " or objective negative_log_likelihood"
         )
     if not config.temperature >= 0:
         raise ConfigError(f"temperature must be at least 0, got {config.temperature}")

@@ -17,7 +17,7 @@ from kdjax.tokenizer import Tokenizer
 
 
 class Source(NamedTuple):
-    """A finite list of problems: size, problem(index), and a text that is equal for equal contents."""
+    """A finite list: size, problem(index), and a text that is equal for equal contents."""
 
     size: int
     problem: Callable[[int], Problem]
@@ -40,7 +40,7 @@ def task_source(task: str, split: str, size: int, terms: Sequence[int]) -> Sourc
 
 
 def file_source(path: str | Path) -> Source:
-    """Problems of a local JSONL, CSV or Parquet file with columns prompt, answer and (optional) solution.
+    """Problems of a local JSONL, CSV or Parquet file: columns prompt, answer, optionally solution.
 
     Errors: DataError when the file is missing, unreadable, empty, or has no such columns.
     """
@@ -86,7 +86,7 @@ def file_source(path: str | Path) -> Source:
 
 
 def index_at(source: Source, position: int, seed: int) -> int:
-    """The problem at a position of the endless stream: each epoch is a new permutation, by (seed, epoch)."""
+    """The problem at a position of the stream: each epoch is a permutation by (seed, epoch)."""
     epoch, offset = divmod(position, source.size)
     return int(_permutation(source.size, seed, epoch)[offset])
 
@@ -101,8 +101,8 @@ def encode_batch(
 ) -> Batch:
     """The problems at `indices` as a Batch of host arrays, rows in that order.
 
-    A worked response is its text and the first stop token, cut at max_new_tokens. Errors: DataError naming
-    a problem whose prompt is empty or over the limit.
+    A worked response is its text and the first stop token, cut at max_new_tokens. Errors: DataError
+    naming a problem whose prompt is empty or over the limit.
     """
     encoded = [
         (encode_prompt(source, i, tokenizer), _encode_response(source, i, tokenizer))
@@ -129,7 +129,7 @@ def encode_batch(
 
 
 def require_solutions(source: Source) -> None:
-    """Raise ConfigError unless the problems bring worked responses (the dataset prefix trains on them)."""
+    """Raise ConfigError unless the problems bring worked responses, for the dataset prefix."""
     if source.problem(0).solution is None:
         raise ConfigError(
             "prefix dataset needs worked responses: add a column solution, or choose another prefix"

@@ -6,7 +6,7 @@ from kdjax.models.config import DecoderConfig, parameter_count
 
 
 def forward(config: DecoderConfig, tokens: float, mean_length: float) -> float:
-    """FLOPs to read `tokens` tokens in sequences of `mean_length`, causal attention, without the head.
+    """FLOPs to read `tokens` tokens in sequences of `mean_length`, without the head.
 
     2 n a token for the n parameters of the layers, and 2 length heads head_dim layers for attention
     (scores and values, half of the square seen).
@@ -36,7 +36,9 @@ def training(
     new_tokens: float,
     mean_length: float,
 ) -> float:
-    """FLOPs of a step's scoring and gradient: the student three times (forward, backward twice), the teacher once."""
+    """FLOPs of scoring and gradient: the student counts three times (forward, backward), the
+    teacher once.
+    """
     tokens = prompt_tokens + new_tokens
     total = 3 * (forward(student, tokens, mean_length) + head(student, new_tokens))
     return (

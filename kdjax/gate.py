@@ -1,10 +1,11 @@
 """The entropy-gated length curriculum: lengths rise only while the student's entropy holds.
 
-arXiv 2605.16826: train at L_m, measure the student's mean per-token predictive entropy H_m on a held-out
-set, rise to L_{m+1} only if H_m is at least the threshold, otherwise stay at the last stable length.
+arXiv 2605.16826: train at L_m, measure the student's mean per-token predictive entropy H_m on a
+held-out set, rise to L_{m+1} only if H_m is at least the threshold, otherwise stay at the last
+stable length.
 
-The gate is an Optax transformation that returns the updates unchanged, so its state is saved and restored
-with the rest of the optimizer's.
+The gate is an Optax transformation that returns the updates unchanged, so its state is saved and
+restored with the rest of the optimizer's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from kdjax.base import ConfigError
 
 
 class GateState(NamedTuple):
-    """Where the curriculum stands: index into the lengths, whether it has stopped, the last measurement."""
+    """Where the curriculum stands: index into the lengths, stopped or not, last measurement."""
 
     stage: jax.Array
     stopped: jax.Array
@@ -54,8 +55,8 @@ def entropy_gate(
 ) -> optax.GradientTransformationExtraArgs:
     """A transformation that passes updates through and advances a `GateState`.
 
-    Its `update` takes the keyword `heldout_entropy_nats`: the measured entropy, or NaN between measurements.
-    Errors: ConfigError unless the lengths are positive and rise.
+    Its `update` takes the keyword `heldout_entropy_nats`: the measured entropy, or NaN between
+    measurements. Errors: ConfigError unless the lengths are positive and rise.
 
     >>> import optax
     >>> gate = entropy_gate((16, 32), 0.3)
@@ -82,5 +83,5 @@ def entropy_gate(
 
 
 def rollout_length(state: GateState, lengths: Sequence[int]) -> int:
-    """The response length limit, in tokens, of the next rollout (a host value: one compile a stage)."""
+    """The next rollout's length limit in tokens (a host value: one compile a stage)."""
     return lengths[int(state.stage)]

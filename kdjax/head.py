@@ -1,8 +1,8 @@
 """The LM heads and the token loss together, in chunks: [B, T, V] never exists.
 
-A chunk is a few response positions of every row, so the batch axis stays dealt over the devices (a scan
-over flattened tokens would make every data shard compute every chunk). Logits are formed again in the
-backward pass.
+A chunk is a few response positions of every row, so the batch axis stays dealt over the devices (a
+scan over flattened tokens would make every data shard compute every chunk). Logits are formed again
+in the backward pass.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def token_statistics(
     *,
     chunk: int = 16,
 ) -> dict[str, jax.Array]:
-    """Per-token [B, T] float32 arrays, by the names of `Scores`: log-probabilities, entropies, divergences.
+    """Log-probabilities, entropies and divergences, [B, T] float32, by the names of `Scores`.
 
-    Without a teacher only the student's own. The gradient flows to the student's hidden states and head
-    through `divergence` and `student_logp` alone; everything else is a statistic.
+    Without a teacher only the student's own. The gradient flows to the student's hidden states and
+    head through `divergence` and `student_logp` alone; everything else is a statistic.
     """
     if chunk < 1:
         raise ConfigError(f"head chunk must be at least 1 position, got {chunk}")

@@ -7,17 +7,33 @@ import jax.numpy as jnp
 
 
 def log_probs(logits: jax.Array, temperature: float = 1.0) -> jax.Array:
-    """log softmax(logits / temperature) over the last axis, at least float32, in nats. [..., V] -> [..., V]
+    """log softmax(logits / temperature), at least float32, in nats. [..., V] -> [..., V]
 
     >>> float(jnp.exp(log_probs(jnp.array([0.0, 0.0]))).sum())
     1.0
     """
     wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return jax.nn.log_softmax(wide / temperature, axis=-1)
+    return _log_softmax(wide / temperature)
+
+
+@jax.custom_jvp
+def _log_softmax(logits: jax.Array) -> jax.Array:
+    """log softmax whose value is computed the same way with and without differentiation.
+
+    Left to itself, autodiff shares intermediates with the value and changes its rounding, so that a
+    student and a teacher with equal logits would differ in the last bit.
+    """
+    return jax.nn.log_softmax(logits, axis=-1)
+
+
+@_log_softmax.defjvp
+def _log_softmax_jvp(primals, tangents):
+    logp, (tangent,) = _log_softmax(*primals), tangents
+    return logp, tangent - jnp.sum(jnp.exp(logp) * tangent, axis=-1, keepdims=True)
 
 
 def project(hidden: jax.Array, head_vd: jax.Array) -> jax.Array:
-    """Logits of an LM head, accumulated in at least float32: hidden [..., D], head [V, D] -> [..., V].
+    """Logits of an LM head, at least float32: hidden [..., D], head [V, D] -> [..., V].
 
     bfloat16 logits leave KL > 0 for identical models and turn half of the gradient into noise near
     convergence, so the product asks for float32 whatever the inputs are.

@@ -3,11 +3,11 @@
 They forward their arguments untouched, so the same ones serve both levels and nest: a `TokenLoss`
 (vocabulary level) or an `Objective` (token level).
 
-    mix(forward_kl, reverse_kl, weight=0.8)          0.8 KL(teacher || student) + 0.2 KL(student || teacher)
-    add(divergence, scale(negative_log_likelihood, 0.1))
+    mix(forward_kl, reverse_kl, weight=0.8)          a forward-heavy token loss
+    add(divergence, scale(negative_log_likelihood, 0.1))    an objective with a little SFT in it
 
-A composed loss knows how it was written (`describe`), and what was written can be read back (`parse`):
-that is how a config file, a checkpoint and the command line speak of the same loss.
+A composed loss knows how it was written (`describe`), and what was written can be read back
+(`parse`): that is how a config file, a checkpoint and the command line speak of the same loss.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import ast
 import inspect
 import sys
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,8 @@ F = TypeVar("F", bound=Callable[..., jax.Array])
 def mix(first: F, second: F, *, weight: float) -> F:
     """weight * first + (1 - weight) * second, the weight on the first. Laws: mix(a, a, w) = a.
 
-    KL mixing of arXiv 2605.16826: `mix(forward_kl, reverse_kl, weight=0.8)` is forward-heavy. (The paper's
-    lambda multiplies the reverse term; here the weight always belongs to the first function.)
+    KL mixing of arXiv 2605.16826: `mix(forward_kl, reverse_kl, weight=0.8)` is forward-heavy.
+    (The paper's lambda multiplies the reverse term; here the weight is always the first's.)
 
     >>> same = mix(kl.forward_kl, kl.forward_kl, weight=0.3)
     >>> describe(same)
@@ -73,7 +73,8 @@ def add(first: F, *rest: F) -> F:
 def clip(loss: F, maximum: float) -> F:
     """min(loss, maximum): a token above the bound keeps its value's bound and loses its gradient.
 
-    >>> float(clip(kl.forward_kl, 0.5)(jnp.log(jnp.array([0.1, 0.9])), jnp.log(jnp.array([0.9, 0.1]))))
+    >>> skewed = jnp.log(jnp.array([0.1, 0.9]))
+    >>> float(clip(kl.forward_kl, 0.5)(skewed, skewed[::-1]))
     0.5
     """
     return _described(
@@ -83,9 +84,9 @@ def clip(loss: F, maximum: float) -> F:
 
 
 def at_temperature(loss: TokenLoss, temperature: float) -> TokenLoss:
-    """The token loss between both distributions at a temperature: softmax(log p / temperature), renormalised.
+    """The token loss between both distributions, each renormalised softmax(log p / temperature).
 
-    No factor temperature**2 is put in front; write `scale(at_temperature(loss, t), t * t)` for Hinton's.
+    No factor temperature**2 is put in front: for Hinton's, scale it by that.
 
     >>> describe(at_temperature(kl.forward_kl, 2.0))
     'at_temperature(forward_kl, 2.0)'
@@ -117,7 +118,7 @@ def negative_log_likelihood(scores: Scores) -> jax.Array:
 
 
 def sequence_mean(mask: jax.Array) -> jax.Array:
-    """The paper's reduction: the mean over sequences of each sequence's token mean. [B, T] -> [B, T]
+    """The paper's: the mean over sequences of each one's token mean. [B, T] -> [B, T]
 
     Rows without a trained token weigh nothing and are not counted.
 
@@ -138,7 +139,7 @@ def token_mean(mask: jax.Array) -> jax.Array:
 
 
 def reduce(loss_bt: jax.Array, mask_bt: jax.Array, weights_bt: jax.Array) -> WeightedSum:
-    """sum of weights * loss over the mask, with the weights' sum. The only place where masks meet a loss.
+    """sum of weights * loss over the mask, with the weights' sum: where masks meet a loss.
 
     It selects before it multiplies: NaN times 0 is NaN.
 
@@ -167,7 +168,7 @@ def describe(function: Callable) -> str:
 
 
 def parse(text: str, names: dict[str, Callable]) -> Callable:
-    """The inverse of `describe`: reads names of `names` and combinator calls; evaluates nothing else.
+    """The inverse of `describe`: reads `names` and combinator calls, evaluates nothing else.
 
     >>> describe(parse("mix(forward_kl, reverse_kl, weight=0.8)", TOKEN_LOSSES))
     'mix(forward_kl, reverse_kl, weight=0.8)'
@@ -187,7 +188,7 @@ def parse(text: str, names: dict[str, Callable]) -> Callable:
                 return _call(
                     COMBINATORS[name],
                     [build(a) for a in args],
-                    [(k.arg, build(k.value)) for k in keywords],
+                    [(k.arg or "**", build(k.value)) for k in keywords],
                 )
         raise ValueError(ast.unparse(node))
 
@@ -204,13 +205,13 @@ def parse(text: str, names: dict[str, Callable]) -> Callable:
     )
 
 
-def _is_number(value) -> bool:
+def _is_number(value) -> TypeGuard[int | float]:
     """A finite int or float: what `describe` writes, and no bool."""
     is_plain = isinstance(value, int | float) and not isinstance(value, bool)
     return is_plain and abs(value) <= sys.float_info.max
 
 
-def _call(function: Callable, positional: list, keyword: list[tuple[str | None, object]]):
+def _call(function: Callable, positional: list, keyword: list[tuple[str, object]]):
     """The combinator's call, refused unless losses and numbers stand where each belongs."""
     if len(dict(keyword)) < len(keyword):
         raise TypeError(f"{function.__name__}: an argument is given twice")

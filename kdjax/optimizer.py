@@ -1,4 +1,4 @@
-"""The optimizer: clip, AdamW with a schedule, and the entropy gate outermost, as one named chain."""
+"""The optimizer: clip, AdamW with a schedule, the entropy gate outermost, in one named chain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def make_optimizer(
     lengths: Sequence[int] = (64,),
     entropy_threshold_nats: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
-    """clip by global norm, AdamW, gate. The rate warms up linearly, then goes by cosine to final_fraction.
+    """Clip by global norm, AdamW, gate; the rate warms up, then goes to final_fraction by cosine.
 
     final_fraction 1 is a constant rate (the paper's). Weight decay is off unless asked for.
 

@@ -91,15 +91,14 @@ def render_page(
 
     template = (Path(__file__).parent / "templates" / "report.html").read_text()
     header, cells = table(rows)
-    trained = [row for row in rows if row.metrics]
     plots = [
         ("Accuracy against entropy", _accuracy_against_entropy(rows)),
         ("Pass@k", _pass_at_k(rows)),
     ]
     plots += [
-        (label.split(" (")[0], _curve(trained, name, label))
+        (label.split(" (")[0], _curve(rows, name, label))
         for name, label in CURVES
-        if any(name in record for row in trained for record in row.metrics)
+        if any(name in record for row in rows for record in row.metrics)
     ]
     return (
         jinja2.Environment(autoescape=True)
@@ -137,61 +136,66 @@ def _side_by_side(rows: Sequence[Row], count: int) -> list[dict[str, Any]]:
 
 
 def _accuracy_against_entropy(rows: Sequence[Row]) -> str:
-    def draw(axes):
+    def draw(axes, colour):
         for row in rows:
+            avg = row.report.avg
             axes.errorbar(
-                row.report.entropy, 100 * row.report.avg.mean, yerr=100 * row.report.avg.standard_error,
-                fmt="o", capsize=3, label=row.name,
-            )  # fmt: skip
+                row.report.entropy,
+                100 * avg.mean,
+                yerr=100 * avg.standard_error,
+                fmt="o",
+                capsize=3,
+                label=row.name,
+                color=colour[row.name],
+            )
         axes.set_xlabel("entropy of own responses (nats a token)")
         axes.set_ylabel(f"Avg@{rows[0].report.samples} (%), ± 1 standard error")
 
-    return _svg(draw)
+    return _svg(draw, rows)
 
 
 def _pass_at_k(rows: Sequence[Row]) -> str:
-    def draw(axes):
+    def draw(axes, colour):
         for row in rows:
             ks = sorted(row.report.pass_at)
             means = np.array([row.report.pass_at[k].mean for k in ks])
             errors = np.array([row.report.pass_at[k].standard_error for k in ks])
-            axes.errorbar(ks, 100 * means, yerr=100 * errors, marker="o", capsize=3, label=row.name)
+            style = {"marker": "o", "capsize": 3, "label": row.name, "color": colour[row.name]}
+            axes.errorbar(ks, 100 * means, yerr=100 * errors, **style)
         axes.set_xlabel("k (samples a problem)")
         axes.set_ylabel("Pass@k (%), ± 1 standard error")
 
-    return _svg(draw)
+    return _svg(draw, rows)
 
 
 def _curve(rows: Sequence[Row], name: str, label: str) -> str:
-    def draw(axes):
+    def draw(axes, colour):
         for row in rows:
             points = [(r["step"], r[name]) for r in row.metrics if name in r]
             if points:
-                axes.plot(*zip(*points, strict=True), label=row.name)
+                axes.plot(*zip(*points, strict=True), label=row.name, color=colour[row.name])
         axes.set_xlabel("training step")
         axes.set_ylabel(label)
 
-    return _svg(draw)
+    return _svg(draw, rows)
 
 
-def _svg(draw: Callable[[Any], None]) -> str:
-    """An inline SVG whose black is the page's text colour, so that it reads on light and dark."""
+def _svg(draw: Callable[[Any, dict[str, str]], None], rows: Sequence[Row]) -> str:
+    """An inline SVG; a run has one colour in every plot, and black is the page's text colour."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "kdjax", "font.family": "sans-serif"}
-    ):
-        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    style = {"svg.fonttype": "none", "svg.hashsalt": "kdjax", "font.family": "sans-serif"}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(5.2, 4.0), layout="constrained")
         axes = figure.add_subplot()
-        draw(axes)
+        draw(axes, {row.name: f"C{number}" for number, row in enumerate(rows)})
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize="small", framealpha=0)
+        figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
         buffer = io.StringIO()
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
+        metadata = {"Date": None, "Creator": None}
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     svg = buffer.getvalue()
     svg = re.sub(r"#000000|\bblack\b", "currentColor", svg[svg.index("<svg") :])
     return re.sub(r"<text (?![^>]*fill)", '<text fill="currentColor" ', svg)

@@ -63,7 +63,8 @@ def build(config: Config) -> Parts:
         if teacher.config.vocab_size != student.config.vocab_size:
             raise ConfigError(
                 f"student has {student.config.vocab_size} vocabulary rows,"
-                f" teacher {teacher.config.vocab_size}; kdjax does not match padded vocabularies yet: use models with equal rows"
+                f" teacher {teacher.config.vocab_size}; kdjax does not match padded"
+                " vocabularies yet: use models with equal rows"
             )
     source = training_source(config)
     optimizer = make_optimizer(
@@ -147,6 +148,12 @@ def encode(
     )
 
 
+def pad_rows(rows: np.ndarray, mesh: Mesh, at_least: int = 1) -> np.ndarray:
+    """The rows, the last one repeated until they can be dealt over the mesh."""
+    wanted = -(-max(len(rows), at_least) // mesh.size) * mesh.size
+    return np.concatenate([rows, np.full(wanted - len(rows), rows[-1])])
+
+
 def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict[str, Any]]]:
     """The config's evaluation of any parameters of the student's shape."""
     config, settings = parts.config, parts.config.evaluation
@@ -185,9 +192,7 @@ def _teacher_trajectories(config, mesh, tokenizer, teacher, teacher_params, sour
     }
 
     def draw_rows(rows: np.ndarray) -> Samples:
-        padded = np.concatenate(
-            [rows, np.full(CHUNK_ROWS - len(rows), rows[-1])]
-        )  # one shape, one compile
+        padded = pad_rows(rows, mesh, at_least=CHUNK_ROWS)  # one shape, one compile
         batch = encode(source, tokenizer, padded, config, length)
         samples = draw(teacher_params, shard_batch(batch, mesh), run_key(config, TEACHER), length)
         return jax.tree.map(lambda x: np.asarray(x)[: len(rows)], samples)

@@ -9,14 +9,14 @@ import numpy as np
 
 
 class Estimate(NamedTuple):
-    """A mean over problems and its standard error (sample deviation over problems / sqrt(problems))."""
+    """A mean over problems and its standard error (their deviation / sqrt(problems))."""
 
     mean: float
     standard_error: float
 
 
 def over_problems(values: Sequence[float] | np.ndarray) -> Estimate:
-    """Mean and clustered standard error of one value a problem. A single problem has no error bar (NaN).
+    """Mean and clustered standard error of one value a problem; NaN error for a single one.
 
     Samples of one problem are not independent, so the problem is the unit: treating samples as
     independent covers 29 to 39 % instead of 95 % on sets of AIME's size.
@@ -43,8 +43,8 @@ def avg_at_k(correct: Sequence[int], samples: int) -> Estimate:
 def pass_at_k(correct: Sequence[int], samples: int, k: int) -> Estimate:
     """Unbiased Pass@k: the mean over problems of 1 - C(n - c, k) / C(n, k), from n >= k samples.
 
-    n samples, c correct ones (arXiv 2107.03374). With n = k it is "any correct": legal, high variance.
-    Errors: k outside 1..n.
+    n samples, c correct ones (arXiv 2107.03374). With n = k it is "any correct": legal, high
+    variance. Errors: k outside 1..n.
 
     >>> pass_at_k([1], samples=2, k=1).mean
     0.5

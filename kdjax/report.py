@@ -36,7 +36,8 @@ def open_run_folder(folder: Path, config: dict[str, Any]) -> None:
         foreign = sorted(p.name for p in folder.iterdir())
         if foreign:
             raise StorageError(
-                f"{folder} holds {foreign[:3]} but no run; choose another --run, nothing was overwritten"
+                f"{folder} holds {foreign[:3]} but no run; choose another --run,"
+                " nothing was overwritten"
             )
         write_json(folder / VERSIONS, versions())
         write_json(folder / CONFIG, config)

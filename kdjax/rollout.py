@@ -15,7 +15,7 @@ from kdjax.base import Array, Batch, Key, Params, PrefixSource, Rollout
 from kdjax.sampler import Samples
 
 Generate = Callable[[Params, Batch, Key, int], Samples]
-"""(parameters, batch, key, max_new_tokens) -> Samples: a sampler with its model and settings inside."""
+"""(parameters, batch, key, max_new_tokens) -> Samples: a sampler, its settings inside."""
 
 
 def from_dataset(batch: Batch, params: Params, key: Key, max_new_tokens: int) -> Rollout:
@@ -43,7 +43,7 @@ def from_student(generate: Generate) -> PrefixSource:
 
 
 def from_teacher(read: Callable[[np.ndarray], Samples]) -> PrefixSource:
-    """The teacher's responses, read by row number from trajectories that were drawn once (off-policy).
+    """The teacher's responses (off-policy), read by row number from what was drawn once.
 
     A trajectory drawn at a longer limit and cut is distributed as one drawn at the shorter limit.
     """

@@ -1,7 +1,7 @@
 """Sampling: prefill and decode with a KV cache, tokens with their log-probabilities.
 
-Rows are left-padded, so that one shared pointer writes the cache of every row in place. A row's tokens
-depend on (key, row number, position) alone, never on the batch that it sat in.
+Rows are left-padded, so that one shared pointer writes the cache of every row in place. A row's
+tokens depend on (key, row number, position) alone, never on the batch that it sat in.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kdjax.base import Array, Batch, ConfigError, Key, Model, Params
 from kdjax.numerics import entropy, gather_last, log_probs, project
 
 STEPS_A_ROUND = 16
-"""Decoding runs in scans of this many tokens; between them it stops early when every row has stopped."""
+"""Decoding runs in scans of this many tokens; between them it ends if every row has stopped."""
 
 
 class Samples(NamedTuple):
@@ -53,7 +53,7 @@ def generate(
     stop_ids: Sequence[int],
     temperature: float = 1.0,
 ) -> Samples:
-    """Draw one response a row from softmax(logits / temperature); greedy at temperature 0. Pure: jit it.
+    """Draw a response a row from softmax(logits / temperature); greedy at 0. Pure: jit it.
 
     Errors (at trace): ConfigError without a stop id, or for a negative temperature or length limit.
     """
@@ -134,7 +134,7 @@ def _left_padded(batch: Batch) -> jax.Array:
 
 
 def _draw(logits_bv: jax.Array, row_keys: Key, position: jax.Array, temperature: float):
-    """(token, its log-probability under the drawing distribution): inverse CDF, one uniform a row and position."""
+    """(token, its log-probability as drawn): inverse CDF, one uniform a row and position."""
     if temperature == 0:
         return jnp.argmax(logits_bv, axis=-1).astype(jnp.int32), jnp.zeros(
             logits_bv.shape[0], jnp.float32

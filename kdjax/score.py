@@ -22,8 +22,8 @@ def score(
 ) -> Scores:
     """Scores of every response token, [B, T]. The teacher is a constant: no gradient reaches it.
 
-    Position t of the response is predicted from the token before it, so t = 0 reads the last prompt token,
-    and nothing after the stop token is scored.
+    Position t of the response is predicted from the token before it, so t = 0 reads the last prompt
+    token, and nothing after the stop token is scored.
     """
     length = rollout.sampler_logp_bt.shape[1]
     steps = jnp.arange(length)[None]
@@ -50,4 +50,5 @@ def score(
         token_loss,
         chunk=chunk,
     )
-    return Scores(sampler_logp=rollout.sampler_logp_bt, mask=mask, **statistics)
+    sampler_logp = jnp.where(mask, rollout.sampler_logp_bt, 0.0)
+    return Scores(sampler_logp=sampler_logp, mask=mask, **statistics)

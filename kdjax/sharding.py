@@ -1,6 +1,7 @@
 """Meshes and shardings: every mesh axis name of the project stands here.
 
-Training is data-parallel over one named axis; a batch's rows are dealt over it and parameters are replicated.
+Training is data-parallel over one named axis; a batch's rows are dealt over it and parameters are
+replicated.
 """
 
 from __future__ import annotations
@@ -42,10 +43,11 @@ def batch_spec(mesh: Mesh) -> NamedSharding:
 
 
 def shard_batch(tree: T, mesh: Mesh) -> T:
-    """Deal the rows of every array over the data axis. Errors: ConfigError if the rows don't divide."""
+    """Deal the rows of every array over the data axis; ConfigError if they don't divide."""
     rows = {np.shape(x)[0] for x in jax.tree.leaves(tree)}
     if any(n % mesh.size for n in rows):
         raise ConfigError(
-            f"a batch of {sorted(rows)} rows can't be dealt over {mesh.size} devices; make it a multiple of {mesh.size}"
+            f"a batch of {sorted(rows)} rows can't be dealt over {mesh.size} devices;"
+            f" make it a multiple of {mesh.size}"
         )
     return jax.device_put(tree, batch_spec(mesh))

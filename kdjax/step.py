@@ -44,10 +44,11 @@ def make_step(
     micro_batches: int = 1,
     chunk: int = 16,
 ) -> Step:
-    """step(state, teacher_params, rollout, heldout_entropy_nats=nan) -> (state, metrics). Pure: jit it.
+    """step(state, teacher_params, rollout, heldout_entropy_nats=nan) -> (state, metrics).
 
-    The loss is sum(weight * objective) / sum(weight) over the whole batch, however many micro-batches it
-    is split into. Metrics are token means over the batch (nats, or shares in [0, 1]), lengths in tokens.
+    Pure: jit it. The loss is sum(weight * objective) / sum(weight) over the whole batch, however
+    many micro-batches it is split into. Metrics are token means over the batch (nats, or shares in
+    [0, 1]), lengths in tokens.
     """
 
     def totals(params: Params, teacher_params: Params, rollout: Rollout) -> tuple[jax.Array, dict]:
@@ -110,5 +111,5 @@ def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
 
 
 def _deal(x: jax.Array, pieces: int) -> jax.Array:
-    """[B, ...] -> [pieces, B / pieces, ...], every piece spread over the devices that hold the batch."""
+    """[B, ...] -> [pieces, B / pieces, ...], every piece spread over the batch's devices."""
     return jnp.moveaxis(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 1, 0)

@@ -1,4 +1,5 @@
-"""Text to token ids and back, with chat templates and stop ids: a thin, strict door to `transformers`."""
+"""Text to token ids and back, with chat templates and stop ids: a thin, strict door to
+`transformers`."""
 
 from __future__ import annotations
 
@@ -17,10 +18,10 @@ class Tokenizer(NamedTuple):
 
     render(prompt) -> str: the prompt as the only user turn, generation prompt open, thinking off.
     encode(text) -> ids: of trusted text, where control tokens are read as such.
-    encode_prompt(prompt) -> ids: of render(prompt); control tokens inside the prompt stay plain text.
-    decode(ids) -> text, special tokens left out.
-    stop_ids: every id that ends a response (generation config first, then the tokenizer's own).
-    size: real tokens (a model may hold more rows).  fingerprint: equal for equal vocabularies.
+    encode_prompt(prompt) -> ids: of render(prompt); control tokens inside the prompt stay plain
+    text. decode(ids) -> text, special tokens left out. stop_ids: every id that ends a response
+    (generation config first, then the tokenizer's own). size: real tokens (a model may hold more
+    rows).  fingerprint: equal for equal vocabularies.
     """
 
     render: Callable[[str], str]
@@ -56,15 +57,17 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def check_same_vocabulary(student: Tokenizer, teacher: Tokenizer) -> None:
-    """Raise ConfigError unless both map the same text to the same ids: token-level KL needs one vocabulary."""
+    """Raise ConfigError unless both map the same text to the same ids: token-level KL needs one
+    vocabulary."""
     if student.size != teacher.size or student.fingerprint != teacher.fingerprint:
         raise ConfigError(
-            f"student and teacher tokenizers differ ({student.size} and {teacher.size} tokens); token-level KL"
-            " compares ids, so use a teacher of the student's family"
+            f"student and teacher tokenizers differ ({student.size} and {teacher.size}"
+            " tokens); token-level KL compares ids, so use a teacher of the student's family"
         )
     if student.render("1+1") != teacher.render("1+1"):
         raise ConfigError(
-            "student and teacher chat templates render the same prompt differently; use one template"
+            "student and teacher chat templates render the same prompt differently;"
+            " use one template"
         )
 
 
@@ -97,13 +100,15 @@ def _template_ids(folder: Path, hf) -> tuple[list[int], list[int]]:
     before, marker, after = _render(hf, _PLACEHOLDER).partition(_PLACEHOLDER)
     if not marker:
         raise DataError(
-            f"{folder}: the chat template does not show the user's text unchanged; can't encode prompts safely"
+            f"{folder}: the chat template does not show the user's text unchanged;"
+            " can't encode prompts safely"
         )
     return hf.encode(before, add_special_tokens=False), hf.encode(after, add_special_tokens=False)
 
 
 def _encode_prompt(hf, before: list[int], after: list[int], prompt: str) -> list[int]:
-    """Control tokens of the template count as such, those inside the user's text don't (prompt injection)."""
+    """Control tokens of the template count as such, those inside the user's text don't (prompt
+    injection)."""
     return before + hf.encode(prompt, add_special_tokens=False, split_special_tokens=True) + after
 
 

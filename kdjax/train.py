@@ -27,6 +27,7 @@ from kdjax.parts import (
     encode,
     evaluate_params,
     heldout_source,
+    pad_rows,
     run_key,
 )
 from kdjax.progress import training_progress
@@ -130,11 +131,10 @@ def _measure_entropy(parts: Parts, state: TrainState, number: int) -> float:
         return float("nan")
     length = rollout_length(gate_state(state.opt_state), curriculum.lengths)
     source = heldout_source(config)
-    indices = range(source.size)
-    batch = shard_batch(encode(source, parts.tokenizer, indices, config, length), parts.mesh)
-    return mean_entropy(
-        parts.generate(state.params, batch, run_key(config, MEASURE, number), length)
-    )
+    rows = pad_rows(np.arange(source.size), parts.mesh)
+    batch = shard_batch(encode(source, parts.tokenizer, rows, config, length), parts.mesh)
+    samples = parts.generate(state.params, batch, run_key(config, MEASURE, number), length)
+    return mean_entropy(jax.tree.map(lambda x: x[: source.size], samples))
 
 
 def _record(state: TrainState, values, entropy: float, seconds: float) -> dict[str, float]:

@@ -12,6 +12,7 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -109,16 +110,16 @@ def teacher(teacher_folder):
 def lively(params, seed: int = 0):
     """The same shapes with random weights so large that every layer and norm matters.
 
-    Logits of the tiny models then spread over a few units; fresh weights of deviation 0.02 hide faults.
+    Logits then spread over a few units; fresh weights of deviation 0.02 hide faults.
     """
     rng = np.random.default_rng(seed)
 
     def redraw(path, weight):
         name, shape = path[-1].key, weight.shape
         if name in ("scale", "norm"):
-            return (1 + 0.3 * rng.normal(size=shape)).astype(np.float32)
+            return jax.numpy.float32(1 + 0.3 * rng.normal(size=shape))
         deviation = 1.5 * shape[-2] ** -0.5 if name == "kernel" else 0.7
-        return (deviation * rng.normal(size=shape)).astype(np.float32)
+        return jax.numpy.float32(deviation * rng.normal(size=shape))
 
     return jax.tree_util.tree_map_with_path(redraw, params)
 
@@ -132,7 +133,7 @@ def random_rollout(
     prompt_width: int | None = None,
     response_width: int | None = None,
 ):
-    """A Rollout laid out row by row, without the project's own code; no real token is the padding id 0."""
+    """A Rollout laid out row by row by NumPy alone; no real token is the padding id 0."""
     from kdjax.base import Rollout
 
     rng = np.random.default_rng(seed)
@@ -152,8 +153,18 @@ def random_rollout(
     )
 
 
+def one_layer(vocab_size: int, seed: int):
+    """(Model, lively parameters) of a decoder of one layer: attention at half the compile time."""
+    from kdjax.models.qwen3 import build, init_params
+
+    config = tiny_config(vocab_size, num_hidden_layers=1)
+    shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+    return build(config), lively(shapes, seed)
+
+
+@functools.cache  # one Model, so that programs compiled for it are reused
 def bigram():
-    """A Model whose next token depends on the last token alone: quick to compile, easy to work out by hand."""
+    """A Model whose next token depends on the last one alone: easy to work out by hand."""
     from kdjax.base import Model
 
     return Model(
@@ -169,5 +180,5 @@ def bigram_params(seed: int, vocab_size: int, width: int = 4):
     """Random parameters of a bigram model, logits spread over a few units."""
     rng = np.random.default_rng(seed)
     return {
-        name: rng.normal(size=(vocab_size, width)).astype(np.float32) for name in ("embed", "head")
+        name: jax.numpy.float32(rng.normal(size=(vocab_size, width))) for name in ("embed", "head")
     }

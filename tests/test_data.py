@@ -1,4 +1,4 @@
-"""Problems -> batches: padding, stop tokens and cuts by hand; a stream that is a pure function of position."""
+"""Problems -> batches: padding, stops and cuts by hand; a stream that is a function of position."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write_rows(path, rows) -> None:
 
 
 def test_batch_by_hand(tokenizer):
-    """Prompts and responses stand left, zeros right; the response ends with the first stop token."""
+    """Prompts and responses stand left, zeros right; a response ends with the first stop token."""
     source = source_of(
         Problem("p0", "1+1=", "2", r"\boxed{2}"), Problem("p1", "12+345=", "357", "12+345=357;")
     )
@@ -72,7 +72,7 @@ def test_batch_by_hand(tokenizer):
 
 
 def test_responses_are_cut_at_the_limit(tokenizer):
-    """A response longer than max_new_tokens is cut and flagged; one that just fits, stop included, is not."""
+    """A response over the limit is cut and flagged; one that just fits, stop included, is not."""
     solution = "12+34=46;"
     source = source_of(Problem("p", "12+34=", "46", solution))
     whole = [*tokenizer.encode(solution), tokenizer.stop_ids[0]]
@@ -95,7 +95,7 @@ def test_problems_without_solutions(tokenizer):
 
 
 def test_too_long_prompts_are_named(tokenizer):
-    """A prompt of just the limit passes; one token more is a DataError with the problem's name and length."""
+    """A prompt of just the limit passes; one token more is a DataError that names the problem."""
     source = source_of(Problem("short", "1=", "1"), Problem("the/long/one", "1+2+3+4=", "10"))
     length = len(tokenizer.encode_prompt("1+2+3+4="))
     encode_batch(source, [0, 1], tokenizer, max_prompt_tokens=length, max_new_tokens=4)
@@ -119,7 +119,7 @@ def test_epochs_are_different_permutations():
 
 
 def test_the_stream_is_a_pure_function_of_seed_and_position():
-    """Positions asked for in any order, or for the first time after a resume, give the same problems."""
+    """Positions asked for in any order, or first after a resume, give the same problems."""
     source = task_source("calc", "train", 7, (2,))
     forwards = [index_at(source, position, 3) for position in range(40)]
     again = task_source("calc", "train", 7, (2,))
@@ -163,7 +163,7 @@ def test_source_key_names_what_reaches_the_model(tokenizer):
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_files_give_their_rows(tmp_path, suffix):
-    """JSONL, CSV and Parquet give the rows that were written, in order, and an identity by contents."""
+    """Each format gives the rows that were written, in order, and an identity by contents."""
     path = tmp_path / f"problems.{suffix}"
     write_rows(path, ROWS)
     source = file_source(path)
@@ -185,7 +185,7 @@ def test_the_solution_column_may_be_absent(tmp_path):
 
 
 def test_an_absent_answer_is_refused_by_row(tmp_path):
-    """A null is not the text None: a row without an answer or a prompt is a DataError that names it."""
+    """A null is not the text None: a row without prompt or answer is a DataError naming it."""
     path = tmp_path / "holes.jsonl"
     write_rows(path, [{"prompt": "1", "answer": "1"}, {"prompt": "2", "answer": None}])
     source = file_source(path)
@@ -207,7 +207,7 @@ def directory(path):
         ("empty.jsonl", "", "the dataset is empty"),
         ("empty.csv", "", "the dataset is empty"),
         ("empty.parquet", "", "the dataset is empty"),
-        ("header.csv", "prompt,answer\n", "the dataset is empty"),
+        ("header.csv", "prompt,answer\n", "no data"),
         ("columns.jsonl", '{"question": "1", "answer": "1"}\n', "no column prompt; it has"),
         ("columns.csv", "a,b\n1,2\n", "no column answer, prompt; it has ['a', 'b']"),
         ("broken.jsonl", '{"prompt": "1", "answer": \n', "can't read it as json"),

@@ -17,7 +17,8 @@ from kdjax.config import Curriculum, Data, Evaluation
 def get_config():
     return Config(
         run={run!r}, student={student!r}, teacher={teacher!r}, cache={cache!r},
-        token_loss=reverse_kl, steps=2, batch_size=8, data=Data(terms=(2,), problems=8, max_prompt_tokens=24),
+        token_loss=reverse_kl, steps=2, batch_size=8,
+        data=Data(terms=(2,), problems=8, max_prompt_tokens=24),
         curriculum=Curriculum(lengths=(8,)),
         evaluation=Evaluation(problems=4, samples=2, k=(1, 2), max_new_tokens=8, batch_size=8),
     )

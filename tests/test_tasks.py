@@ -43,7 +43,7 @@ def solution_lines(solution: str) -> list[str]:
 
 @every_task
 def test_deterministic_in_task_split_and_index(task):
-    """A problem is a pure function of its name: the order in which others are drawn does not matter."""
+    """A problem is a pure function of its name, in whatever order others are drawn."""
     forwards = [problem(task, "train", i, (2, 5, 9)) for i in range(40)]
     backwards = [problem(task, "train", i, (2, 5, 9)) for i in reversed(range(40))]
     assert forwards == backwards[::-1]
@@ -93,7 +93,7 @@ def test_chain_sums_are_sums():
 
 @every_task
 def test_solutions_are_arithmetic(task):
-    """Every line is right and goes on from the last; the lines spell the prompt; the box holds the gold."""
+    """Every line is right and goes on from the last; together they spell the prompt."""
     for index in range(400):
         made = problem(task, "train", index, (2, 5, 12))
         start, value, walked, previous = *[read_chain(made.prompt[:-1])[0]] * 2, [], None
@@ -113,7 +113,7 @@ def test_solutions_are_arithmetic(task):
 
 
 def test_one_problem_has_many_solutions():
-    """Styles differ: of 300 solutions of one chain over 60 are different, with merges and checks."""
+    """Of 300 solutions of one chain over 60 are different, with merges and checks."""
     terms = [("+", 5), ("-", 2), ("x", 3), ("+", 4), ("-", 9), ("+", 1), ("x", 2), ("-", 6)]
     solutions = [solution_text(np.random.default_rng(i), 7, terms) for i in range(300)]
     lines = [line for s in solutions for line in solution_lines(s)]
@@ -122,7 +122,9 @@ def test_one_problem_has_many_solutions():
     merged = [line for line in lines if len(read_chain(line.lstrip("?").split("=")[0])[1]) == 2]
     assert 0.03 < len(merged) / len(lines) < 0.2
     assert not any("x" in line for line in merged)
-    assert {extract_answer(s) for s in solutions} == {str(calculate("calc", "7+5-2x3+4-9+1x2-6")[-1])}
+    assert {extract_answer(s) for s in solutions} == {
+        str(calculate("calc", "7+5-2x3+4-9+1x2-6")[-1])
+    }
     assert chain_text(7, terms) == "7+5-2x3+4-9+1x2-6="
 
 
@@ -157,7 +159,7 @@ def test_response_length_grows_with_terms(tokenizer):
 
 
 def test_terms_are_drawn_from_all_that_are_named():
-    """Each number of terms in `terms` occurs, evenly: 3 values over 900 problems, each 25 to 42 %."""
+    """Each number in `terms` occurs, evenly: each of three has 25 to 42 % of 900 problems."""
     counts = [
         1 + len(read_chain(problem("calc", "train", i, (2, 3, 7)).prompt[:-1])[1])
         for i in range(900)

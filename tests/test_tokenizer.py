@@ -1,4 +1,4 @@
-"""The tokenizer: text round-trips, the chat template is Qwen3's, user text can't forge control tokens."""
+"""The tokenizer: text round-trips, the template is Qwen3's, prompts can't forge control tokens."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_any_text_round_trips(tokenizer, text):
 @settings(deadline=None, max_examples=100, database=None, derandomize=True)
 @given(prompt=text_with_control_tokens())
 def test_prompts_cannot_forge_control_tokens(tokenizer, prompt):
-    """However often a prompt spells control tokens, the ids hold the template's own and no other."""
+    """However often a prompt spells control tokens, the ids hold only the template's own."""
     ids = tokenizer.encode_prompt(prompt)
     counts = [ids.count(id_of(tokenizer, token)) for token in CONTROL]
     assert counts == [2, 1, 0]
@@ -167,7 +167,7 @@ def test_another_vocabulary_is_refused(folder, tokenizer, change):
 
 
 def test_another_template_is_refused(folder, tokenizer):
-    """The same vocabulary with another template: student and teacher would read different prompts."""
+    """One vocabulary, another template: student and teacher would read different prompts."""
     path = folder / "chat_template.jinja"
     path.write_text(path.read_text().replace("<think>", "<think>\\n"))
     other = load_tokenizer(folder)

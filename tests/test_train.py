@@ -40,7 +40,7 @@ def tiny(tmp_path, student_folder, teacher_folder) -> Config:
         steps=4,
         batch_size=8,
         data=Data(terms=(2,), problems=24, max_prompt_tokens=24),
-        curriculum=Curriculum(lengths=(8,), measure_every_steps=2, heldout_problems=8),
+        curriculum=Curriculum(lengths=(8,), measure_every_steps=2, heldout_problems=5),
         evaluation=Evaluation(problems=4, samples=2, k=(1, 2), max_new_tokens=8, batch_size=8),
         save_every_steps=2,
         log_every_steps=1,
@@ -147,7 +147,8 @@ def test_run_folder_is_complete(tiny):
     )
     wanted = {
         "loss", "forward_kl", "reverse_kl", "student_entropy", "teacher_entropy", "student_logp",
-        "teacher_logp", "sampler_logp", "top1_agreement", "response_length", "truncated", "gradient_norm",
+        "teacher_logp", "sampler_logp", "top1_agreement", "response_length", "truncated",
+        "gradient_norm",
     }  # fmt: skip
     assert wanted <= set(logged(tiny)[-1])
     assert list((folder / "tensorboard").iterdir())
@@ -174,8 +175,8 @@ def test_plain_sft_learns(tiny):
     """Dataset prefix with one-hot targets, no teacher: the loss falls, and no divergence is
     logged."""
     config = dataclasses.replace(
-        tiny, teacher=None, prefix="dataset", objective=negative_log_likelihood, steps=12, save_every_steps=12,
-        optimizer=dataclasses.replace(tiny.optimizer, learning_rate=1e-2),
+        tiny, teacher=None, prefix="dataset", objective=negative_log_likelihood, steps=12,
+        save_every_steps=12, optimizer=dataclasses.replace(tiny.optimizer, learning_rate=1e-2),
     )  # fmt: skip
     result = train_module.train(config)
     losses = [r["loss"] for r in logged(config)]

@@ -16,10 +16,10 @@ def get_config() -> Config:
         teacher=None,
         prefix="dataset",
         objective=negative_log_likelihood,
-        steps=500,
+        steps=800,
         batch_size=64,
         data=Data(problems=100_000),
-        optimizer=Optimizer(learning_rate=3e-3, final_fraction=0.02),
+        optimizer=Optimizer(learning_rate=4e-3),
         seed=1,
-        save_every_steps=500,
+        save_every_steps=100,
     )

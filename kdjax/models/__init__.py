@@ -25,7 +25,7 @@ EMBEDDED_PREFIX = "kdjax:"
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a model name: a path, or `kdjax:teacher` / `kdjax:student`, shipped in the package."""
+    """The folder of a name: a path, or the shipped `kdjax:teacher` and `kdjax:student`."""
     text = str(name)
     folder = (
         EMBEDDED / text.removeprefix(EMBEDDED_PREFIX)
@@ -44,7 +44,8 @@ def find(name: str | Path) -> Path:
 def load(name: str | Path, mesh: Mesh | None = None, dtype=jnp.float32) -> tuple[Model, Params]:
     """The model's pure functions, computing in `dtype`, and its parameters in float32.
 
-    With a mesh the parameters are replicated over it. Errors: DataError naming what is wrong in the folder.
+    With a mesh the parameters are replicated over it. Errors: DataError naming what is wrong in the
+    folder.
     """
     folder = find(name)
     config = read_config(folder)
@@ -57,7 +58,7 @@ def load(name: str | Path, mesh: Mesh | None = None, dtype=jnp.float32) -> tuple
 def create(
     folder: str | Path, config: DecoderConfig, tokenizer_folder: str | Path, seed: int
 ) -> None:
-    """A new model folder with random weights: how a model trained from nothing enters by the same door."""
+    """A new folder with random weights: a model trained from nothing enters by the same door."""
     source = Path(folder).with_name(Path(folder).name + ".config")
     fields = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **vars(config)}
     source.mkdir(parents=True, exist_ok=True)

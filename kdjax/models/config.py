@@ -43,13 +43,14 @@ def read_config(folder: Path) -> DecoderConfig:
 
 
 def from_fields(fields: dict[str, Any], where: str) -> DecoderConfig:
-    """A config from parsed JSON, refusing every option that this project would compute differently."""
+    """A config from parsed JSON; what would be computed differently here is refused."""
     if not isinstance(fields, dict):
         raise DataError(f"{where}: a JSON object was expected")
     architecture = (fields.get("architectures") or ["none"])[0]
     if architecture not in SUPPORTED:
         raise DataError(
-            f"{where}: architecture {architecture} is not supported; supported: {', '.join(SUPPORTED)}"
+            f"{where}: architecture {architecture} is not supported;"
+            f" supported: {', '.join(SUPPORTED)}"
         )
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     refused = {
@@ -63,7 +64,8 @@ def from_fields(fields: dict[str, Any], where: str) -> DecoderConfig:
     if bad:
         raise DataError(f"{where}: not supported for {architecture}: {', '.join(bad)}")
     fields = {
-        "rope_theta": rope.get("rope_theta", 1e6),
+        "rope_theta": rope.get("rope_theta", 1e4),  # transformers' defaults, not this class's
+        "tie_word_embeddings": False,
         "head_dim": _default_head_dim(fields),
         **fields,
     }

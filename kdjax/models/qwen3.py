@@ -1,9 +1,9 @@
 """Qwen3: a dense decoder with grouped-query attention, q/k norm, rotary positions and SwiGLU.
 
-Layers are Flax NNX modules, split once: what leaves this file are pure functions over a nested dict of
-arrays. Training sees the layers stacked under `scan` (compile time must not grow with depth); decoding
-unrolls them with one cache a layer, laid out [batch, kv heads, slots, head dim], written at one shared
-pointer, which XLA updates in place.
+Layers are Flax NNX modules, split once: what leaves this file are pure functions over a nested dict
+of arrays. Training sees the layers stacked under `scan` (compile time must not grow with depth);
+decoding unrolls them with one cache a layer, laid out [batch, kv heads, slots, head dim], written
+at one shared pointer, which XLA updates in place.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from kdjax.base import Key, Model, Params
 from kdjax.models.config import DecoderConfig
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-"""(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> (attended [B,T,H,D], what the caller keeps of k and v)."""
+"""(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> (attended [B,T,H,D], what is kept of k and v)."""
 
 LAYERS_A_ROUND = 4
-"""Layers unrolled in each turn of the scan: compile time still does not grow with depth, and a backward
-pass on CPU takes 0.83 of the time that it takes layer by layer (fewer copies into stacked residuals)."""
+"""Layers unrolled in each turn of the scan: compile time still does not grow with depth, and a
+backward pass on CPU takes 0.83 of the time that it takes layer by layer (fewer copies into stacked
+residuals)."""
 
 # checkpoint name -> path in the parameters; {} is the layer. Kernels are stored transposed there.
 LAYER_NAMES = {
@@ -43,7 +44,7 @@ LAYER_NAMES = {
 
 
 class Layer(nnx.Module):
-    """One decoder layer. How keys and values are kept, and what may be seen, is the caller's `attend`."""
+    """One decoder layer. What is kept of keys and values, and seen, is the caller's `attend`."""
 
     def __init__(self, config: DecoderConfig, dtype, *, rngs: nnx.Rngs):
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads

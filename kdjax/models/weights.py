@@ -1,4 +1,4 @@
-"""Checkpoint names and files <-> parameters: safetensors only, everything that is wrong reported together."""
+"""Checkpoint files <-> parameters: safetensors only, all that is wrong reported together."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ IDENTITY_FILES = (
 
 
 def read_params(folder: Path, config: DecoderConfig) -> Params:
-    """Parameters of a folder, float32. Errors: DataError listing every missing, unexpected or misshapen tensor."""
+    """Parameters of a folder, float32.
+
+    Errors: DataError listing every missing, unexpected or misshapen tensor.
+    """
     tensors = _read_tensors(folder / WEIGHTS_FILE)
     if config.tie_word_embeddings:  # some exporters write the tied head a second time
         tensors.pop("lm_head.weight", None)
@@ -64,11 +67,12 @@ def read_params(folder: Path, config: DecoderConfig) -> Params:
 def write_folder(folder: Path, params: Params, source: Path) -> None:
     """A Hugging Face folder: these parameters, with config and tokenizer of the folder `source`.
 
-    Written beside its final place and renamed, so a folder is whole or absent. Errors: StorageError.
+    Written beside its final place and renamed, so a folder is whole or absent.
+    Errors: StorageError.
     """
     from safetensors.numpy import save
 
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
         raise StorageError(
             f"{folder} exists and is not empty; choose another folder, nothing was overwritten"
         )

@@ -1,9 +1,10 @@
-r"""Procedural, verifiable arithmetic: deterministic in (task, split, index), splits that can't overlap.
+r"""Procedural, verifiable arithmetic, deterministic in (task, split, index); splits can't overlap.
 
-A task turns a random generator and a number of terms into a prompt, a gold answer and one of many right
-worked solutions. Randomness comes from a counter-based generator (Philox) keyed by (task, split) at
-counter `index`, and a prompt belongs to exactly one split by the hash of its text: drawing again until the
-hash agrees makes an overlap impossible by construction, however many problems are drawn.
+A task turns a random generator and a number of terms into a prompt, a gold answer and one of many
+right worked solutions. Randomness comes from a counter-based generator (Philox) keyed by (task,
+split) at counter `index`, and a prompt belongs to exactly one split by the hash of its text:
+drawing again until the hash agrees makes an overlap impossible by construction, however many
+problems are drawn.
 
     >>> problem("calc", "train", 0, (3,)) == problem("calc", "train", 0, (3,))
     True
@@ -24,7 +25,7 @@ Make = Callable[[np.random.Generator, int], tuple[str, str, str]]
 TASKS: dict[str, Make] = {"calc": calc.make, "lastdigit": lastdigit.make, "chainsum": chainsum.make}
 
 SPLITS = {"train": 0.8, "heldout": 0.1, "test": 0.1}
-"""Share of all prompts of each split: train on one, gate the curriculum on the next, report the last."""
+"""Share of all prompts: train on one split, gate the curriculum on the next, report the last."""
 
 
 def problem(task: str, split: str, index: int, terms: Sequence[int]) -> Problem:

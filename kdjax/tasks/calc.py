@@ -1,4 +1,4 @@
-"""`calc`, the default task: a calculator chain of + - x on integers kept in 0..99, worked step by step."""
+"""`calc`, the default: a calculator chain of + - x on integers kept in 0..99, step by step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OPERATORS = ("+", "-", "x")
 
 
 def make(rng: np.random.Generator, terms: int) -> tuple[str, str, str]:
-    """(prompt, answer, solution) of a chain with `terms` numbers; every value on the way is in 0..99.
+    """(prompt, answer, solution) of a chain with `terms` numbers, every value in 0..99.
 
     >>> prompt, answer, solution = make(np.random.default_rng(0), 3)
     >>> solution.endswith("boxed{" + answer + "}")

@@ -1,4 +1,4 @@
-"""`chainsum`, the control: signed sums of two-digit numbers, where working step by step is not needed."""
+"""`chainsum`, the control: signed sums of two-digit numbers, where steps are not needed."""
 
 from __future__ import annotations
 

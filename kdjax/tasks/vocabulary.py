@@ -1,7 +1,8 @@
 r"""The embedded tokenizer: bytes, a few whole words, and Qwen3's control tokens and chat template.
 
-Byte-level, so any text round-trips; `user`, `assistant`, `\boxed{` and a blank line are single tokens,
-so that a worked answer stays short. Written once into the package by `configs/embedded/rebuild.py`.
+Byte-level, so any text round-trips; `user`, `assistant`, `\boxed{` and a blank line are single
+tokens, so that a worked answer stays short. Written once into the package by
+`configs/embedded/rebuild.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ CHAT_TEMPLATE = """\
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write tokenizer.json, its config, the chat template and the generation config into `folder`."""
+    """Write tokenizer.json, the configs and the chat template into `folder`."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -52,9 +53,12 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     ids = {t: tokenizer.token_to_id(t) for t in CONTROL}
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
-        "model_max_length": 1024, "clean_up_tokenization_spaces": False,
-    }  # fmt: skip
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "model_max_length": 1024,
+        "clean_up_tokenization_spaces": False,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     generation = {

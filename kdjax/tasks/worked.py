@@ -1,6 +1,7 @@
-r"""Worked solutions of chains, in many right styles: steps merged at random, steps checked at random.
+r"""Worked solutions of chains in many right styles: steps merged and checked at random.
 
-A chain is a start value and (operator, operand) terms applied from left to right. A solution walks it:
+A chain is a start value and (operator, operand) terms applied from left to right. A solution walks
+it:
 
     7+5x3-2=  ->  7+5=12;12x3=36;36-2=34;\boxed{34}
               or  7+5=12;?7+5=12;12x3=36;36-2=34;\boxed{34}     a checked step is written twice

@@ -1,0 +1,105 @@
+"""Evaluation counts what was sampled: by hand with a scripted sampler, however batched."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from kdjax.base import ConfigError, Problem
+from kdjax.data import Source, task_source
+from kdjax.evaluate import evaluate, from_json, mean_entropy, to_json
+from kdjax.sampler import Samples, generate
+from kdjax.score import score
+
+SETTINGS = dict(temperature=1.0, max_new_tokens=8, max_prompt_tokens=24, seed=0)
+PROBLEMS = [Problem("a", "1+1=", "2"), Problem("b", "2+2=", "4"), Problem("c", "3+3=", "6")]
+SOURCE = Source(3, PROBLEMS.__getitem__, "three")
+
+
+def scripted(tokenizer, responses: list[str], width: int = 8):
+    """A sampler that gives row r the r-th response; one without a stop token is truncated."""
+
+    def draw(params, batch, key, max_new_tokens):
+        rows = [tokenizer.encode(responses[int(r)]) for r in np.asarray(batch.row_b)]
+        tokens = np.array([ids[:width] + [0] * (width - len(ids)) for ids in rows], np.int32)
+        length = np.array([min(len(ids), width) for ids in rows], np.int32)
+        stopped = np.array([ids[-1] in tokenizer.stop_ids for ids in rows])
+        zeros = np.zeros(tokens.shape, np.float32)
+        return Samples(tokens, length, zeros, zeros, zeros, ~stopped)
+
+    return draw
+
+
+@pytest.fixture
+def scorer(student):
+    jitted = jax.jit(functools.partial(score, student[0]))
+    return lambda params, rollout: jitted(params, None, None, rollout)
+
+
+def test_counts_by_hand(tokenizer, student, scorer):
+    """Two samples of three problems, outcomes known: every count and error bar by hand."""
+    stop = "<|im_end|>"
+    right = [rf"\boxed{{{n}}}{stop}" for n in (2, 4, 6)]
+    responses = [right[0], right[0], right[1], rf"\boxed{{5}}{stop}", "3+3=6;6+", f"6;{stop}"]
+    result, records = evaluate(
+        scripted(tokenizer, responses), scorer, student[1], SOURCE, tokenizer, jax.random.key(0),
+        samples=2, k=(1, 2), batch_size=4, **SETTINGS,
+    )  # fmt: skip
+    assert result.correct == [2, 1, 0]
+    assert result.avg.mean == 0.5
+    assert result.avg.standard_error == pytest.approx(0.5 / np.sqrt(3))
+    assert result.pass_at[2].mean == pytest.approx(2 / 3)
+    assert result.truncated.mean == pytest.approx(1 / 6)
+    assert result.no_answer.mean == pytest.approx(2 / 6)
+    assert result.length.mean == pytest.approx(np.mean([4, 4, 4, 4, 8, 3]))
+    assert [r["sample"] for r in records] == [0, 1] * 3
+    assert records[3]["answer"] == "5"
+    assert from_json(to_json(result)) == result
+
+
+def test_batching_does_not_matter(tokenizer, student, teacher, student_folder):
+    """Batches of 3, 4 and 16 rows give the same responses and the same means."""
+    (model, params), (teacher_model, teacher_params) = student, teacher
+    draw = jax.jit(
+        functools.partial(generate, model, stop_ids=tokenizer.stop_ids),
+        static_argnames="max_new_tokens",
+    )
+    scorer = jax.jit(
+        lambda p, rollout: score(model, p, teacher_model, teacher_params, rollout, chunk=8)
+    )
+    source = task_source("calc", "test", 5, (2,))
+    results = [
+        evaluate(
+            lambda p, b, key, n: draw(p, b, key, max_new_tokens=n), scorer, params, source,
+            tokenizer, jax.random.key(3), samples=2, k=(1,), batch_size=size, **SETTINGS,
+        )
+        for size in (3, 4, 16)
+    ]  # fmt: skip
+    first, first_records = results[0]
+    assert first.forward_kl > 0
+    assert first.reverse_kl > 0
+    for other, records in results[1:]:
+        assert records == first_records
+        np.testing.assert_allclose(other.entropy, first.entropy, rtol=1e-6)
+        np.testing.assert_allclose(other.forward_kl, first.forward_kl, rtol=1e-5)
+
+
+def test_k_over_the_samples_is_refused(tokenizer, student, scorer):
+    """Pass@k needs k samples a problem."""
+    with pytest.raises(ConfigError, match=r"must lie in 1\.\.2"):
+        evaluate(
+            scripted(tokenizer, []), scorer, student[1], SOURCE, tokenizer, jax.random.key(0),
+            samples=2, k=(4,), batch_size=4, **SETTINGS,
+        )  # fmt: skip
+
+
+def test_mean_entropy_weighs_tokens():
+    """Every response token counts once, padding not at all; no token at all is NaN."""
+    zeros = np.zeros((2, 3), np.float32)
+    entropy = np.array([[1.0, 0, 0], [2.0, 3.0, 4.0]], np.float32)
+    samples = Samples(zeros, np.array([1, 3]), zeros, zeros, entropy, np.zeros(2, bool))
+    assert mean_entropy(samples) == 2.5
+    assert np.isnan(mean_entropy(samples._replace(length_b=np.zeros(2, int))))

@@ -1,0 +1,222 @@
+"""Parity with transformers in torch: logits, greedy generation, gradients of both losses."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from conftest import lively, random_rollout, tiny_config
+from transformers import AutoModelForCausalLM
+
+from kdjax import models
+from kdjax.base import Batch
+from kdjax.kl import forward_kl
+from kdjax.models.weights import _named
+from kdjax.numerics import project
+from kdjax.objective import divergence, negative_log_likelihood, reduce, token_mean
+from kdjax.sampler import generate
+from kdjax.score import score
+
+V = 279
+SHAPES = {
+    "tied, grouped queries": {},
+    "untied, full heads, theta 1e4": {
+        "num_key_value_heads": 4, "tie_word_embeddings": False, "rope_theta": 1e4,
+    },
+}  # fmt: skip
+PROMPTS, RESPONSES = [5, 9, 7], [11, 6, 8]
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def pair(request, tmp_path_factory, tokenizer_folder):
+    """((Model, params) in JAX, the same folder in torch), weights random and large."""
+    return load_pair(tmp_path_factory.mktemp("pair"), tokenizer_folder, SHAPES[request.param], 0)
+
+
+def load_pair(folder, tokenizer_folder, changes, seed):
+    models.create(folder / "fresh", tiny_config(V, **changes), tokenizer_folder, seed=seed)
+    _, params = models.load(folder / "fresh")
+    models.write_folder(folder / "lively", lively(params, seed), folder / "fresh")
+    return models.load(folder / "lively"), load_torch(folder / "lively")
+
+
+def load_torch(folder):
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model.eval()
+
+
+def torch_logp(model, rollout):
+    """Log-probabilities of all entries at each response token, row after row, unpadded."""
+    rows = []
+    for tokens, prompt, response in zip(
+        rollout.tokens_bs, rollout.prompt_length_b, rollout.response_length_b, strict=True
+    ):
+        ids = torch.tensor(tokens[None, : prompt + response].astype(np.int64))
+        logits = model(ids, use_cache=False).logits[0]
+        rows.append(torch.log_softmax(logits[prompt - 1 : prompt + response - 1], dim=-1))
+    return torch.cat(rows)
+
+
+def targets(rollout) -> torch.Tensor:
+    """The response tokens, in the order of `torch_logp`."""
+    rows = zip(rollout.tokens_bs, rollout.prompt_length_b, rollout.response_length_b, strict=True)
+    return torch.tensor(np.concatenate([ids[p : p + r] for ids, p, r in rows]).astype(np.int64))
+
+
+def assert_gradients_agree(gradients, model):
+    """Every parameter's gradient, by its checkpoint name, within 1e-3 of its own norm."""
+    ours = dict(_named(gradients))
+    theirs = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+    assert set(ours) == set(theirs)
+    for name, gradient in theirs.items():
+        error = np.linalg.norm(ours[name] - gradient) / np.linalg.norm(gradient)
+        assert np.linalg.norm(gradient) > 0
+        assert error < 1e-3, f"{name}: {error}"
+
+
+def test_logits(pair):
+    """float32 logits, spread over a few units, equal those of Qwen3ForCausalLM within 1e-4."""
+    (model, params), reference = pair
+    tokens = np.random.default_rng(0).integers(0, V, (3, 24))
+    logits = jax.jit(lambda p, ids: project(model.hidden(p, ids), model.head(p)))(params, tokens)
+    with torch.no_grad():
+        expected = reference(torch.tensor(tokens), use_cache=False).logits.numpy()
+    assert 1 < expected.std() < 10
+    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_greedy_generation(pair):
+    """At temperature 0 the same tokens as transformers' generate: 64, or until the same stop id."""
+    (model, params), reference = pair
+    rng = np.random.default_rng(1)
+    lengths, width = np.array([4, 9, 6, 9]), 9
+    prompts = [rng.integers(0, V - 5, n) for n in lengths]
+    right, left = np.zeros((4, width), np.int32), np.zeros((4, width), np.int64)
+    for row, ids in enumerate(prompts):
+        right[row, : len(ids)] = left[row, width - len(ids) :] = ids
+    stop_ids = [11, 200]
+    none = np.zeros((4, 1), np.int32)
+    batch = Batch(right, lengths.astype(np.int32), none, none[:, 0], none[:, 0] > 0, np.arange(4))
+    draw = jax.jit(
+        lambda p, b: generate(
+            model, p, b, jax.random.key(0), max_new_tokens=64, stop_ids=stop_ids, temperature=0
+        )
+    )
+    samples = draw(params, jax.tree.map(jnp.asarray, batch))
+    with torch.no_grad():
+        whole = reference.generate(
+            torch.tensor(left),
+            attention_mask=torch.tensor(np.arange(width)[None] >= width - lengths[:, None]).long(),
+            max_new_tokens=64,
+            do_sample=False,
+            eos_token_id=stop_ids,
+            pad_token_id=0,
+        ).numpy()
+    for row, response in enumerate(whole[:, width:]):
+        ends = np.flatnonzero(np.isin(response, stop_ids))
+        length = ends[0] + 1 if len(ends) else 64
+        assert samples.length_b[row] == length
+        assert samples.tokens_bt[row, :length].tolist() == response[:length].tolist()
+        assert bool(samples.truncated_b[row]) == (len(ends) == 0)
+    assert len(np.unique(samples.tokens_bt)) > 3
+
+
+def test_gradient_of_the_negative_log_likelihood(pair):
+    """The gradient of the mean -log q(token) over response tokens, every parameter within 1e-3."""
+    (model, params), reference = pair
+    rollout = random_rollout(2, V, PROMPTS, RESPONSES)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+        scores = score(model, params, None, None, rollout)
+        return reduce(negative_log_likelihood(scores), scores.mask, token_mean(scores.mask)).mean()
+
+    value, gradients = loss(params)
+    reference.zero_grad()
+    expected = torch.nn.functional.nll_loss(torch_logp(reference, rollout), targets(rollout))
+    expected.backward()
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
+    assert_gradients_agree(gradients, reference)
+
+
+def test_gradient_of_the_forward_kl(tmp_path, tokenizer_folder):
+    """The token mean of KL(teacher || student) and its gradient equal those by torch's kl_div."""
+    (student, params), student_torch = load_pair(tmp_path / "s", tokenizer_folder, {}, 1)
+    shape = {"hidden_size": 24, "num_hidden_layers": 3, "tie_word_embeddings": False}
+    (teacher, teacher_params), teacher_torch = load_pair(tmp_path / "t", tokenizer_folder, shape, 2)
+    rollout = random_rollout(3, V, PROMPTS, RESPONSES)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(params):
+        scores = score(student, params, teacher, teacher_params, rollout, forward_kl)
+        return reduce(divergence(scores), scores.mask, token_mean(scores.mask)).mean()
+
+    value, gradients = loss(params)
+    with torch.no_grad():
+        teacher_logp = torch_logp(teacher_torch, rollout)
+    student_logp = torch_logp(student_torch, rollout)
+    expected = torch.nn.functional.kl_div(
+        student_logp, teacher_logp, log_target=True, reduction="batchmean"
+    )
+    expected.backward()
+    assert expected.item() > 1
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
+    assert_gradients_agree(gradients, student_torch)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_folder_saved_by_transformers(tmp_path, pair_of_saved, tied):
+    """A folder that transformers saved loads here, with the same logits."""
+    folder, reference = pair_of_saved(tmp_path / "saved", tied)
+    assert_same_logits(folder, reference)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_config_without_optional_keys(tmp_path, pair_of_saved, tied):
+    """Keys that config.json leaves out mean here what they mean to transformers."""
+    folder, _ = pair_of_saved(tmp_path / "saved", tied)
+    fields = json.loads((folder / "config.json").read_text())
+    optional = ["rms_norm_eps", "rope_parameters", "max_position_embeddings", "hidden_act"]
+    for name in [*optional, *([] if tied else ["tie_word_embeddings"])]:
+        del fields[name]
+    (folder / "config.json").write_text(json.dumps(fields))
+    assert_same_logits(folder, load_torch(folder))
+
+
+@pytest.fixture
+def pair_of_saved():
+    """save(folder, tied): a random Qwen3 of transformers' own making, written by transformers."""
+
+    def save(folder, tied: bool):
+        from transformers import Qwen3Config, Qwen3ForCausalLM
+
+        config = Qwen3Config(
+            vocab_size=V, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, head_dim=8, tie_word_embeddings=tied,
+            initializer_range=0.4,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        reference = Qwen3ForCausalLM(config).eval()
+        reference.save_pretrained(folder)
+        return folder, reference
+
+    return save
+
+
+def assert_same_logits(folder, reference):
+    model, params = models.load(folder)
+    tokens = np.random.default_rng(4).integers(0, V, (2, 16))
+    logits = jax.jit(lambda p, ids: project(model.hidden(p, ids), model.head(p)))(params, tokens)
+    with torch.no_grad():
+        expected = reference(torch.tensor(tokens), use_cache=False).logits.numpy()
+    assert expected.std() > 0.5
+    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-5)

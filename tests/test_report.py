@@ -1,0 +1,77 @@
+"""What a run writes: whole or not at all, and without what an interruption rolled back."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from kdjax import report
+from kdjax.base import ConfigError, DataError, StorageError
+
+
+def test_metrics_survive_an_interruption(tmp_path):
+    """Records after the resumed step are dropped, a line cut by a kill too, and new ones follow."""
+    first = report.open_metrics(tmp_path, 0)
+    for step in (1, 2, 3):
+        first.write(step, {"loss": float(step)})
+    first.close()
+    with (tmp_path / report.METRICS).open("a") as file:
+        file.write('{"step": 4, "lo')
+    second = report.open_metrics(tmp_path, 2)
+    second.write(3, {"loss": 30.0})
+    second.close()
+    assert [(r["step"], r["loss"]) for r in report.read_metrics(tmp_path)] == [
+        (1, 1),
+        (2, 2),
+        (3, 30),
+    ]
+
+
+def test_files_are_whole_or_absent(tmp_path):
+    """A folder in a file's place is a StorageError, and leaves what was there."""
+    report.write_json(tmp_path / "a.json", {"x": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    with pytest.raises(StorageError, match="can't write"):
+        report.write_json(tmp_path / "folder", {})
+    assert (tmp_path / "folder" / "inside").is_dir()
+
+
+def test_reading_what_is_not_there(tmp_path):
+    """Missing and damaged files are told apart."""
+    with pytest.raises(DataError, match=r"holds no config\.json"):
+        report.read_json(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DataError, match="damaged"):
+        report.read_json(tmp_path / "config.json")
+
+
+def test_wandb_is_used_only_when_asked_for(tmp_path, monkeypatch):
+    """A stand-in sees project and records; without the package the remedy is named."""
+    logged = []
+
+    class Stand:
+        @staticmethod
+        def init(**settings):
+            logged.append(settings["project"])
+            return Stand
+
+        @staticmethod
+        def log(values, step):
+            logged.append((step, values))
+
+        @staticmethod
+        def finish():
+            logged.append("finished")
+
+    monkeypatch.setitem(sys.modules, "wandb", Stand)
+    writer = report.open_metrics(tmp_path, 0, "mine")
+    writer.write(1, {"loss": 2.0})
+    writer.close()
+    assert logged == ["mine", (1, {"loss": 2.0}), "finished"]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        report.open_metrics(tmp_path, 0, "mine")

@@ -1,0 +1,255 @@
+"""The sampler: agrees with the scorer, draws the distribution, rows don't know their batch."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import lively
+
+from kdjax.base import Batch, ConfigError
+from kdjax.numerics import project
+from kdjax.rollout import assemble_samples
+from kdjax.sampler import Samples, _draw, generate
+from kdjax.score import score
+from kdjax.sharding import make_mesh, replicated, shard_batch
+
+LENGTHS = [3, 8, 5, 1, 8, 4, 7, 2]
+ROWS = [40, 7, 19, 3, 101, 64, 5, 88]
+LIMIT = 20  # more than one round of the decoding scan, and no multiple of it
+STOP_IDS = tuple(range(90, 125))  # so many that most rows stop on the way
+
+
+@pytest.fixture(scope="module")
+def decoder(student):
+    """The tiny student with weights so large that its distributions are far from uniform."""
+    model, params = student
+    return model, lively(params)
+
+
+@pytest.fixture(scope="module")
+def batch(tokenizer) -> Batch:
+    rng = np.random.default_rng(0)
+    prompt = np.zeros((8, 8), np.int32)
+    for row, length in enumerate(LENGTHS):
+        prompt[row, :length] = rng.integers(0, tokenizer.size, length)
+    none = np.zeros(8, np.int32)
+    return Batch(
+        prompt, np.array(LENGTHS, np.int32), none[:, None], none, none > 0, np.array(ROWS, np.int32)
+    )
+
+
+@pytest.fixture(scope="module")
+def draw(decoder):
+    """draw(batch, key, temperature) -> Samples, jitted as the trainer does."""
+    model, params = decoder
+
+    @functools.partial(jax.jit, static_argnums=(3, 4, 5))
+    def jitted(params, batch, key, temperature, limit, stop_ids):
+        return generate(
+            model,
+            params,
+            batch,
+            key,
+            max_new_tokens=limit,
+            stop_ids=stop_ids,
+            temperature=temperature,
+        )
+
+    def call(batch, seed=0, temperature=1.0, limit=LIMIT, stop_ids=STOP_IDS, params=params):
+        return jitted(params, batch, jax.random.key(seed), temperature, limit, stop_ids)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def samples(draw, batch) -> Samples:
+    return jax.tree.map(np.asarray, draw(batch))
+
+
+@pytest.fixture(scope="module")
+def rescored(decoder):
+    """(Scores, logits [B, T, V]) of samples, by the scorer and by the whole-sequence forward."""
+    model, params = decoder
+
+    @jax.jit
+    def both(batch, samples):
+        rollout = assemble_samples(batch, samples)
+        logits = project(model.hidden(params, rollout.tokens_bs), model.head(params))
+        here = batch.prompt_length_b[:, None] - 1 + jnp.arange(samples.tokens_bt.shape[1])[None]
+        picked = jnp.take_along_axis(logits, here[..., None], axis=1)
+        return score(model, params, None, None, rollout), picked
+
+    return lambda batch, samples: jax.tree.map(np.asarray, both(batch, samples))
+
+
+def take(batch: Batch, rows) -> Batch:
+    return jax.tree.map(lambda x: x[np.asarray(rows)], batch)
+
+
+def log_softmax64(logits: np.ndarray) -> np.ndarray:
+    wide = np.asarray(logits, np.float64)
+    wide = wide - wide.max(-1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(-1, keepdims=True))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_and_scorer_agree(draw, batch, rescored, temperature):
+    """logp and entropy are the scorer's; sampler_logp is that of softmax(logits / temperature)."""
+    samples = jax.tree.map(np.asarray, draw(batch, temperature=temperature))
+    scores, logits = rescored(batch, samples)
+    mask = scores.mask
+    assert mask.sum() == samples.length_b.sum() > 40
+    assert scores.student_logp[mask].std() > 0.5
+    for ours, wanted in (
+        (samples.logp_bt, scores.student_logp),
+        (samples.entropy_bt, scores.student_entropy),
+    ):
+        np.testing.assert_allclose(ours[mask], wanted[mask], atol=1e-4)
+    tempered = np.take_along_axis(
+        log_softmax64(logits / temperature), samples.tokens_bt[..., None], axis=-1
+    )[..., 0]
+    np.testing.assert_allclose(samples.sampler_logp_bt[mask], tempered[mask], atol=1e-4)
+
+
+def test_rows_end_with_their_stop_token(samples):
+    """A stop id ends its row and counts in the length; nothing follows; without one: truncated."""
+    assert 0 < samples.truncated_b.sum() < 8
+    for row in range(8):
+        tokens, length = samples.tokens_bt[row], samples.length_b[row]
+        stops = np.isin(tokens[:length], STOP_IDS)
+        if samples.truncated_b[row]:
+            assert length == LIMIT
+            assert not stops.any()
+        else:
+            assert stops.tolist() == [False] * (length - 1) + [True]
+        for field in (tokens, samples.logp_bt[row], samples.sampler_logp_bt[row]):
+            assert not field[length:].any()
+        assert not samples.entropy_bt[row, length:].any()
+        assert (samples.entropy_bt[row, :length] > 0).all()
+    assert samples.tokens_bt.shape == (8, LIMIT)
+    assert len(set(samples.length_b.tolist())) > 3
+
+
+def test_a_shorter_limit_cuts_the_same_responses(draw, batch, samples):
+    """Under a limit the tokens are the same up to it; a stop just at the limit is no truncation."""
+    finished = samples.length_b[~samples.truncated_b]
+    limit = int(np.sort(finished)[len(finished) // 2])
+    assert (samples.length_b > limit).any()
+    shorter = draw(batch, limit=limit)
+    np.testing.assert_array_equal(shorter.tokens_bt, samples.tokens_bt[:, :limit])
+    np.testing.assert_array_equal(shorter.length_b, np.minimum(samples.length_b, limit))
+    np.testing.assert_array_equal(shorter.truncated_b, samples.length_b > limit)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda batch: (take(batch, [4]), [4]),
+        lambda batch: (take(batch, [6, 4, 1, 0, 7, 3, 2, 5]), [6, 4, 1, 0, 7, 3, 2, 5]),
+        lambda batch: (
+            batch._replace(prompt_bp=np.pad(batch.prompt_bp, [(0, 0), (0, 5)], constant_values=9)),
+            range(8),
+        ),
+        lambda batch: (
+            batch._replace(row_b=np.where(np.arange(8) == 2, batch.row_b, 1000 + batch.row_b)),
+            [None, None, 2, None, None, None, None, None],
+        ),
+    ],
+    ids=["alone", "another order", "more padding", "other neighbours"],
+)
+def test_a_row_does_not_know_its_batch(draw, batch, samples, change):
+    """A row's tokens depend on key, row number and prompt alone."""
+    changed, rows = change(batch)
+    others = draw(changed)
+    for place, row in enumerate(rows):
+        if row is not None:
+            np.testing.assert_array_equal(others.tokens_bt[place], samples.tokens_bt[row])
+            assert others.length_b[place] == samples.length_b[row]
+            np.testing.assert_allclose(others.logp_bt[place], samples.logp_bt[row], atol=1e-5)
+    if None in rows:
+        assert (others.tokens_bt[0] != samples.tokens_bt[0]).any()
+
+
+def test_eight_devices_draw_what_one_does(draw, decoder, batch, samples):
+    """Dealt over an 8-device mesh, every row draws the same tokens."""
+    mesh = make_mesh(8)
+    params = jax.device_put(decoder[1], replicated(mesh))
+    dealt = draw(shard_batch(batch, mesh), params=params)
+    assert len(dealt.tokens_bt.sharding.device_set) == 8
+    for name in ("tokens_bt", "length_b", "truncated_b"):
+        np.testing.assert_array_equal(getattr(dealt, name), getattr(samples, name))
+    np.testing.assert_allclose(dealt.logp_bt, samples.logp_bt, atol=1e-5)
+
+
+def test_keys_and_row_numbers_choose_the_sample(draw, batch, samples):
+    """The same key draws the same; other keys, or row numbers of one prompt, draw otherwise."""
+    np.testing.assert_array_equal(draw(batch).tokens_bt, samples.tokens_bt)
+    assert (draw(batch, seed=1).tokens_bt != samples.tokens_bt).any(axis=1).sum() >= 7
+    same_prompt = take(batch, [1] * 8)._replace(row_b=batch.row_b)
+    assert len({tuple(row) for row in np.asarray(draw(same_prompt).tokens_bt)}) >= 7
+
+
+def test_greedy_takes_the_likeliest(draw, batch, rescored):
+    """At temperature 0 each token is the argmax of the whole-sequence forward, with logp 0."""
+    samples = jax.tree.map(np.asarray, draw(batch, temperature=0.0))
+    scores, logits = rescored(batch, samples)
+    picked = logits.argmax(-1)
+    np.testing.assert_array_equal(samples.tokens_bt[scores.mask], picked[scores.mask])
+    assert not samples.sampler_logp_bt.any()
+    np.testing.assert_array_equal(draw(batch, seed=9, temperature=0.0)[0], samples.tokens_bt)
+
+
+V, DRAWS = 20, 20_000
+
+
+def fixed_logits() -> np.ndarray:
+    """A distribution from 0.2 % to 30 % over 18 entries, and two entries that can't be drawn."""
+    logits = np.random.default_rng(5).normal(0, 1.2, V).astype(np.float32)
+    logits[[0, 11]] = -np.inf
+    return logits
+
+
+def chi_square(tokens, probabilities: np.ndarray) -> float:
+    """Pearson's statistic; 17 degrees of freedom here, under 45 with probability 0.9997."""
+    counts = np.bincount(np.asarray(tokens), minlength=V)
+    possible = probabilities > 0
+    assert counts[~possible].sum() == 0
+    expected = DRAWS * probabilities[possible]
+    return float(((counts[possible] - expected) ** 2 / expected).sum())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("over", ["rows", "positions"])
+def test_draws_follow_the_distribution(over, temperature):
+    """20 000 draws, over rows or positions, pass a chi-square test; their logps are right."""
+    logits = jnp.asarray(fixed_logits())[None]
+    keys = jax.random.split(jax.random.key(3), DRAWS)
+    if over == "rows":
+        spread = jnp.broadcast_to(logits, (DRAWS, V))
+        tokens, logp = jax.jit(_draw, static_argnums=3)(spread, keys, 4, temperature)
+    else:
+        one = jax.vmap(lambda t: _draw(logits, keys[:1], t, temperature))
+        tokens, logp = (x[:, 0] for x in jax.jit(one)(jnp.arange(DRAWS)))
+    expected = log_softmax64(fixed_logits() / temperature)
+    assert chi_square(tokens, np.exp(expected)) < 45
+    np.testing.assert_allclose(logp, expected[np.asarray(tokens)], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"stop_ids": ()}, "stop_ids is empty"),
+        ({"temperature": -0.1}, "temperature must be at least 0"),
+        ({"limit": 0}, "max_new_tokens at least 1"),
+    ],
+)
+def test_bad_arguments(draw, batch, changes, says):
+    """A ConfigError at trace, of one line that names the argument."""
+    with pytest.raises(ConfigError) as caught:
+        draw(batch, **changes)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
