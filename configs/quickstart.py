@@ -8,11 +8,10 @@ Every cell differs from the others in two fields only, prefix and token_loss.
 import dataclasses
 
 from kdjax import Config, Study, forward_kl, mix, reverse_kl
-from kdjax.config import Optimizer
 
 
 def get_study() -> Study:
-    base = Config(steps=100, optimizer=Optimizer(learning_rate=2e-3, final_fraction=0.05))
+    base = Config()
     methods = {
         "teacher_forward": ("teacher", forward_kl),
         "teacher_reverse": ("teacher", reverse_kl),

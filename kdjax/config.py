@@ -56,9 +56,9 @@ class Data:
 class Optimizer:
     """AdamW with clipping; the rate warms up, then goes by cosine to final_fraction of its peak."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     warmup_fraction: float = 0.05
-    final_fraction: float = 1.0
+    final_fraction: float = 0.02
     clip_norm: float = 1.0
     weight_decay: float = 0.0
     b2: float = 0.95
@@ -100,7 +100,7 @@ class Config:
     token_loss: Annotated[TokenLoss, _written(TOKEN_LOSSES)] = forward_kl
     objective: Annotated[Objective, _written(OBJECTIVES)] = divergence
     reduction: Annotated[Reduction, _written(REDUCTIONS)] = sequence_mean
-    steps: int = 200
+    steps: int = 120
     batch_size: int = 48
     micro_batches: int = 1
     temperature: float = 1.0

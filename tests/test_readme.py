@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdjax.config import Config, Study, validate
+from kdjax.config import Config, Study, as_dict, validate
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -52,5 +52,4 @@ def test_the_quickstart_is_the_2x2_and_the_mix():
     ]  # fmt: skip
     for name, cell in study.cells.items():
         single = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"]()
-        assert cell.prefix == single.prefix
-        assert cell.token_loss.__name__ == single.token_loss.__name__
+        assert {**as_dict(cell), "run": ""} == {**as_dict(single), "run": ""}
