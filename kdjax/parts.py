@@ -17,6 +17,7 @@ from kdjax.base import Batch, ConfigError, Key, Model, Params, PrefixSource, Tra
 from kdjax.config import Config, as_dict
 from kdjax.evaluate import EvalReport, evaluate
 from kdjax.optimizer import make_optimizer
+from kdjax.progress import announce
 from kdjax.rollout import from_dataset, from_student, from_teacher
 from kdjax.sampler import Samples, generate
 from kdjax.score import score
@@ -192,6 +193,7 @@ def _teacher_trajectories(config, mesh, tokenizer, teacher, teacher_params, sour
     }
 
     def draw_rows(rows: np.ndarray) -> Samples:
+        announce(f"teacher: drawing trajectories once; they are kept in {config.cache}")
         padded = pad_rows(rows, mesh, at_least=CHUNK_ROWS)  # one shape, one compile
         batch = encode(source, tokenizer, padded, config, length)
         samples = draw(teacher_params, shard_batch(batch, mesh), run_key(config, TEACHER), length)

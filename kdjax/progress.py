@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator
 
@@ -21,6 +22,12 @@ SECONDS_BETWEEN_LINES = 5
 
 Show = Callable[[int, dict[str, float] | None], None]
 """show(step, metrics): `step` steps are done; metrics, if there are new ones, as in SHOWN."""
+
+
+@functools.cache
+def announce(text: str) -> None:
+    """Say what is being done, once, where it takes long enough to wonder."""
+    Console().print(text, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from kdjax.config import Config, Study, as_dict, differences
 from kdjax.evaluate import from_json, to_json
 from kdjax.page import Row, render_page, table
 from kdjax.parts import build, evaluate_params
+from kdjax.progress import announce
 from kdjax.train import about_run, train
 
 
@@ -64,6 +65,7 @@ def _reference(name: str, config: Config, folder: Path) -> Row:
     key = json.loads(json.dumps(key))
     saved = place / report.EVALUATION
     if not saved.exists() or report.read_json(saved)["settings"] != key:
+        announce(f"{name}: evaluating {config.student}")
         result, records = evaluate_params(parts, parts.initial_params)
         report.write_samples(place, records)
         report.write_json(saved, {"settings": key, "report": to_json(result)})

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -72,6 +73,7 @@ def check_same_vocabulary(student: Tokenizer, teacher: Tokenizer) -> None:
 
 
 def _read(folder: Path):
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
     from transformers import AutoTokenizer
 
     if not (folder / "tokenizer.json").is_file():

@@ -29,8 +29,9 @@ from kdjax.parts import (
     heldout_source,
     pad_rows,
     run_key,
+    test_source,
 )
-from kdjax.progress import training_progress
+from kdjax.progress import announce, training_progress
 from kdjax.sharding import replicated, shard_batch
 from kdjax.step import init_state
 
@@ -155,6 +156,7 @@ def _about(parts: Parts, done: int, seconds: float) -> dict[str, Any]:
 
 def _finish(parts: Parts, state: TrainState, seconds: float, folder: Path) -> EvalReport:
     """Evaluate the trained student and write what a reader of the run needs."""
+    announce(f"{folder.name}: evaluating on {test_source(parts.config).size} test problems")
     result, records = evaluate_params(parts, state.params)
     result = result._replace(
         training_flops=_training_flops(parts, folder), training_seconds=seconds
