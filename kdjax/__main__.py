@@ -25,7 +25,7 @@ Exit codes: 0 done, 64 wrong config, 65 bad data or model folder, 70 a bug of kd
 """
 
 
-WIDEST_TABLE = 130  # columns
+WIDEST_TABLE = 150  # columns
 
 
 def main(arguments: list[str] | None = None) -> int:
