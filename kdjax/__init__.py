@@ -31,11 +31,10 @@ if TYPE_CHECKING:
     from kdjax.optimizer import make_optimizer
     from kdjax.rollout import from_dataset, from_student, from_teacher
     from kdjax.sampler import generate
-    from kdjax.score import score
     from kdjax.step import init_state, make_step
     from kdjax.tokenizer import load_tokenizer
-    from kdjax.train import train
 
+# No name here may also be the name of a module: importing the module would hide it.
 _HOME = {
     "base": ("Batch", "Model", "Rollout", "Scores", "TrainState", "WeightedSum"),
     "config": ("Config", "Study"),
@@ -49,10 +48,8 @@ _HOME = {
     "optimizer": ("make_optimizer",),
     "rollout": ("from_dataset", "from_student", "from_teacher"),
     "sampler": ("generate",),
-    "score": ("score",),
     "step": ("init_state", "make_step"),
     "tokenizer": ("load_tokenizer",),
-    "train": ("train",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

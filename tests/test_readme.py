@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import kdjax
 from kdjax.config import Config, Study, as_dict, validate
 
 ROOT = Path(__file__).parent.parent
+INIT = (ROOT / "kdjax/__init__.py").read_text()
 README = (ROOT / "README.md").read_text()
 CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.py") if p.name != "rebuild.py")
 
@@ -22,6 +24,19 @@ def test_the_example_runs():
     exec(code.replace("range(20)", "range(2)"), names)
     assert int(names["state"].step) == 2
     assert float(names["metrics"]["loss"]) > 0
+
+
+def test_public_names_are_what_they_say():
+    """Every name of kdjax.__all__ is there, and none is hidden by a module of the same name."""
+    modules = {p.stem for p in (ROOT / "kdjax").glob("*.py")}
+    for name in kdjax.__all__:
+        assert getattr(kdjax, name) is not None
+        assert name not in modules
+    declared = re.findall(
+        r"^    from kdjax\.\w+ import \(?([^()]*?)\)?$", INIT, re.MULTILINE | re.DOTALL
+    )
+    names = {n.strip() for line in declared for n in line.split(",") if n.strip()}
+    assert names | {"models", "tasks"} == set(kdjax.__all__)
 
 
 def test_links_lead_somewhere():

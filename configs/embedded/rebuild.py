@@ -9,11 +9,12 @@ import runpy
 import sys
 from pathlib import Path
 
-from kdjax import models, train
+from kdjax import models
 from kdjax.export import export
 from kdjax.models import DecoderConfig
 from kdjax.tasks.vocabulary import write_tokenizer
 from kdjax.tokenizer import load_tokenizer
+from kdjax.train import train
 
 HERE = Path(__file__).parent
 SHAPES = {
