@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import runpy
 from pathlib import Path
@@ -32,11 +33,9 @@ def test_public_names_are_what_they_say():
     for name in kdjax.__all__:
         assert getattr(kdjax, name) is not None
         assert name not in modules
-    declared = re.findall(
-        r"^    from kdjax\.\w+ import \(?([^()]*?)\)?$", INIT, re.MULTILINE | re.DOTALL
-    )
-    names = {n.strip() for line in declared for n in line.split(",") if n.strip()}
-    assert names | {"models", "tasks"} == set(kdjax.__all__)
+    imports = [n for n in ast.walk(ast.parse(INIT)) if isinstance(n, ast.ImportFrom)]
+    declared = {a.name for n in imports if n.module.startswith("kdjax") for a in n.names}
+    assert declared == set(kdjax.__all__)
 
 
 def test_links_lead_somewhere():
