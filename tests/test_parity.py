@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -10,16 +11,20 @@ import numpy as np
 import pytest
 import torch
 from conftest import lively, random_rollout, tiny_config
-from transformers import AutoModelForCausalLM
+from test_train import tiny  # noqa: F401  (a fixture)
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdjax import models
 from kdjax.base import Batch
+from kdjax.config import Optimizer
+from kdjax.export import export
 from kdjax.kl import forward_kl
 from kdjax.models.weights import _named
 from kdjax.numerics import project
 from kdjax.objective import divergence, negative_log_likelihood, reduce, token_mean
 from kdjax.sampler import generate
 from kdjax.score import score
+from kdjax.train import train
 
 V = 279
 SHAPES = {
@@ -220,3 +225,29 @@ def assert_same_logits(folder, reference):
         expected = reference(torch.tensor(tokens), use_cache=False).logits.numpy()
     assert expected.std() > 0.5
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_an_exported_run_is_the_trained_student(tiny, tmp_path):  # noqa: F811
+    """Trained, exported, loaded by transformers: the trained logits, and kdjax's greedy tokens."""
+    train(dataclasses.replace(tiny, optimizer=Optimizer(learning_rate=0.05), steps=2))
+    export(tiny.run, tmp_path / "out")
+    (model, params), reference = models.load(tmp_path / "out"), load_torch(tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    turns = [{"role": "user", "content": "7+5="}]
+    text = tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    ids = np.array([tokenizer.encode(text)], np.int32)
+    none = np.zeros((1, 1), np.int32)
+    length = np.array([ids.shape[1]], np.int32)
+    batch = Batch(ids, length, none, none[:, 0], none[:, 0] > 0, none[:, 0])
+    stop_ids = reference.generation_config.eos_token_id
+    drawn = generate(
+        model, params, batch, jax.random.key(0), max_new_tokens=16, stop_ids=stop_ids, temperature=0
+    )
+    with torch.no_grad():
+        start = load_torch(tiny.student)(torch.tensor(ids)).logits
+        assert (reference(torch.tensor(ids)).logits - start).abs().max() > 1e-2
+        whole = reference.generate(torch.tensor(ids), max_new_tokens=16, do_sample=False)
+    response = whole[0, ids.shape[1] :].numpy()
+    assert drawn.tokens_bt[0, : len(response)].tolist() == response.tolist()
