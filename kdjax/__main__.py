@@ -21,7 +21,7 @@ Any field can be overridden: --optimizer.learning_rate 3e-4 --prefix teacher
   --token_loss "mix(forward_kl, reverse_kl, weight=0.8)". `kdjax train CONFIG --help` lists them.
 
 Exit codes: 0 done, 64 wrong config, 65 bad data or model folder, 70 a bug of kdjax,
-74 can't read or write, 130 interrupted.
+74 can't read or write, 86 diverged, 130 interrupted.
 """
 
 
@@ -31,7 +31,7 @@ WIDEST_TABLE = 150  # columns
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; mistakes of the user end in one line on standard error and an exit code."""
     args = sys.argv[1:] if arguments is None else arguments
-    if not args or args[0] in ("-h", "--help", "help"):
+    if not args or args[0] == "help" or (args[:2][-1] in ("-h", "--help")):
         print(HELP, end="")
         return 0
     from kdjax.base import KdjaxError
@@ -103,6 +103,7 @@ def _study(args: list[str]) -> None:
 def _evaluate(args: list[str]) -> None:
     import dataclasses
 
+    from kdjax.base import ConfigError, StorageError
     from kdjax.command_line import override
     from kdjax.config import Config
     from kdjax.objective import negative_log_likelihood
@@ -114,7 +115,14 @@ def _evaluate(args: list[str]) -> None:
 
     bare = Config(student=target, teacher=None, objective=negative_log_likelihood)
     config, params = load_run(target) if is_run else (bare, None)
+    if config.teacher is None:  # a run's own objective is not needed here, and may not be readable
+        config = dataclasses.replace(config, objective=negative_log_likelihood)
+    student = config.student
     config = override(config, rest, f"kdjax evaluate {target}")
+    if config.student != student:
+        raise ConfigError("kdjax evaluate: TARGET is the student; give another TARGET")
+    if out is not None and Path(out).exists():
+        raise StorageError(f"{out} exists; choose another --out, nothing was overwritten")
     from kdjax import report
     from kdjax.evaluate import to_json
     from kdjax.page import Row
@@ -149,6 +157,9 @@ def _option(rest: list[str], name: str) -> str | None:
     """Take `name VALUE` out of the arguments."""
     from kdjax.base import ConfigError
 
+    rest[:] = [
+        part for arg in rest for part in (arg.split("=", 1) if arg.startswith(name) else [arg])
+    ]
     if name not in rest:
         return None
     at = rest.index(name)

@@ -114,12 +114,11 @@ class TrainState(NamedTuple):
 class Model(NamedTuple):
     """A decoder as pure functions of its parameters.
 
-    hidden(params, tokens_bs) -> [B, S, D]: final hidden states, causal, for right-padded rows.
-    head(params) -> [V, D]: the output head's weight (the embedding table itself where tied).
-    init_cache(batch, slots) -> cache: one (key, value) pair a layer, each [B, kv heads, slots, head
-    dim]. extend(params, tokens_bt, cache, pointer, start_b) -> (hidden [B, T, D], cache): write T
-    tokens
-        at slots pointer .. pointer + T - 1; row b's first real slot is start_b (left padding).
+    - hidden(params, tokens_bs) -> [B, S, D]: final hidden states, causal, for right-padded rows.
+    - head(params) -> [V, D]: the output head's weight (the embedding table itself where tied).
+    - init_cache(batch, slots) -> cache: a layer's (key, value), [B, kv heads, slots, head dim].
+    - extend(params, tokens_bt, cache, pointer, start_b) -> (hidden [B, T, D], cache): write T
+      tokens at slots pointer .. pointer + T - 1; row b's first real slot is start_b (left padding).
     """
 
     config: Any
@@ -160,6 +159,12 @@ class DataError(KdjaxError):
     """Data or a model folder that can't be used as it is (exit code 65)."""
 
     exit_code = 65
+
+
+class DivergedError(KdjaxError):
+    """Training produced numbers that are not finite (exit code 86)."""
+
+    exit_code = 86
 
 
 class StorageError(KdjaxError):

@@ -14,20 +14,23 @@ from typing import Any, NamedTuple
 import jax
 
 from kdjax.base import DataError, StorageError, TrainState
+from kdjax.config import differences
 
 
 class Checkpoints(NamedTuple):
-    """The checkpoints of one run.
+    """The checkpoints of one run, as functions.
 
-    steps() -> the steps that are saved and committed, ascending. save(step, state, about):
-    asynchronous; about is a JSON-able dict (cursor, config, identities). restore(step, like) ->
-    (state, about): exactly the tree, shapes and dtypes of `like`, in its sharding. close(): wait
-    for what is being written.
+    - steps() -> the steps that are saved and committed, ascending.
+    - save(step, state, about): asynchronous; about is JSON-able (cursor, config, identities).
+    - read_about(step) -> what was saved beside the arrays.
+    - restore(step, like) -> state: the tree, shapes, dtypes and sharding of `like`, or an error.
+    - close(): wait for what is being written.
     """
 
     steps: Callable[[], list[int]]
     save: Callable[[int, TrainState, dict[str, Any]], None]
-    restore: Callable[[int, TrainState], tuple[TrainState, dict[str, Any]]]
+    read_about: Callable[[int], dict[str, Any]]
+    restore: Callable[[int, TrainState], TrainState]
     close: Callable[[], None]
 
 
@@ -52,13 +55,9 @@ def open_checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
         except OSError as error:
             raise StorageError(f"can't save step {step} to {folder}: {error}") from error
 
-    def restore(step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    def read(step: int, **args: Any) -> Any:
         try:
-            read = manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
-            _check_leaves(read["about"]["leaves"], like)
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-            return manager.restore(step, args=args)["state"], read["about"]
+            return manager.restore(step, args=ocp.args.Composite(**args))
         except Exception as error:  # Orbax wraps every failure in kinds of its own
             reason = str(error.__cause__ or error).splitlines()[0][:200]
             raise DataError(
@@ -66,11 +65,19 @@ def open_checkpoints(folder: Path, keep: int = 2) -> Checkpoints:
                 " delete it to use an older one"
             ) from error
 
+    def read_about(step: int) -> dict[str, Any]:
+        return read(step, about=ocp.args.JsonRestore())["about"]
+
+    def restore(step: int, like: TrainState) -> TrainState:
+        _check_leaves(f"{folder}/{step}", read_about(step)["leaves"], like)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return read(step, state=ocp.args.StandardRestore(abstract))["state"]
+
     def close() -> None:
         manager.wait_until_finished()
         manager.close()
 
-    return Checkpoints(lambda: sorted(manager.all_steps()), save, restore, close)
+    return Checkpoints(lambda: sorted(manager.all_steps()), save, read_about, restore, close)
 
 
 def _leaves(state: TrainState) -> dict[str, str]:
@@ -79,11 +86,7 @@ def _leaves(state: TrainState) -> dict[str, str]:
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
-def _check_leaves(have: dict[str, str], like: TrainState) -> None:
+def _check_leaves(name: str, have: dict[str, str], like: TrainState) -> None:
     """Names, shapes and dtypes must agree: Orbax would cast a dtype without a word."""
-    want = _leaves(like)
-    for name in sorted({*have, *want}):
-        if have.get(name) != want.get(name):
-            raise ValueError(
-                f"it has {name} as {have.get(name)}, the config wants {want.get(name)}"
-            )
+    for change in differences(have, _leaves(like)):
+        raise DataError(f"checkpoint {name} does not fit the config: {change}")

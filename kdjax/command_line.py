@@ -38,7 +38,9 @@ def load_file(path: str, function: str) -> Any:
         )
     try:
         value = names[function]()
-    except TypeError as error:  # a field that does not exist, most often
+    except ConfigError:
+        raise
+    except Exception as error:  # a field that does not exist, most often
         raise ConfigError(f"{path}: {_with_nearest_field(str(error))}") from error
     if not isinstance(value, RETURNS[function]):
         raise ConfigError(

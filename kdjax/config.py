@@ -150,6 +150,12 @@ def validate(config: Config) -> Config:
     for name in positive:
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"seed must be in 0..{2**32 - 1}, got {config.seed}")
+    if config.data.max_prompt_tokens < 1:
+        raise ConfigError(
+            f"data.max_prompt_tokens must be at least 1, got {config.data.max_prompt_tokens}"
+        )
     if config.batch_size % config.micro_batches:
         raise ConfigError(
             f"batch_size {config.batch_size} is not a multiple of"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdjax.base import Batch, ConfigError, DataError, Problem
+from kdjax.base import Batch, DataError, Problem
 from kdjax.tasks import problem as task_problem
 from kdjax.tokenizer import Tokenizer
 
@@ -128,12 +128,14 @@ def encode_batch(
     )
 
 
-def require_solutions(source: Source) -> None:
-    """Raise ConfigError unless the problems bring worked responses, for the dataset prefix."""
-    if source.problem(0).solution is None:
-        raise ConfigError(
-            "prefix dataset needs worked responses: add a column solution, or choose another prefix"
-        )
+def require_solutions(source: Source, indices: Sequence[int]) -> None:
+    """Raise DataError unless these problems bring worked responses, for the dataset prefix."""
+    for problem in map(source.problem, indices):
+        if not problem.solution:
+            raise DataError(
+                f"{problem.id} has no worked response, which prefix dataset trains on:"
+                " fill the column solution, or choose another prefix"
+            )
 
 
 @functools.lru_cache(maxsize=8)

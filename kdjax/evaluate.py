@@ -22,11 +22,11 @@ from kdjax.tokenizer import Tokenizer
 class EvalReport(NamedTuple):
     """What a model does on a set of problems, with the settings that the numbers belong to.
 
-    avg, pass_at, length (tokens, stop token included) and truncated carry standard errors over
-    problems. entropy, forward_kl and reverse_kl are token means in nats over the model's own
-    responses, exact over the vocabulary; the divergences are against the teacher (None without
-    one). correct and sampled: right responses and draws a problem, in problem order (for paired
-    comparisons).
+    - avg, pass_at, length (tokens with the stop token), truncated and no_answer carry standard
+      errors over problems.
+    - entropy, forward_kl and reverse_kl are token means in nats over the model's own responses,
+      exact over the vocabulary; the divergences are to the teacher (None without one).
+    - correct: right responses of each problem, in problem order (for paired comparisons).
     """
 
     problems: int

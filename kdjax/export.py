@@ -28,6 +28,8 @@ def export(run: str | Path, out: str | Path) -> None:
 def load_run(run: str | Path) -> tuple[Config, Params]:
     """The config and the newest trained parameters of a run."""
     folder = Path(run)
+    if not (folder / "checkpoints").is_dir():
+        raise DataError(f"{folder} is not a run: it holds no checkpoints")
     config = from_dict(report.read_json(folder / report.CONFIG))
     checkpoints = open_checkpoints(folder / "checkpoints")
     try:
@@ -37,7 +39,7 @@ def load_run(run: str | Path) -> tuple[Config, Params]:
         like = init_state(
             params, make_optimizer(learning_rate=1.0, steps=1, lengths=config.curriculum.lengths)
         )
-        state, _ = checkpoints.restore(checkpoints.steps()[-1], like)
+        state = checkpoints.restore(checkpoints.steps()[-1], like)
     finally:
         checkpoints.close()
     return config, state.params

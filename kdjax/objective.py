@@ -13,6 +13,7 @@ A composed loss knows how it was written (`describe`), and what was written can 
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ import numpy as np
 
 from kdjax import kl
 from kdjax.base import ConfigError, Objective, Scores, TokenLoss, WeightedSum
+from kdjax.numerics import log_probs
 
 F = TypeVar("F", bound=Callable[..., jax.Array])
 
@@ -95,10 +97,7 @@ def at_temperature(loss: TokenLoss, temperature: float) -> TokenLoss:
         raise ConfigError(f"at_temperature: temperature must be above 0, got {temperature}")
 
     def tempered(student_logp, teacher_logp):
-        return loss(
-            jax.nn.log_softmax(student_logp / temperature),
-            jax.nn.log_softmax(teacher_logp / temperature),
-        )
+        return loss(log_probs(student_logp, temperature), log_probs(teacher_logp, temperature))
 
     return _described(tempered, f"at_temperature({describe(loss)}, {_spelled(temperature)})")
 
@@ -162,7 +161,12 @@ def describe(function: Callable) -> str:
     >>> describe(kl.forward_kl)
     'forward_kl'
     """
-    name = getattr(function, "__name__", repr(function))
+    if isinstance(function, functools.partial):
+        given = [repr(a) for a in function.args] + [
+            f"{k}={v!r}" for k, v in function.keywords.items()
+        ]
+        return f"partial({', '.join([describe(function.func), *given])})"
+    name = getattr(function, "__name__", type(function).__qualname__)
     known = {**TOKEN_LOSSES, **OBJECTIVES, **REDUCTIONS}.get(name) is function or "(" in name
     return name if known else f"{getattr(function, '__module__', '?')}.{name}"
 

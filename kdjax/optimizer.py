@@ -16,7 +16,7 @@ def make_optimizer(
     learning_rate: float,
     steps: int,
     warmup_fraction: float = 0.05,
-    final_fraction: float = 1.0,
+    final_fraction: float = 0.02,
     clip_norm: float = 1.0,
     weight_decay: float = 0.0,
     b2: float = 0.95,

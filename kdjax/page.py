@@ -34,6 +34,9 @@ CURVES = (
     ("gradient_norm", "gradient norm"),
 )
 
+COMPARABLE = ("source", "samples", "temperature", "max_new_tokens")
+"""What two reports must share for their difference to mean anything."""
+
 COLUMNS: tuple[tuple[str, Callable[[EvalReport], str]], ...] = (
     ("Avg@{n}", lambda r: percent(r.avg)),
     ("Pass@{n}", lambda r: percent(r.pass_at[max(r.pass_at)])),
@@ -66,8 +69,8 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def gain(report: EvalReport, base: EvalReport) -> str:
     """Difference of Avg@k in points, with its standard error paired over the same problems."""
-    if (report.source, report.samples) != (base.source, base.samples):
-        return "other problems"
+    if any(getattr(report, name) != getattr(base, name) for name in COMPARABLE):
+        return "not comparable"
     difference = over_problems((np.array(report.correct) - np.array(base.correct)) / report.samples)
     return f"{100 * difference.mean:+.1f} ± {100 * difference.standard_error:.1f}"
 

@@ -54,20 +54,31 @@ def build(config: Config) -> Parts:
     tokenizer = load_tokenizer(student_folder)
     student, params = models.load(student_folder, mesh, dtype)
     teacher = teacher_params = None
-    identities = {"student": models.identity(student_folder)}
+    teacher_tokenizer = tokenizer
     if config.teacher is not None:
         teacher_folder = models.find(config.teacher)
-        check_same_vocabulary(tokenizer, load_tokenizer(teacher_folder))
+        teacher_tokenizer = load_tokenizer(teacher_folder)
+        check_same_vocabulary(tokenizer, teacher_tokenizer)
         teacher, teacher_params = models.load(teacher_folder, mesh, dtype)
         teacher_params = jax.tree.map(lambda w: w.astype(dtype), teacher_params)
-        identities["teacher"] = models.identity(teacher_folder)
         if teacher.config.vocab_size != student.config.vocab_size:
             raise ConfigError(
                 f"student has {student.config.vocab_size} vocabulary rows,"
                 f" teacher {teacher.config.vocab_size}; kdjax does not match padded"
                 " vocabularies yet: use models with equal rows"
             )
+        if teacher_tokenizer.stop_ids != tokenizer.stop_ids:
+            announce(
+                f"note: the student stops at ids {list(tokenizer.stop_ids)}, the teacher at"
+                f" {list(teacher_tokenizer.stop_ids)}; each samples with its own"
+            )
+    announce(f"prompt as rendered: {tokenizer.render('1+1=')!r}")
     source = training_source(config)
+    if config.batch_size > source.size:
+        raise ConfigError(
+            f"batch_size {config.batch_size} is over the {source.size} training problems;"
+            " a problem would be sampled twice with one key"
+        )
     optimizer = make_optimizer(
         steps=config.steps,
         lengths=config.curriculum.lengths,
@@ -84,22 +95,42 @@ def build(config: Config) -> Parts:
         micro_batches=config.micro_batches,
         chunk=config.head_chunk,
     )
-    draw = jitted_generate(student, tokenizer, config.temperature)
+    draw = jitted_generate(student, tokenizer.stop_ids, config.temperature)
     prefixes: dict[str, Callable[[], PrefixSource]] = {
         "dataset": lambda: from_dataset,
         "student": lambda: from_student(draw),
         "teacher": lambda: from_teacher(
-            _teacher_trajectories(
-                config, mesh, tokenizer, teacher, teacher_params, source, identities["teacher"]
-            )
+            _teacher_trajectories(config, mesh, teacher_tokenizer, teacher, teacher_params, source)
         ),
     }
     if config.prefix == "dataset":
-        data.require_solutions(source)
+        data.require_solutions(source, [0])
     return Parts(
         config, mesh, tokenizer, student, params, teacher, teacher_params, optimizer, source,
-        prefixes[config.prefix](), draw, jax.jit(step, donate_argnums=0), identities,
+        prefixes[config.prefix](), draw, jax.jit(step, donate_argnums=0), identities(config),
     )  # fmt: skip
+
+
+def identities(config: Config) -> dict[str, str]:
+    """What a run was trained with, besides its config: contents of model folders and problems."""
+    found = {"student": models.identity(models.find(config.student))}
+    if config.teacher is not None:
+        found["teacher"] = models.identity(models.find(config.teacher))
+    found["problems"] = training_source(config).identity
+    if len(config.curriculum.lengths) > 1:
+        found["heldout problems"] = heldout_source(config).identity
+    return found
+
+
+def evaluation_key(config: Config) -> dict[str, Any]:
+    """Everything that decides what an evaluation at the end of a run says."""
+    where = ("run", "cache", "wandb_project", "log_every_steps", "save_every_steps")
+    fields = {name: value for name, value in as_dict(config).items() if name not in where}
+    return {
+        "config": fields,
+        "identities": identities(config),
+        "test problems": test_source(config).identity,
+    }
 
 
 def training_source(config: Config) -> data.Source:
@@ -125,10 +156,10 @@ def test_source(config: Config) -> data.Source:
     return data.task_source(config.data.task, "test", config.evaluation.problems, config.data.terms)
 
 
-@functools.lru_cache(maxsize=8)
-def jitted_generate(model: Model, tokenizer: Tokenizer, temperature: float):
+@functools.lru_cache(maxsize=8)  # programs compiled for one cell serve the next
+def jitted_generate(model: Model, stop_ids: tuple[int, ...], temperature: float):
     """The sampler of a model, jitted: (params, batch, key, max_new_tokens) -> Samples."""
-    draw = functools.partial(generate, model, stop_ids=tokenizer.stop_ids, temperature=temperature)
+    draw = functools.partial(generate, model, stop_ids=stop_ids, temperature=temperature)
     jitted = jax.jit(draw, static_argnames="max_new_tokens")
     return lambda params, batch, key, max_new_tokens: jitted(
         params, batch, key, max_new_tokens=max_new_tokens
@@ -161,7 +192,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     params = jax.device_put(params, replicated(parts.mesh))
     scorer = functools.partial(_score_student, parts.student, parts.teacher, config.head_chunk)
     return evaluate(
-        jitted_generate(parts.student, parts.tokenizer, settings.temperature),
+        jitted_generate(parts.student, parts.tokenizer.stop_ids, settings.temperature),
         lambda params, rollout: scorer(params, parts.teacher_params, rollout),
         params,
         test_source(config),
@@ -178,12 +209,12 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     )
 
 
-def _teacher_trajectories(config, mesh, tokenizer, teacher, teacher_params, source, identity):
+def _teacher_trajectories(config, mesh, tokenizer, teacher, teacher_params, source):
     """read(rows) -> the teacher's responses, drawn once for all runs that ask for the same."""
-    draw = jitted_generate(teacher, tokenizer, config.temperature)
+    draw = jitted_generate(teacher, tokenizer.stop_ids, config.temperature)
     length = config.curriculum.lengths[-1]
     settings = {
-        "weights": identity,
+        "weights": models.identity(models.find(config.teacher)),
         "prompts": data.source_key(source, tokenizer, config.data.max_prompt_tokens),
         "temperature": config.temperature,
         "max_new_tokens": length,

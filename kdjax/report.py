@@ -24,27 +24,37 @@ class MetricsWriter(NamedTuple):
     close: Callable[[], None]
 
 
-def open_run_folder(folder: Path, config: dict[str, Any]) -> None:
-    """Make the folder of a new run, with its config and versions; overwrites nothing.
-
-    Errors: StorageError.
-    """
+def open_run_folder(folder: Path) -> None:
+    """Make the folder of a run, or find one. Errors: StorageError if it holds something else."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / CONFIG).exists():
-            return
-        foreign = sorted(p.name for p in folder.iterdir())
-        if foreign:
-            raise StorageError(
-                f"{folder} holds {foreign[:3]} but no run; choose another --run,"
-                " nothing was overwritten"
-            )
-        write_json(folder / VERSIONS, versions())
-        write_json(folder / CONFIG, config)
+        foreign = {p.name for p in folder.iterdir()} - {"checkpoints", VERSIONS}
     except OSError as error:
         raise StorageError(
             f"can't write the run folder {folder}: {error}; choose another --run"
         ) from error
+    if foreign and CONFIG not in foreign:
+        raise StorageError(
+            f"{folder} holds {sorted(foreign)[:3]} but no run; choose another --run,"
+            " nothing was overwritten"
+        )
+
+
+def write_evaluation(
+    folder: Path, key: dict[str, Any], report: dict[str, Any], samples: Iterable[dict[str, Any]]
+) -> None:
+    """Keep an evaluation with the key of everything that decides it; the report is written last."""
+    text = "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples)
+    write_text(folder / SAMPLES, text)
+    write_json(folder / EVALUATION, {"key": key, "report": report})
+
+
+def read_evaluation(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+    """The report kept in a folder, if there is one and it has this key."""
+    if not (folder / EVALUATION).exists():
+        return None
+    saved = read_json(folder / EVALUATION)
+    return saved["report"] if saved["key"] == json.loads(json.dumps(key)) else None
 
 
 def read_json(path: Path) -> Any:
@@ -79,9 +89,12 @@ def open_metrics(folder: Path, from_step: int, wandb_project: str | None = None)
 
     path = folder / METRICS
     kept = [r for r in read_metrics(folder) if r["step"] <= from_step]
-    path.write_text("".join(json.dumps(r) + "\n" for r in kept))
-    file = path.open("a", buffering=1)
-    board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1)
+    write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+    try:
+        file = path.open("a", buffering=1)
+        board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1)
+    except OSError as error:
+        raise StorageError(f"can't write metrics to {folder}: {error}") from error
     wandb = _open_wandb(folder, wandb_project)
 
     def write(step: int, values: dict[str, float]) -> None:
@@ -113,11 +126,6 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         except ValueError:
             break
     return records
-
-
-def write_samples(folder: Path, samples: Iterable[dict[str, Any]]) -> None:
-    """One JSON line a sample: problem, prompt, answer, response, outcome, tokens."""
-    write_text(folder / SAMPLES, "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import re
 from pathlib import Path
+from typing import Any
 
 from kdjax import report
-from kdjax.base import ConfigError
-from kdjax.config import Config, Study, as_dict, differences
+from kdjax.base import ConfigError, StorageError
+from kdjax.config import Config, Study
 from kdjax.evaluate import from_json, to_json
 from kdjax.page import Row, render_page, table
-from kdjax.parts import build, evaluate_params
+from kdjax.parts import build, evaluate_params, evaluation_key
 from kdjax.progress import announce
 from kdjax.train import about_run, train
+
+RESERVED = ("references", "start", "teacher")
 
 
 def run_study(study: Study) -> list[Row]:
     """Run what is not finished yet (cells are resumed or reused), and write the study's page."""
-    if not study.cells:
-        raise ConfigError("the study has no cells; get_study() must name at least one config")
     folder = Path(study.folder)
+    _check(study, folder)
     first = next(iter(study.cells.values()))
     rows = [_reference("start", first, folder)]
     if first.teacher is not None:
@@ -28,45 +30,45 @@ def run_study(study: Study) -> list[Row]:
         rows.append(_reference("teacher", teacher, folder))
     for name, config in study.cells.items():
         rows.append(_cell(name, dataclasses.replace(config, run=str(folder / name))))
-    about = about_run(folder / next(iter(study.cells)))
-    shared = {k: v for k, v in about.items() if k not in ("prefix", "token_loss")}
+    abouts = [about_run(folder / name) for name in study.cells]
+    shared = {k: v for k, v in abouts[0].items() if all(about[k] == v for about in abouts)}
     report.write_text(folder / report.PAGE, render_page(f"Study {folder.name}", rows, shared))
     header, cells = table(rows)
-    report.write_json(
-        folder / "table.json", [dict(zip(header, line, strict=True)) for line in cells]
-    )
+    lines = [dict(zip(header, line, strict=True)) for line in cells]
+    report.write_json(folder / "table.json", lines)
     return rows
+
+
+def _check(study: Study, folder: Path) -> None:
+    if not study.cells:
+        raise ConfigError("the study has no cells; get_study() must name at least one config")
+    bad = [n for n in study.cells if not re.fullmatch(r"\w[\w.-]*", n) or n in RESERVED]
+    if bad:
+        raise ConfigError(f"study cells can't be named {bad}: use letters, digits, - and _")
+    if (folder / report.CONFIG).exists():
+        raise StorageError(f"{folder} is the folder of a run; choose another --folder")
 
 
 def _cell(name: str, config: Config) -> Row:
     folder = Path(config.run)
-    if not _finished(folder, config):
+    key = evaluation_key(config)
+    if report.read_evaluation(folder, key) is None:
         train(config)  # resumes, or evaluates anew, or says what differs
-    result = from_json(report.read_json(folder / report.EVALUATION))
-    return Row(name, result, report.read_metrics(folder), report.read_samples(folder))
-
-
-def _finished(folder: Path, config: Config) -> bool:
-    if not (folder / report.EVALUATION).exists():
-        return False
-    saved, asked = report.read_json(folder / report.CONFIG), as_dict(config)
-    return not differences({**saved, "run": ""}, {**asked, "run": ""})
+    return _row(name, folder, key, report.read_metrics(folder))
 
 
 def _reference(name: str, config: Config, folder: Path) -> Row:
     """A model as it is, evaluated like the cells."""
-    place = folder / "references" / name
-    parts = build(config)
-    key = {
-        "identities": parts.identities,
-        "evaluation": dataclasses.asdict(config.evaluation),
-        "seed": config.seed,
-    }
-    key = json.loads(json.dumps(key))
-    saved = place / report.EVALUATION
-    if not saved.exists() or report.read_json(saved)["settings"] != key:
+    place, key = folder / "references" / name, evaluation_key(config)
+    if report.read_evaluation(place, key) is None:
         announce(f"{name}: evaluating {config.student}")
+        parts = build(config)
         result, records = evaluate_params(parts, parts.initial_params)
-        report.write_samples(place, records)
-        report.write_json(saved, {"settings": key, "report": to_json(result)})
-    return Row(name, from_json(report.read_json(saved)["report"]), [], report.read_samples(place))
+        report.write_evaluation(place, key, to_json(result), records)
+    return _row(name, place, key, [])
+
+
+def _row(name: str, folder: Path, key: dict[str, Any], metrics: list[dict[str, float]]) -> Row:
+    fields = report.read_evaluation(folder, key)
+    assert fields is not None, f"{folder} was just evaluated"
+    return Row(name, from_json(fields), metrics, report.read_samples(folder))

@@ -17,12 +17,14 @@ from kdjax.base import ConfigError, DataError
 class Tokenizer(NamedTuple):
     """A tokenizer as functions.
 
-    render(prompt) -> str: the prompt as the only user turn, generation prompt open, thinking off.
-    encode(text) -> ids: of trusted text, where control tokens are read as such.
-    encode_prompt(prompt) -> ids: of render(prompt); control tokens inside the prompt stay plain
-    text. decode(ids) -> text, special tokens left out. stop_ids: every id that ends a response
-    (generation config first, then the tokenizer's own). size: real tokens (a model may hold more
-    rows).  fingerprint: equal for equal vocabularies.
+    - render(prompt) -> str: the prompt as the only user turn, ready for an answer, thinking off.
+    - encode(text) -> ids: of trusted text, where special tokens are read as such.
+    - encode_prompt(prompt) -> ids: of render(prompt), where special tokens that stand inside the
+      prompt stay plain text.
+    - decode(ids) -> text, special tokens left out.
+    - stop_ids: every id that ends a response (the generation config's first).
+    - size: real tokens (a model may hold more rows).
+    - fingerprint: equal for tokenizers that give equal ids.
     """
 
     render: Callable[[str], str]
@@ -114,6 +116,9 @@ def _encode_prompt(hf, before: list[int], after: list[int], prompt: str) -> list
     return before + hf.encode(prompt, add_special_tokens=False, split_special_tokens=True) + after
 
 
+DECISIVE_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
+"""What decides the ids of a text; padding and truncation settings don't."""
+
 _PLACEHOLDER = "\u2063kdjax prompt\u2063"
 
 
@@ -134,5 +139,6 @@ def _stop_ids(folder: Path, hf) -> tuple[int, ...]:
 
 
 def _fingerprint(hf) -> str:
-    vocabulary = json.dumps(sorted(hf.get_vocab().items(), key=lambda item: item[1]))
-    return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+    parts = json.loads(hf.backend_tokenizer.to_str())
+    decisive = {name: parts.get(name) for name in DECISIVE_PARTS}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import data, flops, report
-from kdjax.base import ConfigError, Rollout, TrainState
+from kdjax.base import ConfigError, DataError, DivergedError, Rollout, TrainState
 from kdjax.checkpoint import Checkpoints, open_checkpoints
 from kdjax.config import WHERE_IT_RUNS, Config, as_dict, differences, validate
 from kdjax.evaluate import EvalReport, mean_entropy, to_json
@@ -26,6 +26,7 @@ from kdjax.parts import (
     build,
     encode,
     evaluate_params,
+    evaluation_key,
     heldout_source,
     pad_rows,
     run_key,
@@ -43,35 +44,38 @@ def train(config: Config) -> EvalReport:
     """
     folder = Path(validate(config).run)
     parts = build(config)
-    report.open_run_folder(folder, as_dict(config))
+    report.open_run_folder(folder)
     checkpoints = open_checkpoints(folder / "checkpoints")
     try:
-        state, seconds = _start(parts, folder, checkpoints)
+        state, seconds = _start(parts, checkpoints)
+        report.write_json(folder / report.CONFIG, as_dict(config))
+        report.write_json(folder / report.VERSIONS, report.versions())
         state, seconds = _loop(parts, state, seconds, folder, checkpoints)
     finally:
         checkpoints.close()
     return _finish(parts, state, seconds, folder)
 
 
-def _start(parts: Parts, folder: Path, checkpoints: Checkpoints) -> tuple[TrainState, float]:
+def _start(parts: Parts, checkpoints: Checkpoints) -> tuple[TrainState, float]:
     """A fresh state, or the newest checkpoint's if this config is the one that made it."""
     place = replicated(parts.mesh)
     state = jax.device_put(init_state(parts.initial_params, parts.optimizer), place)
-    saved = report.read_json(folder / report.CONFIG)
-    changed = differences(_trained_by(saved), _trained_by(as_dict(parts.config)))
-    if changed:
-        raise ConfigError(
-            f"{folder} was started with another config: {'; '.join(changed)}."
-            " Choose another --run, or the old values"
-        )
     steps = checkpoints.steps()
     if not steps:
         return state, 0.0
-    state, about = checkpoints.restore(steps[-1], state)
-    if about["identities"] != parts.identities:
+    run, about = parts.config.run, checkpoints.read_about(steps[-1])
+    changed = differences(_trained_by(about["config"]), _trained_by(as_dict(parts.config)))
+    if changed:
         raise ConfigError(
-            f"{folder} was trained with other weights: {about['identities']} -> {parts.identities}"
+            f"{run} was started with another config: {'; '.join(changed)}."
+            " Choose another --run, or the old values"
         )
+    if about["identities"] != parts.identities:
+        other = "; ".join(differences(about["identities"], parts.identities))
+        raise ConfigError(f"{run} was trained with other weights or data: {other}")
+    state = checkpoints.restore(steps[-1], state)
+    if about["position"] != int(state.step) * parts.config.batch_size:
+        raise DataError(f"{run}: the checkpoint's data position does not belong to its step")
     return state, about["seconds"]
 
 
@@ -104,6 +108,7 @@ def _loop(
                 ):
                     record = _record(state, values, entropy, time.perf_counter() - began)
                     metrics.write(done, record)
+                    _check_finite(record, done)
                 show(done, record)
                 if done % config.save_every_steps == 0 or done == config.steps:
                     checkpoints.save(done, state, _about(parts, done, time.perf_counter() - began))
@@ -119,6 +124,8 @@ def _rollout(parts: Parts, state: TrainState, number: int) -> Rollout:
     length = rollout_length(gate_state(state.opt_state), config.curriculum.lengths)
     positions = range(number * config.batch_size, (number + 1) * config.batch_size)
     indices = [data.index_at(parts.source, p, config.seed) for p in positions]
+    if config.prefix == "dataset":
+        data.require_solutions(parts.source, indices)
     batch = shard_batch(encode(parts.source, parts.tokenizer, indices, config, length), parts.mesh)
     rollout = parts.prefix(batch, state.params, run_key(config, ROLLOUT, number), length)
     return shard_batch(rollout, parts.mesh)
@@ -145,6 +152,16 @@ def _record(state: TrainState, values, entropy: float, seconds: float) -> dict[s
     return record | ({"heldout_entropy": entropy} if math.isfinite(entropy) else {})
 
 
+def _check_finite(record: dict[str, float], step: int) -> None:
+    """Stop before a checkpoint is written with parameters that are not numbers."""
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(record[name]):
+            raise DivergedError(
+                f"{name} is {record[name]} at step {step}; the last checkpoint is from before:"
+                " lower optimizer.learning_rate or optimizer.clip_norm in another --run"
+            )
+
+
 def _about(parts: Parts, done: int, seconds: float) -> dict[str, Any]:
     return {
         "config": as_dict(parts.config),
@@ -161,8 +178,7 @@ def _finish(parts: Parts, state: TrainState, seconds: float, folder: Path) -> Ev
     result = result._replace(
         training_flops=_training_flops(parts, folder), training_seconds=seconds
     )
-    report.write_json(folder / report.EVALUATION, to_json(result))
-    report.write_samples(folder, records)
+    report.write_evaluation(folder, evaluation_key(parts.config), to_json(result), records)
     row = Row(folder.name, result, report.read_metrics(folder), records)
     report.write_text(
         folder / report.PAGE, render_page(f"Run {folder.name}", [row], about_run(folder))
@@ -186,11 +202,10 @@ def about_run(folder: Path) -> dict[str, Any]:
 
 
 def _training_flops(parts: Parts, folder: Path) -> float:
-    """Model FLOPs of the run, from the logged lengths: rollouts, teacher, student forward and
-    backward.
+    """Model FLOPs of the run, from the mean logged length: rollouts, teacher, student.
 
     Teacher trajectories count once for each problem that the run visited, as if drawn for this run
-    alone.
+    alone and at its mean length. The gate's measurements and the evaluation are not counted.
     """
     config = parts.config
     student, teacher = parts.student.config, parts.teacher.config if parts.teacher else None

@@ -12,8 +12,10 @@ install() {
     echo "Making .venv with $("$python" -V)"
     if command -v uv >/dev/null; then
       uv venv --quiet --seed --python "$python" .venv
-    else
-      "$python" -m venv .venv
+    elif ! "$python" -m venv .venv; then
+      rm -rf .venv
+      echo "venv failed; install uv, or the venv package of your Python (python3-venv on Debian)" >&2
+      return 64
     fi
   fi
   if [ ! -e "$stamp" ] || [ pyproject.toml -nt "$stamp" ] || [ requirements.lock -nt "$stamp" ]; then

@@ -106,7 +106,7 @@ def test_an_unknown_loss_becomes_the_default():
 
 def test_differences():
     """One line a value that differs, by dotted name; nothing where nothing differs."""
-    old = as_dict(Config())
+    old = as_dict(Config(steps=200, data=Data(problems=4096)))
     changed = Config(steps=9, token_loss=reverse_kl, data=Data(problems=5))
     new = as_dict(changed)
     assert differences(old, old) == []

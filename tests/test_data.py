@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from kdjax.base import ConfigError, DataError, Problem
+from kdjax.base import DataError, Problem
 from kdjax.data import (
     Source,
     encode_batch,
@@ -89,9 +89,9 @@ def test_problems_without_solutions(tokenizer):
     batch = encode_batch(source, [0, 0], tokenizer, max_prompt_tokens=40, max_new_tokens=4)
     assert batch.response_length_b.tolist() == [0, 0]
     assert not batch.response_bt.any()
-    with pytest.raises(ConfigError, match="needs worked responses"):
-        require_solutions(source)
-    require_solutions(source_of(Problem("p", "1+1=", "2", "2")))
+    with pytest.raises(DataError, match="p has no worked response"):
+        require_solutions(source, [0])
+    require_solutions(source_of(Problem("p", "1+1=", "2", "2")), [0])
 
 
 def test_too_long_prompts_are_named(tokenizer):

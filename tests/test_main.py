@@ -60,11 +60,13 @@ def fails(capsys, code: int, *arguments) -> str:
             "weight must be in [0, 1], got 1.3",
         ),
         (["--teacher", "None"], "objective divergence needs a teacher"),
-        (["--batch_size", "12"], "make it a multiple of 8"),
+        (["--batch_size", "4"], "make it a multiple of 8"),
+        (["--batch_size", "16"], "is over the 8 training problems"),
         (["--micro_batches", "3"], "not a multiple of micro_batches 3"),
         (["--curriculum.lengths", "16", "8"], "lengths must be positive and rise"),
         (["--data.task", "algebra"], "unknown task 'algebra'"),
         (["--wandb_project", "x"], "pip install wandb"),
+        (["--seed", "-1"], "seed must be in 0.."),
     ],
 )
 def test_wrong_config_is_64(config_file, capsys, tmp_path, overrides, says):
@@ -110,9 +112,7 @@ def test_usage(capsys, tmp_path):
     assert "unknown command 'trian'" in fails(capsys, 64, "trian")
     assert "usage: kdjax train CONFIG" in fails(capsys, 64, "train")
     assert "usage: kdjax export RUN OUT" in fails(capsys, 64, "export", "a")
-    assert "holds no config.json" in fails(
-        capsys, 65, "export", tmp_path / "no run", tmp_path / "out"
-    )
+    assert "is not a run" in fails(capsys, 65, "export", tmp_path / "none", tmp_path / "out")
 
 
 def test_help_is_quick():

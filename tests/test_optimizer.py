@@ -18,7 +18,9 @@ def moves(steps: int, *, gradient=1.0, parameter=1.0, **options) -> list[float]:
 
     With a constant gradient AdamW's direction has length 1, so that a move is the learning rate.
     """
-    optimizer = make_optimizer(learning_rate=RATE, steps=steps, **options)
+    optimizer = make_optimizer(
+        **{"learning_rate": RATE, "steps": steps, "final_fraction": 1.0, **options}
+    )
     params = jnp.float32(parameter)
     state = optimizer.init(params)
     update = jax.jit(optimizer.update)

@@ -14,7 +14,7 @@ import pytest
 from kdjax import forward_kl, mix, models, report, reverse_kl
 from kdjax import parts as parts_module
 from kdjax import train as train_module
-from kdjax.base import ConfigError, DataError, StorageError
+from kdjax.base import ConfigError, DataError, DivergedError, StorageError
 from kdjax.checkpoint import open_checkpoints
 from kdjax.config import Config, Curriculum, Data, Evaluation
 from kdjax.objective import negative_log_likelihood
@@ -53,7 +53,10 @@ def final_state(config: Config):
     optimizer = make_optimizer(learning_rate=1.0, steps=1, lengths=config.curriculum.lengths)
     checkpoints = open_checkpoints(Path(config.run) / "checkpoints")
     step = checkpoints.steps()[-1]
-    state, about = checkpoints.restore(step, init_state(params, optimizer))
+    state, about = (
+        checkpoints.restore(step, init_state(params, optimizer)),
+        checkpoints.read_about(step),
+    )
     checkpoints.close()
     return step, state, about
 
@@ -168,7 +171,7 @@ def test_the_teacher_is_not_in_the_checkpoint(tiny):
     leaves = {leaf.shape for leaf in jax.tree.leaves(state)}
     teacher_width = 24
     assert not any(teacher_width in shape for shape in leaves)
-    assert set(about["identities"]) == {"student", "teacher"}
+    assert set(about["identities"]) == {"student", "teacher", "problems"}
 
 
 def test_plain_sft_learns(tiny):
@@ -243,8 +246,35 @@ def test_other_weights_on_resume_are_refused(tiny, tmp_path):
     train_module.train(config)
     generation = copy / "generation_config.json"
     generation.write_text(generation.read_text() + " ")
-    with pytest.raises(ConfigError, match="other weights"):
+    with pytest.raises(ConfigError, match="other weights or data: student: "):
         train_module.train(config)
+
+
+def test_a_failed_start_does_not_pin_the_run(tiny):
+    """A run that failed before its first checkpoint starts again with the corrected config."""
+    wrong = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, max_prompt_tokens=5))
+    with pytest.raises(DataError, match="the limit is 5"):
+        train_module.train(wrong)
+    train_module.train(tiny)
+    saved = json.loads((Path(tiny.run) / "config.json").read_text())
+    assert saved["data"]["max_prompt_tokens"] == 24
+
+
+def test_divergence_stops_before_the_checkpoint(tiny):
+    """A loss that is not finite ends the run with step and remedy; no bad state is saved."""
+
+    def broken(student_logp, teacher_logp):
+        return forward_kl(student_logp, teacher_logp) * np.nan
+
+    with pytest.raises(DivergedError, match="loss is nan at step 1"):
+        train_module.train(dataclasses.replace(tiny, token_loss=broken))
+    assert not [p for p in (Path(tiny.run) / "checkpoints").iterdir() if p.name.isdigit()]
+
+
+def test_batches_larger_than_the_data_are_refused(tiny):
+    """One problem twice in a batch would be sampled with one key."""
+    with pytest.raises(ConfigError, match="batch_size 32 is over the 24 training problems"):
+        train_module.train(dataclasses.replace(tiny, batch_size=32))
 
 
 def test_vocabularies_that_disagree_are_refused(tiny, tmp_path, tokenizer_folder, tokenizer):
@@ -293,7 +323,7 @@ def test_training_on_a_file(tiny, tmp_path):
     evaluation = dataclasses.replace(tiny.evaluation, file=str(path))
     result = train_module.train(dataclasses.replace(tiny, data=data, evaluation=evaluation))
     assert result.problems == 12
-    with pytest.raises(ConfigError, match="worked responses"):
+    with pytest.raises(DataError, match="no worked response"):
         train_module.train(
             dataclasses.replace(
                 tiny, run=str(tmp_path / "sft"), prefix="dataset", data=data, evaluation=evaluation
@@ -316,7 +346,7 @@ def test_one_compile_a_length(tiny):
 
     parts = parts._replace(step=jax.jit(counted))
     folder = Path(config.run)
-    report.open_run_folder(folder, {})
+    report.open_run_folder(folder)
     checkpoints = open_checkpoints(folder / "checkpoints")
     state = jax.device_put(
         init_state(parts.initial_params, parts.optimizer), replicated(parts.mesh)

@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -59,17 +61,14 @@ def create(
     folder: str | Path, config: DecoderConfig, tokenizer_folder: str | Path, seed: int
 ) -> None:
     """A new folder with random weights: a model trained from nothing enters by the same door."""
-    source = Path(folder).with_name(Path(folder).name + ".config")
     fields = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **vars(config)}
-    source.mkdir(parents=True, exist_ok=True)
-    (source / "config.json").write_text(json.dumps(fields, indent=2))
-    for name in weights.COPIED_FILES:
-        if (Path(tokenizer_folder) / name).is_file():
-            (source / name).write_bytes((Path(tokenizer_folder) / name).read_bytes())
-    write_folder(Path(folder), qwen3.init_params(config, jax.random.key(seed)), source)
-    for path in source.iterdir():
-        path.unlink()
-    source.rmdir()
+    with tempfile.TemporaryDirectory() as temporary:
+        source = Path(temporary)
+        (source / "config.json").write_text(json.dumps(fields, indent=2))
+        for name in weights.COPIED_FILES:
+            if (Path(tokenizer_folder) / name).is_file():
+                shutil.copyfile(Path(tokenizer_folder) / name, source / name)
+        write_folder(Path(folder), qwen3.init_params(config, jax.random.key(seed)), source)
 
 
 __all__ = [

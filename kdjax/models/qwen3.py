@@ -27,7 +27,7 @@ LAYERS_A_ROUND = 4
 backward pass on CPU takes 0.83 of the time that it takes layer by layer (fewer copies into stacked
 residuals)."""
 
-# checkpoint name -> path in the parameters; {} is the layer. Kernels are stored transposed there.
+# A layer's checkpoint name -> path in the parameters; kernels are stored transposed there.
 LAYER_NAMES = {
     "input_layernorm.weight": ("attention_norm", "scale"),
     "post_attention_layernorm.weight": ("mlp_norm", "scale"),

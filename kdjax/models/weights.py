@@ -24,6 +24,7 @@ COPIED_FILES = (
     "generation_config.json",
 )
 IDENTITY_FILES = (
+    "tokenizer_config.json",
     "config.json",
     "tokenizer.json",
     "chat_template.jinja",
