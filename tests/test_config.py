@@ -45,7 +45,7 @@ FULL = Config(
     batch_size=6,
     micro_batches=2,
     temperature=0.0,
-    seed=-3,
+    seed=3,
     data=Data(task="calc", terms=(2,), problems=9, file="p.jsonl", max_prompt_tokens=5),
     optimizer=Optimizer(3e-4, 0.1, 0.5, 2.0, 0.01, 0.99),
     curriculum=Curriculum((8, 16), 0.25, 3, 4, "h.jsonl"),
