@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from kdjax import data, models
 from kdjax.base import Batch, ConfigError, Key, Model, Params, PrefixSource, TrainState
-from kdjax.config import Config, as_dict
+from kdjax.config import WHERE_IT_RUNS, Config, as_dict
 from kdjax.evaluate import EvalReport, evaluate
 from kdjax.optimizer import make_optimizer
 from kdjax.progress import announce
@@ -53,25 +53,13 @@ def build(config: Config) -> Parts:
     student_folder = models.find(config.student)
     tokenizer = load_tokenizer(student_folder)
     student, params = models.load(student_folder, mesh, dtype)
-    teacher = teacher_params = None
-    teacher_tokenizer = tokenizer
+    teacher, teacher_params, teacher_tokenizer = None, None, tokenizer
     if config.teacher is not None:
         teacher_folder = models.find(config.teacher)
         teacher_tokenizer = load_tokenizer(teacher_folder)
-        check_same_vocabulary(tokenizer, teacher_tokenizer)
         teacher, teacher_params = models.load(teacher_folder, mesh, dtype)
         teacher_params = jax.tree.map(lambda w: w.astype(dtype), teacher_params)
-        if teacher.config.vocab_size != student.config.vocab_size:
-            raise ConfigError(
-                f"student has {student.config.vocab_size} vocabulary rows,"
-                f" teacher {teacher.config.vocab_size}; kdjax does not match padded"
-                " vocabularies yet: use models with equal rows"
-            )
-        if teacher_tokenizer.stop_ids != tokenizer.stop_ids:
-            announce(
-                f"note: the student stops at ids {list(tokenizer.stop_ids)}, the teacher at"
-                f" {list(teacher_tokenizer.stop_ids)}; each samples with its own"
-            )
+        _check_pair(student, tokenizer, teacher, teacher_tokenizer)
     announce(f"prompt as rendered: {tokenizer.render('1+1=')!r}")
     source = training_source(config)
     if config.batch_size > source.size:
@@ -111,6 +99,22 @@ def build(config: Config) -> Parts:
     )  # fmt: skip
 
 
+def _check_pair(student: Model, tokenizer: Tokenizer, teacher: Model, other: Tokenizer) -> None:
+    """Token-level KL needs one vocabulary, row by row; other stop ids are allowed, and said."""
+    check_same_vocabulary(tokenizer, other)
+    if teacher.config.vocab_size != student.config.vocab_size:
+        raise ConfigError(
+            f"student has {student.config.vocab_size} vocabulary rows,"
+            f" teacher {teacher.config.vocab_size}; kdjax does not match padded"
+            " vocabularies yet: use models with equal rows"
+        )
+    if other.stop_ids != tokenizer.stop_ids:
+        announce(
+            f"note: the student stops at ids {list(tokenizer.stop_ids)}, the teacher at"
+            f" {list(other.stop_ids)}; each samples with its own"
+        )
+
+
 def identities(config: Config) -> dict[str, str]:
     """What a run was trained with, besides its config: contents of model folders and problems."""
     found = {"student": models.identity(models.find(config.student))}
@@ -124,8 +128,8 @@ def identities(config: Config) -> dict[str, str]:
 
 def evaluation_key(config: Config) -> dict[str, Any]:
     """Everything that decides what an evaluation at the end of a run says."""
-    where = ("run", "cache", "wandb_project", "log_every_steps", "save_every_steps")
-    fields = {name: value for name, value in as_dict(config).items() if name not in where}
+    elsewhere = set(WHERE_IT_RUNS) - {"evaluation"}
+    fields = {name: value for name, value in as_dict(config).items() if name not in elsewhere}
     return {
         "config": fields,
         "identities": identities(config),
