@@ -45,7 +45,7 @@ def descent():
 @functools.cache
 def adam():
     """The project's optimizer: turns rounding noise into steps of the whole learning rate."""
-    return make_optimizer(learning_rate=0.05, steps=50, warmup_fraction=0.0)
+    return make_optimizer(final_fraction=1.0, learning_rate=0.05, steps=50, warmup_fraction=0.0)
 
 
 @pytest.fixture(scope="module")
