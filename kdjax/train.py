@@ -100,17 +100,15 @@ def _loop(
                     state, parts.teacher_params, rollout, jnp.float32(entropy)
                 )
                 done = number + 1
+                saves = done % config.save_every_steps == 0 or done == config.steps
+                logs = done % config.log_every_steps == 0 or math.isfinite(entropy)
                 record = None
-                if (
-                    done % config.log_every_steps == 0
-                    or done == config.steps
-                    or math.isfinite(entropy)
-                ):
+                if saves or logs:
                     record = _record(state, values, entropy, time.perf_counter() - began)
                     metrics.write(done, record)
                     _check_finite(record, done)
                 show(done, record)
-                if done % config.save_every_steps == 0 or done == config.steps:
+                if saves:
                     checkpoints.save(done, state, _about(parts, done, time.perf_counter() - began))
     finally:
         metrics.close()

@@ -260,14 +260,16 @@ def test_a_failed_start_does_not_pin_the_run(tiny):
     assert saved["data"]["max_prompt_tokens"] == 24
 
 
-def test_divergence_stops_before_the_checkpoint(tiny):
+@pytest.mark.parametrize(("log_every_steps", "step"), [(1, 1), (4, 2)])
+def test_divergence_stops_before_the_checkpoint(tiny, log_every_steps, step):
     """A loss that is not finite ends the run with step and remedy; no bad state is saved."""
 
     def broken(student_logp, teacher_logp):
         return forward_kl(student_logp, teacher_logp) * np.nan
 
-    with pytest.raises(DivergedError, match="loss is nan at step 1"):
-        train_module.train(dataclasses.replace(tiny, token_loss=broken))
+    config = dataclasses.replace(tiny, token_loss=broken, log_every_steps=log_every_steps)
+    with pytest.raises(DivergedError, match=f"loss is nan at step {step}"):
+        train_module.train(config)
     assert not [p for p in (Path(tiny.run) / "checkpoints").iterdir() if p.name.isdigit()]
 
 
