@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from kdjax.numerics import LMHead
+
 Array = jax.Array | np.ndarray  # on a device, or still on the host
 Params = Any  # a nested dict of arrays
 Key = jax.Array
@@ -71,10 +73,12 @@ class Rollout(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What the trainer knows of each response token, as [B, T] arrays; log-probabilities in nats.
+    """What the trainer knows of each response token, [B, T] or packed; log-probabilities in nats.
 
-    divergence is the token loss in use (the only field that carries a gradient to the student, with
-    student_logp). Fields that need a teacher are None when there is none (plain SFT).
+    divergence is the token loss in use. To an objective, the student's log-probability and entropy,
+    both KLs and the divergence carry a gradient to the student (write jax.lax.stop_gradient around
+    what only weighs); Scores that are handed out carry none. Fields that need a teacher are None
+    when there is none (plain SFT).
     """
 
     student_logp: jax.Array
@@ -115,7 +119,7 @@ class Model(NamedTuple):
     """A decoder as pure functions of its parameters.
 
     - hidden(params, tokens_bs) -> [B, S, D]: final hidden states, causal, for right-padded rows.
-    - head(params) -> [V, D]: the output head's weight (the embedding table itself where tied).
+    - head(params) -> LMHead: its weight [V, D] is the embedding table itself where tied.
     - init_cache(batch, slots) -> cache: a layer's (key, value), [B, kv heads, slots, head dim].
     - extend(params, tokens_bt, cache, pointer, start_b) -> (hidden [B, T, D], cache): write T
       tokens at slots pointer .. pointer + T - 1; row b's first real slot is start_b (left padding).
@@ -123,7 +127,7 @@ class Model(NamedTuple):
 
     config: Any
     hidden: Callable[..., jax.Array]
-    head: Callable[[Params], jax.Array]
+    head: Callable[[Params], LMHead]
     init_cache: Callable[[int, int], Any]
     extend: Callable[..., tuple[jax.Array, Any]]
 
@@ -132,7 +136,7 @@ TokenLoss = Callable[[jax.Array, jax.Array], jax.Array]
 """(student_logp [..., V], teacher_logp [..., V]) -> [...]: compares two distributions, in nats."""
 
 Objective = Callable[[Scores], jax.Array]
-"""Scores -> [B, T]: the quantity to minimise at each token."""
+"""Scores -> the quantity to minimise at each token, from that token's scores alone."""
 
 Reduction = Callable[[jax.Array], jax.Array]
 """mask [B, T] -> weights [B, T]: how tokens are weighed before totals are divided by total

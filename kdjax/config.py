@@ -112,7 +112,7 @@ class Config:
     save_every_steps: int = 50
     log_every_steps: int = 5
     dtype: Literal["float32", "bfloat16"] = "float32"
-    head_chunk: int = 16
+    head_memory_mib: int | None = None
     cache: str = "runs/cache"
     wandb_project: str | None = None
 
@@ -145,10 +145,10 @@ def validate(config: Config) -> Config:
         "micro_batches",
         "save_every_steps",
         "log_every_steps",
-        "head_chunk",
+        "head_memory_mib",
     )
     for name in positive:
-        if getattr(config, name) < 1:
+        if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed must be in 0..{2**32 - 1}, got {config.seed}")

@@ -1,6 +1,8 @@
-"""float32 log-softmax, entropy and gathers: the one float32 boundary of the project."""
+"""LM heads, float32 log-softmax, entropy and gathers: the one float32 boundary of the project."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -32,17 +34,44 @@ def _log_softmax_jvp(primals, tangents):
     return logp, tangent - jnp.sum(jnp.exp(logp) * tangent, axis=-1, keepdims=True)
 
 
-def project(hidden: jax.Array, head_vd: jax.Array) -> jax.Array:
-    """Logits of an LM head, at least float32: hidden [..., D], head [V, D] -> [..., V].
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LMHead:
+    """How hidden states become logits: softcap tanh(scale h W^T / softcap), without softcap
+    scale h W^T. The weight is [V, D]; scale and softcap are what a model family fixes."""
+
+    weight_vd: jax.Array
+    scale: float = dataclasses.field(default=1.0, metadata=dict(static=True))
+    softcap: float | None = dataclasses.field(default=None, metadata=dict(static=True))
+
+
+def project(hidden: jax.Array, head: LMHead) -> jax.Array:
+    """Logits of an LM head, at least float32: hidden [..., D] -> [..., V].
+
+    >>> project(jnp.ones((2, 3)), LMHead(jnp.ones((5, 3)), scale=0.5))[0, 0].item()
+    1.5
+    """
+    return shape_logits(product(hidden, head.weight_vd.astype(hidden.dtype)), head)
+
+
+def product(hidden: jax.Array, weight_vd: jax.Array) -> jax.Array:
+    """h W^T, at least float32: hidden [..., D], weight [V, D] -> [..., V].
 
     bfloat16 logits leave KL > 0 for identical models and turn half of the gradient into noise near
     convergence, so the product asks for float32 whatever the inputs are.
-
-    >>> project(jnp.ones((2, 3)), jnp.ones((5, 3))).shape
-    (2, 5)
     """
     accumulator = jnp.promote_types(hidden.dtype, jnp.float32)
-    return jnp.einsum("...d,vd->...v", hidden, head_vd, preferred_element_type=accumulator)
+    return jnp.einsum("...d,vd->...v", hidden, weight_vd, preferred_element_type=accumulator)
+
+
+def shape_logits(logits: jax.Array, head: LMHead) -> jax.Array:
+    """The head's scale and softcap on h W^T: [..., V] -> [..., V].
+
+    >>> shape_logits(jnp.array([1e9]), LMHead(jnp.ones((1, 1)), softcap=30.0)).item()
+    30.0
+    """
+    scaled = logits if head.scale == 1.0 else logits * head.scale
+    return scaled if head.softcap is None else head.softcap * jnp.tanh(scaled / head.softcap)
 
 
 def entropy(logp: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from typing import TypeGuard, TypeVar
+from typing import NamedTuple, TypeGuard, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +46,7 @@ def mix(first: F, second: F, *, weight: float) -> F:
     def mixed(*args):
         return weight * first(*args) + (1 - weight) * second(*args)
 
-    return _described(
-        mixed, f"mix({describe(first)}, {describe(second)}, weight={_spelled(weight)})"
-    )
+    return _composed(mixed, mix, first, second, weight=weight)
 
 
 def scale(loss: F, factor: float) -> F:
@@ -57,9 +55,7 @@ def scale(loss: F, factor: float) -> F:
     >>> describe(scale(kl.reverse_kl, 0.1))
     'scale(reverse_kl, 0.1)'
     """
-    return _described(
-        lambda *args: factor * loss(*args), f"scale({describe(loss)}, {_spelled(factor)})"
-    )
+    return _composed(lambda *args: factor * loss(*args), scale, loss, numbers=(factor,))
 
 
 def add(first: F, *rest: F) -> F:
@@ -68,8 +64,7 @@ def add(first: F, *rest: F) -> F:
     >>> describe(add(kl.forward_kl, kl.reverse_kl))
     'add(forward_kl, reverse_kl)'
     """
-    names = ", ".join(describe(loss) for loss in (first, *rest))
-    return _described(lambda *args: sum((f(*args) for f in rest), first(*args)), f"add({names})")
+    return _composed(lambda *args: sum((f(*args) for f in rest), first(*args)), add, first, *rest)
 
 
 def clip(loss: F, maximum: float) -> F:
@@ -79,9 +74,8 @@ def clip(loss: F, maximum: float) -> F:
     >>> float(clip(kl.forward_kl, 0.5)(skewed, skewed[::-1]))
     0.5
     """
-    return _described(
-        lambda *args: jnp.minimum(loss(*args), maximum),
-        f"clip({describe(loss)}, {_spelled(maximum)})",
+    return _composed(
+        lambda *args: jnp.minimum(loss(*args), maximum), clip, loss, numbers=(maximum,)
     )
 
 
@@ -99,7 +93,7 @@ def at_temperature(loss: TokenLoss, temperature: float) -> TokenLoss:
     def tempered(student_logp, teacher_logp):
         return loss(log_probs(student_logp, temperature), log_probs(teacher_logp, temperature))
 
-    return _described(tempered, f"at_temperature({describe(loss)}, {_spelled(temperature)})")
+    return _composed(tempered, at_temperature, loss, numbers=(temperature,))
 
 
 def divergence(scores: Scores) -> jax.Array:
@@ -114,6 +108,24 @@ def divergence(scores: Scores) -> jax.Array:
 def negative_log_likelihood(scores: Scores) -> jax.Array:
     """The objective of plain SFT: -log q(token), [B, T] in nats; forward KL to a one-hot target."""
     return -scores.student_logp
+
+
+def require_per_token(objective: Objective) -> None:
+    """ConfigError unless an objective's value at a token depends on that token's scores alone.
+
+    The loss head gives it packed tokens, [tokens], where neighbours may be of other sequences.
+    """
+    rng = np.random.default_rng(0)
+    names = [name for name in Scores._fields if name != "mask"]
+    values = {name: jnp.asarray(rng.uniform(0.1, 1.0, 5), jnp.float32) for name in names}
+    scores = Scores(mask=jnp.ones(5, bool), **values)
+    whole = objective(scores)
+    alone = [objective(jax.tree.map(lambda x, i=i: x[i : i + 1], scores)) for i in range(5)]
+    if whole.shape != (5,) or not np.allclose(whole, jnp.concatenate(alone), equal_nan=True):
+        raise ConfigError(
+            f"objective {describe(objective)}: its value at a token depends on other tokens;"
+            " it must map Scores [tokens] to [tokens], one by one"
+        )
 
 
 def sequence_mean(mask: jax.Array) -> jax.Array:
@@ -147,6 +159,28 @@ def reduce(loss_bt: jax.Array, mask_bt: jax.Array, weights_bt: jax.Array) -> Wei
     2.0
     """
     return WeightedSum(jnp.sum(jnp.where(mask_bt, loss_bt, 0.0) * weights_bt), jnp.sum(weights_bt))
+
+
+def closed_form(token_loss: TokenLoss, temperature: float = 1.0) -> Callable | None:
+    """The same composition over the closed forms of `compare`, or None if there is none.
+
+    It takes at(temperature) -> Comparison and gives the loss at each token: combinators serve both
+    levels, so a mix of KLs is the mix of their closed forms.
+
+    >>> closed_form(mix(kl.forward_kl, kl.reverse_kl, weight=0.8)) is None
+    False
+    """
+    if token_loss in (kl.forward_kl, kl.reverse_kl):
+        name = token_loss.__name__
+        return lambda at: getattr(at(temperature), name)
+    composition: _Composition | None = getattr(token_loss, "composition", None)
+    if composition is None:
+        return None
+    combinator, losses, numbers, named = composition
+    if combinator is at_temperature:
+        return closed_form(losses[0], temperature * numbers[0])
+    parts = [closed_form(loss, temperature) for loss in losses]
+    return None if None in parts else combinator(*parts, *numbers, **named)
 
 
 COMBINATORS = {f.__name__: f for f in (mix, scale, add, clip, at_temperature)}
@@ -239,8 +273,23 @@ def _spelled(number) -> str:
     return repr(number.item() if isinstance(number, np.generic) else number)
 
 
-def _described(function, text: str):
-    function.__name__ = function.__qualname__ = text
+class _Composition(NamedTuple):
+    combinator: Callable
+    losses: tuple[Callable, ...]
+    numbers: tuple
+    named: dict[str, float]
+
+
+def _composed(function, combinator: Callable, *losses: Callable, numbers: tuple = (), **named):
+    """The function, made to know how it was written."""
+    arguments = [
+        *(describe(loss) for loss in losses),
+        *(_spelled(n) for n in numbers),
+        *(f"{name}={_spelled(n)}" for name, n in named.items()),
+    ]
+    function.__name__ = f"{combinator.__name__}({', '.join(arguments)})"
+    function.__qualname__ = function.__name__
+    function.composition = _Composition(combinator, losses, numbers, named)
     return function
 
 

@@ -16,12 +16,14 @@ from kdjax import data, models
 from kdjax.base import Batch, ConfigError, Key, Model, Params, PrefixSource, TrainState
 from kdjax.config import WHERE_IT_RUNS, Config, as_dict
 from kdjax.evaluate import EvalReport, evaluate
+from kdjax.head import chunk_tokens
+from kdjax.objective import closed_form, describe
 from kdjax.optimizer import make_optimizer
 from kdjax.progress import announce
 from kdjax.rollout import from_dataset, from_student, from_teacher
 from kdjax.sampler import Samples, generate
 from kdjax.score import score
-from kdjax.sharding import make_mesh, replicated, shard_batch
+from kdjax.sharding import data_size, make_mesh, replicated, shard_batch
 from kdjax.step import make_step
 from kdjax.tokenizer import Tokenizer, check_same_vocabulary, load_tokenizer
 from kdjax.trajectories import CHUNK_ROWS, open_trajectories
@@ -59,7 +61,7 @@ def build(config: Config) -> Parts:
         teacher_tokenizer = load_tokenizer(teacher_folder)
         teacher, teacher_params = models.load(teacher_folder, mesh, dtype)
         teacher_params = jax.tree.map(lambda w: w.astype(dtype), teacher_params)
-        _check_pair(student, tokenizer, teacher, teacher_tokenizer)
+        _check_pair(tokenizer, teacher_tokenizer)
     announce(f"prompt as rendered: {tokenizer.render('1+1=')!r}")
     source = training_source(config)
     if config.batch_size > source.size:
@@ -73,17 +75,7 @@ def build(config: Config) -> Parts:
         entropy_threshold_nats=config.curriculum.entropy_threshold_nats,
         **as_dict(config.optimizer),
     )
-    step = make_step(
-        student,
-        teacher,
-        optimizer,
-        token_loss=config.token_loss,
-        objective=config.objective,
-        reduction=config.reduction,
-        micro_batches=config.micro_batches,
-        chunk=config.head_chunk,
-    )
-    draw = jitted_generate(student, tokenizer.stop_ids, config.temperature)
+    draw = jitted_generate(student, tokenizer, config.temperature)
     prefixes: dict[str, Callable[[], PrefixSource]] = {
         "dataset": lambda: from_dataset,
         "student": lambda: from_student(draw),
@@ -95,19 +87,40 @@ def build(config: Config) -> Parts:
         data.require_solutions(source, [0])
     return Parts(
         config, mesh, tokenizer, student, params, teacher, teacher_params, optimizer, source,
-        prefixes[config.prefix](), draw, jax.jit(step, donate_argnums=0), identities(config),
+        prefixes[config.prefix](), draw, _compose_step(config, mesh, tokenizer, student, teacher, optimizer), identities(config),
     )  # fmt: skip
 
 
-def _check_pair(student: Model, tokenizer: Tokenizer, teacher: Model, other: Tokenizer) -> None:
-    """Token-level KL needs one vocabulary, row by row; other stop ids are allowed, and said."""
-    check_same_vocabulary(tokenizer, other)
-    if teacher.config.vocab_size != student.config.vocab_size:
+def _compose_step(config: Config, mesh: Mesh, tokenizer: Tokenizer, student, teacher, optimizer):
+    """The config's step, jitted; its state is given away to the next."""
+    rows = config.batch_size // config.micro_batches
+    if rows % data_size(mesh):
         raise ConfigError(
-            f"student has {student.config.vocab_size} vocabulary rows,"
-            f" teacher {teacher.config.vocab_size}; kdjax does not match padded"
-            " vocabularies yet: use models with equal rows"
+            f"batch_size / micro_batches is {rows} rows, which can't be dealt over"
+            f" {data_size(mesh)} devices; make it a multiple of {data_size(mesh)}"
         )
+    way = (
+        "in closed form" if closed_form(config.token_loss) else "by autodiff from a chunk's logits"
+    )
+    announce(f"token loss {describe(config.token_loss)}: gradients {way}")
+    step = make_step(
+        student,
+        teacher,
+        optimizer,
+        token_loss=config.token_loss,
+        objective=config.objective,
+        reduction=config.reduction,
+        micro_batches=config.micro_batches,
+        chunk=_head_chunk(config, tokenizer),
+        vocabulary=tokenizer.size,
+        mesh=mesh,
+    )
+    return jax.jit(step, donate_argnums=0)
+
+
+def _check_pair(tokenizer: Tokenizer, other: Tokenizer) -> None:
+    """Token-level KL needs one vocabulary, token by token; other stop ids are allowed, and said."""
+    check_same_vocabulary(tokenizer, other)
     if other.stop_ids != tokenizer.stop_ids:
         announce(
             f"note: the student stops at ids {list(tokenizer.stop_ids)}, the teacher at"
@@ -161,9 +174,15 @@ def test_source(config: Config) -> data.Source:
 
 
 @functools.lru_cache(maxsize=8)  # programs compiled for one cell serve the next
-def jitted_generate(model: Model, stop_ids: tuple[int, ...], temperature: float):
+def jitted_generate(model: Model, tokenizer: Tokenizer, temperature: float):
     """The sampler of a model, jitted: (params, batch, key, max_new_tokens) -> Samples."""
-    draw = functools.partial(generate, model, stop_ids=stop_ids, temperature=temperature)
+    draw = functools.partial(
+        generate,
+        model,
+        stop_ids=tokenizer.stop_ids,
+        temperature=temperature,
+        vocabulary=tokenizer.size,
+    )
     jitted = jax.jit(draw, static_argnames="max_new_tokens")
     return lambda params, batch, key, max_new_tokens: jitted(
         params, batch, key, max_new_tokens=max_new_tokens
@@ -186,7 +205,7 @@ def encode(
 
 def pad_rows(rows: np.ndarray, mesh: Mesh, at_least: int = 1) -> np.ndarray:
     """The rows, the last one repeated until they can be dealt over the mesh."""
-    wanted = -(-max(len(rows), at_least) // mesh.size) * mesh.size
+    wanted = -(-max(len(rows), at_least) // data_size(mesh)) * data_size(mesh)
     return np.concatenate([rows, np.full(wanted - len(rows), rows[-1])])
 
 
@@ -194,9 +213,16 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     """The config's evaluation of any parameters of the student's shape."""
     config, settings = parts.config, parts.config.evaluation
     params = jax.device_put(params, replicated(parts.mesh))
-    scorer = functools.partial(_score_student, parts.student, parts.teacher, config.head_chunk)
+    scorer = functools.partial(
+        _score_student,
+        parts.student,
+        parts.teacher,
+        _head_chunk(config, parts.tokenizer),
+        parts.tokenizer.size,
+        parts.mesh,
+    )
     return evaluate(
-        jitted_generate(parts.student, parts.tokenizer.stop_ids, settings.temperature),
+        jitted_generate(parts.student, parts.tokenizer, settings.temperature),
         lambda params, rollout: scorer(params, parts.teacher_params, rollout),
         params,
         test_source(config),
@@ -207,7 +233,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
         temperature=settings.temperature,
         max_new_tokens=settings.max_new_tokens,
         max_prompt_tokens=config.data.max_prompt_tokens,
-        batch_size=-(-settings.batch_size // parts.mesh.size) * parts.mesh.size,
+        batch_size=-(-settings.batch_size // data_size(parts.mesh)) * data_size(parts.mesh),
         seed=config.seed,
         place=lambda batch: shard_batch(batch, parts.mesh),
     )
@@ -215,7 +241,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
 
 def _teacher_trajectories(config, mesh, tokenizer, teacher, teacher_params, source):
     """read(rows) -> the teacher's responses, drawn once for all runs that ask for the same."""
-    draw = jitted_generate(teacher, tokenizer.stop_ids, config.temperature)
+    draw = jitted_generate(teacher, tokenizer, config.temperature)
     length = config.curriculum.lengths[-1]
     settings = {
         "weights": models.identity(models.find(config.teacher)),
@@ -237,8 +263,27 @@ def _teacher_trajectories(config, mesh, tokenizer, teacher, teacher_params, sour
     return open_trajectories(Path(config.cache), settings, source.size, draw_rows)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _score_student(
-    student: Model, teacher: Model | None, chunk: int, params, teacher_params, rollout
+    student: Model, teacher: Model | None, chunk, vocabulary, mesh, params, teacher_params, rollout
 ):
-    return score(student, params, teacher, teacher_params, rollout, chunk=chunk)
+    return score(
+        student,
+        params,
+        teacher,
+        teacher_params,
+        rollout,
+        chunk=chunk,
+        vocabulary=vocabulary,
+        mesh=mesh,
+    )
+
+
+def _head_chunk(config: Config, tokenizer: Tokenizer) -> int:
+    """Tokens a chunk of the loss head: what fits head_memory_mib of each device, if it is given;
+    else 8 % of the device's memory (128 MiB on CPU), and at most 1,024."""
+    if config.head_memory_mib is not None:
+        return chunk_tokens(config.head_memory_mib * 2**20, tokenizer.size)
+    device = jax.local_devices()[0]
+    stated = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
+    return min(1024, chunk_tokens(0.08 * stated if stated else 128 * 2**20, tokenizer.size))

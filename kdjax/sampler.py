@@ -52,9 +52,11 @@ def generate(
     max_new_tokens: int,
     stop_ids: Sequence[int],
     temperature: float = 1.0,
+    vocabulary: int | None = None,
 ) -> Samples:
     """Draw a response a row from softmax(logits / temperature); greedy at 0. Pure: jit it.
 
+    Logits past the first `vocabulary` (all by default) are padding, and never drawn.
     Errors (at trace): ConfigError without a stop id, or for a negative temperature or length limit.
     """
     if not stop_ids:
@@ -72,6 +74,9 @@ def generate(
     )
     head = model.head(params)
 
+    def next_logits(hidden_bd):
+        return project(hidden_bd, head)[:, :vocabulary]
+
     def step(state: _Decoding, _):
         token, drawn_logp = _draw(state.logits_bv, row_keys, state.position, temperature)
         logp = log_probs(state.logits_bv)
@@ -81,7 +86,7 @@ def generate(
         )
         stopped = jnp.isin(token, jnp.asarray(stop_ids))
         return state._replace(
-            logits_bv=project(hidden[:, 0], head),
+            logits_bv=next_logits(hidden[:, 0]),
             cache=cache,
             position=state.position + 1,
             live_b=state.live_b & ~stopped & (state.position + 1 < max_new_tokens),
@@ -120,9 +125,7 @@ def generate(
         zeros,
         jnp.ones(rows, bool),
     )
-    state = _Decoding(
-        project(hidden[:, -1], head), cache, jnp.int32(0), jnp.ones(rows, bool), empty
-    )
+    state = _Decoding(next_logits(hidden[:, -1]), cache, jnp.int32(0), jnp.ones(rows, bool), empty)
     out = jax.lax.while_loop(unfinished, one_round, state).out
     return jax.tree.map(lambda x: x[:, :max_new_tokens] if x.ndim == 2 else x, out)
 

@@ -1,13 +1,79 @@
-"""Rollout + token loss -> Scores: both models read the same tokens, once each."""
+"""Rollout + losses -> a total to minimise and Scores: both models read the same tokens, once."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from kdjax.base import Model, Params, Rollout, Scores, TokenLoss
-from kdjax.head import token_statistics
+from kdjax.base import Model, Objective, Params, Reduction, Rollout, Scores, TokenLoss, WeightedSum
+from kdjax.comparison import Comparison, compare
+from kdjax.head import TeacherStates, TokenFunction, head_loss
 from kdjax.kl import forward_kl
+from kdjax.numerics import log_probs
+from kdjax.objective import (
+    closed_form,
+    divergence,
+    negative_log_likelihood,
+    sequence_mean,
+    token_mean,
+)
+from kdjax.sharding import collect_rows, own_rows, vocabulary_axis, whole_rows
+from kdjax.topk import TopK, buckets
+
+
+def scored_loss(
+    student: Model,
+    student_params: Params,
+    teacher: Model | None,
+    teacher_params: Params | None,
+    rollout: Rollout,
+    *,
+    token_loss: TokenLoss = forward_kl,
+    objective: Objective = divergence,
+    reduction: Reduction = sequence_mean,
+    chunk: int = 1024,
+    vocabulary: int | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[WeightedSum, Scores]:
+    """(the objective summed by the reduction's weights, Scores [B, T] of every response token).
+
+    Position t of the response is predicted from the token before it, so t = 0 reads the last prompt
+    token, and nothing after the stop token is scored. The gradient flows to the student's
+    parameters through the loss's total alone; Scores are constants, 0 outside the mask.
+    chunk, vocabulary and mesh as in `head_loss`.
+    """
+    length = rollout.sampler_logp_bt.shape[1]
+    steps = jnp.arange(length)[None]
+    mask = steps < rollout.response_length_b[:, None]
+    last = rollout.tokens_bs.shape[1] - 1
+    here = jnp.minimum(rollout.prompt_length_b[:, None] + steps, last)
+
+    def response_states(model: Model, params: Params) -> jax.Array:
+        states = model.hidden(params, rollout.tokens_bs)
+        return jnp.take_along_axis(states, (here - 1)[..., None], axis=1)
+
+    teacher_states = None
+    if teacher is not None:
+        constant = jax.lax.stop_gradient(teacher_params)
+        teacher_states = TeacherStates(response_states(teacher, constant), teacher.head(constant))
+    weights = reduction(mask)
+    total, scores = head_loss(
+        token_function(token_loss, objective, vocabulary_axis(mesh)),
+        response_states(student, student_params),
+        student.head(student_params),
+        teacher_states,
+        {
+            "targets": jnp.take_along_axis(rollout.tokens_bs, here, axis=1),
+            "sampler_logp": rollout.sampler_logp_bt,
+        },
+        weights,
+        mask,
+        chunk=chunk,
+        vocabulary=vocabulary,
+        mesh=mesh,
+    )
+    return WeightedSum(total, jnp.sum(weights)), scores
 
 
 def score(
@@ -18,37 +84,85 @@ def score(
     rollout: Rollout,
     token_loss: TokenLoss = forward_kl,
     *,
-    chunk: int = 16,
+    chunk: int = 1024,
+    vocabulary: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Scores:
-    """Scores of every response token, [B, T]. The teacher is a constant: no gradient reaches it.
-
-    Position t of the response is predicted from the token before it, so t = 0 reads the last prompt
-    token, and nothing after the stop token is scored.
-    """
-    length = rollout.sampler_logp_bt.shape[1]
-    steps = jnp.arange(length)[None]
-    mask = steps < rollout.response_length_b[:, None]
-    last = rollout.tokens_bs.shape[1] - 1
-    here = jnp.minimum(rollout.prompt_length_b[:, None] + steps, last)
-    targets = jnp.where(mask, jnp.take_along_axis(rollout.tokens_bs, here, axis=1), 0)
-
-    def response_states(model: Model, params: Params) -> jax.Array:
-        states = model.hidden(params, rollout.tokens_bs)
-        states = jnp.take_along_axis(states, (here - 1)[..., None], axis=1)
-        return jnp.where(mask[..., None], states, 0)  # keeps padding out of the loss's gradient
-
-    teacher_states = teacher_head = None
-    if teacher is not None:
-        constant = jax.lax.stop_gradient(teacher_params)
-        teacher_states, teacher_head = response_states(teacher, constant), teacher.head(constant)
-    statistics = token_statistics(
-        response_states(student, student_params),
-        student.head(student_params),
-        teacher_states,
-        teacher_head,
-        targets,
-        token_loss,
+    """The Scores of a rollout alone, [B, T], for evaluation: no gradient is made."""
+    return scored_loss(
+        student,
+        student_params,
+        teacher,
+        teacher_params,
+        rollout,
+        token_loss=token_loss,
+        objective=negative_log_likelihood,
+        reduction=token_mean,
         chunk=chunk,
+        vocabulary=vocabulary,
+        mesh=mesh,
+    )[1]
+
+
+def token_function(
+    token_loss: TokenLoss, objective: Objective, axis: str | None = None
+) -> TokenFunction:
+    """What the loss head computes at a token: the objective, and its `Scores` as statistics.
+
+    KLs made of `forward_kl` and `reverse_kl` take their closed forms (`closed_form`); any other
+    token loss is differentiated automatically, down to the chunk's logits. Against a `TopK`
+    teacher, divergences compare k + 1 buckets (so each is at most the full one), and what top-k
+    can't tell, the teacher's entropy and log-probability of the sampled token, is None.
+    """
+
+    def function(logits, teacher, extra) -> tuple[jax.Array, Scores]:
+        targets = extra["targets"]
+        if teacher is None:
+            comparison, divergence = compare(logits, None, targets, axis=axis), None
+        elif isinstance(teacher, TopK):
+            comparison, divergence = _against_top_k(token_loss, logits, teacher, targets, axis)
+        else:
+            comparison = compare(logits, teacher, targets, axis=axis)
+            divergence = _divergence(token_loss, logits, teacher, comparison, axis)
+        scores = Scores(
+            sampler_logp=extra["sampler_logp"],
+            mask=jnp.ones(targets.shape, bool),
+            divergence=divergence,
+            **comparison._asdict(),
+        )
+        return objective(scores), jax.lax.stop_gradient(scores)
+
+    return function
+
+
+def _divergence(token_loss: TokenLoss, student, teacher, plain: Comparison, axis) -> jax.Array:
+    """The token loss between logits, [..., V] twice -> [...]; `plain` is their comparison."""
+    closed = closed_form(token_loss)
+    if closed is None:
+        whole = (log_probs(whole_rows(logits, axis)) for logits in (student, teacher))
+        return collect_rows(token_loss(*whole), axis)
+
+    def at(temperature: float) -> Comparison:
+        if temperature == 1.0:
+            return plain
+        nowhere = jnp.zeros(student.shape[:-1], jnp.int32)
+        return compare(student / temperature, teacher / temperature, nowhere, axis=axis)
+
+    return closed(at)
+
+
+def _against_top_k(token_loss: TokenLoss, logits, teacher: TopK, targets, axis):
+    """(Comparison, divergence): the student's own over the vocabulary, the rest over buckets."""
+    whole = whole_rows(logits, axis)
+    own = jax.tree.map(lambda x: own_rows(x, axis), teacher)
+    both = buckets(whole, own)
+    coarse = compare(*both, jnp.zeros(whole.shape[:-1], jnp.int32))
+    divergence = collect_rows(_divergence(token_loss, *both, coarse, None), axis)
+    best = jnp.take_along_axis(own.ids, own.logp.argmax(-1)[..., None], axis=-1)[..., 0]
+    agrees = (whole.argmax(-1) == best).astype(whole.dtype)
+    comparison = compare(logits, None, targets, axis=axis)._replace(
+        forward_kl=collect_rows(coarse.forward_kl, axis),
+        reverse_kl=collect_rows(coarse.reverse_kl, axis),
+        top1_agreement=collect_rows(agrees, axis),
     )
-    sampler_logp = jnp.where(mask, rollout.sampler_logp_bt, 0.0)
-    return Scores(sampler_logp=sampler_logp, mask=mask, **statistics)
+    return comparison, divergence

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from kdjax.base import (
     Model,
@@ -20,8 +22,8 @@ from kdjax.base import (
     WeightedSum,
 )
 from kdjax.kl import forward_kl
-from kdjax.objective import divergence, reduce, sequence_mean, token_mean
-from kdjax.score import score
+from kdjax.objective import divergence, reduce, require_per_token, sequence_mean, token_mean
+from kdjax.score import scored_loss
 
 Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[TrainState, Metrics]]
@@ -42,18 +44,31 @@ def make_step(
     objective: Objective = divergence,
     reduction: Reduction = sequence_mean,
     micro_batches: int = 1,
-    chunk: int = 16,
+    chunk: int = 1024,
+    vocabulary: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Step:
     """step(state, teacher_params, rollout, heldout_entropy_nats=nan) -> (state, metrics).
 
     Pure: jit it. The loss is sum(weight * objective) / sum(weight) over the whole batch, however
     many micro-batches it is split into. Metrics are token means over the batch (nats, or shares in
-    [0, 1]), lengths in tokens.
+    [0, 1]), lengths in tokens. chunk, vocabulary and mesh as in `head_loss`: give the mesh wherever
+    the batch is dealt over devices. Errors: ConfigError for an objective whose value at a token
+    depends on other tokens.
     """
+    require_per_token(objective)
+    loss_of = functools.partial(
+        scored_loss,
+        token_loss=token_loss,
+        objective=objective,
+        reduction=reduction,
+        chunk=chunk,
+        vocabulary=vocabulary,
+        mesh=mesh,
+    )
 
     def totals(params: Params, teacher_params: Params, rollout: Rollout) -> tuple[jax.Array, dict]:
-        scores = score(student, params, teacher, teacher_params, rollout, token_loss, chunk=chunk)
-        loss = reduce(objective(scores), scores.mask, reduction(scores.mask))
+        loss, scores = loss_of(student, params, teacher, teacher_params, rollout)
         return loss.total, {"loss": loss, **_summaries(scores, rollout)}
 
     def gradient(params: Params, teacher_params: Params, rollout: Rollout):
@@ -96,7 +111,7 @@ def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
     """Token means of every statistic, and sequence means of length and truncation."""
     weights = token_mean(scores.mask)
     token_level = {
-        name: reduce(jax.lax.stop_gradient(value), scores.mask, weights)
+        name: reduce(value, scores.mask, weights)
         for name, value in scores._asdict().items()
         if value is not None and name not in ("mask", "divergence")
     }

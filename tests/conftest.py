@@ -166,11 +166,12 @@ def one_layer(vocab_size: int, seed: int):
 def bigram():
     """A Model whose next token depends on the last one alone: easy to work out by hand."""
     from kdjax.base import Model
+    from kdjax.numerics import LMHead
 
     return Model(
         config=None,
         hidden=lambda params, tokens_bs: params["embed"][tokens_bs],
-        head=lambda params: params["head"],
+        head=lambda params: LMHead(params["head"]),
         init_cache=None,
         extend=None,
     )

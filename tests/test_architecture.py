@@ -10,8 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent / "kdjax"
 
 ROWS = [
-    "base numerics answers passk progress",
-    "kl gate sharding",
+    "numerics answers passk progress",
+    "base",
+    "kl comparison topk gate sharding",
     "objective head optimizer tasks models tokenizer",
     "config data sampler score flops",
     "rollout trajectories step checkpoint report",

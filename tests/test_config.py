@@ -53,7 +53,7 @@ FULL = Config(
     save_every_steps=2,
     log_every_steps=1,
     dtype="bfloat16",
-    head_chunk=4,
+    head_memory_mib=4,
     cache="elsewhere",
     wandb_project="w",
 )
@@ -159,7 +159,7 @@ WRONG = [
     (dict(micro_batches=-1), "micro_batches must be at least 1, got -1"),
     (dict(save_every_steps=0), "save_every_steps must be at least 1, got 0"),
     (dict(log_every_steps=0), "log_every_steps must be at least 1, got 0"),
-    (dict(head_chunk=0), "head_chunk must be at least 1, got 0"),
+    (dict(head_memory_mib=0), "head_memory_mib must be at least 1, got 0"),
     (dict(batch_size=10, micro_batches=4), "batch_size 10 is not a multiple of micro_batches 4"),
     (
         dict(teacher=None, prefix="teacher", objective=negative_log_likelihood),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax.numerics import entropy, expectation, gather_last, log_probs, project
+from kdjax.numerics import LMHead, entropy, expectation, gather_last, log_probs, project
 
 V = 151_936
 
@@ -109,7 +109,7 @@ def test_project_at_a_full_vocabulary(dtype):
     rng = np.random.default_rng(3)
     hidden = jnp.asarray(rng.normal(size=(2, 2, 16)) * 4, dtype)
     head = jnp.asarray(rng.normal(size=(V, 16)) * 2, dtype)
-    logits = project(hidden, head)
+    logits = project(hidden, LMHead(head))
     assert logits.dtype == jnp.float32
     chex.assert_shape(logits, (2, 2, V))
     expected = np.asarray(hidden, np.float64) @ np.asarray(head, np.float64).T

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from kdjax.base import ConfigError
-from kdjax.sharding import batch_spec, make_mesh, replicated, shard_batch
+from kdjax.sharding import (
+    batch_spec,
+    data_size,
+    make_mesh,
+    replicated,
+    shard_batch,
+    vocabulary_axis,
+)
 
 
 def test_eight_devices_are_forced():
@@ -16,14 +23,20 @@ def test_eight_devices_are_forced():
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8, None])
-def test_meshes_have_one_named_axis(devices):
-    """The first `devices` local devices (all by default) on the one axis data, Auto."""
-    mesh = make_mesh(devices)
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_meshes_have_two_named_axes(devices, tensor):
+    """The first `devices` local devices (all by default) over data x tensor, Auto."""
     size = devices or 8
-    assert mesh.size == size
-    assert dict(mesh.shape) == {"data": size}
+    if size % tensor:
+        with pytest.raises(ConfigError, match="tensor must divide the 1 devices, got 2"):
+            make_mesh(devices, tensor)
+        return
+    mesh = make_mesh(devices, tensor)
+    assert dict(mesh.shape) == {"data": size // tensor, "tensor": tensor}
+    assert data_size(mesh) == size // tensor
+    assert vocabulary_axis(mesh) == (None if tensor == 1 else "tensor")
     assert mesh.devices.ravel().tolist() == jax.local_devices()[:size]
-    assert mesh.axis_types == (jax.sharding.AxisType.Auto,)
+    assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
 
 
 @pytest.mark.parametrize("devices", [0, -1, 9])

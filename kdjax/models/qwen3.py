@@ -18,6 +18,7 @@ from flax import nnx
 
 from kdjax.base import Key, Model, Params
 from kdjax.models.config import DecoderConfig
+from kdjax.numerics import LMHead
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> (attended [B,T,H,D], what is kept of k and v)."""
@@ -147,8 +148,8 @@ def build(config: DecoderConfig, dtype=jnp.float32) -> Model:
         x, _ = jax.lax.scan(body, embed(params, tokens_bs), params["layers"], unroll=LAYERS_A_ROUND)
         return final_norm(params, x)
 
-    def head(params: Params) -> jax.Array:
-        return params["embed" if config.tie_word_embeddings else "head"].astype(dtype)
+    def head(params: Params) -> LMHead:
+        return LMHead(params["embed" if config.tie_word_embeddings else "head"])
 
     def init_cache(batch: int, slots: int):
         shape = (batch, config.num_key_value_heads, slots, config.head_dim)
