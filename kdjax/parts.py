@@ -85,9 +85,10 @@ def build(config: Config) -> Parts:
     }
     if config.prefix == "dataset":
         data.require_solutions(source, [0])
+    step = _compose_step(config, mesh, tokenizer, student, teacher, optimizer)
     return Parts(
         config, mesh, tokenizer, student, params, teacher, teacher_params, optimizer, source,
-        prefixes[config.prefix](), draw, _compose_step(config, mesh, tokenizer, student, teacher, optimizer), identities(config),
+        prefixes[config.prefix](), draw, step, identities(config),
     )  # fmt: skip
 
 
