@@ -1,5 +1,5 @@
-"""The command line: `kdjax train | evaluate | study | export`. Exit codes: 0 done, 64 config, 65
-data, 70 bug, 74 I/O."""
+"""The command line: `kdjax train | evaluate | study | export | bench`. Exit codes: 0 done,
+64 config, 65 data, 70 bug, 74 I/O."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ kdjax: distillation of language models in JAX, where a method is two choices
                                              --teacher MODEL adds the KLs to a teacher
   kdjax study CONFIG [--folder FOLDER]       train and compare the runs of a study file
   kdjax export RUN OUT                       write a run's student as a Hugging Face folder
+  kdjax bench head [--out FILE] [--field VALUE ...]
+                                             errors, memory and time of the loss head here
 
 CONFIG is a Python file with get_config() -> kdjax.Config (a study: get_study() -> kdjax.Study).
 Any field can be overridden: --optimizer.learning_rate 3e-4 --prefix teacher
@@ -58,7 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(command: str, args: list[str]) -> None:
     from kdjax.base import ConfigError
 
-    commands = {"train": _train, "evaluate": _evaluate, "study": _study, "export": _export}
+    commands = {
+        "train": _train,
+        "evaluate": _evaluate,
+        "study": _study,
+        "export": _export,
+        "bench": _bench,
+    }
     if command not in commands:
         raise ConfigError(
             f"unknown command {command!r}; there are {', '.join(commands)} (kdjax --help)"
@@ -143,6 +151,20 @@ def _export(args: list[str]) -> None:
         raise ConfigError("usage: kdjax export RUN OUT")
     export(*args)
     print(f"wrote {args[1]}: a Hugging Face folder")
+
+
+def _bench(args: list[str]) -> None:
+    from kdjax.base import ConfigError
+    from kdjax.bench import show_figures
+    from kdjax.bench.head import HeadBench, bench_head
+    from kdjax.command_line import override
+
+    what, rest = _first(args, "kdjax bench head")
+    if what != "head":
+        raise ConfigError(f"unknown bench {what!r}; there is: head")
+    out = _option(rest, "--out")
+    sizes = override(HeadBench(), rest, "kdjax bench head")
+    show_figures(bench_head(sizes), sizes, None if out is None else Path(out))
 
 
 def _first(args: list[str], usage: str) -> tuple[str, list[str]]:

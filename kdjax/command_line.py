@@ -11,12 +11,14 @@ import runpy
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
 from kdjax.base import ConfigError
 from kdjax.config import Config, Study, validate
+
+T = TypeVar("T")
 
 RETURNS: dict[str, type] = {"get_config": Config, "get_study": Study}
 
@@ -52,9 +54,12 @@ def load_file(path: str, function: str) -> Any:
     return value
 
 
-def override(config: Config, arguments: list[str], program: str) -> Config:
-    """The config with `--field VALUE` overrides applied and validated. Errors: ConfigError."""
-    known = set(field_names(Config))
+def override(config: T, arguments: list[str], program: str) -> T:
+    """The dataclass with `--field VALUE` overrides applied; a Config is validated too.
+
+    Errors: ConfigError.
+    """
+    known = set(field_names(type(config)))
     for argument in arguments:
         name = argument.split("=", 1)[0].removeprefix("--").replace("-", "_")
         if argument.startswith("--") and name != "help" and name not in known:
@@ -67,7 +72,9 @@ def override(config: Config, arguments: list[str], program: str) -> Config:
             config = _parse(config, arguments, program)
     except SystemExit as error:
         raise ConfigError(_one_line(output.getvalue())) from error
-    return validate(config)
+    if isinstance(config, Config):
+        validate(config)
+    return config
 
 
 def field_names(kind: Any, prefix: str = "") -> Iterator[str]:
@@ -79,9 +86,9 @@ def field_names(kind: Any, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _parse(config: Config, arguments: list[str], program: str) -> Config:
+def _parse(config: T, arguments: list[str], program: str) -> T:
     plain = (tyro.conf.FlagConversionOff,)
-    return tyro.cli(Config, default=config, args=arguments, prog=program, config=plain)
+    return tyro.cli(type(config), default=config, args=arguments, prog=program, config=plain)
 
 
 def _nearest(name: str, known: set[str]) -> str:

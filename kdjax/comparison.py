@@ -33,9 +33,11 @@ class Comparison(NamedTuple):
 class _Normalizers(NamedTuple):
     """What turns logits [..., V] into log-probabilities; each [..., 1]."""
 
-    student: jax.Array  # logsumexp
-    teacher: jax.Array | None = None
-    difference: jax.Array | None = None  # teacher - student, exactly 0 for equal logits
+    student_top: jax.Array
+    student_log_sum: jax.Array  # of e^(logit - top)
+    teacher_top: jax.Array | None = None
+    teacher_log_sum: jax.Array | None = None
+    log_ratio: jax.Array | None = None  # teacher_log_sum - student_log_sum, 0 for equal logits
 
 
 def compare(
@@ -121,16 +123,12 @@ def _sweep(student_logits, teacher_logits, targets, axis) -> tuple[Comparison, _
         student_entropy=student_log_sum - student_u / student_sum,
         teacher_logp=label_v - teacher_log_sum,
         teacher_entropy=teacher_log_sum - teacher_v / teacher_sum,
-        # rounding may leave a KL of -1e-9; it is not negative
+        # rounding may leave a KL of -1e-11; it is not negative
         forward_kl=jnp.maximum(-b / teacher_sum - log_ratio, 0.0),
         reverse_kl=jnp.maximum(a / student_sum + log_ratio, 0.0),
         top1_agreement=(hits > 0).astype(u.dtype),
     )
-    normalizers = (
-        student_top + student_log_sum,
-        teacher_top + teacher_log_sum,
-        teacher_top - student_top + log_ratio,
-    )
+    normalizers = (student_top, student_log_sum, teacher_top, teacher_log_sum, log_ratio)
     return comparison, _Normalizers(*(x[..., None] for x in normalizers))
 
 
@@ -146,7 +144,7 @@ def _sweep_alone(student_logits, targets, axis) -> tuple[Comparison, _Normalizer
     )
     log_sum = jnp.log(total)
     comparison = Comparison(label_u - log_sum, log_sum - weighted_u / total)
-    return comparison, _Normalizers((top + log_sum)[..., None])
+    return comparison, _Normalizers(top[..., None], log_sum[..., None])
 
 
 def _unnormalized(u, v) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -183,7 +181,8 @@ def _local(targets: jax.Array, width: int, axis) -> jax.Array:
 def _compare_bwd(axis, residual, cotangents):
     """The closed-form gradient; terms that the loss does not use cost nothing."""
     student_logits, teacher_logits, targets, normalizers, comparison = residual
-    logq = student_logits - normalizers.student
+    u = student_logits - normalizers.student_top
+    logq = u - normalizers.student_log_sum
     q, possible = jnp.exp(logq), _counts(logq)
     factor, outside = jnp.zeros_like(q), jnp.zeros_like(q)
 
@@ -193,11 +192,11 @@ def _compare_bwd(axis, residual, cotangents):
         return None if absent else cotangent[..., None]
 
     if teacher_logits is not None:
-        log_ratio = student_logits - teacher_logits + normalizers.difference
-        log_ratio = jnp.where(possible, log_ratio, 0.0)
+        v = teacher_logits - normalizers.teacher_top
+        log_ratio = u - v + normalizers.log_ratio
         if (by_forward := given("forward_kl")) is not None:
             factor -= by_forward * jnp.expm1(-log_ratio)
-            outside -= by_forward * jnp.exp(teacher_logits - normalizers.teacher)
+            outside -= by_forward * jnp.exp(v - normalizers.teacher_log_sum)
         if (by_reverse := given("reverse_kl")) is not None:
             factor += by_reverse * (log_ratio - comparison.reverse_kl[..., None])
     if (by_entropy := given("student_entropy")) is not None:

@@ -99,8 +99,12 @@ def head_loss(
         return made.total, made.statistics
 
     def forward(*primals):
-        made = run(plan, True, *jax.tree.map(lambda p: p.value, primals, is_leaf=_is_primal))
-        return (made.total, made.statistics), (made.by_hidden, made.by_head)
+        hidden, head, constants = jax.tree.map(lambda p: p.value, primals, is_leaf=_is_primal)
+        made = run(plan, True, hidden, head, constants)
+        gradients = jax.tree.map(
+            lambda g, x: g.astype(x.dtype), (made.by_hidden, made.by_head), (hidden, head)
+        )
+        return (made.total, made.statistics), gradients
 
     def backward(gradients, cotangents):
         by_total, by_statistics = cotangents
@@ -186,9 +190,7 @@ def _sharded_pass(mesh: Mesh, plan: _Plan, differentiate: bool, hidden, head, co
         if not differentiate:
             return made
         by_hidden = made.by_hidden if plan.axis is None else jax.lax.psum(made.by_hidden, plan.axis)
-        return made._replace(
-            by_hidden=by_hidden.astype(hidden.dtype), by_head=jax.lax.psum(made.by_head, DATA)
-        )
+        return made._replace(by_hidden=by_hidden, by_head=jax.lax.psum(made.by_head, DATA))
 
     return jax.shard_map(
         local,
@@ -244,18 +246,18 @@ def _pass(plan: _Plan, differentiate: bool, hidden, head, constants) -> _Made:
     return made._replace(
         statistics=jax.tree.map(unpack, made.statistics),
         by_hidden=jax.tree.map(unpack, made.by_hidden),
-        by_head=jax.tree.map(lambda g: g.astype(head.weight_vd.dtype), made.by_head),
     )
 
 
 def _chunk_work(plan: _Plan, differentiate: bool, dtype, head: LMHead, teacher: Teacher):
     """(a chunk's work: (states, teacher, auxiliaries, weight) -> _Made, the teacher's own tokens).
 
-    The head is narrowed to the hidden states' dtype once, before the loop.
+    Heads are narrowed to their hidden states' dtypes once, before the loop.
     """
-    narrow = head.weight_vd.astype(dtype)
-    teacher_head = teacher.head if isinstance(teacher, TeacherStates) else None
-    own = teacher.hidden if isinstance(teacher, TeacherStates) else teacher
+    narrow, own, teacher_head = head.weight_vd.astype(dtype), teacher, None  # type: Any, Any, Any
+    if isinstance(teacher, TeacherStates):
+        own = teacher.hidden
+        teacher_head = jax.tree.map(lambda w: w.astype(teacher.hidden.dtype), teacher.head)
 
     def work(states, theirs, extra, weight) -> _Made:
         if teacher_head is not None:

@@ -117,13 +117,23 @@ def require_per_token(objective: Objective) -> None:
     """
     rng = np.random.default_rng(0)
     names = [name for name in Scores._fields if name != "mask"]
-    values = {name: jnp.asarray(rng.uniform(0.1, 1.0, 5), jnp.float32) for name in names}
+    values = {
+        name: jnp.asarray(rng.uniform(0.1, 3.0, 5) * (-1 if "logp" in name else 1), jnp.float32)
+        for name in names
+    }
     scores = Scores(mask=jnp.ones(5, bool), **values)
-    whole = objective(scores)
-    alone = [objective(jax.tree.map(lambda x, i=i: x[i : i + 1], scores)) for i in range(5)]
-    if whole.shape != (5,) or not np.allclose(whole, jnp.concatenate(alone), equal_nan=True):
+    try:
+        whole = np.asarray(objective(scores))
+        alone = [objective(jax.tree.map(lambda x, i=i: x[i : i + 1], scores)) for i in range(5)]
+        per_token = whole.shape == (5,) and np.allclose(whole, np.concatenate(alone))
+        reason = "its value at a token depends on other tokens, or is not finite"
+    except ConfigError:
+        raise
+    except Exception as error:
+        per_token, reason = False, f"it does not run ({type(error).__name__}: {error})"
+    if not per_token:
         raise ConfigError(
-            f"objective {describe(objective)}: its value at a token depends on other tokens;"
+            f"objective {describe(objective)}: {_short(reason)};"
             " it must map Scores [tokens] to [tokens], one by one"
         )
 

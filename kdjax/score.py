@@ -10,7 +10,7 @@ from kdjax.base import Model, Objective, Params, Reduction, Rollout, Scores, Tok
 from kdjax.comparison import Comparison, compare
 from kdjax.head import TeacherStates, TokenFunction, head_loss
 from kdjax.kl import forward_kl
-from kdjax.numerics import log_probs
+from kdjax.numerics import gather_last, log_probs
 from kdjax.objective import (
     closed_form,
     divergence,
@@ -158,8 +158,8 @@ def _against_top_k(token_loss: TokenLoss, logits, teacher: TopK, targets, axis):
     both = buckets(whole, own)
     coarse = compare(*both, jnp.zeros(whole.shape[:-1], jnp.int32))
     divergence = collect_rows(_divergence(token_loss, *both, coarse, None), axis)
-    best = jnp.take_along_axis(own.ids, own.logp.argmax(-1)[..., None], axis=-1)[..., 0]
-    agrees = (whole.argmax(-1) == best).astype(whole.dtype)
+    best = gather_last(own.ids, own.logp.argmax(-1))
+    agrees = (gather_last(whole, best) == whole.max(-1)).astype(whole.dtype)
     comparison = compare(logits, None, targets, axis=axis)._replace(
         forward_kl=collect_rows(coarse.forward_kl, axis),
         reverse_kl=collect_rows(coarse.reverse_kl, axis),

@@ -9,14 +9,17 @@ import jax.numpy as jnp
 
 
 class TopK(NamedTuple):
-    """ids int [..., k], distinct, and their log-probabilities [..., k] over the whole vocabulary.
+    """ids int [..., k], distinct, their log-probabilities [..., k] over the whole vocabulary, and
+    the log-probability of all other tokens together, tail_logp [...].
 
-    The rest of the mass is one tail bucket. Merging tokens never raises a divergence: KLs between
-    the k + 1 buckets are at most those over the vocabulary, and equal at k = V.
+    The tail is kept, since 1 - sum exp(logp) is only rounding where a teacher is sure. Merging
+    tokens never raises a divergence: KLs between the k + 1 buckets are at most those over the
+    vocabulary, and equal at k = V.
     """
 
     ids: jax.Array
     logp: jax.Array
+    tail_logp: jax.Array
 
 
 def top_k(logp: jax.Array, k: int) -> TopK:
@@ -26,27 +29,26 @@ def top_k(logp: jax.Array, k: int) -> TopK:
     [1, 0]
     """
     values, ids = jax.lax.top_k(logp, k)
-    return TopK(ids, values)
+    return TopK(ids, values, _log_sum_without(logp, ids))
 
 
 def buckets(student_logits: jax.Array, teacher: TopK) -> tuple[jax.Array, jax.Array]:
     """Both models' logits over the k + 1 buckets: [..., V], [..., k] -> [..., k + 1] twice.
 
-    >>> student, teacher = buckets(jnp.zeros(4), TopK(jnp.array([2]), jnp.log(jnp.array([0.75]))))
+    >>> student, teacher = buckets(jnp.zeros(4), top_k(jnp.log(jnp.array([0.0, 0.25, 0.75])), 1))
     >>> (jax.nn.softmax(student).round(2).tolist(), jax.nn.softmax(teacher).round(2).tolist())
     ([0.25, 0.75], [0.75, 0.25])
     """
     named = jnp.take_along_axis(student_logits, teacher.ids, axis=-1)
-    rest = jnp.put_along_axis(student_logits, teacher.ids, -jnp.inf, axis=-1, inplace=False)
-    tail = _log_sum(rest)
-    teacher_tail = jnp.log(jnp.maximum(1.0 - jnp.exp(teacher.logp).sum(-1, keepdims=True), 0.0))
-    some_left = jnp.isfinite(tail)
-    teacher_tail = jnp.where(some_left, teacher_tail, -jnp.inf)  # no tail at k = V, only rounding
-    return jnp.concatenate([named, tail], -1), jnp.concatenate([teacher.logp, teacher_tail], -1)
+    tail = _log_sum_without(student_logits, teacher.ids)
+    both = (named, tail), (teacher.logp, teacher.tail_logp)
+    student, theirs = (jnp.concatenate([k, rest[..., None]], axis=-1) for k, rest in both)
+    return student, theirs
 
 
-def _log_sum(logits: jax.Array) -> jax.Array:
-    """logsumexp over the last axis, kept; -inf with gradient 0 where nothing is left."""
-    left = jnp.isfinite(logits).any(-1, keepdims=True)
-    total = jax.nn.logsumexp(jnp.where(left, logits, 0.0), axis=-1, keepdims=True)
+def _log_sum_without(logits: jax.Array, ids: jax.Array) -> jax.Array:
+    """logsumexp of logits [..., V] at other places than ids; -inf, with gradient 0, if none."""
+    rest = jnp.put_along_axis(logits, ids, -jnp.inf, axis=-1, inplace=False)
+    left = jnp.isfinite(rest).any(-1)
+    total = jax.nn.logsumexp(jnp.where(left[..., None], rest, 0.0), axis=-1)
     return jnp.where(left, total, -jnp.inf)

@@ -12,13 +12,13 @@ ROOT = Path(__file__).parent.parent / "kdjax"
 ROWS = [
     "numerics answers passk progress",
     "base",
-    "kl comparison topk gate sharding",
+    "kl comparison topk gate sharding topology",
     "objective head optimizer tasks models tokenizer",
     "config data sampler score flops",
     "rollout trajectories step checkpoint report",
     "evaluate export command_line",
     "page parts",
-    "train",
+    "train bench",
     "study",
     "__main__",
 ]

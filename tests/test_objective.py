@@ -28,8 +28,17 @@ from kdjax import (
     token_mean,
 )
 from kdjax.base import ConfigError, Scores, WeightedSum
-from kdjax.numerics import gather_last
-from kdjax.objective import OBJECTIVES, TOKEN_LOSSES, describe, parse, reduce
+from kdjax.comparison import compare
+from kdjax.numerics import gather_last, log_probs
+from kdjax.objective import (
+    OBJECTIVES,
+    TOKEN_LOSSES,
+    closed_form,
+    describe,
+    parse,
+    reduce,
+    require_per_token,
+)
 
 quick = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
@@ -343,3 +352,142 @@ def test_micro_batches_add_up_to_the_whole(reduction, pieces):
     whole = reduce(LOSS, MASK, reduction(MASK))
     chex.assert_trees_all_close(added, whole, rtol=1e-6)
     np.testing.assert_allclose(added.mean(), whole.mean(), rtol=1e-6)
+
+
+mixed = mix(forward_kl, reverse_kl, weight=0.3)
+CLOSED = [
+    forward_kl,
+    reverse_kl,
+    mixed,
+    scale(reverse_kl, -0.7),
+    add(forward_kl, reverse_kl, scale(forward_kl, 0.5)),
+    clip(forward_kl, 2.0),
+    at_temperature(reverse_kl, 2.5),
+    at_temperature(mixed, 0.5),
+    at_temperature(at_temperature(forward_kl, 2.0), 1.7),
+    add(at_temperature(clip(mixed, 1.0), 3.0), scale(at_temperature(mixed, 2.0), 4.0), reverse_kl),
+]
+
+
+CLOSED_LOGITS = np.random.default_rng(5).normal(0, 2, (2, 8, 12))
+"""(student, teacher) logits, [8, 12] in float64."""
+
+
+def total_variation(student_logp, teacher_logp):
+    """A user's own token loss."""
+    return 0.5 * jnp.abs(jnp.exp(student_logp) - jnp.exp(teacher_logp)).sum(-1)
+
+
+def of_logits_in_closed_form(loss, student, teacher):
+    """The loss from logits through `compare`, which reads no target here."""
+    nowhere = jnp.zeros(student.shape[:-1], jnp.int32)
+    return closed_form(loss)(lambda tau: compare(student / tau, teacher / tau, nowhere))
+
+
+@pytest.mark.parametrize("loss", CLOSED, ids=describe)
+def test_a_closed_form_is_the_loss(loss):
+    """Value and gradient of the loss between log-probabilities, to 1e-11 in float64."""
+    student, teacher = CLOSED_LOGITS
+    weights = np.linspace(0.5, 2, 8)
+
+    def value_and_gradient(of_logits):
+        def total(student):
+            value = of_logits(student)
+            return jnp.sum(weights * value), value
+
+        (_, value), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(student)
+        return np.asarray(value), np.asarray(gradient)
+
+    with jax.enable_x64(True):
+        made = value_and_gradient(lambda s: of_logits_in_closed_form(loss, s, teacher))
+        expected = value_and_gradient(lambda s: loss(log_probs(s), log_probs(jnp.asarray(teacher))))
+    assert made[0].dtype == np.float64
+    for got, wanted in zip(made, expected, strict=True):
+        assert np.linalg.norm(wanted) > 0.1
+        np.testing.assert_allclose(got, wanted, rtol=1e-11, atol=1e-11)
+
+
+def test_the_clipped_case_has_rows_on_both_sides_of_the_bound():
+    """So its value and its gradient are looked at above the bound and below."""
+    student, teacher = (log_softmax(logits) for logits in CLOSED_LOGITS)
+    values = (np.exp(teacher) * (teacher - student)).sum(-1)
+    assert values.min() < 1.9
+    assert values.max() > 2.1
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        total_variation,
+        scale(total_variation, 2.0),
+        mix(forward_kl, total_variation, weight=0.5),
+        add(forward_kl, reverse_kl, total_variation),
+        clip(add(forward_kl, at_temperature(total_variation, 2.0)), 1.0),
+        at_temperature(mix(total_variation, forward_kl, weight=0.1), 2.0),
+    ],
+    ids=describe,
+)
+def test_a_loss_of_the_users_own_has_no_closed_form(loss):
+    """None, for it and whatever it is a part of."""
+    assert closed_form(loss) is None
+
+
+PER_TOKEN = [
+    divergence,
+    negative_log_likelihood,
+    mix(divergence, negative_log_likelihood, weight=0.5),
+    add(divergence, scale(negative_log_likelihood, 0.1)),
+    clip(scale(divergence, 3.0), 1.0),
+]
+
+
+@pytest.mark.parametrize("objective", PER_TOKEN, ids=describe)
+def test_objectives_of_one_token_are_accepted(objective):
+    """Each token's own scores, however combined."""
+    require_per_token(objective)
+
+
+def test_objectives_may_read_every_score():
+    """Also one of the user's own, with a coefficient for each field and a constant weight."""
+
+    def of_everything(scores):
+        values = [value for name, value in scores._asdict().items() if name != "mask"]
+        weighted = sum(number * value for number, value in enumerate(values, start=1))
+        return jnp.where(scores.mask, jax.lax.stop_gradient(scores.forward_kl) * weighted, 0.0)
+
+    require_per_token(of_everything)
+
+
+def less_the_mean(scores):
+    return scores.divergence - scores.divergence.mean()
+
+
+def reversed_tokens(scores):
+    return scores.divergence[::-1]
+
+
+def summed(scores):
+    return scores.divergence.sum()
+
+
+def less_the_mean_agreement(scores):
+    return scores.divergence * (1 - scores.top1_agreement.mean())
+
+
+def running_sum(scores):
+    return jnp.cumsum(scores.divergence)
+
+
+def doubled(scores):
+    return jnp.concatenate([scores.divergence, scores.divergence])
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [less_the_mean, reversed_tokens, summed, less_the_mean_agreement, running_sum, doubled],
+)
+def test_objectives_of_many_tokens_are_refused(objective):
+    """ConfigError that names the objective, alone and as a part of a combination."""
+    for refused in (objective, scale(objective, 0.5)):
+        with pytest.raises(ConfigError, match=f"{objective.__name__}.*depends on other tokens"):
+            require_per_token(refused)

@@ -27,6 +27,15 @@ def test_the_example_runs():
     assert float(names["metrics"]["loss"]) > 0
 
 
+def test_the_loss_head_page_runs(capsys):
+    """The three kinds of teacher of docs/loss_head.md give losses, top-k no more than the whole."""
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/loss_head.md").read_text(), re.DOTALL)[1]
+    exec(code, {})
+    said = [line.rsplit(" ", 3) for line in capsys.readouterr().out.splitlines()]
+    losses = {line[0]: float(line[1]) for line in said}
+    assert losses["hidden states"] == losses["logits"] > losses["top 8"] > 0
+
+
 def test_public_names_are_what_they_say():
     """Every name of kdjax.__all__ is there, and none is hidden by a module of the same name."""
     modules = {p.stem for p in (ROOT / "kdjax").glob("*.py")}

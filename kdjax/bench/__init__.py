@@ -1,0 +1,55 @@
+"""`kdjax bench`: figures on the user's own machine, as a table and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdjax import report
+from kdjax.base import StorageError
+
+
+class Figure(NamedTuple):
+    """One line of a bench: what was measured, what it came to, and what it should reach at most."""
+
+    name: str
+    value: float | None
+    unit: str
+    reach: float | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the value is within reach; None where nothing is to be reached, or measured."""
+        return None if self.reach is None or self.value is None else self.value <= self.reach
+
+
+def show_figures(figures: Iterator[Figure], sizes: Any, out: Path | None) -> None:
+    """Print each figure as it is measured, then write all of them with their sizes and versions.
+
+    Errors: StorageError where the file exists.
+    """
+    if out is not None and out.exists():
+        raise StorageError(f"{out} exists; choose another --out, nothing was overwritten")
+    versions = report.versions()
+    print(
+        f"{versions['devices']}, {versions['machine']}, jax {versions['jax']}, "
+        f"commit {versions['git_commit']}; {sizes}"
+    )
+    rows = []
+    for figure in figures:
+        print(_line(figure), flush=True)
+        rows.append({**figure._asdict(), "met": figure.met})
+    if out is not None:
+        report.write_json(
+            out, {"versions": versions, "sizes": dataclasses.asdict(sizes), "figures": rows}
+        )
+
+
+def _line(figure: Figure) -> str:
+    value = "not measured" if figure.value is None else f"{figure.value:.3g} {figure.unit}".strip()
+    reach = "" if figure.reach is None else f"at most {figure.reach:.3g}"
+    verdict = {True: "met", False: "NOT MET", None: ""}[figure.met]
+    return f"{figure.name:48} {value:>14}  {reach:14} {verdict:8} {figure.note}".rstrip()
