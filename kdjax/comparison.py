@@ -57,9 +57,9 @@ def compare(
     (arXiv 2605.16826 for the two KLs); top1_agreement has none, and nothing flows to the teacher.
     Not twice differentiable. Equal logits give KL and gradient exactly 0. Entries of -inf on one
     side are excluded by it: they add nothing where the other excludes them too (padding).
-    Top-1 agrees where some entry is a maximum of both. `axis` is the mesh axis that the vocabulary
-    is sharded over inside `shard_map`, in equal pieces in order; then targets count over all
-    pieces, and the collectives are one pmax of [2, ...] and one psum of [10, ...].
+    Top-1 agrees where some entry is a maximum of both, to rounding. `axis` is the mesh axis that
+    the vocabulary is sharded over inside `shard_map`, in equal pieces in order; then targets count
+    over all pieces, and the collectives are one pmax of [2, ...] and one psum of [10, ...].
 
     >>> comparison = compare(jnp.zeros((1, 2)), jnp.log(jnp.array([[0.75, 0.25]])), jnp.array([1]))
     >>> round(float(comparison.reverse_kl[0]), 4)
@@ -102,7 +102,7 @@ def _sweep(student_logits, teacher_logits, targets, axis) -> tuple[Comparison, _
                 jnp.where(_counts(v), teacher * (u - v), 0.0),
                 jnp.where(_counts(u), student * u, 0.0),
                 jnp.where(_counts(v), teacher * v, 0.0),
-                jnp.where((u == 0) & (v == 0), 1.0, 0.0),
+                jnp.where(_is_top(u, student_top) & _is_top(v, teacher_top), 1.0, 0.0),
             ],
             [
                 _at_target(student_logits, student_top, targets, axis),
@@ -157,6 +157,12 @@ def _unnormalized(u, v) -> tuple[jax.Array, jax.Array, jax.Array]:
 def _counts(logarithm: jax.Array) -> jax.Array:
     """Where e^x is a normal number: elsewhere 0 times an infinite logarithm must not be formed."""
     return logarithm >= math.log(jnp.finfo(logarithm.dtype).tiny)
+
+
+def _is_top(below: jax.Array, top: jax.Array) -> jax.Array:
+    """Where logits - top is 0, to the rounding that logits formed in two fusions may differ by."""
+    unit = jnp.finfo(top.dtype).eps
+    return below >= -8 * unit * (1 + jnp.abs(top))[..., None]
 
 
 def _sums(terms: list[jax.Array], ready: list[jax.Array], axis) -> list[jax.Array]:

@@ -118,7 +118,7 @@ def head_loss(
         return (*scaled, None)
 
     loss.defvjp(forward, backward, symbolic_zeros=True)
-    return loss(hidden, head, (teacher, auxiliaries, weights, mask))
+    return loss(*jax.tree.map(jnp.asarray, (hidden, head, (teacher, auxiliaries, weights, mask))))
 
 
 def chunk_tokens(memory_bytes: float, vocabulary: int) -> int:

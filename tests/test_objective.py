@@ -482,12 +482,35 @@ def doubled(scores):
     return jnp.concatenate([scores.divergence, scores.divergence])
 
 
+def less_the_mean_root(scores):
+    return jnp.sqrt(-scores.student_logp) - jnp.sqrt(-scores.student_logp).mean()
+
+
 @pytest.mark.parametrize(
     "objective",
-    [less_the_mean, reversed_tokens, summed, less_the_mean_agreement, running_sum, doubled],
+    [
+        less_the_mean,
+        less_the_mean_root,
+        reversed_tokens,
+        summed,
+        less_the_mean_agreement,
+        running_sum,
+        doubled,
+    ],
 )
 def test_objectives_of_many_tokens_are_refused(objective):
     """ConfigError that names the objective, alone and as a part of a combination."""
     for refused in (objective, scale(objective, 0.5)):
         with pytest.raises(ConfigError, match=f"{objective.__name__}.*depends on other tokens"):
             require_per_token(refused)
+
+
+def test_objectives_that_do_not_run_are_refused():
+    """A [B, T] objective that reads the second axis: the error says why, in one line."""
+
+    def over_rows(scores):
+        return scores.divergence - scores.divergence.mean(axis=1, keepdims=True)
+
+    with pytest.raises(ConfigError, match="over_rows: it does not run") as caught:
+        require_per_token(over_rows)
+    assert "\n" not in str(caught.value)
