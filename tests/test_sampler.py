@@ -253,3 +253,26 @@ def test_bad_arguments(draw, batch, changes, says):
         draw(batch, **changes)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_padding_rows_are_never_drawn(decoder, batch, temperature):
+    """Logits past the vocabulary have no probability, however large: samples are as without."""
+    model, params = decoder
+    tokens = params["embed"].shape[0]
+    pad = np.full((3, params["embed"].shape[1]), 9.0, np.float32)
+    wide = {**params, "embed": np.concatenate([params["embed"], pad])}
+
+    def drawn(params):
+        return jax.jit(
+            functools.partial(
+                generate, model, max_new_tokens=4, stop_ids=STOP_IDS,
+                temperature=temperature, vocabulary=tokens,
+            )
+        )(params, batch, jax.random.key(0))  # fmt: skip
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        drawn(wide),
+        drawn(params),
+    )

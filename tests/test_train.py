@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import chex
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from kdjax import forward_kl, mix, models, report, reverse_kl
 from kdjax import parts as parts_module
@@ -279,17 +281,52 @@ def test_batches_larger_than_the_data_are_refused(tiny):
         train_module.train(dataclasses.replace(tiny, batch_size=32))
 
 
-def test_vocabularies_that_disagree_are_refused(tiny, tmp_path, tokenizer_folder, tokenizer):
-    """A teacher with more vocabulary rows, or another tokenizer, can't be compared token by
-    token."""
+def test_rows_that_cannot_be_dealt_are_refused(tiny):
+    """8 rows in two micro-batches on eight devices: an error before anything is written."""
+    with pytest.raises(ConfigError, match=r"micro_batches is 4 rows.* a multiple of 8"):
+        train_module.train(dataclasses.replace(tiny, micro_batches=2))
+    assert not Path(tiny.run).exists()
+
+
+def padded(folder: Path, source: str, rows: int) -> str:
+    """The model with vocabulary rows that no token has, of logits far above all others."""
+    tensors = load_file(Path(source) / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in tensors:
+            table = tensors[name]
+            tensors[name] = np.concatenate([table, np.full((rows, table.shape[1]), 9.0, "f")])
+    shutil.copytree(source, folder)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config["vocab_size"] += rows
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_padding_rows_are_as_if_they_were_not_there(tiny, tmp_path):
+    """Student and teacher with 3 and 8 rows of padding train as without: samples, losses, KLs."""
+    config = dataclasses.replace(tiny, prefix="student", steps=2)
+    train_module.train(config)
+    wide = dataclasses.replace(
+        config,
+        run=str(tmp_path / "wide"),
+        student=padded(tmp_path / "student3", config.student, 3),
+        teacher=padded(tmp_path / "teacher8", config.teacher, 8),
+    )
+    train_module.train(wide)
+    plain, with_padding = (report.read_metrics(Path(c.run)) for c in (config, wide))
+    assert len(plain) == 2
+    for expected, found in zip(plain, with_padding, strict=True):
+        del expected["seconds"], found["seconds"]
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_another_tokenizer_is_refused(tiny, tmp_path, tokenizer_folder, tokenizer):
+    """A teacher with another tokenizer can't be compared token by token."""
     from conftest import tiny_config
 
     from kdjax import models
 
-    wide = tmp_path / "wide"
-    models.create(wide, tiny_config(tokenizer.size + 5), tokenizer_folder, seed=0)
-    with pytest.raises(ConfigError, match="vocabulary rows"):
-        train_module.train(dataclasses.replace(tiny, teacher=str(wide)))
     other = tmp_path / "other"
     models.create(other, tiny_config(tokenizer.size), tokenizer_folder, seed=0)
     text = (other / "tokenizer.json").read_text()
