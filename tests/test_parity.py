@@ -21,9 +21,9 @@ from kdjax.export import export
 from kdjax.kl import forward_kl
 from kdjax.models.weights import _named
 from kdjax.numerics import project
-from kdjax.objective import divergence, negative_log_likelihood, reduce, token_mean
+from kdjax.objective import negative_log_likelihood, token_mean
 from kdjax.sampler import generate
-from kdjax.score import score
+from kdjax.score import scored_loss
 from kdjax.train import train
 
 V = 279
@@ -141,8 +141,10 @@ def test_gradient_of_the_negative_log_likelihood(pair):
     @jax.jit
     @jax.value_and_grad
     def loss(params):
-        scores = score(model, params, None, None, rollout)
-        return reduce(negative_log_likelihood(scores), scores.mask, token_mean(scores.mask)).mean()
+        return scored_loss(
+            model, params, None, None, rollout,
+            objective=negative_log_likelihood, reduction=token_mean,
+        )[0].mean()  # fmt: skip
 
     value, gradients = loss(params)
     reference.zero_grad()
@@ -162,8 +164,10 @@ def test_gradient_of_the_forward_kl(tmp_path, tokenizer_folder):
     @jax.jit
     @jax.value_and_grad
     def loss(params):
-        scores = score(student, params, teacher, teacher_params, rollout, forward_kl)
-        return reduce(divergence(scores), scores.mask, token_mean(scores.mask)).mean()
+        return scored_loss(
+            student, params, teacher, teacher_params, rollout,
+            token_loss=forward_kl, reduction=token_mean,
+        )[0].mean()  # fmt: skip
 
     value, gradients = loss(params)
     with torch.no_grad():
