@@ -71,7 +71,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert [f["name"] for f in said["figures"]] == [
         line.split("  ")[0] for line in capsys.readouterr().out.splitlines()[1:]
     ]
-    assert said["sizes"]["chunk"] == 128
+    assert said["sizes"]["chunk"] == 256
     assert said["versions"]["jax"]
     assert main(["bench", "head", "--out", str(out), *skip]) == 74
 

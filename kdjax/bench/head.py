@@ -36,7 +36,7 @@ class HeadBench:
     student_width: int = 256
     teacher_width: int = 640
     dtype: Literal["float32", "bfloat16"] = "float32"
-    chunk: int = 128
+    chunk: int = 256
     masked: float = 0.0  # share of tokens outside the loss
     repeats: int = 5
     memory_tokens: int = 16_384  # the memory rows compile the paper's pair, on 16,384 tokens
