@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from kdjax.numerics import gather_last
+from kdjax.numerics import gather_last, primal_values
 
 
 class Comparison(NamedTuple):
@@ -73,16 +73,10 @@ def _compare(student_logits, teacher_logits, targets, axis):
     return _sweep(student_logits, teacher_logits, targets, axis)[0]
 
 
-def _compare_fwd(student_logits, teacher_logits, targets, axis):
-    student, teacher, labels = jax.tree.map(
-        lambda primal: primal.value, (student_logits, teacher_logits, targets), is_leaf=_is_primal
-    )
-    comparison, normalizers = _sweep(student, teacher, labels, axis)
-    return comparison, (student, teacher, labels, normalizers, comparison)
-
-
-def _is_primal(node) -> bool:
-    return hasattr(node, "perturbed")
+def _compare_fwd(student, teacher, labels, axis):
+    student_logits, teacher_logits, targets = primal_values((student, teacher, labels))
+    comparison, normalizers = _sweep(student_logits, teacher_logits, targets, axis)
+    return comparison, (student_logits, teacher_logits, targets, normalizers, comparison)
 
 
 def _sweep(student_logits, teacher_logits, targets, axis) -> tuple[Comparison, _Normalizers]:
@@ -102,7 +96,7 @@ def _sweep(student_logits, teacher_logits, targets, axis) -> tuple[Comparison, _
                 jnp.where(_counts(v), teacher * (u - v), 0.0),
                 jnp.where(_counts(u), student * u, 0.0),
                 jnp.where(_counts(v), teacher * v, 0.0),
-                jnp.where(_is_top(u, student_top) & _is_top(v, teacher_top), 1.0, 0.0),
+                jnp.where(is_top(u, student_top) & is_top(v, teacher_top), 1.0, 0.0),
             ],
             [
                 _at_target(student_logits, student_top, targets, axis),
@@ -159,7 +153,7 @@ def _counts(logarithm: jax.Array) -> jax.Array:
     return logarithm >= math.log(jnp.finfo(logarithm.dtype).tiny)
 
 
-def _is_top(below: jax.Array, top: jax.Array) -> jax.Array:
+def is_top(below: jax.Array, top: jax.Array) -> jax.Array:
     """Where logits - top is 0, to the rounding that logits formed in two fusions may differ by."""
     unit = jnp.finfo(top.dtype).eps
     return below >= -8 * unit * (1 + jnp.abs(top))[..., None]

@@ -18,7 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh, PartitionSpec
 
 from kdjax.base import ConfigError
-from kdjax.numerics import LMHead, product, project, shape_logits
+from kdjax.numerics import LMHead, primal_values, product, project, shape_logits
 from kdjax.sharding import DATA, vocabulary_axis
 from kdjax.topk import TopK
 
@@ -103,7 +103,7 @@ def head_loss(
         return made.total, made.statistics
 
     def forward(*primals):
-        hidden, head, constants = jax.tree.map(lambda p: p.value, primals, is_leaf=_is_primal)
+        hidden, head, constants = primal_values(primals)
         made = run(plan, True, hidden, head, constants)
         gradients = jax.tree.map(
             lambda g, x: g.astype(x.dtype), (made.by_hidden, made.by_head), (hidden, head)
@@ -150,10 +150,6 @@ class _Made(NamedTuple):
     statistics: Any
     by_hidden: Any = None
     by_head: Any = None
-
-
-def _is_primal(node) -> bool:
-    return hasattr(node, "perturbed")
 
 
 def _check_rows(head: LMHead, teacher: Teacher, mesh: Mesh | None) -> int:

@@ -103,3 +103,8 @@ def gather_last(values: jax.Array, index: jax.Array) -> jax.Array:
     [2.0, 3.0]
     """
     return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
+
+
+def primal_values(primals):
+    """The values among what a `custom_vjp` rule with symbolic zeros is given, a pytree."""
+    return jax.tree.map(lambda p: p.value, primals, is_leaf=lambda x: hasattr(x, "perturbed"))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax.base import Model, Objective, Params, Reduction, Rollout, Scores, TokenLoss, WeightedSum
-from kdjax.comparison import Comparison, compare
+from kdjax.comparison import Comparison, compare, is_top
 from kdjax.head import TeacherStates, TokenFunction, head_loss
 from kdjax.kl import forward_kl
 from kdjax.numerics import gather_last, log_probs
@@ -159,7 +159,8 @@ def _against_top_k(token_loss: TokenLoss, logits, teacher: TopK, targets, axis):
     coarse = compare(*both, jnp.zeros(whole.shape[:-1], jnp.int32))
     divergence = collect_rows(_divergence(token_loss, *both, coarse, None), axis)
     best = gather_last(own.ids, own.logp.argmax(-1))
-    agrees = (gather_last(whole, best) == whole.max(-1)).astype(whole.dtype)
+    top = whole.max(-1)
+    agrees = is_top((gather_last(whole, best) - top)[..., None], top)[..., 0].astype(whole.dtype)
     comparison = compare(logits, None, targets, axis=axis)._replace(
         forward_kl=collect_rows(coarse.forward_kl, axis),
         reverse_kl=collect_rows(coarse.reverse_kl, axis),

@@ -236,6 +236,12 @@ def test_closed_form_and_chunk_size_do_not_matter(given, plain_run):
     assert_close(run(general, given, chunk=5), plain_run, 3e-6)
 
 
+def test_blocks_of_rows_do_not_matter(given, plain_run, monkeypatch):
+    """Chunks whose logits outgrow a CPU's cache are swept over in blocks, here of 4: the same."""
+    monkeypatch.setattr("kdjax.head.CACHED_LOGITS", 4 * 29)
+    assert_close(run(lambda *rows: CLOSED(*rows), given), plain_run, 1e-6)
+
+
 def test_other_forms_of_a_teacher(given, plain_run):
     """The teacher by its logits, or by all its tokens as a top-k, is the teacher by its states."""
     (total, scores), gradients = plain_run
