@@ -363,6 +363,16 @@ def test_sums_of_the_gradient_are_float32():
     assert_close(equal_tokens(weights, make_mesh(2)), equal_tokens(weights), 2**-7)
 
 
+def test_the_sum_over_vocabulary_pieces_is_float32():
+    """dH in bfloat16 is rounded once, after its pieces are added: as on one device."""
+    given = cast(case(11, (64,), rows=(32, 32)), jnp.bfloat16)
+    ways = {TENSOR: make_mesh(2, 2), None: None}.items()
+    dealt, alone = (
+        run(token_function(MIXED, divergence, axis), given, mesh=mesh)[1][0] for axis, mesh in ways
+    )
+    assert np.mean(dealt == alone) > 0.95
+
+
 @pytest.mark.parametrize("tensor", [0, 1, 2])
 def test_types(tensor):
     """A gradient has the type of what it is for; total and statistics are float32."""
