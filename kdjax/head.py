@@ -118,7 +118,7 @@ def head_loss(
                 "head: statistics (Scores) carry no gradient; put what is minimised into the"
                 " objective, or wrap the rest in jax.lax.stop_gradient"
             )
-        scaled = jax.tree.map(lambda g: g * by_total.astype(g.dtype), gradients)
+        scaled = jax.tree.map(lambda g: (g * by_total).astype(g.dtype), gradients)
         return (*scaled, None)
 
     loss.defvjp(forward, backward, symbolic_zeros=True)
