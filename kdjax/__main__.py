@@ -111,7 +111,7 @@ def _study(args: list[str]) -> None:
 def _evaluate(args: list[str]) -> None:
     import dataclasses
 
-    from kdjax.base import ConfigError, StorageError
+    from kdjax.base import ConfigError
     from kdjax.command_line import override
     from kdjax.config import Config
     from kdjax.objective import negative_log_likelihood
@@ -129,8 +129,7 @@ def _evaluate(args: list[str]) -> None:
     config = override(config, rest, f"kdjax evaluate {target}")
     if config.student != student:
         raise ConfigError("kdjax evaluate: TARGET is the student; give another TARGET")
-    if out is not None and Path(out).exists():
-        raise StorageError(f"{out} exists; choose another --out, nothing was overwritten")
+    file = _new_file(out)
     from kdjax import report
     from kdjax.evaluate import to_json
     from kdjax.page import Row
@@ -139,8 +138,8 @@ def _evaluate(args: list[str]) -> None:
     parts = build(dataclasses.replace(config, prefix="student"))
     result, _ = evaluate_params(parts, parts.initial_params if params is None else params)
     _print_table([Row(Path(target).name, result, [], [])])
-    if out is not None:
-        report.write_json(Path(out), to_json(result))
+    if file is not None:
+        report.write_json(file, to_json(result))
 
 
 def _export(args: list[str]) -> None:
@@ -164,7 +163,7 @@ def _bench(args: list[str]) -> None:
         raise ConfigError(f"unknown bench {what!r}; there is: head")
     out = _option(rest, "--out")
     sizes = override(HeadBench(), rest, "kdjax bench head")
-    show_figures(bench_head(sizes), sizes, None if out is None else Path(out))
+    show_figures(bench_head(sizes), sizes, _new_file(out))
 
 
 def _first(args: list[str], usage: str) -> tuple[str, list[str]]:
@@ -190,6 +189,15 @@ def _option(rest: list[str], name: str) -> str | None:
     value = rest[at + 1]
     del rest[at : at + 2]
     return value
+
+
+def _new_file(out: str | None) -> Path | None:
+    """Where --out writes. Errors: StorageError where something is there already."""
+    from kdjax.base import StorageError
+
+    if out is not None and Path(out).exists():
+        raise StorageError(f"{out} exists; choose another --out, nothing was overwritten")
+    return None if out is None else Path(out)
 
 
 def _print_table(rows) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdjax import report
-from kdjax.base import StorageError
 
 
 class Figure(NamedTuple):
@@ -27,12 +26,7 @@ class Figure(NamedTuple):
 
 
 def show_figures(figures: Iterator[Figure], sizes: Any, out: Path | None) -> None:
-    """Print each figure as it is measured, then write all of them with their sizes and versions.
-
-    Errors: StorageError where the file exists.
-    """
-    if out is not None and out.exists():
-        raise StorageError(f"{out} exists; choose another --out, nothing was overwritten")
+    """Print each figure as it is measured, then write all of them with their sizes and versions."""
     versions = report.versions()
     print(
         f"{versions['devices']}, {versions['machine']}, jax {versions['jax']}, "
