@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import jax
 import pytest
@@ -16,6 +17,9 @@ REASON = "its compiler is not installed: launch/aot.sh installs it and runs this
 
 
 def installed(target: str) -> bool:
+    """Whether its compiler is; launch/aot.sh has just installed all, and leaves none out."""
+    if os.environ.get("KDJAX_AOT") == "true":
+        return True
     try:
         return importlib.util.find_spec(HERE[target]) is not None
     except ModuleNotFoundError:
