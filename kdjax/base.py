@@ -118,7 +118,8 @@ class TrainState(NamedTuple):
 class Model(NamedTuple):
     """A decoder as pure functions of its parameters.
 
-    - hidden(params, tokens_bs) -> [B, S, D]: final hidden states, causal, for right-padded rows.
+    - hidden(params, tokens_bs, segment_ids=None) -> [B, S, D]: final hidden states, causal, for
+      right-padded rows.
     - head(params) -> LMHead: its weight [V, D] is the embedding table itself where tied.
     - init_cache(batch, slots) -> cache: a layer's (key, value), [B, kv heads, slots, head dim].
     - extend(params, tokens_bt, cache, pointer, start_b) -> (hidden [B, T, D], cache): write T

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from kdjax.base import ConfigError
 from kdjax.numerics import LMHead, primal_values, product, project, shape_logits
-from kdjax.sharding import DATA, vocabulary_axis
+from kdjax.sharding import collected_gradient, rows_spec, vocabulary_axis
 from kdjax.topk import TopK
 
 TokenFunction = Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]
@@ -74,7 +74,7 @@ def head_loss(
     Tokens outside the mask are packed away first: they cost nothing and their statistics are 0.
     vocabulary: columns that exist (by default those that both heads have); the rest are padding,
         with zero probability and zero gradient on both sides.
-    mesh: deals the first axis over the mesh's data axis and head rows over its tensor axis. Without
+    mesh: deals the first axis over data and fsdp, and head rows over the tensor axis. Without
         it, arrays that are sharded all the same are gathered by XLA: right values, wasted devices.
 
     Errors: ConfigError for a chunk below 1, or heads that can't be dealt over the mesh.
@@ -175,30 +175,44 @@ def _sharded_pass(mesh: Mesh, plan: _Plan, differentiate: bool, hidden, head, co
     It stands inside `shard_map` because a chunk loop under automatic sharding makes XLA gather all
     hidden states, and every data shard compute every chunk.
     """
-    tokens, rows = PartitionSpec(DATA), PartitionSpec(plan.axis)
+    tokens, rows = rows_spec(mesh), PartitionSpec(plan.axis)
     teacher, *rest = constants
+    head, teacher = _narrowed(head, hidden.dtype), _narrowed_teacher(teacher)
     teacher_specs: Any = jax.tree.map(lambda _: tokens, teacher)
     if isinstance(teacher, TeacherStates):
         teacher_specs = teacher_specs._replace(head=jax.tree.map(lambda _: rows, teacher.head))
     elif isinstance(teacher, TeacherLogits):
         between = (None,) * (teacher.logits.ndim - 2)
-        teacher_specs = TeacherLogits(PartitionSpec(DATA, *between, plan.axis))  # type: ignore[arg-type]
+        teacher_specs = TeacherLogits(PartitionSpec(*tokens, *between, plan.axis))  # type: ignore[arg-type]
+
+    collect, head_spec = collected_gradient(mesh, head.weight_vd.shape, plan.axis)
 
     def local(hidden, head, constants) -> _Made:
         made = _pass(plan, differentiate, hidden, head, constants)
-        made = made._replace(total=jax.lax.psum(made.total, DATA))
+        made = made._replace(total=jax.lax.psum(made.total, tokens[0]))
         if not differentiate:
             return made
         by_hidden = made.by_hidden if plan.axis is None else jax.lax.psum(made.by_hidden, plan.axis)
-        return made._replace(by_hidden=by_hidden, by_head=jax.lax.psum(made.by_head, DATA))
+        return made._replace(by_hidden=by_hidden, by_head=collect(made.by_head))
 
     return jax.shard_map(
         local,
         mesh=mesh,
         in_specs=(tokens, rows, (teacher_specs, *(tokens for _ in rest))),
-        out_specs=_Made(PartitionSpec(), tokens, tokens, rows),  # type: ignore[arg-type]
+        out_specs=_Made(PartitionSpec(), tokens, tokens, head_spec),  # type: ignore[arg-type]
         check_vma=False,
-    )(hidden, head, constants)
+    )(hidden, head, (teacher, *rest))
+
+
+def _narrowed(head: LMHead, dtype) -> LMHead:
+    """The head in its hidden states' dtype, cast before any device asks another for its part."""
+    return jax.tree.map(lambda w: w.astype(dtype), head)
+
+
+def _narrowed_teacher(teacher: Teacher) -> Teacher:
+    if not isinstance(teacher, TeacherStates):
+        return teacher
+    return teacher._replace(head=_narrowed(teacher.head, teacher.hidden.dtype))
 
 
 def _pass(plan: _Plan, differentiate: bool, hidden, head, constants) -> _Made:
@@ -254,10 +268,10 @@ def _chunk_work(plan: _Plan, differentiate: bool, dtype, head: LMHead, teacher: 
 
     Heads are narrowed to their hidden states' dtypes once, before the loop.
     """
-    narrow, own, teacher_head = head.weight_vd.astype(dtype), teacher, None  # type: Any, Any, Any
+    narrow, own, teacher_head = _narrowed(head, dtype).weight_vd, teacher, None  # type: Any, Any, Any
+    teacher = _narrowed_teacher(teacher)
     if isinstance(teacher, TeacherStates):
-        own = teacher.hidden
-        teacher_head = jax.tree.map(lambda w: w.astype(teacher.hidden.dtype), teacher.head)
+        own, teacher_head = teacher.hidden, teacher.head
 
     def sweep(raw, theirs, extra, weight):
         """((total, statistics), gradient by raw logits if it is made) of rows of logits."""

@@ -1,13 +1,16 @@
 """Meshes and shardings: every mesh axis name of the project stands here.
 
-Training is data-parallel: a batch's rows are dealt over the data axis, parameters are replicated.
-The tensor axis deals the rows of LM heads in the loss.
+A batch's rows are dealt over data and fsdp; parameters and optimizer state over fsdp (their width)
+and tensor (heads, MLP columns, vocabulary rows). Models and heads name logical axes only; the two
+rules that place them, RULES and `spec`, are here.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import TypeVar
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -15,37 +18,142 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from kdjax.base import ConfigError
 
-DATA, TENSOR = "data", "tensor"
+DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
+
+BATCH, EMBED, HEADS, KV_HEADS, MLP, VOCAB = "batch", "embed", "heads", "kv_heads", "mlp", "vocab"
+RULES: dict[str, tuple[str, ...]] = {
+    BATCH: (DATA, FSDP),
+    EMBED: (FSDP,),
+    HEADS: (TENSOR,),
+    KV_HEADS: (TENSOR,),
+    MLP: (TENSOR,),
+    VOCAB: (TENSOR,),
+}
+"""Logical axis -> the mesh axes that deal it."""
 
 T = TypeVar("T")
 
 
-def make_mesh(devices: int | None = None, tensor: int = 1) -> Mesh:
-    """A mesh of the first `devices` local devices (by default all): data axis x tensor axis.
+def make_mesh(
+    devices: int | Sequence[jax.Device] | None = None, fsdp: int = 1, tensor: int = 1
+) -> Mesh:
+    """A mesh data x fsdp x tensor of these devices, or of the first so many local ones (all).
 
     >>> make_mesh(1).axis_names
-    ('data', 'tensor')
+    ('data', 'fsdp', 'tensor')
     """
-    local = jax.local_devices()
-    count = len(local) if devices is None else devices
-    if not 1 <= count <= len(local):
-        raise ConfigError(f"devices must be in 1..{len(local)} (the local devices), got {count}")
-    if tensor < 1 or count % tensor:
-        raise ConfigError(f"tensor must divide the {count} devices, got {tensor}")
-    auto = (AxisType.Auto, AxisType.Auto)
+    if devices is None or isinstance(devices, int):
+        local = jax.local_devices()
+        count = len(local) if devices is None else devices
+        if not 1 <= count <= len(local):
+            raise ConfigError(
+                f"devices must be in 1..{len(local)} (the local devices), got {count}"
+            )
+        chosen = local[:count]
+    else:
+        chosen = list(devices)
+    for name, size in (("fsdp", fsdp), ("tensor", tensor), ("fsdp x tensor", fsdp * tensor)):
+        if size < 1 or len(chosen) % size:
+            raise ConfigError(f"{name} must divide the {len(chosen)} devices, got {size}")
     return jax.make_mesh(
-        (count // tensor, tensor), (DATA, TENSOR), axis_types=auto, devices=local[:count]
+        (len(chosen) // (fsdp * tensor), fsdp, tensor),
+        (DATA, FSDP, TENSOR),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=chosen,
     )
 
 
 def data_size(mesh: Mesh) -> int:
     """Over how many devices a batch's rows are dealt."""
-    return mesh.shape[DATA]
+    return math.prod(mesh.shape.get(axis, 1) for axis in RULES[BATCH])
+
+
+def spec(mesh: Mesh, shape: Sequence[int], axes: Sequence[str | None]) -> PartitionSpec:
+    """How an array of logical axes is dealt: by RULES, where the mesh has the axis and its size
+    divides the dimension; else that dimension is whole on every device.
+
+    >>> tuple(spec(make_mesh(1), (8, 4), (BATCH, None)))
+    (('data', 'fsdp'), None)
+    """
+    dealt: list[Any] = []
+    for size, axis in zip(shape, axes, strict=True):
+        names = tuple(n for n in RULES.get(axis or "", ()) if n in mesh.shape)
+        divides = size % math.prod(mesh.shape[n] for n in names) == 0
+        dealt.append((names if len(names) > 1 else names[0]) if names and divides else None)
+    return PartitionSpec(*dealt)
+
+
+def shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
+    """The sharding of every array of a tree, from a tree of its logical axes."""
+    return jax.tree.map(lambda x, a: NamedSharding(mesh, spec(mesh, x.shape, a)), shapes, axes)
+
+
+def constrain(mesh: Mesh | None, x: jax.Array, *axes: str | None) -> jax.Array:
+    """x, dealt by its logical axes; x itself without a mesh."""
+    if mesh is None or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(mesh, x.shape, axes)))
+
+
+def gathered(mesh: Mesh | None, weight: jax.Array, dtype, axes: Sequence[str | None]) -> jax.Array:
+    """A parameter as it is used: narrowed to `dtype`, then whole along its width (fsdp), so that
+    the narrow copy travels and its gradient is scattered back."""
+    if mesh is None or mesh.size == 1 or EMBED not in axes:
+        return weight
+    return constrain(mesh, weight.astype(dtype), *(None if a == EMBED else a for a in axes))
+
+
+def map_dealt(
+    mesh: Mesh | None,
+    function: Callable[..., jax.Array],
+    in_axes: Sequence[Sequence[str | None]],
+    out_axes: Sequence[str | None],
+    *args: jax.Array,
+    summed: str | None = None,
+) -> jax.Array:
+    """function(*args) on each device's pieces, dealt by logical axes; the result is added up over
+    the mesh axis of `summed`, if it is given and dealt.
+
+    For what automatic sharding would gather: sorts, and kernels that XLA can't take apart.
+    """
+    if mesh is None or mesh.size == 1:
+        return function(*args)
+    in_specs = tuple(spec(mesh, x.shape, a) for x, a in zip(args, in_axes, strict=True))
+    names = {name for s in in_specs for part in s if part for name in np.atleast_1d(part)}
+    over = [n for n in RULES.get(summed or "", ()) if n in names and mesh.shape[n] > 1]
+    result = jax.eval_shape(function, *args)
+
+    def local(*pieces):
+        made = function(*pieces)
+        return jax.lax.psum(made, tuple(over)) if over else made
+
+    return jax.shard_map(
+        local, mesh=mesh, in_specs=in_specs, out_specs=spec(mesh, result.shape, out_axes)
+    )(*args)
 
 
 def vocabulary_axis(mesh: Mesh | None) -> str | None:
     """The mesh axis that the rows of LM heads are dealt over, if there is one."""
     return TENSOR if mesh is not None and mesh.shape.get(TENSOR, 1) > 1 else None
+
+
+def collected_gradient(mesh: Mesh, shape: Sequence[int], axis: str | None):
+    """(inside `shard_map`: the sum of an LM head's gradient over all tokens, its PartitionSpec).
+
+    Where the width is dealt over fsdp, each device gets its own columns of the sum.
+    """
+    pieces = mesh.shape.get(FSDP, 1)
+    if pieces == 1 or shape[1] % pieces:
+        axes = rows_spec(mesh)[0]
+        return lambda gradient: jax.lax.psum(gradient, axes), PartitionSpec(axis)
+
+    def collect(gradient):
+        own = jax.tree.map(
+            lambda g: jax.lax.psum_scatter(g, FSDP, scatter_dimension=1, tiled=True), gradient
+        )
+        return jax.lax.psum(own, DATA)
+
+    return collect, PartitionSpec(axis, FSDP)
 
 
 def whole_rows(logits: jax.Array, axis: str | None) -> jax.Array:
@@ -80,17 +188,22 @@ collect_rows.defvjp(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of parameters and optimizer state: the whole array on each device."""
+    """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_spec(mesh: Mesh) -> NamedSharding:
     """The sharding of everything with a leading batch axis."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+    return NamedSharding(mesh, rows_spec(mesh))
+
+
+def rows_spec(mesh: Mesh) -> PartitionSpec:
+    """How a leading axis of rows or tokens is dealt."""
+    return PartitionSpec(tuple(axis for axis in RULES[BATCH] if axis in mesh.shape))
 
 
 def shard_batch(tree: T, mesh: Mesh) -> T:
-    """Deal the rows of every array over the data axis; ConfigError if they don't divide."""
+    """Deal the rows of every array over data and fsdp; ConfigError if they don't divide."""
     rows = {np.shape(x)[0] for x in jax.tree.leaves(tree)}
     if any(n % data_size(mesh) for n in rows):
         raise ConfigError(

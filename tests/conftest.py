@@ -65,6 +65,7 @@ def tiny_config(vocab_size: int, **changes):
         vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=8,
     )  # fmt: skip
+    shape["qk_norm"] = changes.get("model_type", "qwen3").startswith("qwen3")
     return DecoderConfig(**{**shape, **changes})
 
 
@@ -155,7 +156,7 @@ def random_rollout(
 
 def one_layer(vocab_size: int, seed: int):
     """(Model, lively parameters) of a decoder of one layer: attention at half the compile time."""
-    from kdjax.models.qwen3 import build, init_params
+    from kdjax.models.decoder import build, init_params
 
     config = tiny_config(vocab_size, num_hidden_layers=1)
     shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))

@@ -366,7 +366,7 @@ def test_sums_of_the_gradient_are_float32():
 def test_the_sum_over_vocabulary_pieces_is_float32():
     """dH in bfloat16 is rounded once, after its pieces are added: as on one device."""
     given = cast(case(11, (64,), rows=(32, 32)), jnp.bfloat16)
-    ways = {TENSOR: make_mesh(2, 2), None: None}.items()
+    ways = {TENSOR: make_mesh(2, tensor=2), None: None}.items()
     dealt, alone = (
         run(token_function(MIXED, divergence, axis), given, mesh=mesh)[1][0] for axis, mesh in ways
     )
@@ -376,7 +376,7 @@ def test_the_sum_over_vocabulary_pieces_is_float32():
 @pytest.mark.parametrize("tensor", [0, 1, 2])
 def test_types(tensor):
     """A gradient has the type of what it is for; total and statistics are float32."""
-    mesh = make_mesh(8, tensor) if tensor else None
+    mesh = make_mesh(8, tensor=tensor) if tensor else None
     function = token_function(MIXED, divergence, vocabulary_axis(mesh))
     for types in itertools.product([jnp.float32, jnp.bfloat16], repeat=2):
         given = cast(case(6, (8,), rows=(16, 16)))
@@ -401,7 +401,7 @@ def test_what_cannot_be(rows, tensor, options, message):
     states = case(8, (8,), rows=rows)
     for given in (states, taught(states, "logits")):
         with pytest.raises(ConfigError, match=message):
-            fused(CLOSED, mesh=make_mesh(8, tensor), **options)(*given, 1.0)
+            fused(CLOSED, mesh=make_mesh(8, tensor=tensor), **options)(*given, 1.0)
 
 
 def test_statistics_carry_no_gradient(given):
@@ -435,8 +435,8 @@ CHUNK, ROWS, VOCABULARY = 4, 104, 85
 MESHES = {
     "alone": lambda: None,
     "data": lambda: make_mesh(8),
-    "both": lambda: make_mesh(8, 2),
-    "tensor": lambda: make_mesh(8, 8),
+    "both": lambda: make_mesh(8, tensor=2),
+    "tensor": lambda: make_mesh(8, tensor=8),
     "explicit": lambda: jax.make_mesh((4, 2), (DATA, TENSOR), (AxisType.Explicit,) * 2),
 }
 

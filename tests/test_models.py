@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from kdjax import models
 from kdjax.base import DataError, StorageError
 from kdjax.models import parameter_count, read_config
-from kdjax.models.qwen3 import build, init_params
+from kdjax.models.decoder import build, init_params
 from kdjax.sharding import make_mesh
 
 V = 40
@@ -245,17 +245,19 @@ def test_spoilt_folders(folder, spoil, says):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"architectures": ["LlamaForCausalLM"]}, "architecture LlamaForCausalLM"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel"),
         ({"architectures": None}, "architecture none"),
-        ({"attention_bias": True}, "attention_bias=True"),
-        ({"use_sliding_window": True}, "use_sliding_window=True"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"mlp_bias": True}, "mlp_bias=True"),
+        ({"auto_map": {"AutoModel": "m.M"}}, "auto_map={'AutoModel': 'm.M'}"),
+        ({"use_sliding_window": True, "max_window_layers": 1}, "max_window_layers=1"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types=["),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling={'type': 'dynamic'"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling of type yarn needs a factor"),
         (
-            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-            "rope_scaling={'rope_type': 'yarn'",
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "rope_scaling={'rope_type': 'default', 'partial_rotary_factor': 0.5}",
         ),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling={'type': 'linear'"),
-        ({"rope_parameters": {"rope_type": "llama3"}}, "rope_scaling={'rope_type': 'llama3'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}"),
         ({"num_attention_heads": 3}, "heads must be a multiple of key/value heads"),
         ({"head_dim": 7}, "head_dim even"),

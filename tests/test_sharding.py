@@ -23,16 +23,16 @@ def test_eight_devices_are_forced():
 
 
 @pytest.mark.parametrize("devices", [1, 2, 8, None])
-@pytest.mark.parametrize("tensor", [1, 2])
-def test_meshes_have_two_named_axes(devices, tensor):
-    """The first `devices` local devices (all by default) over data x tensor, Auto."""
+@pytest.mark.parametrize(("fsdp", "tensor"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_meshes_have_three_named_axes(devices, fsdp, tensor):
+    """The first `devices` local devices (all by default) over data x fsdp x tensor, Auto."""
     size = devices or 8
-    if size % tensor:
-        with pytest.raises(ConfigError, match="tensor must divide the 1 devices, got 2"):
-            make_mesh(devices, tensor)
+    if size % (fsdp * tensor):
+        with pytest.raises(ConfigError, match=f"must divide the {size} devices, got "):
+            make_mesh(devices, fsdp=fsdp, tensor=tensor)
         return
-    mesh = make_mesh(devices, tensor)
-    assert dict(mesh.shape) == {"data": size // tensor, "tensor": tensor}
+    mesh = make_mesh(devices, fsdp=fsdp, tensor=tensor)
+    assert dict(mesh.shape) == {"data": size // fsdp // tensor, "fsdp": fsdp, "tensor": tensor}
     assert data_size(mesh) == size // tensor
     assert vocabulary_axis(mesh) == (None if tensor == 1 else "tensor")
     assert mesh.devices.ravel().tolist() == jax.local_devices()[:size]

@@ -15,7 +15,7 @@ import pytest
 from conftest import bigram, bigram_params, one_layer, random_rollout, tiny_config
 
 from kdjax import forward_kl, make_optimizer, mix, reverse_kl
-from kdjax.models.qwen3 import build, init_params
+from kdjax.models.decoder import build, init_params
 from kdjax.objective import divergence, negative_log_likelihood, sequence_mean, token_mean
 from kdjax.sharding import make_mesh, replicated, shard_batch
 from kdjax.step import init_state, make_step

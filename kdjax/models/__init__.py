@@ -17,8 +17,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax.base import DataError, Model, Params
-from kdjax.models import qwen3, weights
-from kdjax.models.config import DecoderConfig, parameter_count, read_config
+from kdjax.models import decoder, weights
+from kdjax.models.config import (
+    DecoderConfig,
+    RopeScaling,
+    parameter_count,
+    read_config,
+    to_fields,
+)
 from kdjax.models.weights import identity, write_folder
 from kdjax.sharding import replicated
 
@@ -52,7 +58,7 @@ def load(name: str | Path, mesh: Mesh | None = None, dtype=jnp.float32) -> tuple
     folder = find(name)
     config = read_config(folder)
     params = weights.read_params(folder, config)
-    return qwen3.build(config, dtype), params if mesh is None else jax.device_put(
+    return decoder.build(config, dtype), params if mesh is None else jax.device_put(
         params, replicated(mesh)
     )
 
@@ -61,18 +67,19 @@ def create(
     folder: str | Path, config: DecoderConfig, tokenizer_folder: str | Path, seed: int
 ) -> None:
     """A new folder with random weights: a model trained from nothing enters by the same door."""
-    fields = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **vars(config)}
+    fields = to_fields(config)
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary)
         (source / "config.json").write_text(json.dumps(fields, indent=2))
         for name in weights.COPIED_FILES:
             if (Path(tokenizer_folder) / name).is_file():
                 shutil.copyfile(Path(tokenizer_folder) / name, source / name)
-        write_folder(Path(folder), qwen3.init_params(config, jax.random.key(seed)), source)
+        write_folder(Path(folder), decoder.init_params(config, jax.random.key(seed)), source)
 
 
 __all__ = [
     "DecoderConfig",
+    "RopeScaling",
     "create",
     "find",
     "identity",

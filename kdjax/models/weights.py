@@ -8,13 +8,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kdjax.base import DataError, Params, StorageError
-from kdjax.models.config import DecoderConfig
-from kdjax.models.qwen3 import LAYER_NAMES
+from kdjax.models.config import DecoderConfig, from_fields
+from kdjax.models.families import tensors as expected_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 COPIED_FILES = (
@@ -41,28 +40,29 @@ def read_params(folder: Path, config: DecoderConfig) -> Params:
     tensors = _read_tensors(folder / WEIGHTS_FILE)
     if config.tie_word_embeddings:  # some exporters write the tied head a second time
         tensors.pop("lm_head.weight", None)
-    shapes = expected_shapes(config)
-    problems = [f"missing {name}" for name in shapes if name not in tensors]
-    problems += [f"unexpected {name}" for name in tensors if name not in shapes]
+    places = expected_tensors(config)
+    problems = [f"missing {name}" for name in places if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in places]
     problems += [
-        f"{name} has shape {tensors[name].shape}, the config wants {shape}"
-        for name, shape in shapes.items()
-        if name in tensors and tensors[name].shape != shape
+        f"{name} has shape {tensors[name].shape}, the config wants {place.shape}"
+        for name, place in places.items()
+        if name in tensors and tensors[name].shape != place.shape
     ]
     if problems:
         raise DataError(f"{folder}: weights and config.json disagree: {'; '.join(problems[:20])}")
-    layers: Params = {}
-    for name, path in LAYER_NAMES.items():
-        stack = [tensors[f"model.layers.{i}.{name}"] for i in range(config.num_hidden_layers)]
-        layers[path[0]] = {path[1]: jnp.asarray(np.stack([_turned(w, path) for w in stack]))}
-    params = {
-        "embed": tensors["model.embed_tokens.weight"],
-        "layers": layers,
-        "norm": tensors["model.norm.weight"],
-    }
-    if not config.tie_word_embeddings:
-        params["head"] = tensors["lm_head.weight"]
-    return jax.tree.map(jnp.asarray, params)
+    grouped: dict = {}
+    for name, place in places.items():
+        w = tensors[name].T if place.turned else tensors[name]
+        grouped.setdefault(place.path, {})[place.at] = w
+    params: Params = {}
+    for path, pieces in grouped.items():
+        node = params
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        lead = tuple(n + 1 for n in max(pieces))
+        stacked = np.stack(list(pieces.values())) if lead else pieces[()]
+        node[path[-1]] = jnp.asarray(stacked.reshape(*lead, *next(iter(pieces.values())).shape))
+    return params
 
 
 def write_folder(folder: Path, params: Params, source: Path) -> None:
@@ -82,7 +82,9 @@ def write_folder(folder: Path, params: Params, source: Path) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        content = save(dict(_named(params)), metadata={"format": "pt"})
+        content = save(
+            dict(_named(params, from_fields(config, str(source)))), metadata={"format": "pt"}
+        )
         (partial / WEIGHTS_FILE).write_bytes(content)  # save_file would make it private to the user
         (partial / "config.json").write_text(
             json.dumps({**config, "dtype": "float32"}, indent=2) + "\n"
@@ -107,38 +109,13 @@ def identity(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Checkpoint name -> shape, of every tensor that a folder with this config holds."""
-    d, q = config.hidden_size, config.num_attention_heads * config.head_dim
-    k, m = config.num_key_value_heads * config.head_dim, config.intermediate_size
-    layer = {
-        "q_proj": (q, d), "k_proj": (k, d), "v_proj": (k, d), "o_proj": (d, q), "gate_proj": (m, d),
-        "up_proj": (m, d), "down_proj": (d, m), "attention_norm": (d,), "mlp_norm": (d,),
-        "q_norm": (config.head_dim,), "k_norm": (config.head_dim,),
-    }  # fmt: skip
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (config.vocab_size, d),
-        "model.norm.weight": (d,),
-    }
-    for i in range(config.num_hidden_layers):
-        shapes |= {f"model.layers.{i}.{name}": layer[path[0]] for name, path in LAYER_NAMES.items()}
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, d)
-    return shapes
-
-
-def _named(params: Params) -> Iterator[tuple[str, np.ndarray]]:
-    yield "model.embed_tokens.weight", np.asarray(params["embed"], np.float32)
-    yield "model.norm.weight", np.asarray(params["norm"], np.float32)
-    if "head" in params:
-        yield "lm_head.weight", np.asarray(params["head"], np.float32)
-    for name, path in LAYER_NAMES.items():
-        for i, weight in enumerate(np.asarray(params["layers"][path[0]][path[1]], np.float32)):
-            yield f"model.layers.{i}.{name}", _turned(weight, path)
-
-
-def _turned(weight: np.ndarray, path: tuple[str, ...]) -> np.ndarray:
-    return np.ascontiguousarray(weight.T) if path[-1] == "kernel" else weight
+def _named(params: Params, config: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
+    for name, place in expected_tensors(config).items():
+        node = params
+        for key in place.path:
+            node = node[key]
+        weight = np.asarray(node[place.at] if place.at else node, np.float32)
+        yield name, np.ascontiguousarray(weight.T) if place.turned else weight
 
 
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:

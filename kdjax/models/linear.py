@@ -1,0 +1,53 @@
+"""A linear map with an optional bias and an optional low-rank adapter beside its kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters (arXiv 2106.09685): y = x W + alpha / rank x A B at each target."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...] = PROJECTIONS
+
+
+class Linear(nnx.Module):
+    """x [..., in] -> [..., out] in `dtype`; rank 0 has no adapter."""
+
+    def __init__(
+        self,
+        width_in: int,
+        width_out: int,
+        bias: bool,
+        rank: int,
+        scale: float,
+        dtype,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype, self.scale, self.rank, self.with_bias = dtype, scale, rank, bias
+        init = nnx.initializers.normal(0.02)
+        self.kernel = nnx.Param(init(rngs.params(), (width_in, width_out), jnp.float32))
+        if bias:
+            self.bias = nnx.Param(jnp.zeros(width_out))
+        if rank:
+            fan_in = nnx.initializers.he_uniform()
+            self.lora_a = nnx.Param(fan_in(rngs.params(), (width_in, rank), jnp.float32))
+            self.lora_b = nnx.Param(jnp.zeros((rank, width_out)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(self.dtype)
+        y = x @ self.kernel.get_value().astype(self.dtype)
+        if self.rank:
+            a, b = (w.get_value().astype(self.dtype) for w in (self.lora_a, self.lora_b))
+            y = y + (x @ a) @ b * jnp.asarray(self.scale, self.dtype)
+        return y + self.bias.get_value().astype(self.dtype)[None, None] if self.with_bias else y

@@ -1,0 +1,70 @@
+"""Rotary positions: frequencies of every supported scaling, and the rotation itself."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.models.config import DecoderConfig, RopeScaling
+
+
+def rotate(x: jax.Array, positions_bt: jax.Array, config: DecoderConfig) -> jax.Array:
+    """Rotary position embedding in float32, halves rotated as in Llama: x [B, T, H, D] -> same."""
+    half = x.shape[-1] // 2
+    frequency, amplitude = frequencies(config)
+    turns = jnp.asarray(frequency, jnp.float32)[None, None, None]
+    angle = positions_bt[..., None, None].astype(jnp.float32) * turns
+    cos, sin = amplitude * jnp.cos(angle), amplitude * jnp.sin(angle)
+    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def frequencies(config: DecoderConfig) -> tuple[np.ndarray, float]:
+    """(radians a position [D / 2], the factor on cosine and sine) of a config's rotary positions.
+
+    >>> frequencies(DecoderConfig(10, 4, 8, 1, 2, 1, 4, rope_theta=100.0))[0].tolist()
+    [1.0, 0.1]
+    """
+    half = config.head_dim // 2
+    plain = config.rope_theta ** (-np.arange(half) / half)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return plain, 1.0
+    if scaling.rope_type == "linear":
+        return plain / scaling.factor, 1.0
+    if scaling.rope_type == "llama3":
+        return _llama3(plain, scaling), 1.0
+    return _yarn(plain, scaling, config)
+
+
+def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+    """Llama 3.1: wavelengths past the trained context are stretched by the factor, short ones stay,
+    those between are blended."""
+    turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return plain * (kept + (1 - kept) / scaling.factor)
+
+
+def _yarn(
+    plain: np.ndarray, scaling: RopeScaling, config: DecoderConfig
+) -> tuple[np.ndarray, float]:
+    """YaRN (arXiv 2309.00071): frequencies with more than beta_fast turns in the trained context
+    stay, those with fewer than beta_slow are stretched, a ramp between; attention is sharpened."""
+    half, dim = len(plain), config.head_dim
+
+    def dimension(turns: float) -> float:
+        context = scaling.original_max_position_embeddings
+        return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+
+    low = max(math.floor(dimension(scaling.beta_fast)), 0)
+    high = min(math.ceil(dimension(scaling.beta_slow)), dim - 1)
+    ramp = np.clip((np.arange(half) - low) / max(high - low, 1e-3), 0.0, 1.0)
+    amplitude = scaling.attention_factor
+    if amplitude is None:
+        amplitude = 0.1 * math.log(scaling.factor) + 1.0 if scaling.factor > 1 else 1.0
+    return plain * (1 - ramp + ramp / scaling.factor), amplitude
