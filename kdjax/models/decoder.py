@@ -25,7 +25,7 @@ from kdjax.models.experts import Experts
 from kdjax.models.linear import Linear, LoRA
 from kdjax.models.rope import rotate
 from kdjax.numerics import LMHead
-from kdjax.sharding import BATCH, EMBED, HEADS, KV_HEADS, MLP, VOCAB, constrain, gathered
+from kdjax.sharding import BATCH, EMBED, HEADS, KV_HEADS, MLP, VOCAB, constrain, gathered, shardings
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> (attended [B,T,H,D], what is kept of k and v)."""
@@ -148,6 +148,20 @@ def logical_axes(params: Params) -> Params:
         return (*(None,) * (leaf.ndim - len(axes)), *axes)
 
     return jax.tree_util.tree_map_with_path(of, params)
+
+
+def abstract_params(
+    config: DecoderConfig, dtype, mesh: Mesh | None = None, lora: LoRA | None = None
+) -> Params:
+    """Shapes of the parameters in `dtype`, with the sharding that the rules give them on a mesh."""
+    shapes = jax.eval_shape(lambda key: init_params(config, key, lora), jax.random.key(0))
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), shapes)
+    if mesh is None:
+        return shapes
+    places = shardings(mesh, shapes, logical_axes(shapes))
+    return jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places
+    )
 
 
 @functools.lru_cache(maxsize=64)  # one Model a config, so that programs compiled for it are reused
