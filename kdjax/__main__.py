@@ -1,4 +1,4 @@
-"""The command line: `kdjax train | evaluate | study | export | bench`. Exit codes: 0 done,
+"""The command line: `kdjax train | evaluate | study | export | plan | bench`. Exit codes: 0 done,
 64 config, 65 data, 70 bug, 74 I/O."""
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ kdjax: distillation of language models in JAX, where a method is two choices
                                              --teacher MODEL adds the KLs to a teacher
   kdjax study CONFIG [--folder FOLDER]       train and compare the runs of a study file
   kdjax export RUN OUT                       write a run's student as a Hugging Face folder
+  kdjax plan CONFIG [--topology v5e:4x4] [--out FILE] [--field VALUE ...]
+                                             will it fit, how fast could it be? The real programs,
+                                             compiled for TPUs, h100, h100:8, h200 or this machine
   kdjax bench head [--out FILE] [--field VALUE ...]
                                              errors, memory and time of the loss head here
 
@@ -65,6 +68,7 @@ def _run(command: str, args: list[str]) -> None:
         "evaluate": _evaluate,
         "study": _study,
         "export": _export,
+        "plan": _plan,
         "bench": _bench,
     }
     if command not in commands:
@@ -150,6 +154,22 @@ def _export(args: list[str]) -> None:
         raise ConfigError("usage: kdjax export RUN OUT")
     export(*args)
     print(f"wrote {args[1]}: a Hugging Face folder")
+
+
+def _plan(args: list[str]) -> None:
+    from kdjax.command_line import load_file, override
+
+    path, rest = _first(args, "kdjax plan CONFIG")
+    topology, out = _option(rest, "--topology"), _option(rest, "--out")
+    config = override(load_file(path, "get_config"), rest, f"kdjax plan {path}")
+    file = _new_file(out)
+    from kdjax import report
+    from kdjax.plan import plan, show, to_json
+
+    made = plan(config, topology or "local")
+    show(made)
+    if file is not None:
+        report.write_json(file, to_json(made))
 
 
 def _bench(args: list[str]) -> None:

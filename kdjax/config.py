@@ -89,12 +89,25 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Layout:
+    """Devices by mesh axis; the rest go to data. fsdp deals parameters, optimizer state and batch
+    (by default 1, or all devices where the state would fill 40 % of one), tensor heads, MLP and
+    vocabulary."""
+
+    fsdp: int | None = None
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run. A method is two choices: `prefix` (whose trajectories) and `token_loss` (which
     comparison).
 
-    head_memory_mib is what the loss head may spend on a chunk's logits, a device; by default 8 % of
-    an accelerator's memory or 128 MiB on a CPU, and at most 1,024 tokens. It changes rounding only.
+    dtype is of the computation and of the teacher's weights; the student's are float32. attention:
+    how whole sequences attend (auto: by device and length). remat: what a layer keeps for its
+    backward pass (all, its products, its input alone). head_memory_mib: what the loss head may
+    spend on a chunk's logits, a device; by default 8 % of an accelerator's memory or 128 MiB on a
+    CPU, and at most 1,024 tokens. The last three change rounding only.
     """
 
     run: str = "runs/default"
@@ -116,6 +129,9 @@ class Config:
     save_every_steps: int = 50
     log_every_steps: int = 5
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Literal["auto", "xla", "chunked", "cudnn", "splash"] = "auto"
+    remat: Literal["none", "dots", "full"] = "none"
+    layout: Layout = Layout()
     head_memory_mib: int | None = None
     cache: str = "runs/cache"
     wandb_project: str | None = None
@@ -136,6 +152,7 @@ WHERE_IT_RUNS = (
     "log_every_steps",
     "save_every_steps",
     "evaluation",
+    "layout",
 )
 """Fields that may differ when a run is resumed: they don't change what is trained."""
 
@@ -154,6 +171,11 @@ def validate(config: Config) -> Config:
     for name in positive:
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
+    if config.layout.tensor < 1 or (config.layout.fsdp or 1) < 1:
+        raise ConfigError(
+            f"layout.fsdp and layout.tensor must be at least 1, got {config.layout.fsdp} and"
+            f" {config.layout.tensor}"
+        )
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"seed must be in 0..{2**32 - 1}, got {config.seed}")
     if config.data.max_prompt_tokens < 1:

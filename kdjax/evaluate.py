@@ -12,7 +12,7 @@ import numpy as np
 
 from kdjax import data
 from kdjax.answers import extract_answer, is_equivalent
-from kdjax.base import Batch, ConfigError, Key, Params, Rollout, Scores
+from kdjax.base import Batch, ConfigError, Key, Rollout, Scores
 from kdjax.passk import Estimate, avg_at_k, over_problems, pass_at_k
 from kdjax.rollout import assemble_samples
 from kdjax.sampler import Samples
@@ -50,9 +50,8 @@ class EvalReport(NamedTuple):
 
 
 def evaluate(
-    draw: Callable[[Params, Batch, Key, int], Samples],
-    scorer: Callable[[Params, Rollout], Scores],
-    params: Params,
+    draw: Callable[[Batch, Key, int], Samples],
+    scorer: Callable[[Rollout], Scores],
     source: data.Source,
     tokenizer: Tokenizer,
     key: Key,
@@ -80,10 +79,8 @@ def evaluate(
     sums: dict[str, float] = defaultdict(float)
     for rows in _batches(source.size * samples, batch_size):
         batch = place(_rows_batch(source, tokenizer, rows, samples, batch_size, max_prompt_tokens))
-        drawn = draw(params, batch, key, max_new_tokens)
-        for name, value in _token_sums(
-            scorer(params, assemble_samples(batch, drawn)), len(rows)
-        ).items():
+        drawn = draw(batch, key, max_new_tokens)
+        for name, value in _token_sums(scorer(assemble_samples(batch, drawn)), len(rows)).items():
             sums[name] += value
         records += _records(source, tokenizer, rows, samples, jax.tree.map(np.asarray, drawn))
     report = EvalReport(

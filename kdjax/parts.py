@@ -16,15 +16,21 @@ from kdjax import data, models
 from kdjax.base import Batch, ConfigError, Key, Model, Params, PrefixSource, TrainState
 from kdjax.config import WHERE_IT_RUNS, Config, as_dict
 from kdjax.evaluate import EvalReport, evaluate
-from kdjax.head import chunk_tokens
 from kdjax.objective import closed_form, describe
-from kdjax.optimizer import make_optimizer
+from kdjax.programs import (
+    Programs,
+    Shapes,
+    choose_mesh,
+    compose,
+    head_chunk,
+    sampling,
+    to_sampler,
+)
 from kdjax.progress import announce
 from kdjax.rollout import from_dataset, from_student, from_teacher
-from kdjax.sampler import Samples, generate
+from kdjax.sampler import Samples
 from kdjax.score import score
-from kdjax.sharding import data_size, make_mesh, replicated, shard_batch
-from kdjax.step import make_step
+from kdjax.sharding import data_size, shard_batch
 from kdjax.tokenizer import Tokenizer, check_same_vocabulary, load_tokenizer
 from kdjax.trajectories import CHUNK_ROWS, open_trajectories
 
@@ -35,88 +41,91 @@ class Parts(NamedTuple):
     """Everything a run is made of, built once from its config."""
 
     config: Config
-    mesh: Mesh
+    programs: Programs
     tokenizer: Tokenizer
-    student: Model
     initial_params: Params
-    teacher: Model | None
     teacher_params: Params | None
-    optimizer: Any
     source: data.Source
     prefix: PrefixSource
-    generate: Callable[[Params, Batch, Key, int], Samples]
-    step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     identities: dict[str, str]
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.programs.mesh
 
 
 def build(config: Config) -> Parts:
-    """Load models and data, compose the step. The only place where names become functions."""
-    mesh, dtype = make_mesh(), jnp.dtype(config.dtype)
+    """Load models and data, compose the programs. Here names become folders and weights."""
     student_folder = models.find(config.student)
+    teacher_folder = None if config.teacher is None else models.find(config.teacher)
     tokenizer = load_tokenizer(student_folder)
-    student, params = models.load(student_folder, mesh, dtype)
-    teacher, teacher_params, teacher_tokenizer = None, None, tokenizer
-    if config.teacher is not None:
-        teacher_folder = models.find(config.teacher)
+    teacher_tokenizer = tokenizer
+    if teacher_folder is not None:
         teacher_tokenizer = load_tokenizer(teacher_folder)
-        teacher, teacher_params = models.load(teacher_folder, mesh, dtype)
-        teacher_params = jax.tree.map(lambda w: w.astype(dtype), teacher_params)
         _check_pair(tokenizer, teacher_tokenizer)
     announce(f"prompt as rendered: {tokenizer.render('1+1=')!r}")
+    shapes = Shapes(
+        models.read_config(student_folder),
+        None if teacher_folder is None else models.read_config(teacher_folder),
+        tokenizer.size,
+        tokenizer.stop_ids,
+    )
+    mesh = choose_mesh(config, jax.local_devices(), shapes.student, shapes.teacher)
+    programs = compose(config, mesh, shapes)
     source = training_source(config)
+    _check_data(config, source)
+    way = (
+        "in closed form" if closed_form(config.token_loss) else "by autodiff from a chunk's logits"
+    )
+    announce(f"token loss {describe(config.token_loss)}: gradients {way}")
+    _, params = models.load(student_folder, mesh)
+    teacher_params = None
+    if teacher_folder is not None:
+        _, teacher_params = models.load(teacher_folder, mesh, params_dtype=jnp.dtype(config.dtype))
+    prefixes: dict[str, Callable[[], PrefixSource]] = {
+        "dataset": lambda: from_dataset,
+        "student": lambda: from_student(_student_draw(config, programs, tokenizer)),
+        "teacher": lambda: from_teacher(
+            _teacher_trajectories(config, programs, teacher_tokenizer, teacher_params, source)
+        ),
+    }
+    return Parts(
+        config, programs, tokenizer, params, teacher_params, source,
+        prefixes[config.prefix](), identities(config),
+    )  # fmt: skip
+
+
+def fresh_state(parts: Parts) -> TrainState:
+    """Step 0 on the mesh: the student's parameters, and an optimizer state that lies beside
+    them."""
+    like = jax.tree.map(lambda leaf: leaf.sharding, parts.programs.state)
+    params = parts.initial_params
+    opt_state = jax.jit(parts.programs.optimizer.init, out_shardings=like.opt_state)(params)
+    return TrainState(jax.device_put(jnp.int32(0), like.step), params, opt_state)
+
+
+def draw_student(parts: Parts, params: Params, batch: Batch, key: Key, length: int) -> Samples:
+    """Responses of a student with these parameters, at the training temperature."""
+    return _student_draw(parts.config, parts.programs, parts.tokenizer)(params, batch, key, length)
+
+
+def _student_draw(config: Config, programs: Programs, tokenizer: Tokenizer):
+    draw = sampling(
+        programs.student_sampler, tokenizer.stop_ids, tokenizer.size, config.temperature
+    )
+    return lambda params, batch, key, length: draw(
+        programs.to_sampler(params), batch, key, max_new_tokens=length
+    )
+
+
+def _check_data(config: Config, source: data.Source) -> None:
     if config.batch_size > source.size:
         raise ConfigError(
             f"batch_size {config.batch_size} is over the {source.size} training problems;"
             " a problem would be sampled twice with one key"
         )
-    optimizer = make_optimizer(
-        steps=config.steps,
-        lengths=config.curriculum.lengths,
-        entropy_threshold_nats=config.curriculum.entropy_threshold_nats,
-        **as_dict(config.optimizer),
-    )
-    draw = jitted_generate(student, tokenizer, config.temperature)
-    prefixes: dict[str, Callable[[], PrefixSource]] = {
-        "dataset": lambda: from_dataset,
-        "student": lambda: from_student(draw),
-        "teacher": lambda: from_teacher(
-            _teacher_trajectories(config, mesh, teacher_tokenizer, teacher, teacher_params, source)
-        ),
-    }
     if config.prefix == "dataset":
         data.require_solutions(source, [0])
-    step = _compose_step(config, mesh, tokenizer, student, teacher, optimizer)
-    return Parts(
-        config, mesh, tokenizer, student, params, teacher, teacher_params, optimizer, source,
-        prefixes[config.prefix](), draw, step, identities(config),
-    )  # fmt: skip
-
-
-def _compose_step(config: Config, mesh: Mesh, tokenizer: Tokenizer, student, teacher, optimizer):
-    """The config's step, jitted; its state is given away to the next."""
-    rows = config.batch_size // config.micro_batches
-    if rows % data_size(mesh):
-        raise ConfigError(
-            f"batch_size / micro_batches is {rows} rows, which can't be dealt over"
-            f" {data_size(mesh)} devices; make it a multiple of {data_size(mesh)}"
-        )
-    way = (
-        "in closed form" if closed_form(config.token_loss) else "by autodiff from a chunk's logits"
-    )
-    announce(f"token loss {describe(config.token_loss)}: gradients {way}")
-    step = make_step(
-        student,
-        teacher,
-        optimizer,
-        token_loss=config.token_loss,
-        objective=config.objective,
-        reduction=config.reduction,
-        micro_batches=config.micro_batches,
-        chunk=_head_chunk(config, tokenizer),
-        vocabulary=tokenizer.size,
-        mesh=mesh,
-    )
-    return jax.jit(step, donate_argnums=0)
 
 
 def _check_pair(tokenizer: Tokenizer, other: Tokenizer) -> None:
@@ -174,22 +183,6 @@ def test_source(config: Config) -> data.Source:
     return data.task_source(config.data.task, "test", config.evaluation.problems, config.data.terms)
 
 
-@functools.lru_cache(maxsize=8)  # programs compiled for one cell serve the next
-def jitted_generate(model: Model, tokenizer: Tokenizer, temperature: float):
-    """The sampler of a model, jitted: (params, batch, key, max_new_tokens) -> Samples."""
-    draw = functools.partial(
-        generate,
-        model,
-        stop_ids=tokenizer.stop_ids,
-        temperature=temperature,
-        vocabulary=tokenizer.size,
-    )
-    jitted = jax.jit(draw, static_argnames="max_new_tokens")
-    return lambda params, batch, key, max_new_tokens: jitted(
-        params, batch, key, max_new_tokens=max_new_tokens
-    )
-
-
 def run_key(config: Config, purpose: int, step: int = 0) -> Key:
     """The key of a purpose at a step: the same whenever it is asked for; nothing is saved."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), purpose), step)
@@ -212,20 +205,26 @@ def pad_rows(rows: np.ndarray, mesh: Mesh, at_least: int = 1) -> np.ndarray:
 
 def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict[str, Any]]]:
     """The config's evaluation of any parameters of the student's shape."""
-    config, settings = parts.config, parts.config.evaluation
-    params = jax.device_put(params, replicated(parts.mesh))
+    config, settings, programs = parts.config, parts.config.evaluation, parts.programs
+    params = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, programs.state.params))
+    sampler_params = programs.to_sampler(params)
+    draw = sampling(
+        programs.student_sampler,
+        parts.tokenizer.stop_ids,
+        parts.tokenizer.size,
+        settings.temperature,
+    )
     scorer = functools.partial(
         _score_student,
-        parts.student,
-        parts.teacher,
-        _head_chunk(config, parts.tokenizer),
+        programs.student,
+        programs.teacher,
+        head_chunk(config, parts.mesh, parts.tokenizer.size),
         parts.tokenizer.size,
         parts.mesh,
     )
     return evaluate(
-        jitted_generate(parts.student, parts.tokenizer, settings.temperature),
-        lambda params, rollout: scorer(params, parts.teacher_params, rollout),
-        params,
+        lambda batch, key, length: draw(sampler_params, batch, key, max_new_tokens=length),
+        lambda rollout: scorer(params, parts.teacher_params, rollout),
         test_source(config),
         parts.tokenizer,
         run_key(config, EVALUATE),
@@ -240,9 +239,11 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     )
 
 
-def _teacher_trajectories(config, mesh, tokenizer, teacher, teacher_params, source):
+def _teacher_trajectories(config, programs: Programs, tokenizer, teacher_params, source):
     """read(rows) -> the teacher's responses, drawn once for all runs that ask for the same."""
-    draw = jitted_generate(teacher, tokenizer, config.temperature)
+    mesh, model = programs.mesh, programs.teacher_sampler
+    assert model is not None  # validate: prefix teacher has one
+    draw = sampling(model, tokenizer.stop_ids, tokenizer.size, config.temperature)
     length = config.curriculum.lengths[-1]
     settings = {
         "weights": models.identity(models.find(config.teacher)),
@@ -258,7 +259,13 @@ def _teacher_trajectories(config, mesh, tokenizer, teacher, teacher_params, sour
         announce(f"teacher: drawing trajectories once; they are kept in {config.cache}")
         padded = pad_rows(rows, mesh, at_least=CHUNK_ROWS)  # one shape, one compile
         batch = encode(source, tokenizer, padded, config, length)
-        samples = draw(teacher_params, shard_batch(batch, mesh), run_key(config, TEACHER), length)
+        reads = to_sampler(model.config, jnp.dtype(config.dtype), mesh)
+        samples = draw(
+            reads(teacher_params),
+            shard_batch(batch, mesh),
+            run_key(config, TEACHER),
+            max_new_tokens=length,
+        )
         return jax.tree.map(lambda x: np.asarray(x)[: len(rows)], samples)
 
     return open_trajectories(Path(config.cache), settings, source.size, draw_rows)
@@ -278,13 +285,3 @@ def _score_student(
         vocabulary=vocabulary,
         mesh=mesh,
     )
-
-
-def _head_chunk(config: Config, tokenizer: Tokenizer) -> int:
-    """Tokens a chunk of the loss head: what fits head_memory_mib of each device, if it is given;
-    else 8 % of the device's memory (128 MiB on CPU), and at most 1,024."""
-    if config.head_memory_mib is not None:
-        return chunk_tokens(config.head_memory_mib * 2**20, tokenizer.size)
-    device = jax.local_devices()[0]
-    stated = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
-    return min(1024, chunk_tokens(0.08 * stated if stated else 128 * 2**20, tokenizer.size))

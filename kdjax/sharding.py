@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -63,6 +64,13 @@ def make_mesh(
     )
 
 
+def rollout_mesh(mesh: Mesh) -> Mesh:
+    """The same devices with fsdp folded into data: decoding wants its weights whole, or dealt over
+    tensor, never gathered anew for each token."""
+    devices = mesh.devices.reshape(-1, 1, mesh.shape[TENSOR])
+    return Mesh(devices, (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
+
+
 def data_size(mesh: Mesh) -> int:
     """Over how many devices a batch's rows are dealt."""
     return math.prod(mesh.shape.get(axis, 1) for axis in RULES[BATCH])
@@ -96,11 +104,56 @@ def constrain(mesh: Mesh | None, x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def gathered(mesh: Mesh | None, weight: jax.Array, dtype, axes: Sequence[str | None]) -> jax.Array:
-    """A parameter as it is used: narrowed to `dtype`, then whole along its width (fsdp), so that
-    the narrow copy travels and its gradient is scattered back."""
+    """A parameter as it is used: narrowed to `dtype`, then whole along its width (fsdp).
+
+    The narrow copy travels, and its gradient is scattered back to where the parameter is dealt.
+    """
     if mesh is None or mesh.size == 1 or EMBED not in axes:
         return weight
-    return constrain(mesh, weight.astype(dtype), *(None if a == EMBED else a for a in axes))
+    whole = tuple(None if axis == EMBED else axis for axis in axes)
+
+    @jax.custom_vjp
+    def gather(narrow):
+        return constrain(mesh, narrow, *whole)
+
+    gather.defvjp(lambda w: (gather(w), None), lambda _, g: (constrain(mesh, g, *axes),))
+    return gather(weight.astype(dtype))
+
+
+def lookup(mesh: Mesh | None, table_vd: jax.Array, tokens_bt: jax.Array, dtype) -> jax.Array:
+    """Rows of an embedding table in `dtype`: [V, D], [B, T] -> [B, T, D].
+
+    The table stays where it is dealt: each device looks its columns of its rows up, and rows of the
+    batch travel. The gradient is summed in the table's own dtype, not in the narrow one.
+    """
+    if mesh is None or mesh.size == 1:
+        return table_vd[tokens_bt].astype(dtype)
+    table_spec = spec(mesh, table_vd.shape, (VOCAB, EMBED))
+    rows, columns = table_spec
+    tokens_spec = spec(mesh, tokens_bt.shape, (BATCH, None))
+    if columns is not None and tokens_spec[0] is None:  # nothing to exchange rows for
+        columns, table_spec = None, PartitionSpec(rows, None)
+
+    def local(table, tokens):
+        if columns is not None:
+            tokens = jax.lax.all_gather(tokens, columns, tiled=True)
+        if rows is None:
+            found = table[tokens].astype(dtype)
+        else:
+            here = tokens - jax.lax.axis_index(rows) * table.shape[0]
+            own = (here >= 0) & (here < table.shape[0])
+            found = jnp.where(own[..., None], table[jnp.where(own, here, 0)].astype(dtype), 0)
+            found = jax.lax.psum(found, rows)
+        if columns is None:
+            return found
+        return jax.lax.all_to_all(found, columns, split_axis=0, concat_axis=2, tiled=True)
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(table_spec, tokens_spec),
+        out_specs=PartitionSpec(*tokens_spec, None),
+    )(table_vd, tokens_bt)
 
 
 def map_dealt(
@@ -120,7 +173,7 @@ def map_dealt(
         return function(*args)
     in_specs = tuple(spec(mesh, x.shape, a) for x, a in zip(args, in_axes, strict=True))
     names = {name for s in in_specs for part in s if part for name in np.atleast_1d(part)}
-    over = [n for n in RULES.get(summed or "", ()) if n in names and mesh.shape[n] > 1]
+    over = [n for n in RULES.get(summed or "", ()) if n in names]
     result = jax.eval_shape(function, *args)
 
     def local(*pieces):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from kdjax.base import (
 from kdjax.kl import forward_kl
 from kdjax.objective import divergence, reduce, require_per_token, sequence_mean, token_mean
 from kdjax.score import scored_loss
+from kdjax.sharding import replicated
 
 Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[TrainState, Metrics]]
@@ -33,6 +35,32 @@ def init_state(params: Params, optimizer: optax.GradientTransformationExtraArgs)
     """Step 0: the student's parameters as float32 masters, and a fresh optimizer state."""
     masters = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), params)
     return TrainState(jnp.int32(0), masters, optimizer.init(masters))
+
+
+def abstract_state(params: Params, optimizer: Any, mesh: Mesh | None = None) -> TrainState:
+    """Shapes of the state that `init_state` makes of parameters of these shapes.
+
+    On a mesh moments lie where their parameters do, and everything else is whole on each device.
+    """
+    whole = None if mesh is None else replicated(mesh)
+
+    def like(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
+    opt_state = optax.tree_map_params(
+        optimizer,
+        lambda leaf, parameter: like(leaf, getattr(parameter, "sharding", None)),
+        state.opt_state,
+        params,
+        transform_non_params=lambda leaf: like(leaf, whole),
+    )
+    masters = jax.tree.map(
+        lambda leaf, parameter: like(leaf, getattr(parameter, "sharding", None)),
+        state.params,
+        params,
+    )
+    return TrainState(like(state.step, whole), masters, opt_state)
 
 
 def make_step(

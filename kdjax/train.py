@@ -24,17 +24,18 @@ from kdjax.parts import (
     ROLLOUT,
     Parts,
     build,
+    draw_student,
     encode,
     evaluate_params,
     evaluation_key,
+    fresh_state,
     heldout_source,
     pad_rows,
     run_key,
     test_source,
 )
 from kdjax.progress import announce, training_progress
-from kdjax.sharding import replicated, shard_batch
-from kdjax.step import init_state
+from kdjax.sharding import shard_batch
 
 
 def train(config: Config) -> EvalReport:
@@ -58,11 +59,9 @@ def train(config: Config) -> EvalReport:
 
 def _start(parts: Parts, checkpoints: Checkpoints) -> tuple[TrainState, float]:
     """A fresh state, or the newest checkpoint's if this config is the one that made it."""
-    place = replicated(parts.mesh)
-    state = jax.device_put(init_state(parts.initial_params, parts.optimizer), place)
     steps = checkpoints.steps()
     if not steps:
-        return state, 0.0
+        return fresh_state(parts), 0.0
     run, about = parts.config.run, checkpoints.read_about(steps[-1])
     changed = differences(_trained_by(about["config"]), _trained_by(as_dict(parts.config)))
     if changed:
@@ -73,7 +72,7 @@ def _start(parts: Parts, checkpoints: Checkpoints) -> tuple[TrainState, float]:
     if about["identities"] != parts.identities:
         other = "; ".join(differences(about["identities"], parts.identities))
         raise ConfigError(f"{run} was trained with other weights or data: {other}")
-    state = checkpoints.restore(steps[-1], state)
+    state = checkpoints.restore(steps[-1], parts.programs.state)
     if about["position"] != int(state.step) * parts.config.batch_size:
         raise DataError(f"{run}: the checkpoint's data position does not belong to its step")
     return state, about["seconds"]
@@ -96,7 +95,7 @@ def _loop(
             for number in range(first, config.steps):
                 entropy = _measure_entropy(parts, state, number)
                 rollout = _rollout(parts, state, number)
-                state, values = parts.step(
+                state, values = parts.programs.step(
                     state, parts.teacher_params, rollout, jnp.float32(entropy)
                 )
                 done = number + 1
@@ -139,7 +138,7 @@ def _measure_entropy(parts: Parts, state: TrainState, number: int) -> float:
     source = heldout_source(config)
     rows = pad_rows(np.arange(source.size), parts.mesh)
     batch = shard_batch(encode(source, parts.tokenizer, rows, config, length), parts.mesh)
-    samples = parts.generate(state.params, batch, run_key(config, MEASURE, number), length)
+    samples = draw_student(parts, state.params, batch, run_key(config, MEASURE, number), length)
     return mean_entropy(jax.tree.map(lambda x: x[: source.size], samples))
 
 
@@ -206,7 +205,8 @@ def _training_flops(parts: Parts, folder: Path) -> float:
     alone and at its mean length. The gate's measurements and the evaluation are not counted.
     """
     config = parts.config
-    student, teacher = parts.student.config, parts.teacher.config if parts.teacher else None
+    programs = parts.programs
+    student, teacher = programs.student.config, programs.teacher and programs.teacher.config
     lengths = [r["response_length"] for r in report.read_metrics(folder)]
     mean_new = float(np.mean(lengths)) if lengths else 0.0
     prompt = float(

@@ -12,13 +12,13 @@ ROOT = Path(__file__).parent.parent / "kdjax"
 ROWS = [
     "numerics answers passk progress",
     "base",
-    "kl comparison topk gate sharding topology",
+    "kl comparison topk gate sharding topology hlo",
     "objective head optimizer tasks models tokenizer",
     "config data sampler score flops",
     "rollout trajectories step checkpoint report",
-    "evaluate export command_line",
+    "evaluate export command_line programs",
     "page parts",
-    "train bench",
+    "train bench plan",
     "study",
     "__main__",
 ]

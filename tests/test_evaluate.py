@@ -22,7 +22,7 @@ SOURCE = Source(3, PROBLEMS.__getitem__, "three")
 def scripted(tokenizer, responses: list[str], width: int = 8):
     """A sampler that gives row r the r-th response; one without a stop token is truncated."""
 
-    def draw(params, batch, key, max_new_tokens):
+    def draw(batch, key, max_new_tokens):
         rows = [tokenizer.encode(responses[int(r)]) for r in np.asarray(batch.row_b)]
         tokens = np.array([ids[:width] + [0] * (width - len(ids)) for ids in rows], np.int32)
         length = np.array([min(len(ids), width) for ids in rows], np.int32)
@@ -36,7 +36,7 @@ def scripted(tokenizer, responses: list[str], width: int = 8):
 @pytest.fixture
 def scorer(student):
     jitted = jax.jit(functools.partial(score, student[0]))
-    return lambda params, rollout: jitted(params, None, None, rollout)
+    return lambda rollout: jitted(student[1], None, None, rollout)
 
 
 def test_counts_by_hand(tokenizer, student, scorer):
@@ -45,7 +45,7 @@ def test_counts_by_hand(tokenizer, student, scorer):
     right = [rf"\boxed{{{n}}}{stop}" for n in (2, 4, 6)]
     responses = [right[0], right[0], right[1], rf"\boxed{{5}}{stop}", "3+3=6;6+", f"6;{stop}"]
     result, records = evaluate(
-        scripted(tokenizer, responses), scorer, student[1], SOURCE, tokenizer, jax.random.key(0),
+        scripted(tokenizer, responses), scorer, SOURCE, tokenizer, jax.random.key(0),
         samples=2, k=(1, 2), batch_size=4, **SETTINGS,
     )  # fmt: skip
     assert result.correct == [2, 1, 0]
@@ -73,8 +73,9 @@ def test_batching_does_not_matter(tokenizer, student, teacher, student_folder):
     source = task_source("calc", "test", 5, (2,))
     results = [
         evaluate(
-            lambda p, b, key, n: draw(p, b, key, max_new_tokens=n), scorer, params, source,
-            tokenizer, jax.random.key(3), samples=2, k=(1,), batch_size=size, **SETTINGS,
+            lambda b, key, n: draw(params, b, key, max_new_tokens=n),
+            lambda rollout: scorer(params, rollout), source, tokenizer, jax.random.key(3),
+            samples=2, k=(1,), batch_size=size, **SETTINGS,
         )
         for size in (3, 4, 16)
     ]  # fmt: skip
@@ -91,7 +92,7 @@ def test_k_over_the_samples_is_refused(tokenizer, student, scorer):
     """Pass@k needs k samples a problem."""
     with pytest.raises(ConfigError, match=r"must lie in 1\.\.2"):
         evaluate(
-            scripted(tokenizer, []), scorer, student[1], SOURCE, tokenizer, jax.random.key(0),
+            scripted(tokenizer, []), scorer, SOURCE, tokenizer, jax.random.key(0),
             samples=2, k=(4,), batch_size=4, **SETTINGS,
         )  # fmt: skip
 

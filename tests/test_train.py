@@ -21,7 +21,6 @@ from kdjax.checkpoint import open_checkpoints
 from kdjax.config import Config, Curriculum, Data, Evaluation
 from kdjax.objective import negative_log_likelihood
 from kdjax.optimizer import gate_state, make_optimizer
-from kdjax.sharding import replicated
 from kdjax.step import init_state, make_step
 
 CELLS = [
@@ -377,19 +376,17 @@ def test_one_compile_a_length(tiny):
     )
     parts = parts_module.build(config)
     traces = []
-    step = make_step(parts.student, parts.teacher, parts.optimizer)
+    programs = parts.programs
+    step = make_step(programs.student, programs.teacher, programs.optimizer)
 
     def counted(*args):
         traces.append(1)
         return step(*args)
 
-    parts = parts._replace(step=jax.jit(counted))
+    parts = parts._replace(programs=programs._replace(step=jax.jit(counted)))
     folder = Path(config.run)
     report.open_run_folder(folder)
     checkpoints = open_checkpoints(folder / "checkpoints")
-    state = jax.device_put(
-        init_state(parts.initial_params, parts.optimizer), replicated(parts.mesh)
-    )
-    train_module._loop(parts, state, 0.0, folder, checkpoints)
+    train_module._loop(parts, parts_module.fresh_state(parts), 0.0, folder, checkpoints)
     checkpoints.close()
     assert len(traces) == 2

@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,8 @@ from kdjax.models.config import (
     read_config,
     to_fields,
 )
+from kdjax.models.decoder import abstract_params, build, narrow
 from kdjax.models.weights import identity, write_folder
-from kdjax.sharding import replicated
 
 EMBEDDED = Path(__file__).parent.parent / "tasks" / "assets"
 EMBEDDED_PREFIX = "kdjax:"
@@ -49,18 +50,25 @@ def find(name: str | Path) -> Path:
     return folder
 
 
-def load(name: str | Path, mesh: Mesh | None = None, dtype=jnp.float32) -> tuple[Model, Params]:
-    """The model's pure functions, computing in `dtype`, and its parameters in float32.
+def load(
+    name: str | Path,
+    mesh: Mesh | None = None,
+    dtype=jnp.float32,
+    params_dtype=jnp.float32,
+    **how: Any,
+) -> tuple[Model, Params]:
+    """The model's pure functions, computing in `dtype`, and its parameters in `params_dtype`.
 
-    With a mesh the parameters are replicated over it. Errors: DataError naming what is wrong in the
-    folder.
+    With a mesh the parameters are dealt over it. `how` goes to `build`. Errors: DataError naming
+    what is wrong in the folder.
     """
     folder = find(name)
     config = read_config(folder)
-    params = weights.read_params(folder, config)
-    return decoder.build(config, dtype), params if mesh is None else jax.device_put(
-        params, replicated(mesh)
-    )
+    params = jax.tree.map(lambda w: w.astype(params_dtype), weights.read_params(folder, config))
+    if mesh is not None:
+        shapes = abstract_params(config, params_dtype, mesh)
+        params = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, shapes))
+    return build(config, dtype, mesh=mesh, **how), params
 
 
 def create(
@@ -80,10 +88,13 @@ def create(
 __all__ = [
     "DecoderConfig",
     "RopeScaling",
+    "abstract_params",
+    "build",
     "create",
     "find",
     "identity",
     "load",
+    "narrow",
     "parameter_count",
     "read_config",
     "write_folder",

@@ -25,7 +25,18 @@ from kdjax.models.experts import Experts
 from kdjax.models.linear import Linear, LoRA
 from kdjax.models.rope import rotate
 from kdjax.numerics import LMHead
-from kdjax.sharding import BATCH, EMBED, HEADS, KV_HEADS, MLP, VOCAB, constrain, gathered, shardings
+from kdjax.sharding import (
+    BATCH,
+    EMBED,
+    HEADS,
+    KV_HEADS,
+    MLP,
+    VOCAB,
+    constrain,
+    gathered,
+    lookup,
+    shardings,
+)
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> (attended [B,T,H,D], what is kept of k and v)."""
@@ -164,6 +175,14 @@ def abstract_params(
     )
 
 
+def narrow(params: Params, dtype) -> Params:
+    """The parameters that are read in the compute dtype, kernels and tables, in that dtype; norms
+    stay. The model's results are the same."""
+    return jax.tree.map(
+        lambda w, axes: w.astype(dtype) if EMBED in axes else w, params, logical_axes(params)
+    )
+
+
 @functools.lru_cache(maxsize=64)  # one Model a config, so that programs compiled for it are reused
 def build(
     config: DecoderConfig,
@@ -191,8 +210,8 @@ def build(
         return nnx.merge(layer_def, nnx.State(whole))(x, positions_bt, attend)
 
     def embed(params: Params, tokens):
-        table = gathered(mesh, params["embed"], dtype, (VOCAB, EMBED))
-        return constrain(mesh, table[tokens], BATCH, None, None)
+        rows = lookup(mesh, params["embed"], tokens, dtype)
+        return constrain(mesh, rows, BATCH, None, None)
 
     def final_norm(params: Params, x):
         wide = x.astype(jnp.float32)

@@ -1,0 +1,136 @@
+"""What a compiled program sends between devices, read from its HLO text."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+_INSTRUCTION = re.compile(
+    r"^\s*(?:ROOT )?%?[\w.\-]+ = (?P<type>.*?) (?P<op>[a-z][\w\-]*)\((?P<rest>.*)$"
+)
+_SHAPE = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'known_trip_count\\?":\{\\?"n\\?":\\?"(\d+)')
+
+
+class Collective(NamedTuple):
+    """One collective instruction: result shape, payload bytes of one run on one device (the result
+    of a gather, the operand of a scatter), devices in a group, and how often a program runs it."""
+
+    kind: str
+    shape: tuple[int, ...]
+    payload_bytes: int
+    group: int
+    times: float
+
+    @property
+    def total_bytes(self) -> float:
+        return self.payload_bytes * self.times
+
+
+def collectives(text: str, unknown_trips: float = 1.0) -> list[Collective]:
+    """The collectives of a compiled program (`compiled.as_text()`), loops counted.
+
+    A loop whose number of turns the compiler does not know counts as `unknown_trips` turns.
+    Groups of one device send nothing and are left out.
+    """
+    computations, entry = _computations(text)
+    found: list[Collective] = []
+
+    def visit(name: str, factor: float) -> None:
+        for line in computations.get(name, []):
+            parsed = _INSTRUCTION.match(line)
+            if parsed is None:
+                continue
+            op = parsed["op"].removesuffix("-start")
+            if op in KINDS:
+                found.extend(_collective(op, parsed["type"], line, factor))
+            turns = 1.0
+            if op == "while":
+                turns = _turns(line, computations, unknown_trips)
+            for called in _CALLED.findall(line):
+                visit(called, factor * turns)
+            for branches in _BRANCHES.findall(line):
+                for called in branches.split(","):
+                    visit(called.strip().removeprefix("%"), factor)
+
+    visit(entry, 1.0)
+    return found
+
+
+def widest_rows(text: str, columns: int) -> int:
+    """The most rows of any array whose last axis has this many columns, 0 if there is none.
+
+    >>> widest_rows("%a = f32[4,8,100]{2,1,0} add(...)", 100)
+    32
+    """
+    most = 0
+    for _, dims in _SHAPE.findall(text):
+        shape = [int(d) for d in dims.split(",") if d]
+        if len(shape) > 1 and shape[-1] == columns:
+            most = max(most, math.prod(shape[:-1]))
+    return most
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    computations: dict[str, list[str]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        opened = _COMPUTATION.match(line)
+        if opened and " = " not in line.split("(", 1)[0]:
+            current = computations.setdefault(opened[2], [])
+            entry = opened[2] if opened[1] else entry
+        elif line.startswith("}"):
+            current = None
+        elif current is not None:
+            current.append(line)
+    return computations, entry
+
+
+def _turns(line: str, computations: dict[str, list[str]], unknown: float) -> float:
+    """Turns of a while: what the compiler says, or the constant that its condition compares to."""
+    known = _TRIPS.search(line)
+    if known:
+        return float(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    body = "\n".join(computations.get(condition[1], [])) if condition else ""
+    constants = re.findall(r"s32\[\][^=]*constant\((\d+)\)", body)
+    return float(constants[0]) if len(constants) == 1 else unknown
+
+
+def _collective(kind: str, result: str, line: str, times: float) -> list[Collective]:
+    group = _group(line)
+    if group == 1:
+        return []
+    shapes = [
+        (tuple(int(d) for d in dims.split(",") if d), _width(dtype))
+        for dtype, dims in _SHAPE.findall(result)
+    ]
+    if f"{kind}-start(" in line and len(shapes) > 1:  # (operands, results): the results only
+        shapes = shapes[len(shapes) // 2 :][: len(shapes) // 2 or 1]
+    factor = group if kind == "reduce-scatter" else 1
+    return [
+        Collective(kind, shape, int(math.prod(shape) * width * factor), group, times)
+        for shape, width in shapes
+    ]
+
+
+def _width(dtype: str) -> float:
+    if dtype == "pred":
+        return 1
+    bits = re.search(r"\d+", dtype)
+    return int(bits[0]) / 8 if bits else 1
+
+
+def _group(line: str) -> int:
+    """Devices in a group of a collective; 2 where it is written in a way not known here."""
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
+    if listed:
+        return listed[1].count(",") + 1
+    counted = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line)
+    return int(counted[2]) if counted else 2

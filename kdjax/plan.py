@@ -1,0 +1,359 @@
+"""`kdjax plan`: will it fit, and how fast could it be? The real programs, compiled ahead of time.
+
+Nothing is run and no weight is read: the step and the rollout of a config are compiled for devices
+that need not be here, and asked what they hold and send.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from kdjax import flops, hlo, models, topology
+from kdjax.base import Batch, ConfigError, Model, Rollout
+from kdjax.config import Config
+from kdjax.models import DecoderConfig
+from kdjax.models.known import KNOWN
+from kdjax.programs import Programs, Shapes, choose_mesh, compose, head_chunk, sampling, to_sampler
+from kdjax.sharding import (
+    BATCH,
+    KV_HEADS,
+    batch_spec,
+    data_size,
+    replicated,
+    rollout_mesh,
+    spec,
+)
+from kdjax.tokenizer import load_tokenizer
+
+GIB = 2**30
+
+
+class Phase(NamedTuple):
+    """One program on one device: what it holds beyond the training state and the teacher, its
+    FLOPs, the bytes it sends by kind, and seconds that it can't fall below (the larger of
+    arithmetic and memory traffic, None for a chip without published figures)."""
+
+    extra_gib: dict[str, float]
+    flops: float
+    sent_gib: dict[str, float]
+    floor_seconds: float | None
+    compile_seconds: float
+
+
+class Plan(NamedTuple):
+    """A config on a target, per device; held_gib lies there in every phase."""
+
+    target: str
+    kind: str
+    mesh: dict[str, int]
+    memory_gib: float | None
+    held_gib: dict[str, float]
+    phases: dict[str, Phase]
+    head_chunk: int
+    advice: list[str]
+    step_text: str
+
+    def total_gib(self, phase: str) -> float:
+        """Everything that a phase has in a device's memory."""
+        return sum(self.held_gib.values()) + sum(self.phases[phase].extra_gib.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether every phase fits; True where the memory is not known."""
+        return self.memory_gib is None or all(
+            self.total_gib(phase) <= self.memory_gib for phase in self.phases
+        )
+
+
+def plan(config: Config, target: str) -> Plan:
+    """Compile a config's step and rollout for a target.
+
+    Errors: ConfigError where the compiler is missing, a layout can't be, or a model's shapes are
+    not known.
+    """
+    shapes = shapes_of(config)
+    devices = topology.devices(target)
+    mesh = choose_mesh(config, devices, shapes.student, shapes.teacher)
+    programs = compose(config, mesh, shapes)
+    held = {
+        "student": device_gib(programs.state.params),
+        "optimizer": device_gib(programs.state.opt_state),
+        "teacher": device_gib(programs.teacher_params),
+    }
+    with topology.uncached():
+        step, step_text = _step_phase(config, programs, shapes)
+        phases = {"step": step}
+        if config.prefix != "dataset":
+            phases["rollout"] = _rollout_phase(config, programs, shapes)
+    memory = topology.memory_bytes(devices[0])
+    made = Plan(
+        target,
+        devices[0].device_kind,
+        {name: size for name, size in mesh.shape.items()},
+        memory and memory / GIB,
+        held,
+        phases,
+        head_chunk(config, mesh, shapes.vocabulary),
+        [],
+        step_text,
+    )
+    return made._replace(advice=list(_advice(config, made)))
+
+
+def shapes_of(config: Config) -> Shapes:
+    """A config's shapes: of local folders, or of released checkpoints by their hub names."""
+    known, folder = KNOWN.get(config.student), None
+    if known is None:
+        folder = models.find(config.student)
+        tokenizer = load_tokenizer(folder)
+        student, size, stops = models.read_config(folder), tokenizer.size, tokenizer.stop_ids
+    else:
+        student, size, stops = known.config, known.tokens, known.stop_ids
+    teacher = None
+    if config.teacher is not None:
+        teacher = (
+            KNOWN[config.teacher].config
+            if config.teacher in KNOWN
+            else models.read_config(models.find(config.teacher))
+        )
+    return Shapes(student, teacher, size, stops)
+
+
+def device_gib(tree: Any) -> float:
+    """GiB of one device's shards of a tree of arrays or of shapes with shardings."""
+    total = 0.0
+    for leaf in jax.tree.leaves(tree):
+        total += np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return float(total) / GIB
+
+
+def to_json(made: Plan) -> dict[str, Any]:
+    """A plan as JSON values, without the program's text."""
+    fields = made._replace(step_text="")._asdict()
+    fields["phases"] = {name: phase._asdict() for name, phase in made.phases.items()}
+    fields["total_gib"] = {name: made.total_gib(name) for name in made.phases}
+    return {name: value for name, value in fields.items() if name != "step_text"}
+
+
+def show(made: Plan) -> None:
+    """Print a plan: a column a phase, GiB of one device."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shape = " x ".join(f"{name} {size}" for name, size in made.mesh.items())
+    memory = "not known" if made.memory_gib is None else f"{made.memory_gib:.2f} GiB"
+    table = Table(title=f"{made.target}: {made.kind}, {shape}; memory of a device {memory}")
+    table.add_column("a device")
+    for name in made.phases:
+        table.add_column(name, justify="right")
+    for name, gib in made.held_gib.items():
+        table.add_row(f"{name} GiB", *(f"{gib:.2f}" for _ in made.phases))
+    extras = dict.fromkeys(n for phase in made.phases.values() for n in phase.extra_gib)
+    for name in extras:
+        values = [phase.extra_gib.get(name) for phase in made.phases.values()]
+        table.add_row(f"{name} GiB", *("" if v is None else f"{v:.2f}" for v in values))
+    totals = [made.total_gib(name) for name in made.phases]
+    over = [made.memory_gib is not None and total > made.memory_gib for total in totals]
+    table.add_row(
+        "total GiB",
+        *(f"{t:.2f}{' DOES NOT FIT' if o else ''}" for t, o in zip(totals, over, strict=True)),
+        end_section=True,
+    )
+    phases = made.phases.values()
+    table.add_row("TFLOP", *(f"{phase.flops / 1e12:.1f}" for phase in phases))
+    for kind in dict.fromkeys(k for phase in phases for k in phase.sent_gib):
+        table.add_row(f"{kind} GiB", *(f"{p.sent_gib.get(kind, 0.0):.2f}" for p in phases))
+    floors = [phase.floor_seconds for phase in phases]
+    table.add_row("floor, s", *("" if f is None else f"{f:.2f}" for f in floors))
+    table.add_row("compiled in, s", *(f"{phase.compile_seconds:.0f}" for phase in phases))
+    console = Console()
+    console.width = max(console.width, 100)
+    console.print(table)
+    print(
+        "Rows at their full length. Floor: arithmetic at the published bfloat16 rate (rollout: or"
+        " weights and KV cache read at the published bandwidth); a real step takes longer."
+    )
+    for line in made.advice:
+        print(f"to make it fit: {line}")
+
+
+def _step_phase(config: Config, programs: Programs, shapes: Shapes) -> tuple[Phase, str]:
+    prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
+    rows, length = config.batch_size, prompt + response
+    mesh, began = programs.mesh, time.perf_counter()
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_spec(mesh))
+
+    rollout = Rollout(
+        array(jnp.int32, rows, length),
+        array(jnp.int32, rows),
+        array(jnp.int32, rows),
+        array(jnp.float32, rows, response),
+        array(jnp.bool_, rows),
+    )
+    entropy = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
+    compiled = _compiled(
+        programs.step.lower(programs.state, programs.teacher_params, rollout, entropy)
+    )
+    activations = _activation_gib(programs, rows // config.micro_batches, length)
+    temporaries = compiled.memory_analysis().temp_size_in_bytes / GIB
+    total = flops.training(shapes.student, shapes.teacher, rows * prompt, rows * response, length)
+    chunks = rows * response / data_size(mesh) / head_chunk(config, mesh, shapes.vocabulary)
+    text = compiled.as_text()
+    chip = topology.chip(mesh.devices.flat[0])
+    return Phase(
+        {
+            "activations": min(activations, temporaries),
+            "temporaries": max(temporaries - activations, 0.0),
+        },
+        total / mesh.size,
+        _sent(text, chunks / config.micro_batches),
+        chip and total / mesh.size / (chip.tflops * 1e12),
+        time.perf_counter() - began,
+    ), text
+
+
+def _activation_gib(programs: Programs, rows: int, length: int) -> float:
+    """What the student's layers keep for the backward pass, on a device: residuals with the rows
+    of a micro-batch in them, dealt like the rows."""
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), programs.state.params
+    )
+    kept = jax.eval_shape(
+        lambda params, tokens: jax.vjp(lambda p: programs.student.hidden(p, tokens), params)[1],
+        shapes,
+        tokens,
+    )
+    total = sum(
+        np.prod(leaf.shape, dtype=float) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(kept)
+        if (rows, length) in zip(leaf.shape, leaf.shape[1:], strict=False)
+    )
+    return total / data_size(programs.mesh) / GIB
+
+
+def _rollout_phase(config: Config, programs: Programs, shapes: Shapes) -> Phase:
+    """The sampler of the prefix source: the student's batch, or a batch of teacher trajectories."""
+    model, model_shapes, rows = _sampled(config, programs, shapes)
+    prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
+    mesh, began = rollout_mesh(programs.mesh), time.perf_counter()
+    source = programs.state.params if config.prefix == "student" else programs.teacher_params
+    convert = to_sampler(model_shapes, jnp.dtype(config.dtype), programs.mesh)
+    converted = _compiled(convert.lower(source))
+    params = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        jax.eval_shape(convert, source),
+        converted.output_shardings,
+    )
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_spec(mesh))
+
+    batch = Batch(
+        array(jnp.int32, rows, prompt),
+        array(jnp.int32, rows),
+        array(jnp.int32, rows, 1),
+        array(jnp.int32, rows),
+        array(jnp.bool_, rows),
+        array(jnp.int32, rows),
+    )
+    draw = sampling(model, shapes.stop_ids, shapes.vocabulary, config.temperature)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+    compiled = _compiled(draw.lower(params, batch, key, max_new_tokens=response))
+    cache = _cache_gib(model, rows, prompt + response, mesh)
+    memory = compiled.memory_analysis()
+    sent: dict[str, float] = defaultdict(float)
+    for text, trips in ((converted.as_text(), 1), (compiled.as_text(), response / 16)):
+        for kind, gib in _sent(text, trips).items():
+            sent[kind] += gib
+    weights = device_gib(params)
+    total = flops.sampling(model_shapes, rows * prompt, rows * response, prompt + response)
+    chip = topology.chip(programs.mesh.devices.flat[0])
+    moved = response * (weights + cache / 2) * GIB  # each token reads all weights and half a cache
+    floor = chip and max(total / mesh.size / (chip.tflops * 1e12), moved / (chip.memory_gbps * 1e9))
+    temporaries = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / GIB
+    return Phase(
+        {
+            "sampler's weights": weights,
+            "KV cache": cache,
+            "temporaries": max(temporaries - cache, 0.0),
+        },
+        total / mesh.size,
+        dict(sent),
+        floor,
+        time.perf_counter() - began,
+    )
+
+
+def _sampled(
+    config: Config, programs: Programs, shapes: Shapes
+) -> tuple[Model, DecoderConfig, int]:
+    if config.prefix == "student":
+        return programs.student_sampler, shapes.student, config.batch_size
+    assert programs.teacher_sampler is not None
+    assert shapes.teacher is not None
+    dealt = data_size(programs.mesh)
+    rows = -(-config.evaluation.batch_size // dealt) * dealt
+    return programs.teacher_sampler, shapes.teacher, rows
+
+
+def _cache_gib(model: Model, rows: int, slots: int, mesh) -> float:
+    config = model.config
+    shape = (rows, config.num_key_value_heads, slots, config.head_dim)
+    cache = jax.eval_shape(lambda: model.init_cache(rows, slots))
+    place = NamedSharding(mesh, spec(mesh, shape, (BATCH, KV_HEADS, None, None)))
+    return device_gib(
+        jax.tree.map(lambda c: jax.ShapeDtypeStruct(c.shape, c.dtype, sharding=place), cache)
+    )
+
+
+def _compiled(lowered) -> Any:
+    try:
+        return lowered.compile()
+    except Exception as error:
+        first = str(error).splitlines()[0][:300]
+        raise ConfigError(f"the compiler refuses this program: {first}") from error
+
+
+def _sent(text: str, unknown_trips: float) -> dict[str, float]:
+    sent: dict[str, float] = defaultdict(float)
+    for collective in hlo.collectives(text, max(1.0, unknown_trips)):
+        sent[collective.kind] += collective.total_bytes / GIB
+    return dict(sent)
+
+
+def _advice(config: Config, made: Plan) -> Iterator[str]:
+    """What to change, most useful first, where a phase does not fit."""
+    if made.fits:
+        return
+    devices = made.mesh["data"] * made.mesh["fsdp"] * made.mesh["tensor"]
+    held = sum(made.held_gib.values())
+    over = {p: made.total_gib(p) - (made.memory_gib or 0) for p in made.phases}
+    if held > 0.5 * (made.memory_gib or 0) and made.mesh["fsdp"] < devices:
+        yield f"--layout.fsdp {devices}: deal the {held:.1f} GiB of states over all devices"
+    if over["step"] > 0:
+        extra = made.phases["step"].extra_gib
+        if config.remat != "full":
+            yield f"--remat full: {extra['activations']:.1f} GiB are kept for the backward pass"
+        if config.batch_size // config.micro_batches > devices // made.mesh["tensor"]:
+            yield f"--micro_batches {config.micro_batches * 2}: half the rows at a time"
+        if extra["temporaries"] > 2:
+            yield "--head_memory_mib: a smaller chunk of the loss head"
+    if over.get("rollout", 0) > 0:
+        cache = made.phases["rollout"].extra_gib["KV cache"]
+        yield f"--layout.tensor 2: deal heads and the KV cache ({cache:.1f} GiB) over more devices"
+        rows = "batch_size" if config.prefix == "student" else "evaluation.batch_size"
+        yield f"--{rows}: fewer rows decoded at once, or shorter --curriculum.lengths"
+    if held > 0.8 * (made.memory_gib or 0) and made.mesh["fsdp"] == devices:
+        yield "more devices, or smaller models: the states alone fill them"

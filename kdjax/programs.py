@@ -1,0 +1,177 @@
+"""A config's programs, from shapes alone: models on a mesh, the sampler, the training step.
+
+What trains, what is planned ahead of time and what is measured are these same functions.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from kdjax import models, topology
+from kdjax.base import ConfigError, Model, Params
+from kdjax.config import Config, as_dict
+from kdjax.head import chunk_tokens
+from kdjax.models import DecoderConfig
+from kdjax.optimizer import make_optimizer
+from kdjax.sampler import generate
+from kdjax.sharding import data_size, make_mesh, rollout_mesh
+from kdjax.step import abstract_state, make_step
+
+ADAM_BYTES = 16  # float32 parameter, gradient and two moments
+SHARE_OF_MEMORY = 0.4  # of a device, that states may fill before they are dealt over fsdp
+
+
+class Shapes(NamedTuple):
+    """What a config's programs depend on besides the config: no weight and no file is read."""
+
+    student: DecoderConfig
+    teacher: DecoderConfig | None
+    vocabulary: int
+    stop_ids: tuple[int, ...]
+
+
+class Programs(NamedTuple):
+    """Jitted functions of a config on a mesh, and the shapes (with shardings) that they take.
+
+    - step(state, teacher_params, rollout, heldout_entropy_nats) -> (state, metrics).
+    - to_sampler(student parameters) -> parameters as the sampler reads them: narrowed to the
+      compute dtype, and whole on each device but for the tensor axis.
+    - student_sampler, teacher_sampler: models that read those.
+    """
+
+    mesh: Mesh
+    student: Model
+    teacher: Model | None
+    student_sampler: Model
+    teacher_sampler: Model | None
+    optimizer: Any
+    state: Any
+    teacher_params: Params | None
+    step: Any
+    to_sampler: Any
+
+
+def compose(config: Config, mesh: Mesh, shapes: Shapes) -> Programs:
+    """The programs of a config. Errors: ConfigError for what can't be dealt over the mesh."""
+    check_layout(config, mesh, shapes)
+    dtype = jnp.dtype(config.dtype)
+    impl = "xla" if config.attention == "auto" else config.attention  # TODO merge
+    build = functools.partial(models.build, dtype=dtype, impl=impl)
+    sampler = functools.partial(build, mesh=rollout_mesh(mesh))
+    student = build(shapes.student, remat=config.remat, mesh=mesh)
+    teacher = None if shapes.teacher is None else build(shapes.teacher, mesh=mesh)
+    optimizer = make_optimizer(
+        steps=config.steps,
+        lengths=config.curriculum.lengths,
+        entropy_threshold_nats=config.curriculum.entropy_threshold_nats,
+        **as_dict(config.optimizer),
+    )
+    state = abstract_state(
+        models.abstract_params(shapes.student, jnp.float32, mesh), optimizer, mesh
+    )
+    step = make_step(
+        student,
+        teacher,
+        optimizer,
+        token_loss=config.token_loss,
+        objective=config.objective,
+        reduction=config.reduction,
+        micro_batches=config.micro_batches,
+        chunk=head_chunk(config, mesh, shapes.vocabulary),
+        vocabulary=shapes.vocabulary,
+        mesh=mesh,
+    )
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return Programs(
+        mesh,
+        student,
+        teacher,
+        sampler(shapes.student),
+        None if shapes.teacher is None else sampler(shapes.teacher),
+        optimizer,
+        state,
+        None if shapes.teacher is None else models.abstract_params(shapes.teacher, dtype, mesh),
+        jax.jit(step, donate_argnums=0, out_shardings=(placed, None)),
+        to_sampler(shapes.student, dtype, mesh),
+    )
+
+
+def to_sampler(config: DecoderConfig, dtype, mesh: Mesh) -> Any:
+    """How a model's parameters on `mesh` become those that its sampler reads."""
+    target = models.abstract_params(config, jnp.float32, rollout_mesh(mesh))
+    places = jax.tree.map(lambda leaf: leaf.sharding, target)
+    return jax.jit(functools.partial(models.narrow, dtype=dtype), out_shardings=places)
+
+
+@functools.lru_cache(maxsize=8)  # programs compiled for one cell serve the next
+def sampling(model: Model, stop_ids: tuple[int, ...], vocabulary: int, temperature: float):
+    """The sampler of a model, jitted: (params, batch, key, max_new_tokens) -> Samples."""
+    draw = functools.partial(
+        generate, model, stop_ids=stop_ids, temperature=temperature, vocabulary=vocabulary
+    )
+    return jax.jit(draw, static_argnames="max_new_tokens")
+
+
+def choose_mesh(
+    config: Config, devices: Sequence[jax.Device], student: DecoderConfig, teacher=None
+) -> Mesh:
+    """The config's mesh over these devices.
+
+    fsdp, where the config leaves it open, is 1 if the training state and the teacher fill at most
+    40 % of a device, else all devices that tensor leaves.
+    """
+    fsdp, tensor = config.layout.fsdp, config.layout.tensor
+    if fsdp is None:
+        fsdp = 1
+        memory = topology.memory_bytes(devices[0])
+        if memory is not None and held_bytes(config, student, teacher) / tensor > (
+            SHARE_OF_MEMORY * memory
+        ):
+            fsdp = max(1, len(devices) // tensor)
+    return make_mesh(devices, fsdp=fsdp, tensor=tensor)
+
+
+def held_bytes(config: Config, student: DecoderConfig, teacher: DecoderConfig | None) -> float:
+    """Bytes of the training state with its gradient, and of the teacher, on all devices."""
+    width = jnp.dtype(config.dtype).itemsize
+    return ADAM_BYTES * _elements(student) + (width * _elements(teacher) if teacher else 0)
+
+
+def _elements(config: DecoderConfig) -> int:
+    shapes = models.abstract_params(config, jnp.float32)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def check_layout(config: Config, mesh: Mesh, shapes: Shapes) -> None:
+    """ConfigError where rows or heads can't be dealt over the mesh."""
+    rows = config.batch_size // config.micro_batches
+    if rows % data_size(mesh):
+        raise ConfigError(
+            f"batch_size / micro_batches is {rows} rows, which can't be dealt over"
+            f" {data_size(mesh)} devices; make it a multiple of {data_size(mesh)}"
+        )
+    for name, model in (("student", shapes.student), ("teacher", shapes.teacher)):
+        if model is None:
+            continue
+        if model.num_key_value_heads % config.layout.tensor:
+            raise ConfigError(
+                f"layout.tensor {config.layout.tensor} does not divide the {name}'s"
+                f" {model.num_key_value_heads} key/value heads; choose a divisor"
+            )
+
+
+def head_chunk(config: Config, mesh: Mesh, vocabulary: int) -> int:
+    """Tokens a chunk of the loss head: what fits head_memory_mib of each device, if it is given;
+    else 8 % of the device's memory (128 MiB on CPU), and at most 1,024."""
+    columns = vocabulary // config.layout.tensor
+    if config.head_memory_mib is not None:
+        return chunk_tokens(config.head_memory_mib * 2**20, columns)
+    stated = topology.memory_bytes(mesh.devices.flat[0])
+    return min(1024, chunk_tokens(0.08 * stated if stated else 128 * 2**20, columns))
