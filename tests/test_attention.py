@@ -177,7 +177,10 @@ def test_chunked_holds_a_chunk_of_scores():
     assert temporaries("chunked", 8192) < 2.2 * ours
 
 
-MESHES = [(1, 1), (2, 1), (2, 2), (1, 4)]
+MESHES = {"data": (1, 1), "fsdp": (2, 1), "all": (2, 2), "tensor": (1, 4)}
+CASES = [("chunked", mesh, heads) for mesh in MESHES for heads in ((8, 4), (8, 2), (3, 1))] + [
+    ("splash", mesh, heads) for mesh, heads in (("all", (4, 2)), ("tensor", (8, 2)))
+]
 
 
 def dealt(mesh, q, k, v, segments):
@@ -189,14 +192,14 @@ def dealt(mesh, q, k, v, segments):
     ]
 
 
-@pytest.mark.parametrize(("fsdp", "tensor"), MESHES)
-@pytest.mark.parametrize(("impl", "length"), [("chunked", 40), ("splash", 128)])
-@pytest.mark.parametrize("heads", [(8, 4), (8, 2), (3, 1)], ids=str)
+@pytest.mark.parametrize(("impl", "mesh", "heads"), CASES, ids=str)
 @pytest.mark.usefixtures("small_chunks")
-def test_a_mesh_changes_nothing(fsdp, tensor, impl, length, heads):
+def test_a_mesh_changes_nothing(impl, mesh, heads):
     """Values and gradients on 8 devices are those on one, where key heads are fewer than devices
     too (and where heads can't be dealt at all); where they can, nothing is gathered."""
+    fsdp, tensor = MESHES[mesh]
     mesh = make_mesh(8, fsdp=fsdp, tensor=tensor)
+    length = 128 if impl == "splash" else 40
     q, k, v = random_qkv(length, heads, head_dim=8, batch=8)
     segments = random_segments(length, batch=8)
 
@@ -219,7 +222,12 @@ def test_a_mesh_changes_nothing(fsdp, tensor, impl, length, heads):
 def test_one_trace_a_shape():
     """Other values of the same shapes are the same program."""
     q, k, v = random_qkv(20)
-    run = jax.jit(chex.assert_max_traces(functools.partial(attention, impl="auto"), n=1))
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def run(q, k, v):
+        return attention(q, k, v, impl="auto")
+
     for scale in (1.0, 2.0):
         run(scale * q, k, v)
 
