@@ -37,8 +37,12 @@ def instructions(layers: int, remat: str) -> int:
 
 @pytest.mark.parametrize("remat", REMAT)
 def test_programs_do_not_grow_with_depth(remat):
-    """28 layers make a program of at most 1.3 times the instructions of 4, backward pass too."""
-    few, many = (instructions(layers, remat) for layers in (4, 28))
+    """28 layers make a program of at most 1.3 times the instructions of 8, backward pass too.
+
+    Not of 4: without remat those are one round, whose loop XLA takes away (28 then make 1.57 times
+    as many instructions).
+    """
+    few, many = (instructions(layers, remat) for layers in (8, 28))
     assert 0.5 * few < many < 1.3 * few
 
 
