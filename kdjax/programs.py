@@ -62,8 +62,7 @@ def compose(config: Config, mesh: Mesh, shapes: Shapes) -> Programs:
     """The programs of a config. Errors: ConfigError for what can't be dealt over the mesh."""
     check_layout(config, mesh, shapes)
     dtype = jnp.dtype(config.dtype)
-    impl = "xla" if config.attention == "auto" else config.attention  # TODO merge
-    build = functools.partial(models.build, dtype=dtype, impl=impl)
+    build = functools.partial(models.build, dtype=dtype, impl=config.attention)
     sampler = functools.partial(build, mesh=rollout_mesh(mesh))
     student = build(shapes.student, remat=config.remat, mesh=mesh)
     teacher = None if shapes.teacher is None else build(shapes.teacher, mesh=mesh)

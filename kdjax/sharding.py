@@ -73,7 +73,12 @@ def rollout_mesh(mesh: Mesh) -> Mesh:
 
 def data_size(mesh: Mesh) -> int:
     """Over how many devices a batch's rows are dealt."""
-    return math.prod(mesh.shape.get(axis, 1) for axis in RULES[BATCH])
+    return pieces(mesh, BATCH)
+
+
+def pieces(mesh: Mesh | None, axis: str) -> int:
+    """Into how many pieces the rules deal a logical axis, where its size allows it."""
+    return 1 if mesh is None else math.prod(mesh.shape.get(name, 1) for name in RULES[axis])
 
 
 def spec(mesh: Mesh, shape: Sequence[int], axes: Sequence[str | None]) -> PartitionSpec:
@@ -163,11 +168,13 @@ def map_dealt(
     out_axes: Sequence[str | None],
     *args: jax.Array,
     summed: str | None = None,
+    check_vma: bool = True,
 ) -> jax.Array:
     """function(*args) on each device's pieces, dealt by logical axes; the result is added up over
     the mesh axis of `summed`, if it is given and dealt.
 
-    For what automatic sharding would gather: sorts, and kernels that XLA can't take apart.
+    For what automatic sharding would gather: sorts, and kernels that XLA can't take apart. Those
+    need check_vma=False: they don't say over which mesh axes their results vary (`jax.shard_map`).
     """
     if mesh is None or mesh.size == 1:
         return function(*args)
@@ -181,7 +188,11 @@ def map_dealt(
         return jax.lax.psum(made, tuple(over)) if over else made
 
     return jax.shard_map(
-        local, mesh=mesh, in_specs=in_specs, out_specs=spec(mesh, result.shape, out_axes)
+        local,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=spec(mesh, result.shape, out_axes),
+        check_vma=check_vma,
     )(*args)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from kdjax import data, flops, report
 from kdjax.base import ConfigError, DataError, DivergedError, Rollout, TrainState
+from kdjax.buckets import trim
 from kdjax.checkpoint import Checkpoints, open_checkpoints
 from kdjax.config import WHERE_IT_RUNS, Config, as_dict, differences, validate
 from kdjax.evaluate import EvalReport, mean_entropy, to_json
@@ -125,7 +126,7 @@ def _rollout(parts: Parts, state: TrainState, number: int) -> Rollout:
         data.require_solutions(parts.source, indices)
     batch = shard_batch(encode(parts.source, parts.tokenizer, indices, config, length), parts.mesh)
     rollout = parts.prefix(batch, state.params, run_key(config, ROLLOUT, number), length)
-    return shard_batch(rollout, parts.mesh)
+    return shard_batch(trim(rollout), parts.mesh)
 
 
 def _measure_entropy(parts: Parts, state: TrainState, number: int) -> float:

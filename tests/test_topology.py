@@ -6,13 +6,17 @@ import importlib.util
 import os
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from kdjax import topology
 from kdjax.base import ConfigError
 from kdjax.bench.head import HeadBench, bench_head
+from kdjax.models.attention import attention
+from kdjax.sharding import make_mesh, replicated
 
 HERE = {"h100": "jax_plugins.xla_cuda13", "v5e:2x2": "libtpu"}
+TPUS = ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"]
 REASON = "its compiler is not installed: launch/aot.sh installs it and runs this"
 
 
@@ -21,7 +25,7 @@ def installed(target: str) -> bool:
     if os.environ.get("KDJAX_AOT") == "true":
         return True
     try:
-        return importlib.util.find_spec(HERE[target]) is not None
+        return importlib.util.find_spec(HERE.get(target, "libtpu")) is not None
     except ModuleNotFoundError:
         return False
 
@@ -74,3 +78,51 @@ def test_memory_grows_by_the_gradient_of_hidden_states_alone(target):
     )
     hidden = 16_384 * 1024 * 2 / 2**30
     assert large - small < 3 * hidden + 0.01
+
+
+def attention_gib(target: str, impl: str, window: int | None, length: int = 4096) -> float:
+    """GiB of temporaries of attention and its gradients: 2 rows, 16/8 heads of 128, bfloat16."""
+    mesh = make_mesh(topology.devices(target)[:1])
+    shapes = [
+        jax.ShapeDtypeStruct((2, length, heads, 128), jnp.bfloat16, sharding=replicated(mesh))
+        for heads in (16, 8, 8)
+    ]
+
+    def loss(q, k, v):
+        return attention(q, k, v, impl=impl, window=window, mesh=mesh).astype(jnp.float32).sum()
+
+    with topology.uncached():
+        program = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*shapes).compile()
+    return program.memory_analysis().temp_size_in_bytes / 2**30
+
+
+@pytest.mark.parametrize("window", [None, 1024])
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param(t, marks=pytest.mark.skipif(not installed(t), reason=f"{t}: {REASON}"))
+        for t in TPUS
+    ],
+)
+def test_auto_is_splash_on_a_tpu_and_fits(target, window):
+    """The kernel and its gradients compile, in no more than the recomputed chunks would hold."""
+    assert attention_gib(target, "auto", window) < 0.40
+
+
+@compiled_for
+def test_chunked_attention_fits(target):
+    """What runs anywhere compiles there, and holds a chunk of scores, not all (4 GiB)."""
+    assert attention_gib(target, "chunked", None) < 1.0
+
+
+@pytest.mark.skipif(not installed("h100"), reason=f"h100: {REASON}")
+def test_cudnn_has_to_be_here_to_compile_for_it(monkeypatch):
+    """jax asks this machine for cuDNN while it traces: without it, one line with the remedy."""
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    def absent():
+        raise RuntimeError("cuDNN not found.")
+
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", absent)
+    with pytest.raises(ConfigError, match=r"needs cuDNN.*not found.*take impl 'chunked'"):
+        attention_gib("h100", "auto", None)

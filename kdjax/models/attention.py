@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -10,9 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax.base import ConfigError
+from kdjax.models.kernels import KERNELS, PREFERRED, Rows, dealt_kernel
+from kdjax.progress import announce
 
 QUERY_CHUNK = 512
-"""Queries whose scores are alive at a time in `chunked`."""
+"""Queries, at most, whose scores are alive at a time in `chunked`; rows of no more take `xla`."""
 
 
 def attention(
@@ -24,20 +25,50 @@ def attention(
     impl: str = "chunked",
     window: int | None = None,
     mesh: Mesh | None = None,
+    platform: str | None = None,
 ) -> jax.Array:
     """Causal grouped-query attention: q [B, T, H, D], k and v [B, T, K, D] -> [B, T, H, D].
 
     Position t sees positions s <= t of its own segment (segment_ids [B, T], None: one segment), and
-    of the last `window` positions, its own included, if a window is given. Softmax in float32.
-    Errors: ConfigError naming an unknown impl.
+    of the last `window` positions, its own included, if a window is given. Softmax in float32 of
+    q . k / sqrt(D). impl: `xla`, `chunked`, `cudnn`, `splash`, or `auto` (what `choose` says).
+    platform: what is compiled for; that of the mesh, or of this process, if it is not given.
+    Errors: ConfigError of one line naming an unknown impl, or why a kernel can't do it.
 
     >>> x = jnp.ones((1, 4, 2, 8))
     >>> attention(x, x, x, impl="xla").shape
     (1, 4, 2, 8)
     """
-    if impl not in IMPLEMENTATIONS:
-        raise ConfigError(f"attention: unknown impl {impl!r}; there are {list(IMPLEMENTATIONS)}")
-    return IMPLEMENTATIONS[impl](q, k, v, segment_ids, window)
+    platform = platform or _platform(mesh)
+    if impl == "auto":
+        impl = choose(platform, q.shape[1], q.shape[3], q.dtype, segment_ids is not None)
+        announce(f"attention: {impl} on {platform}")
+    if impl in KERNELS:
+        return dealt_kernel(impl, q, k, v, segment_ids, window, platform, mesh)
+    if impl not in PORTABLE:
+        raise ConfigError(
+            f"attention: unknown impl {impl!r}; there are {['auto', *PORTABLE, *KERNELS]}"
+        )
+    return PORTABLE[impl](q, k, v, segment_ids, window)
+
+
+def choose(platform: str, length: int, head_dim: int, dtype, segment_ids: bool) -> str:
+    """What `auto` means for rows of `length` on a platform (cpu, gpu or cuda, tpu).
+
+    Short rows: `xla`. Long ones: the platform's own kernel where it takes them, else `chunked`.
+
+    >>> choose("tpu", 4096, 128, jnp.bfloat16, False), choose("cpu", 4096, 128, jnp.float32, False)
+    ('splash', 'chunked')
+    """
+    if length <= QUERY_CHUNK:
+        return "xla"
+    kernel = PREFERRED.get(platform)
+    rows = Rows(platform, length, head_dim, jnp.dtype(dtype), segment_ids)
+    return kernel if kernel and KERNELS[kernel].refusal(rows) is None else "chunked"
+
+
+def _platform(mesh: Mesh | None) -> str:
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def _xla(q, k, v, segment_ids, window):
@@ -48,28 +79,35 @@ def _xla(q, k, v, segment_ids, window):
 
 
 def _chunked(q, k, v, segment_ids, window):
-    """A chunk of queries at a time, recomputed in the backward pass: portable, linear memory."""
-    length = q.shape[1]
-    chunk = math.gcd(length, QUERY_CHUNK)
-    if chunk == length:
+    """A chunk of queries at a time, recomputed in the backward pass: portable, linear memory.
+
+    Chunks are equal, so queries are padded to a multiple (of a few positions), never scores.
+    """
+    b, length, heads, head_dim = q.shape
+    chunks = -(-length // QUERY_CHUNK)
+    if chunks == 1:
         return _xla(q, k, v, segment_ids, window)
+    chunk = 8 * -(-length // (8 * chunks))
+    padding = chunks * chunk - length
     keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
     slot = jnp.arange(length)
 
+    def in_chunks(x):
+        padded = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(padded.reshape(b, chunks, chunk, *x.shape[2:]), 1, 0)
+
     @jax.checkpoint
-    def one(first):
-        here = first + jnp.arange(chunk)
-        own = None
-        if segment_ids is not None:
-            own = jax.lax.dynamic_slice_in_dim(segment_ids, first, chunk, axis=1)
-        rows = jax.lax.dynamic_slice_in_dim(q, first, chunk, axis=1)
-        return grouped_attention(rows, keys, values, _seen(here, slot, own, segment_ids, window))
+    def one(piece):
+        first, queries, own = piece
+        seen = _seen(first + jnp.arange(chunk), slot, own, segment_ids, window)
+        return grouped_attention(queries, keys, values, seen)
 
-    out = jax.lax.map(one, jnp.arange(0, length, chunk))
-    return jnp.moveaxis(out, 0, 1).reshape(q.shape)
+    own = None if segment_ids is None else in_chunks(segment_ids)
+    out = jax.lax.map(one, (jnp.arange(0, chunks * chunk, chunk), in_chunks(q), own))
+    return jnp.moveaxis(out, 0, 1).reshape(b, -1, heads, head_dim)[:, :length]
 
 
-IMPLEMENTATIONS: dict[str, Callable] = {"xla": _xla, "chunked": _chunked}
+PORTABLE: dict[str, Callable] = {"xla": _xla, "chunked": _chunked}
 
 
 def _seen(query_slot, key_slot, query_segments, key_segments, window) -> jax.Array:

@@ -192,18 +192,23 @@ def build(
     remat: str = "none",
     lora: LoRA | None = None,
     mesh: Mesh | None = None,
+    platform: str | None = None,
 ) -> Model:
     """The pure functions of a decoder that computes in `dtype` (parameters may be wider).
 
-    impl: how whole sequences attend (models/attention.py). remat: what a layer keeps for its
-    backward pass (REMAT). lora: parameters hold adapters. mesh: where parameters and activations
-    are dealt, by the rules of sharding.py. Errors: ConfigError naming an unknown remat.
+    impl: how whole sequences attend, on which platform (models/attention.py). remat: what a layer
+    keeps for its backward pass (REMAT). lora: parameters hold adapters. mesh: where parameters and
+    activations are dealt, by the rules of sharding.py. Errors: ConfigError naming an unknown remat.
     """
     if remat not in REMAT:
         raise ConfigError(f"unknown remat {remat!r}; there are {list(REMAT)}")
     abstract = nnx.eval_shape(lambda: Layer(config, dtype, lora, mesh, rngs=nnx.Rngs(0)))
     layer_def, layer_state = nnx.split(abstract, nnx.Param)
     layer_axes = logical_axes({"layers": nnx.to_pure_dict(layer_state)})["layers"]
+
+    whole_attention = functools.partial(
+        attention, impl=impl, window=config.sliding_window, mesh=mesh, platform=platform
+    )
 
     def run_layer(params: Params, x, positions_bt, attend: Attend):
         whole = jax.tree.map(lambda w, axes: gathered(mesh, w, dtype, axes), params, layer_axes)
@@ -222,9 +227,7 @@ def build(
         positions = jnp.broadcast_to(jnp.arange(tokens_bs.shape[1]), tokens_bs.shape)
 
         def attend(q, k, v):
-            return attention(
-                q, k, v, segment_ids, impl=impl, window=config.sliding_window, mesh=mesh
-            ), None
+            return whole_attention(q, k, v, segment_ids), None
 
         def body(x, layer_params):
             return run_layer(layer_params, x, positions, attend)

@@ -1,0 +1,54 @@
+"""Length buckets: a batch as wide as its longest row needs, in few widths, so in few programs."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from kdjax.base import ConfigError, Rollout
+
+WHOLE = 256
+"""Rows up to this width are not cut: another program costs more than their padding."""
+
+
+def ladder(widest: int) -> tuple[int, ...]:
+    """The widths of rows that are at most `widest` wide: 256 times 1, 1.5, 2, 3, 4, 6, ...
+
+    They grow by about sqrt(2), and all but the last are multiples of 128, as kernels want them.
+
+    >>> ladder(2000)
+    (256, 384, 512, 768, 1024, 1536, 2000)
+    """
+    rungs = (WHOLE * 2**n * halves // 2 for n in itertools.count() for halves in (2, 3))
+    return (*itertools.takewhile(lambda width: width < widest, rungs), widest)
+
+
+def bucket(length: int, widest: int) -> int:
+    """The smallest width of the ladder that holds `length` tokens.
+
+    Errors: ConfigError where not even the widest does.
+
+    >>> bucket(300, 4096), bucket(10, 200)
+    (384, 200)
+    """
+    if length > widest:
+        raise ConfigError(
+            f"bucket: a row of {length} tokens is longer than the widest of {widest};"
+            " give the width of the longest prompt plus the longest response"
+        )
+    return next(width for width in ladder(widest) if width >= length)
+
+
+def trim(rollout: Rollout) -> Rollout:
+    """A rollout cut to the bucket of its longest row, its response axis to no more than that.
+
+    Only padding goes, so every loss and gradient stays as it is; the width takes at most
+    len(ladder(S)) values, and so does the number of programs. The host reads the lengths, so it
+    waits for the rollout. Errors: ConfigError where a row is longer than its tokens.
+    """
+    lengths = np.asarray(rollout.prompt_length_b) + np.asarray(rollout.response_length_b)
+    width = bucket(int(lengths.max()), rollout.tokens_bs.shape[1])
+    return rollout._replace(
+        tokens_bs=rollout.tokens_bs[:, :width], sampler_logp_bt=rollout.sampler_logp_bt[:, :width]
+    )
