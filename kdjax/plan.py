@@ -6,6 +6,7 @@ that need not be here, and asked what they hold and send.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ class Plan(NamedTuple):
     held_gib: dict[str, float]
     phases: dict[str, Phase]
     head_chunk: int
+    attention: str
     advice: list[str]
     step_text: str
 
@@ -81,6 +83,9 @@ def plan(config: Config, target: str) -> Plan:
     """
     shapes = shapes_of(config)
     devices = topology.devices(target)
+    absent_gpu = devices[0].platform == "gpu" and devices[0] not in jax.devices()
+    if config.attention == "auto" and absent_gpu:  # cuDNN compiles on the card alone
+        config = dataclasses.replace(config, attention="chunked")
     mesh = choose_mesh(config, devices, shapes.student, shapes.teacher)
     programs = compose(config, mesh, shapes)
     held = {
@@ -102,6 +107,7 @@ def plan(config: Config, target: str) -> Plan:
         held,
         phases,
         head_chunk(config, mesh, shapes.vocabulary),
+        config.attention,
         [],
         step_text,
     )
@@ -181,6 +187,7 @@ def show(made: Plan) -> None:
         "Rows at their full length. Floor: arithmetic at the published bfloat16 rate (rollout: or"
         " weights and KV cache read at the published bandwidth); a real step takes longer."
     )
+    print(f"attention {made.attention}; {made.head_chunk} tokens a chunk of the loss head")
     for line in made.advice:
         print(f"to make it fit: {line}")
 
