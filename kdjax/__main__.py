@@ -1,5 +1,5 @@
-"""The command line: `kdjax train | evaluate | study | export | bench`. Exit codes: 0 done,
-64 config, 65 data, 70 bug, 74 I/O."""
+"""The command line: `kdjax train | evaluate | study | export | export-adapter | bench`.
+Exit codes: 0 done, 64 config, 65 data, 70 bug, 74 I/O."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ kdjax: distillation of language models in JAX, where a method is two choices
                                              --teacher MODEL adds the KLs to a teacher
   kdjax study CONFIG [--folder FOLDER]       train and compare the runs of a study file
   kdjax export RUN OUT                       write a run's student as a Hugging Face folder
+  kdjax export-adapter RUN OUT               write a run's LoRA adapter as peft reads it
   kdjax bench head [--out FILE] [--field VALUE ...]
                                              errors, memory and time of the loss head here
 
@@ -65,6 +66,7 @@ def _run(command: str, args: list[str]) -> None:
         "evaluate": _evaluate,
         "study": _study,
         "export": _export,
+        "export-adapter": _export_adapter,
         "bench": _bench,
     }
     if command not in commands:
@@ -113,7 +115,7 @@ def _evaluate(args: list[str]) -> None:
 
     from kdjax.base import ConfigError
     from kdjax.command_line import override
-    from kdjax.config import Config
+    from kdjax.config import Config, Lora
     from kdjax.objective import negative_log_likelihood
 
     target, rest = _first(args, "kdjax evaluate TARGET")
@@ -135,7 +137,7 @@ def _evaluate(args: list[str]) -> None:
     from kdjax.page import Row
     from kdjax.parts import build, evaluate_params
 
-    parts = build(dataclasses.replace(config, prefix="student"))
+    parts = build(dataclasses.replace(config, prefix="student", lora=Lora()))
     result, _ = evaluate_params(parts, parts.initial_params if params is None else params)
     _print_table([Row(Path(target).name, result, [], [])])
     if file is not None:
@@ -150,6 +152,16 @@ def _export(args: list[str]) -> None:
         raise ConfigError("usage: kdjax export RUN OUT")
     export(*args)
     print(f"wrote {args[1]}: a Hugging Face folder")
+
+
+def _export_adapter(args: list[str]) -> None:
+    from kdjax.base import ConfigError
+    from kdjax.export import export_adapter
+
+    if len(args) != 2:
+        raise ConfigError("usage: kdjax export-adapter RUN OUT")
+    export_adapter(*args)
+    print(f"wrote {args[1]}: a peft adapter")
 
 
 def _bench(args: list[str]) -> None:

@@ -17,6 +17,7 @@ from kdjax.base import Batch, ConfigError, Key, Model, Params, PrefixSource, Tra
 from kdjax.config import WHERE_IT_RUNS, Config, as_dict
 from kdjax.evaluate import EvalReport, evaluate
 from kdjax.head import chunk_tokens
+from kdjax.models.decoder import build as build_decoder
 from kdjax.objective import closed_form, describe
 from kdjax.optimizer import make_optimizer
 from kdjax.progress import announce
@@ -25,20 +26,27 @@ from kdjax.sampler import Samples, generate
 from kdjax.score import score
 from kdjax.sharding import data_size, make_mesh, replicated, shard_batch
 from kdjax.step import make_step
+from kdjax.student import open_student
 from kdjax.tokenizer import Tokenizer, check_same_vocabulary, load_tokenizer
 from kdjax.trajectories import CHUNK_ROWS, open_trajectories
 
-ROLLOUT, MEASURE, EVALUATE, TEACHER = range(4)  # purposes of the run key
+ROLLOUT, MEASURE, EVALUATE, TEACHER, ADAPTER = range(5)  # purposes of the run key
 
 
 class Parts(NamedTuple):
-    """Everything a run is made of, built once from its config."""
+    """Everything a run is made of, built once from its config.
+
+    initial_params are those that are trained, frozen those that are not; `generate` and `step` take
+    the trained ones, `whole` makes of them what `student` reads.
+    """
 
     config: Config
     mesh: Mesh
     tokenizer: Tokenizer
     student: Model
     initial_params: Params
+    frozen: Params | None
+    whole: Callable[[Params], Params]
     teacher: Model | None
     teacher_params: Params | None
     optimizer: Any
@@ -75,7 +83,12 @@ def build(config: Config) -> Parts:
         entropy_threshold_nats=config.curriculum.entropy_threshold_nats,
         **as_dict(config.optimizer),
     )
-    draw = jitted_generate(student, tokenizer, config.temperature)
+    divided = open_student(config, student.config, params, run_key(config, ADAPTER))
+    sample = jitted_generate(student, tokenizer, config.temperature)
+
+    def draw(trained: Params, *rest) -> Samples:
+        return sample(divided.whole(trained), *rest)
+
     prefixes: dict[str, Callable[[], PrefixSource]] = {
         "dataset": lambda: from_dataset,
         "student": lambda: from_student(draw),
@@ -85,10 +98,14 @@ def build(config: Config) -> Parts:
     }
     if config.prefix == "dataset":
         data.require_solutions(source, [0])
-    step = _compose_step(config, mesh, tokenizer, student, teacher, optimizer)
+    learner = student
+    if divided.lora is not None:
+        learner = build_decoder(student.config, dtype, lora=divided.lora)
+    step = _compose_step(config, mesh, tokenizer, learner, teacher, optimizer)
     return Parts(
-        config, mesh, tokenizer, student, params, teacher, teacher_params, optimizer, source,
-        prefixes[config.prefix](), draw, step, identities(config),
+        config, mesh, tokenizer, student, divided.trained, divided.frozen, divided.whole, teacher,
+        teacher_params, optimizer, source, prefixes[config.prefix](), draw, step,
+        identities(config),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ ROWS = [
     "kl comparison topk gate sharding topology",
     "objective head optimizer tasks models tokenizer",
     "config data sampler score flops",
-    "rollout trajectories step checkpoint report",
+    "rollout trajectories step checkpoint report student",
     "evaluate export command_line",
     "page parts",
     "train bench",
