@@ -1,5 +1,7 @@
-"""The command line: `kdjax train | evaluate | study | export | plan | bench`. Exit codes: 0 done,
-64 config, 65 data, 70 bug, 74 I/O."""
+"""The command line: `kdjax train | evaluate | study | export | export-adapter | plan | bench`.
+
+Exit codes: 0 done, 64 config, 65 data, 70 bug, 74 I/O.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ kdjax: distillation of language models in JAX, where a method is two choices
                                              --teacher MODEL adds the KLs to a teacher
   kdjax study CONFIG [--folder FOLDER]       train and compare the runs of a study file
   kdjax export RUN OUT                       write a run's student as a Hugging Face folder
+  kdjax export-adapter RUN OUT               write a run's LoRA adapter as peft reads it
   kdjax plan CONFIG [--topology v5e:4x4] [--out FILE] [--field VALUE ...]
                                              will it fit, how fast could it be? The real programs,
                                              compiled for TPUs, h100, h100:8, h200 or this machine
@@ -68,6 +71,7 @@ def _run(command: str, args: list[str]) -> None:
         "evaluate": _evaluate,
         "study": _study,
         "export": _export,
+        "export-adapter": _export_adapter,
         "plan": _plan,
         "bench": _bench,
     }
@@ -117,7 +121,7 @@ def _evaluate(args: list[str]) -> None:
 
     from kdjax.base import ConfigError
     from kdjax.command_line import override
-    from kdjax.config import Config
+    from kdjax.config import Config, Lora
     from kdjax.objective import negative_log_likelihood
 
     target, rest = _first(args, "kdjax evaluate TARGET")
@@ -139,7 +143,7 @@ def _evaluate(args: list[str]) -> None:
     from kdjax.page import Row
     from kdjax.parts import build, evaluate_params
 
-    parts = build(dataclasses.replace(config, prefix="student"))
+    parts = build(dataclasses.replace(config, prefix="student", lora=Lora()))
     result, _ = evaluate_params(parts, parts.initial_params if params is None else params)
     _print_table([Row(Path(target).name, result, [], [])])
     if file is not None:
@@ -170,6 +174,16 @@ def _plan(args: list[str]) -> None:
     show(made)
     if file is not None:
         report.write_json(file, to_json(made))
+
+
+def _export_adapter(args: list[str]) -> None:
+    from kdjax.base import ConfigError
+    from kdjax.export import export_adapter
+
+    if len(args) != 2:
+        raise ConfigError("usage: kdjax export-adapter RUN OUT")
+    export_adapter(*args)
+    print(f"wrote {args[1]}: a peft adapter")
 
 
 def _bench(args: list[str]) -> None:

@@ -65,6 +65,17 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lora:
+    """Train a low-rank adapter beside the frozen student (arXiv 2106.09685); rank 0 trains the
+    student itself. Updates count alpha / rank times; no targets: every projection outside experts.
+    """
+
+    rank: int = 0
+    alpha: float = 32.0
+    targets: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Curriculum:
     """Response length limits in tokens and the gate between them; one is a fixed horizon."""
 
@@ -124,6 +135,7 @@ class Config:
     seed: int = 0
     data: Data = Data()
     optimizer: Optimizer = Optimizer()
+    lora: Lora = Lora()
     curriculum: Curriculum = Curriculum()
     evaluation: Evaluation = Evaluation()
     save_every_steps: int = 50
@@ -210,6 +222,7 @@ def validate(config: Config) -> Config:
         )
     if config.curriculum.measure_every_steps < 1 or config.curriculum.heldout_problems < 1:
         raise ConfigError("curriculum.measure_every_steps and heldout_problems must be at least 1")
+    _check_lora(config.lora)
     evaluation = config.evaluation
     if not evaluation.k or not all(1 <= k <= evaluation.samples for k in evaluation.k):
         raise ConfigError(
@@ -222,6 +235,15 @@ def validate(config: Config) -> Config:
     if min(evaluation.problems, evaluation.max_new_tokens, evaluation.batch_size) < 1:
         raise ConfigError("evaluation.problems, max_new_tokens and batch_size must be at least 1")
     return config
+
+
+def _check_lora(lora: Lora) -> None:
+    if lora.rank:
+        from kdjax.models.linear import LoRA  # loads flax
+
+        LoRA(lora.rank, lora.alpha, lora.targets)
+    elif lora != Lora():
+        raise ConfigError(f"lora.rank is 0, so nothing else of {lora} has an effect; set lora.rank")
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -10,8 +10,11 @@ from kdjax import models, report
 from kdjax.base import DataError, Params
 from kdjax.checkpoint import open_checkpoints
 from kdjax.config import Config, from_dict
+from kdjax.models import DecoderConfig
+from kdjax.models.lora import write_adapter
 from kdjax.optimizer import make_optimizer
 from kdjax.step import init_state
+from kdjax.student import Student, lora_of, open_student
 
 
 def export(run: str | Path, out: str | Path) -> None:
@@ -25,8 +28,26 @@ def export(run: str | Path, out: str | Path) -> None:
     models.write_folder(Path(out), jax.device_get(params), models.find(config.student))
 
 
+def export_adapter(run: str | Path, out: str | Path) -> None:
+    """Write the newest checkpoint's adapter to `out`, as peft reads it onto the model it began as.
+
+    Errors: DataError when `run` holds no checkpoint or trained no adapter, StorageError as above.
+    """
+    config, decoder, student, trained = _restore(run)
+    if student.lora is None:
+        raise DataError(f"{run} trained the whole student, no adapter; kdjax export writes that")
+    adapter, base = jax.device_get(trained), models.find(config.student)
+    write_adapter(Path(out), adapter, decoder, student.lora, base)
+
+
 def load_run(run: str | Path) -> tuple[Config, Params]:
-    """The config and the newest trained parameters of a run."""
+    """The config and the newest trained parameters of a run, an adapter merged into its base."""
+    config, _, student, trained = _restore(run)
+    return config, student.whole(trained)
+
+
+def _restore(run: str | Path) -> tuple[Config, DecoderConfig, Student, Params]:
+    """(config, the student's shape, how its parameters are divided, the trained ones)."""
     folder = Path(run)
     if not (folder / "checkpoints").is_dir():
         raise DataError(f"{folder} is not a run: it holds no checkpoints")
@@ -35,11 +56,14 @@ def load_run(run: str | Path) -> tuple[Config, Params]:
     try:
         if not checkpoints.steps():
             raise DataError(f"{folder} holds no checkpoint yet; let it train to its first save")
-        _, params = models.load(config.student)
+        model, params = models.load(config.student)
+        lora = lora_of(config, model.config)
+        student = open_student(lora, model.config, params, jax.random.key(0))
         like = init_state(
-            params, make_optimizer(learning_rate=1.0, steps=1, lengths=config.curriculum.lengths)
+            student.trained,
+            make_optimizer(learning_rate=1.0, steps=1, lengths=config.curriculum.lengths),
         )
         state = checkpoints.restore(checkpoints.steps()[-1], like)
     finally:
         checkpoints.close()
-    return config, state.params
+    return config, model.config, student, state.params

@@ -35,12 +35,19 @@ def training(
     prompt_tokens: float,
     new_tokens: float,
     mean_length: float,
+    adapter_parameters: int | None = None,
 ) -> float:
     """FLOPs of scoring and gradient: the student counts three times (forward, backward), the
     teacher once.
+
+    With an adapter of so many parameters the student's own have no gradient, and its own count 6 a
+    token.
     """
     tokens = prompt_tokens + new_tokens
     total = 3 * (forward(student, tokens, mean_length) + head(student, new_tokens))
+    if adapter_parameters is not None:
+        total += tokens * (6 * adapter_parameters - 2 * parameter_count(student))
+        total -= head(student, new_tokens)
     return (
         total
         if teacher is None

@@ -108,3 +108,9 @@ def gather_last(values: jax.Array, index: jax.Array) -> jax.Array:
 def primal_values(primals):
     """The values among what a `custom_vjp` rule with symbolic zeros is given, a pytree."""
     return jax.tree.map(lambda p: p.value, primals, is_leaf=lambda x: hasattr(x, "perturbed"))
+
+
+def is_perturbed(primals) -> bool:
+    """Whether a `custom_vjp` rule with symbolic zeros is asked for the gradient of any leaf."""
+    leaves = jax.tree.leaves(primals, is_leaf=lambda x: hasattr(x, "perturbed"))
+    return any(leaf.perturbed for leaf in leaves)

@@ -31,19 +31,26 @@ from kdjax.rollout import from_dataset, from_student, from_teacher
 from kdjax.sampler import Samples
 from kdjax.score import score
 from kdjax.sharding import data_size, shard_batch
+from kdjax.student import Student, open_student
 from kdjax.tokenizer import Tokenizer, check_same_vocabulary, load_tokenizer
 from kdjax.trajectories import CHUNK_ROWS, open_trajectories
 
-ROLLOUT, MEASURE, EVALUATE, TEACHER = range(4)  # purposes of the run key
+ROLLOUT, MEASURE, EVALUATE, TEACHER, ADAPTER = range(5)  # purposes of the run key
 
 
 class Parts(NamedTuple):
-    """Everything a run is made of, built once from its config."""
+    """Everything a run is made of, built once from its config.
+
+    initial_params are those that are trained, frozen those that are not; `programs.step` takes the
+    trained ones, `whole` makes of them what `programs.student` reads.
+    """
 
     config: Config
     programs: Programs
     tokenizer: Tokenizer
     initial_params: Params
+    frozen: Params | None
+    whole: Callable[[Params], Params]
     teacher_params: Params | None
     source: data.Source
     prefix: PrefixSource
@@ -78,20 +85,20 @@ def build(config: Config) -> Parts:
         "in closed form" if closed_form(config.token_loss) else "by autodiff from a chunk's logits"
     )
     announce(f"token loss {describe(config.token_loss)}: gradients {way}")
-    _, params = models.load(student_folder, mesh)
+    student = _open_student(config, student_folder, programs)
     teacher_params = None
     if teacher_folder is not None:
         _, teacher_params = models.load(teacher_folder, mesh, params_dtype=jnp.dtype(config.dtype))
     prefixes: dict[str, Callable[[], PrefixSource]] = {
         "dataset": lambda: from_dataset,
-        "student": lambda: from_student(_student_draw(config, programs, tokenizer)),
+        "student": lambda: from_student(_student_draw(config, programs, tokenizer, student)),
         "teacher": lambda: from_teacher(
             _teacher_trajectories(config, programs, teacher_tokenizer, teacher_params, source)
         ),
     }
     return Parts(
-        config, programs, tokenizer, params, teacher_params, source,
-        prefixes[config.prefix](), identities(config),
+        config, programs, tokenizer, student.trained, student.frozen, student.whole,
+        teacher_params, source, prefixes[config.prefix](), identities(config),
     )  # fmt: skip
 
 
@@ -105,16 +112,27 @@ def fresh_state(parts: Parts) -> TrainState:
 
 
 def draw_student(parts: Parts, params: Params, batch: Batch, key: Key, length: int) -> Samples:
-    """Responses of a student with these parameters, at the training temperature."""
-    return _student_draw(parts.config, parts.programs, parts.tokenizer)(params, batch, key, length)
+    """Responses of a student with these trained parameters, at the training temperature."""
+    draw = _student_draw(parts.config, parts.programs, parts.tokenizer, parts)
+    return draw(params, batch, key, length)
 
 
-def _student_draw(config: Config, programs: Programs, tokenizer: Tokenizer):
+def _open_student(config: Config, folder: Path, programs: Programs) -> Student:
+    """The student's weights, divided as the config says, where the programs want them."""
+    dtype = jnp.float32 if programs.lora is None else jnp.dtype(config.dtype)
+    _, params = models.load(folder, programs.mesh, params_dtype=dtype)
+    student = open_student(programs.lora, programs.student.config, params, run_key(config, ADAPTER))
+    places = jax.tree.map(lambda leaf: leaf.sharding, programs.state.params)
+    return student._replace(trained=jax.device_put(student.trained, places))
+
+
+def _student_draw(config: Config, programs: Programs, tokenizer: Tokenizer, student):
+    """`student` knows by `whole` what the sampler reads of trained parameters."""
     draw = sampling(
         programs.student_sampler, tokenizer.stop_ids, tokenizer.size, config.temperature
     )
-    return lambda params, batch, key, length: draw(
-        programs.to_sampler(params), batch, key, max_new_tokens=length
+    return lambda trained, batch, key, length: draw(
+        programs.to_sampler(student.whole(trained)), batch, key, max_new_tokens=length
     )
 
 
@@ -204,9 +222,10 @@ def pad_rows(rows: np.ndarray, mesh: Mesh, at_least: int = 1) -> np.ndarray:
 
 
 def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict[str, Any]]]:
-    """The config's evaluation of any parameters of the student's shape."""
+    """The config's evaluation of any parameters of the student's shape (whole, see `Parts`)."""
     config, settings, programs = parts.config, parts.config.evaluation, parts.programs
-    params = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, programs.state.params))
+    places = jax.tree.map(lambda leaf: leaf.sharding, programs.student_params)
+    params = jax.device_put(params, places)
     sampler_params = programs.to_sampler(params)
     draw = sampling(
         programs.student_sampler,

@@ -22,6 +22,7 @@ from kdjax.base import Batch, ConfigError, Model, Rollout
 from kdjax.config import Config
 from kdjax.models import DecoderConfig
 from kdjax.models.known import KNOWN
+from kdjax.models.lora import join
 from kdjax.programs import Programs, Shapes, choose_mesh, compose, head_chunk, sampling, to_sampler
 from kdjax.sharding import (
     BATCH,
@@ -89,7 +90,8 @@ def plan(config: Config, target: str) -> Plan:
     mesh = choose_mesh(config, devices, shapes.student, shapes.teacher)
     programs = compose(config, mesh, shapes)
     held = {
-        "student": device_gib(programs.state.params),
+        "trained parameters": device_gib(programs.state.params),
+        "frozen base": device_gib(programs.frozen),
         "optimizer": device_gib(programs.state.opt_state),
         "teacher": device_gib(programs.teacher_params),
     }
@@ -161,6 +163,8 @@ def show(made: Plan) -> None:
     for name in made.phases:
         table.add_column(name, justify="right")
     for name, gib in made.held_gib.items():
+        if gib == 0:
+            continue
         table.add_row(f"{name} GiB", *(f"{gib:.2f}" for _ in made.phases))
     extras = dict.fromkeys(n for phase in made.phases.values() for n in phase.extra_gib)
     for name in extras:
@@ -209,7 +213,9 @@ def _step_phase(config: Config, programs: Programs, shapes: Shapes) -> tuple[Pha
     )
     entropy = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     compiled = _compiled(
-        programs.step.lower(programs.state, programs.teacher_params, rollout, entropy)
+        programs.step.lower(
+            programs.state, programs.teacher_params, rollout, entropy, programs.frozen
+        )
     )
     activations = _activation_gib(programs, rows // config.micro_batches, length)
     temporaries = compiled.memory_analysis().temp_size_in_bytes / GIB
@@ -234,13 +240,14 @@ def _activation_gib(programs: Programs, rows: int, length: int) -> float:
     of a micro-batch in them, dealt like the rows."""
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), programs.state.params
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        (programs.state.params, programs.frozen or {}),
     )
-    kept = jax.eval_shape(
-        lambda params, tokens: jax.vjp(lambda p: programs.student.hidden(p, tokens), params)[1],
-        shapes,
-        tokens,
-    )
+
+    def residuals(trained, frozen, tokens):
+        return jax.vjp(lambda t: programs.learner.hidden(join(frozen, t), tokens), trained)[1]
+
+    kept = jax.eval_shape(residuals, *shapes, tokens)
     total = sum(
         np.prod(leaf.shape, dtype=float) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(kept)
@@ -254,7 +261,7 @@ def _rollout_phase(config: Config, programs: Programs, shapes: Shapes) -> Phase:
     model, model_shapes, rows = _sampled(config, programs, shapes)
     prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
     mesh, began = rollout_mesh(programs.mesh), time.perf_counter()
-    source = programs.state.params if config.prefix == "student" else programs.teacher_params
+    source = programs.student_params if config.prefix == "student" else programs.teacher_params
     convert = to_sampler(model_shapes, jnp.dtype(config.dtype), programs.mesh)
     converted = _compiled(convert.lower(source))
     params = jax.tree.map(

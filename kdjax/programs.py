@@ -19,10 +19,13 @@ from kdjax.base import ConfigError, Model, Params
 from kdjax.config import Config, as_dict
 from kdjax.head import chunk_tokens
 from kdjax.models import DecoderConfig
+from kdjax.models.linear import LoRA
+from kdjax.models.lora import adapter_of
 from kdjax.optimizer import make_optimizer
 from kdjax.sampler import generate
 from kdjax.sharding import data_size, make_mesh, rollout_mesh
 from kdjax.step import abstract_state, make_step
+from kdjax.student import lora_of
 
 ADAM_BYTES = 16  # float32 parameter, gradient and two moments
 SHARE_OF_MEMORY = 0.4  # of a device, that states may fill before they are dealt over fsdp
@@ -40,19 +43,25 @@ class Shapes(NamedTuple):
 class Programs(NamedTuple):
     """Jitted functions of a config on a mesh, and the shapes (with shardings) that they take.
 
-    - step(state, teacher_params, rollout, heldout_entropy_nats) -> (state, metrics).
+    - step(state, teacher_params, rollout, heldout_entropy_nats, frozen) -> (state, metrics); the
+      state holds what is trained, frozen the student's base where that is an adapter (`lora`).
+    - learner is the student as the step differentiates it (remat, adapters).
     - to_sampler(student parameters) -> parameters as the sampler reads them: narrowed to the
       compute dtype, and whole on each device but for the tensor axis.
     - student_sampler, teacher_sampler: models that read those.
     """
 
     mesh: Mesh
+    learner: Model
     student: Model
     teacher: Model | None
     student_sampler: Model
     teacher_sampler: Model | None
     optimizer: Any
+    lora: LoRA | None
     state: Any
+    frozen: Params | None
+    student_params: Params
     teacher_params: Params | None
     step: Any
     to_sampler: Any
@@ -64,7 +73,8 @@ def compose(config: Config, mesh: Mesh, shapes: Shapes) -> Programs:
     dtype = jnp.dtype(config.dtype)
     build = functools.partial(models.build, dtype=dtype, impl=config.attention)
     sampler = functools.partial(build, mesh=rollout_mesh(mesh))
-    student = build(shapes.student, remat=config.remat, mesh=mesh)
+    lora = lora_of(config, shapes.student)
+    learner = build(shapes.student, remat=config.remat, mesh=mesh, lora=lora)
     teacher = None if shapes.teacher is None else build(shapes.teacher, mesh=mesh)
     optimizer = make_optimizer(
         steps=config.steps,
@@ -72,11 +82,14 @@ def compose(config: Config, mesh: Mesh, shapes: Shapes) -> Programs:
         entropy_threshold_nats=config.curriculum.entropy_threshold_nats,
         **as_dict(config.optimizer),
     )
-    state = abstract_state(
-        models.abstract_params(shapes.student, jnp.float32, mesh), optimizer, mesh
-    )
+    whole = models.abstract_params(shapes.student, jnp.float32, mesh)
+    trained, frozen = whole, None
+    if lora is not None:
+        trained = adapter_of(models.abstract_params(shapes.student, jnp.float32, mesh, lora))
+        frozen = models.abstract_params(shapes.student, dtype, mesh)
+    state = abstract_state(trained, optimizer, mesh)
     step = make_step(
-        student,
+        learner,
         teacher,
         optimizer,
         token_loss=config.token_loss,
@@ -90,12 +103,16 @@ def compose(config: Config, mesh: Mesh, shapes: Shapes) -> Programs:
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     return Programs(
         mesh,
-        student,
+        learner,
+        build(shapes.student, mesh=mesh),
         teacher,
         sampler(shapes.student),
         None if shapes.teacher is None else sampler(shapes.teacher),
         optimizer,
+        lora,
         state,
+        frozen,
+        whole,
         None if shapes.teacher is None else models.abstract_params(shapes.teacher, dtype, mesh),
         jax.jit(step, donate_argnums=0, out_shardings=(placed, None)),
         to_sampler(shapes.student, dtype, mesh),

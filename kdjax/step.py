@@ -23,6 +23,7 @@ from kdjax.base import (
     WeightedSum,
 )
 from kdjax.kl import forward_kl
+from kdjax.models.lora import join
 from kdjax.objective import divergence, reduce, require_per_token, sequence_mean, token_mean
 from kdjax.score import scored_loss
 from kdjax.sharding import replicated
@@ -76,13 +77,18 @@ def make_step(
     vocabulary: int | None = None,
     mesh: Mesh | None = None,
 ) -> Step:
-    """step(state, teacher_params, rollout, heldout_entropy_nats=nan) -> (state, metrics).
+    """step(state, teacher_params, rollout, heldout_entropy_nats=nan, frozen=None) -> (state,
+    metrics).
 
     Pure: jit it. The loss is sum(weight * objective) / sum(weight) over the whole batch, however
     many micro-batches it is split into. Metrics are token means over the batch (nats, or shares in
     [0, 1]), lengths in tokens. chunk, vocabulary and mesh as in `head_loss`: give the mesh wherever
-    the batch is dealt over devices. Errors: ConfigError for an objective whose value at a token
-    depends on other tokens.
+    the batch is dealt over devices.
+
+    frozen: parameters of the student that are read and not trained (of any dtype): the student gets
+    the union of them and `state.params`, gradients and optimizer state are of the latter alone.
+
+    Errors: ConfigError for an objective whose value at a token depends on other tokens.
     """
     require_per_token(objective)
     loss_of = functools.partial(
@@ -95,31 +101,36 @@ def make_step(
         mesh=mesh,
     )
 
-    def totals(params: Params, teacher_params: Params, rollout: Rollout) -> tuple[jax.Array, dict]:
-        loss, scores = loss_of(student, params, teacher, teacher_params, rollout)
+    def totals(params: Params, frozen: Params, teacher_params: Params, rollout: Rollout):
+        whole = join(frozen, params)
+        loss, scores = loss_of(student, whole, teacher, teacher_params, rollout)
         return loss.total, {"loss": loss, **_summaries(scores, rollout)}
 
-    def gradient(params: Params, teacher_params: Params, rollout: Rollout):
-        return jax.grad(totals, has_aux=True)(params, teacher_params, rollout)
+    gradient = jax.grad(totals, has_aux=True)
 
-    def accumulate(params: Params, teacher_params: Params, rollout: Rollout):
+    def accumulate(params: Params, frozen: Params, teacher_params: Params, rollout: Rollout):
         if micro_batches == 1:
-            return gradient(params, teacher_params, rollout)
+            return gradient(params, frozen, teacher_params, rollout)
         pieces = jax.tree.map(lambda x: _deal(x, micro_batches), rollout)
         shapes = jax.eval_shape(
-            gradient, params, teacher_params, jax.tree.map(lambda x: x[0], pieces)
+            gradient, params, frozen, teacher_params, jax.tree.map(lambda x: x[0], pieces)
         )
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def body(carry, piece):
-            return jax.tree.map(jnp.add, carry, gradient(params, teacher_params, piece)), None
+            new = gradient(params, frozen, teacher_params, piece)
+            return jax.tree.map(jnp.add, carry, new), None
 
         return jax.lax.scan(body, zeros, pieces)[0]
 
     def step(
-        state: TrainState, teacher_params: Params, rollout: Rollout, heldout_entropy_nats=jnp.nan
+        state: TrainState,
+        teacher_params: Params,
+        rollout: Rollout,
+        heldout_entropy_nats=jnp.nan,
+        frozen: Params = None,
     ):
-        total_gradient, sums = accumulate(state.params, teacher_params, rollout)
+        total_gradient, sums = accumulate(state.params, frozen, teacher_params, rollout)
         weight = jnp.where(sums["loss"].weight == 0, 1.0, sums["loss"].weight)
         grads = jax.tree.map(lambda g: g / weight, total_gradient)
         updates, opt_state = optimizer.update(

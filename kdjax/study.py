@@ -9,7 +9,7 @@ from typing import Any
 
 from kdjax import report
 from kdjax.base import ConfigError, StorageError
-from kdjax.config import Config, Study
+from kdjax.config import Config, Lora, Study
 from kdjax.evaluate import from_json, to_json
 from kdjax.page import Row, render_page, table
 from kdjax.parts import build, evaluate_params, evaluation_key
@@ -59,6 +59,7 @@ def _cell(name: str, config: Config) -> Row:
 
 def _reference(name: str, config: Config, folder: Path) -> Row:
     """A model as it is, evaluated like the cells."""
+    config = dataclasses.replace(config, lora=Lora())
     place, key = folder / "references" / name, evaluation_key(config)
     if report.read_evaluation(place, key) is None:
         announce(f"{name}: evaluating {config.student}")

@@ -97,7 +97,7 @@ def _loop(
                 entropy = _measure_entropy(parts, state, number)
                 rollout = _rollout(parts, state, number)
                 state, values = parts.programs.step(
-                    state, parts.teacher_params, rollout, jnp.float32(entropy)
+                    state, parts.teacher_params, rollout, jnp.float32(entropy), parts.frozen
                 )
                 done = number + 1
                 saves = done % config.save_every_steps == 0 or done == config.steps
@@ -172,7 +172,7 @@ def _about(parts: Parts, done: int, seconds: float) -> dict[str, Any]:
 def _finish(parts: Parts, state: TrainState, seconds: float, folder: Path) -> EvalReport:
     """Evaluate the trained student and write what a reader of the run needs."""
     announce(f"{folder.name}: evaluating on {test_source(parts.config).size} test problems")
-    result, records = evaluate_params(parts, state.params)
+    result, records = evaluate_params(parts, parts.whole(state.params))
     result = result._replace(
         training_flops=_training_flops(parts, folder), training_seconds=seconds
     )
@@ -219,7 +219,10 @@ def _training_flops(parts: Parts, folder: Path) -> float:
         )
     )
     rows, length = config.steps * config.batch_size, prompt + mean_new
-    total = flops.training(student, teacher, rows * prompt, rows * mean_new, length)
+    adapter = None
+    if parts.frozen is not None:
+        adapter = sum(leaf.size for leaf in jax.tree.leaves(parts.initial_params))
+    total = flops.training(student, teacher, rows * prompt, rows * mean_new, length, adapter)
     if config.prefix == "student":
         total += flops.sampling(student, rows * prompt, rows * mean_new, length)
     if config.prefix == "teacher" and teacher is not None:

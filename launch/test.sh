@@ -5,8 +5,8 @@ cd "$(dirname "$0")/.."
 . launch/environment.sh
 install "test"
 
-# Parity tests compare with transformers in torch. Only a CPU build is taken: CUDA builds bring gigabytes.
-torch="torch==2.13.0"
+# Parity tests compare with transformers and peft in torch. Only a CPU build is taken: CUDA builds bring gigabytes.
+torch="torch==2.13.0" peft="peft==0.21.2"
 if ! .venv/bin/python -c 'import torch' 2>/dev/null; then
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --dry-run --no-deps --report .venv/torch.json \
     "$torch" >/dev/null 2>&1 || true
@@ -23,6 +23,9 @@ PY
   else
     echo "No CPU build of $torch for $(.venv/bin/python -V): the parity tests are LEFT OUT of this run."
   fi
+fi
+if .venv/bin/python -c 'import torch' 2>/dev/null && ! .venv/bin/python -c 'import peft' 2>/dev/null; then
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock "$peft"
 fi
 
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/xla}"

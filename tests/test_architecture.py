@@ -15,7 +15,7 @@ ROWS = [
     "kl comparison topk gate sharding topology hlo",
     "objective head optimizer tasks models tokenizer buckets",
     "config data sampler score flops",
-    "rollout trajectories step checkpoint report",
+    "rollout trajectories step checkpoint report student",
     "evaluate export command_line programs",
     "page parts",
     "train bench plan",

@@ -423,12 +423,20 @@ def test_numpy_arrays_may_be_closed_over(given):
 
 
 def test_products_with_the_heads(given):
-    """Undifferentiated only both models' logits are formed; differentiated, two products more."""
-    loss = functools.partial(head_loss, CLOSED)
-    both = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    for function, products in ((loss, 2), (both, 4)):
-        program = jax.jit(function).lower(*given).as_text()
-        assert program.count("stablehlo.dot_general") == products
+    """Undifferentiated only both models' logits are formed; one product more for each gradient, of
+    2 V D FLOPs a token, and a gradient asked for alone has the same bits."""
+    loss = functools.partial(head_loss, CLOSED, chunk=37)
+    by = functools.partial(jax.value_and_grad, loss, has_aux=True)
+    given, flops, found = by_token(jnp.asarray, given), {}, {}
+    for argnums, products in (((), 2), ((0,), 3), ((1,), 3), ((0, 1), 4)):
+        lowered = jax.jit(by(argnums=argnums) if argnums else loss).lower(*given)
+        assert lowered.as_text().count("stablehlo.dot_general") == products
+        program = lowered.compile()
+        flops[argnums], found[argnums] = program.cost_analysis()["flops"], program(*given)
+    for argnum in (0, 1):
+        saved = flops[0, 1] - flops[argnum,]
+        assert saved == pytest.approx(2 * 37 * given.head.weight_vd.size, rel=0.1)
+        chex.assert_trees_all_equal(found[argnum,][1][0], found[0, 1][1][argnum])
 
 
 CHUNK, ROWS, VOCABULARY = 4, 104, 85
@@ -511,6 +519,18 @@ def sizes(text: str) -> list[int]:
     """Elements of every array that the text names."""
     shapes = re.findall(r"\b(?:pred|bf16|[fsu]\d+)\[([\d,]*)\]", text)
     return [math.prod(int(n) for n in shape.split(",") if n) for shape in shapes]
+
+
+@pytest.mark.parametrize("mesh", ["data", "both"])
+def test_a_frozen_head_on_a_mesh(mesh):
+    """dH alone, of a head that is not differentiated, is what it is beside dW."""
+    axes = MESHES[mesh]()
+    given = deal(cast(case(9, (16, 4), rows=(ROWS, ROWS), widths=(6, 10))), axes)
+    function = token_function(MIXED, divergence, vocabulary_axis(axes))
+    loss = functools.partial(head_loss, function, chunk=CHUNK, mesh=axes)
+    alone = jax.jit(jax.grad(lambda *case: loss(*case)[0]))(*given)
+    both = fused(function, CHUNK, None, axes)(*given, 1.0)[1][0]
+    assert_close(alone, both, 1e-6)
 
 
 @pytest.mark.parametrize("mesh", ["data", "both", "explicit"])

@@ -1,4 +1,4 @@
-"""Parity with transformers in torch: logits, greedy generation, gradients of both losses."""
+"""Parity with transformers (and peft) in torch: logits, greedy generation, gradients of losses."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdjax import models
 from kdjax.base import Batch
-from kdjax.config import Optimizer
-from kdjax.export import export
+from kdjax.config import Lora, Optimizer
+from kdjax.export import export, export_adapter
 from kdjax.kl import forward_kl
 from kdjax.models import RopeScaling
 from kdjax.models.families import tensors
@@ -308,3 +308,31 @@ def test_an_exported_run_is_the_trained_student(tiny, tmp_path):  # noqa: F811
         whole = reference.generate(torch.tensor(ids), max_new_tokens=16, do_sample=False)
     response = whole[0, ids.shape[1] :].numpy()
     assert drawn.tokens_bt[0, : len(response)].tolist() == response.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # by peft itself
+def test_an_exported_adapter_is_the_trained_student(tiny, tmp_path):  # noqa: F811
+    """peft on the base with the adapter's folder, and transformers on the merged one, have the
+    logits of kdjax, far from the base's."""
+    from peft import AutoPeftModelForCausalLM
+
+    lora = Lora(rank=2, alpha=4.0, targets=("q_proj", "o_proj", "down_proj"))
+    train(dataclasses.replace(tiny, lora=lora, optimizer=Optimizer(learning_rate=0.1)))
+    export(tiny.run, tmp_path / "merged")
+    export_adapter(tiny.run, tmp_path / "adapter")
+    model, params = models.load(tmp_path / "merged")
+    tokens = np.random.default_rng(4).integers(0, V, (2, 16))
+    logits = jax.jit(lambda p, ids: project(model.hidden(p, ids), model.head(p)))(params, tokens)
+    adapted = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter", dtype=torch.float32)
+    with torch.no_grad():
+        of_peft, of_merged, of_base = (
+            reference(torch.tensor(tokens), use_cache=False).logits.numpy()
+            for reference in (
+                adapted.eval(),
+                load_torch(tmp_path / "merged"),
+                load_torch(tiny.student),
+            )
+        )
+    assert np.abs(of_base - of_merged).max() > 0.05
+    np.testing.assert_allclose(logits, of_merged, atol=1e-4, rtol=1e-5)
+    np.testing.assert_allclose(logits, of_peft, atol=1e-4, rtol=1e-5)

@@ -8,16 +8,32 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from kdjax.base import ConfigError
+
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-    """Low-rank adapters (arXiv 2106.09685): y = x W + alpha / rank x A B at each target."""
+    """Low-rank adapters (arXiv 2106.09685): y = x W + alpha / rank x A B at each target.
+
+    Errors: ConfigError naming the field and what it got.
+    """
 
     rank: int
     alpha: float
     targets: tuple[str, ...] = PROJECTIONS
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ConfigError(f"lora.rank of an adapter must be at least 1, got {self.rank}")
+        if not self.alpha > 0:
+            raise ConfigError(f"lora.alpha must be above 0, got {self.alpha}")
+        for name in self.targets:
+            if name not in PROJECTIONS:
+                raise ConfigError(
+                    f"lora.targets: unknown projection {name!r}; there are {list(PROJECTIONS)}"
+                )
 
 
 class Linear(nnx.Module):
@@ -40,8 +56,9 @@ class Linear(nnx.Module):
         if bias:
             self.bias = nnx.Param(jnp.zeros(width_out))
         if rank:
-            fan_in = nnx.initializers.he_uniform()
-            self.lora_a = nnx.Param(fan_in(rngs.params(), (width_in, rank), jnp.float32))
+            # within 1 / sqrt(in), as peft draws it, so that learning rates found there hold here
+            uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+            self.lora_a = nnx.Param(uniform(rngs.params(), (width_in, rank), jnp.float32))
             self.lora_b = nnx.Param(jnp.zeros((rank, width_out)))
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -68,20 +69,12 @@ def read_params(folder: Path, config: DecoderConfig) -> Params:
 def write_folder(folder: Path, params: Params, source: Path) -> None:
     """A Hugging Face folder: these parameters, with config and tokenizer of the folder `source`.
 
-    Written beside its final place and renamed, so a folder is whole or absent.
     Errors: StorageError.
     """
     from safetensors.numpy import save
 
-    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
-        raise StorageError(
-            f"{folder} exists and is not empty; choose another folder, nothing was overwritten"
-        )
-    config = json.loads((source / "config.json").read_text())
-    partial = folder.with_name(folder.name + ".partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+    with new_folder(folder) as partial:
+        config = json.loads((source / "config.json").read_text())
         content = save(
             dict(_named(params, from_fields(config, str(source)))), metadata={"format": "pt"}
         )
@@ -92,6 +85,21 @@ def write_folder(folder: Path, params: Params, source: Path) -> None:
         for name in COPIED_FILES:
             if (source / name).is_file():
                 shutil.copyfile(source / name, partial / name)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Where to write what becomes `folder`: beside its final place, and renamed at the end, so that
+    a folder is whole or absent. Errors: StorageError, also where it exists and is not empty."""
+    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
+        raise StorageError(
+            f"{folder} exists and is not empty; choose another folder, nothing was overwritten"
+        )
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
         if folder.exists():
             folder.rmdir()
         partial.rename(folder)

@@ -1,0 +1,145 @@
+"""Low-rank adapters (arXiv 2106.09685) as trees of parameters: made, joined to their base, merged.
+
+W stays frozen; what is trained is A [in, r] and B [r, out] beside it: y = x W + alpha / r x A B.
+Parameters are nested dicts, and an adapter is the same dict with only its own leaves in it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.base import ConfigError, Key, Params
+from kdjax.models.config import DecoderConfig
+from kdjax.models.decoder import init_params
+from kdjax.models.families import layer_table
+from kdjax.models.linear import PROJECTIONS, LoRA
+from kdjax.models.weights import new_folder
+
+ADAPTER_LEAVES = ("lora_a", "lora_b")
+
+
+def make_lora(config: DecoderConfig, rank: int, alpha: float, targets: tuple[str, ...]) -> LoRA:
+    """The adapters of a decoder; no targets: all its projections outside the experts.
+
+    Errors: ConfigError naming a target that is no projection, or one inside experts.
+
+    >>> make_lora(DecoderConfig(10, 4, 8, 1, 2, 1, 2), 2, 4.0, ("q_proj",)).targets
+    ('q_proj',)
+    """
+    present = tuple(path[0] for path in layer_table(config).values() if path[1:] == ("kernel",))
+    for name in targets:
+        if name in PROJECTIONS and name not in present:
+            raise ConfigError(
+                f"lora.targets: {name} lies inside this model's experts, which can't be adapted;"
+                f" choose among {list(present)}"
+            )
+    return LoRA(rank, alpha, targets or present)
+
+
+def init_adapter(config: DecoderConfig, lora: LoRA, key: Key) -> Params:
+    """Only the adapter's leaves, float32, a layer on axis 0: A random, B zero, so A B = 0.
+
+    Compiled, so that the rest of the decoder is never drawn.
+    """
+    return jax.jit(lambda key: adapter_of(init_params(config, key, lora)))(key)
+
+
+def adapter_of(params: Params) -> Params:
+    """The adapter's leaves alone; join(base, adapter_of(params)) is params again.
+
+    >>> adapter_of({"q_proj": {"kernel": 1, "lora_a": 2}, "norm": 3})
+    {'q_proj': {'lora_a': 2}}
+    """
+    return _split(params)[1]
+
+
+def join(base: Params, adapter: Params) -> Params:
+    """The union of two nested dicts without a common leaf: join({}, p) and join(p, {}) are p.
+
+    Errors: ConfigError naming a leaf that both hold.
+
+    >>> join({"q_proj": {"kernel": 1}, "norm": 3}, {"q_proj": {"lora_a": 2}})
+    {'q_proj': {'kernel': 1, 'lora_a': 2}, 'norm': 3}
+    """
+    if not isinstance(base, dict) or not base:
+        return adapter
+    joined = dict(base)
+    for name, leaf in adapter.items():
+        both = name in base
+        if both and not (isinstance(leaf, dict) and isinstance(base[name], dict)):
+            raise ConfigError(f"parameter {name} is frozen and trained; it must be one of the two")
+        joined[name] = join(base[name], leaf) if both else leaf
+    return joined
+
+
+def merge(params: Params, lora: LoRA) -> Params:
+    """What a decoder without adapters reads: kernels W + alpha / r A B in float32, all else as it
+    is. Its hidden states are those of the decoder with adapters.
+
+    >>> ones = {"kernel": jnp.ones((2, 2)), "lora_a": jnp.ones((2, 1)), "lora_b": jnp.ones((1, 2))}
+    >>> float(merge({"q_proj": ones}, LoRA(1, 4.0))["q_proj"]["kernel"][0, 0])
+    5.0
+    """
+    if not isinstance(params, dict):
+        return params
+    if "lora_a" not in params:
+        return {name: merge(leaf, lora) for name, leaf in params.items()}
+    base, adapter = _split(params)
+    a, b = (adapter[name].astype(jnp.float32) for name in ADAPTER_LEAVES)
+    product = jnp.einsum("...ir,...ro->...io", a, b, precision=jax.lax.Precision.HIGHEST)
+    kernel = base["kernel"].astype(jnp.float32) + lora.alpha / lora.rank * product
+    return {**base, "kernel": kernel}
+
+
+def write_adapter(
+    folder: Path, adapter: Params, config: DecoderConfig, lora: LoRA, base: Path
+) -> None:
+    """A folder that peft loads onto the model of the folder `base`. Errors: StorageError."""
+    from safetensors.numpy import save
+
+    tensors = dict(_peft_tensors(adapter, config))
+    about = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base.resolve()),
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "target_modules": list(lora.targets),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+    with new_folder(folder) as partial:
+        (partial / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
+        (partial / "adapter_config.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def _peft_tensors(adapter: Params, config: DecoderConfig):
+    """(peft's name, weight as torch keeps it: A [r, in], B [out, r]) of each layer and target."""
+    for name, path in layer_table(config).items():
+        pair = adapter["layers"].get(path[0], {}) if path[1:] == ("kernel",) else {}
+        for leaf, spelled in zip(ADAPTER_LEAVES, ("lora_A", "lora_B"), strict=True):
+            for layer, weight in enumerate(np.asarray(pair.get(leaf, ()), np.float32)):
+                place = f"base_model.model.model.layers.{layer}.{name.removesuffix('.weight')}"
+                yield f"{place}.{spelled}.weight", np.ascontiguousarray(weight.T)
+
+
+def _split(params: Params) -> tuple[Params, Params]:
+    """(the base, the adapter): `join` undone. Dicts that hold nothing are left out."""
+    base: Params = {}
+    adapter: Params = {}
+    for name, leaf in params.items():
+        if isinstance(leaf, dict):
+            halves = _split(leaf)
+        else:
+            halves = ({}, leaf) if name in ADAPTER_LEAVES else (leaf, {})
+        for kept, half in zip((base, adapter), halves, strict=True):
+            if not (isinstance(half, dict) and not half):
+                kept[name] = half
+    return base, adapter
