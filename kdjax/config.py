@@ -220,9 +220,15 @@ def validate(config: Config) -> Config:
         raise ConfigError(
             "a curriculum on data.file needs curriculum.heldout_file: problems for the entropy gate"
         )
+    _check_measurements(config)
+    _check_lora(config.lora)
+    return config
+
+
+def _check_measurements(config: Config) -> None:
+    """The gate's held-out measurements, and the evaluation."""
     if config.curriculum.measure_every_steps < 1 or config.curriculum.heldout_problems < 1:
         raise ConfigError("curriculum.measure_every_steps and heldout_problems must be at least 1")
-    _check_lora(config.lora)
     evaluation = config.evaluation
     if not evaluation.k or not all(1 <= k <= evaluation.samples for k in evaluation.k):
         raise ConfigError(
@@ -234,7 +240,6 @@ def validate(config: Config) -> Config:
         )
     if min(evaluation.problems, evaluation.max_new_tokens, evaluation.batch_size) < 1:
         raise ConfigError("evaluation.problems, max_new_tokens and batch_size must be at least 1")
-    return config
 
 
 def _check_lora(lora: Lora) -> None:
