@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jax
-
 from kdjax import models, report
 from kdjax.base import DataError, Params
 from kdjax.checkpoint import open_checkpoints
@@ -22,7 +20,7 @@ def export(run: str | Path, out: str | Path) -> None:
     empty.
     """
     config, params = load_run(run)
-    models.write_folder(Path(out), jax.device_get(params), models.find(config.student))
+    models.write_folder(Path(out), params, models.find(config.student))
 
 
 def load_run(run: str | Path) -> tuple[Config, Params]:

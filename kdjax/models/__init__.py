@@ -11,13 +11,14 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax.base import DataError, Model, Params
-from kdjax.models import decoder, weights
+from kdjax.models import decoder
 from kdjax.models.config import (
     DecoderConfig,
     RopeScaling,
@@ -25,42 +26,55 @@ from kdjax.models.config import (
     read_config,
     to_fields,
 )
-from kdjax.models.weights import identity, write_folder
-from kdjax.sharding import replicated
+from kdjax.models.hub import is_hub_name, snapshot
+from kdjax.models.identity import identity
+from kdjax.models.shards import COPIED_FILES, write_folder
+from kdjax.models.weights import read_params
 
 EMBEDDED = Path(__file__).parent.parent / "tasks" / "assets"
 EMBEDDED_PREFIX = "kdjax:"
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a name: a path, or the shipped `kdjax:teacher` and `kdjax:student`."""
+    """The folder of a name: a path, the shipped `kdjax:teacher` and `kdjax:student`, or, where no
+    such path is, a hub's `org/model` or `org/model@revision`.
+
+    Errors: DataError saying what was looked for, and where.
+    """
     text = str(name)
     folder = (
         EMBEDDED / text.removeprefix(EMBEDDED_PREFIX)
         if text.startswith(EMBEDDED_PREFIX)
         else Path(text)
     )
-    if not folder.is_dir():
-        shipped = sorted(EMBEDDED_PREFIX + p.name for p in EMBEDDED.glob("*") if p.is_dir())
-        raise DataError(
-            f"no model folder {folder}; give a local Hugging Face folder or one of {shipped}"
-            " (names on a hub are not fetched yet: download the folder first)"
-        )
-    return folder
+    if folder.is_dir():
+        return folder
+    if is_hub_name(text):
+        return snapshot(text)
+    shipped = sorted(EMBEDDED_PREFIX + p.name for p in EMBEDDED.glob("*") if p.is_dir())
+    raise DataError(
+        f"no model folder {folder}; give a local Hugging Face folder, a hub name (org/model or"
+        f" org/model@revision) or one of {shipped}"
+    )
 
 
-def load(name: str | Path, mesh: Mesh | None = None, dtype=jnp.float32) -> tuple[Model, Params]:
-    """The model's pure functions, computing in `dtype`, and its parameters in float32.
+def load(
+    name: str | Path,
+    mesh: Mesh | None = None,
+    dtype=jnp.float32,
+    params_dtype=jnp.float32,
+    **how: Any,
+) -> tuple[Model, Params]:
+    """The model's pure functions, computing in `dtype`, and its parameters in `params_dtype`.
 
-    With a mesh the parameters are replicated over it. Errors: DataError naming what is wrong in the
-    folder.
+    With a mesh the parameters are dealt over it by the rules of sharding.py (whole on each device
+    where fsdp = tensor = 1). `how` (impl, remat, ...) goes to `decoder.build`. Errors: DataError
+    naming what is wrong in the folder.
     """
     folder = find(name)
     config = read_config(folder)
-    params = weights.read_params(folder, config)
-    return decoder.build(config, dtype), params if mesh is None else jax.device_put(
-        params, replicated(mesh)
-    )
+    model = decoder.build(config, dtype, mesh=mesh, **how)
+    return model, read_params(folder, config, params_dtype, mesh)
 
 
 def create(
@@ -71,7 +85,7 @@ def create(
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary)
         (source / "config.json").write_text(json.dumps(fields, indent=2))
-        for name in weights.COPIED_FILES:
+        for name in COPIED_FILES:
             if (Path(tokenizer_folder) / name).is_file():
                 shutil.copyfile(Path(tokenizer_folder) / name, source / name)
         write_folder(Path(folder), decoder.init_params(config, jax.random.key(seed)), source)
