@@ -154,8 +154,12 @@ def _writer(sharding: NamedSharding | None, turned: bool, axis: int):
     def write(buffer: jax.Array, piece: jax.Array, at: jax.Array) -> jax.Array:
         *lead, begin = at
         tail = [begin if a == axis else 0 for a in range(piece.ndim)]
-        update = (piece.T if turned else piece).astype(buffer.dtype)
         start = [*lead, *(tail[::-1] if turned else tail)]
-        return jax.lax.dynamic_update_slice(buffer, update[(None,) * len(lead)], start)
+        update = (piece.T if turned else piece).astype(buffer.dtype)[(None,) * len(lead)]
+        # as bits: XLA on CPU would widen and round all of a bfloat16 buffer at every write
+        bits = jnp.dtype(f"uint{8 * buffer.dtype.itemsize}")
+        old, new = (jax.lax.bitcast_convert_type(x, bits) for x in (buffer, update))
+        written = jax.lax.dynamic_update_slice(old, new, start)
+        return jax.lax.bitcast_convert_type(written, buffer.dtype)
 
     return write
