@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import lively, random_rollout, tiny_config
+from shapes import SHAPES
 from test_train import tiny  # noqa: F401  (a fixture)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -19,7 +20,6 @@ from kdjax.base import Batch
 from kdjax.config import Optimizer
 from kdjax.export import export
 from kdjax.kl import forward_kl
-from kdjax.models import RopeScaling
 from kdjax.models.families import tensors
 from kdjax.numerics import project
 from kdjax.objective import negative_log_likelihood, token_mean
@@ -28,37 +28,6 @@ from kdjax.score import scored_loss
 from kdjax.train import train
 
 V = 279
-LLAMA3 = RopeScaling("llama3", 8.0, 16, low_freq_factor=1.0, high_freq_factor=4.0)
-YARN = RopeScaling("yarn", 4.0, 16)
-SHAPES: dict[str, dict] = {
-    "qwen3, tied, grouped queries": {},
-    "qwen3, untied, full heads, theta 1e4": {
-        "num_key_value_heads": 4, "tie_word_embeddings": False, "rope_theta": 1e4,
-    },
-    "qwen3, biases, linear rope, window": {
-        "qkv_bias": True, "output_bias": True, "rope_scaling": RopeScaling("linear", 2.0, 64),
-        "sliding_window": 6, "rms_norm_eps": 1e-3,
-    },
-    "qwen2, tied, yarn": {"model_type": "qwen2", "qkv_bias": True, "rope_scaling": YARN},
-    "llama, untied, llama3 rope": {
-        "model_type": "llama", "tie_word_embeddings": False, "rope_scaling": LLAMA3,
-        "rms_norm_eps": 1e-5, "rope_theta": 5e5,
-    },
-    "llama, tied, biases, one kv head": {
-        "model_type": "llama", "qkv_bias": True, "output_bias": True, "num_key_value_heads": 1,
-    },
-    "mistral, window": {
-        "model_type": "mistral", "tie_word_embeddings": False, "sliding_window": 5,
-    },
-    "qwen3_moe, weights renormalised": {
-        "model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 3,
-        "moe_intermediate_size": 16, "norm_topk_prob": True, "tie_word_embeddings": False,
-    },
-    "qwen3_moe, weights as they are": {
-        "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2,
-        "moe_intermediate_size": 24,
-    },
-}  # fmt: skip
 PROMPTS, RESPONSES = [5, 9, 7], [11, 6, 8]
 
 
