@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import lively, random_rollout, tiny_config
 from shapes import SHAPES
+from test_models import assert_bitwise_equal
 from test_train import tiny  # noqa: F401  (a fixture)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -50,6 +51,10 @@ def load_torch(folder):
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     return model.eval()
+
+
+def logits(model, params, tokens) -> jax.Array:
+    return jax.jit(lambda p, ids: project(model.hidden(p, ids), model.head(p)))(params, tokens)
 
 
 def torch_logp(model, rollout):
@@ -112,11 +117,11 @@ def test_logits(pair):
     """float32 logits, spread over a few units, equal those of transformers' class within 1e-4."""
     (model, params), reference = pair
     tokens = np.random.default_rng(0).integers(0, V, (3, 24))
-    logits = jax.jit(lambda p, ids: project(model.hidden(p, ids), model.head(p)))(params, tokens)
+    found = logits(model, params, tokens)
     with torch.no_grad():
         expected = reference(torch.tensor(tokens), use_cache=False).logits.numpy()
     assert 1 < expected.std() < 10
-    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-5)
 
 
 def test_greedy_generation(pair):
@@ -204,6 +209,29 @@ def test_gradient_of_the_forward_kl(tmp_path, tokenizer_folder):
     assert_gradients_agree(gradients, student.config, student_torch)
 
 
+def test_shards_of_transformers_are_read(pair, tmp_path):
+    """A folder that transformers saved in small shards holds our parameters, to the bit."""
+    (model, params), reference = pair
+    reference.save_pretrained(tmp_path / "theirs", max_shard_size=12_000)
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 2
+    again, loaded = models.load(tmp_path / "theirs")
+    assert_bitwise_equal(loaded, params)
+    tokens = np.random.default_rng(5).integers(0, V, (2, 16))
+    np.testing.assert_array_equal(logits(again, loaded, tokens), logits(model, params, tokens))
+
+
+def test_shards_are_read_by_transformers(pair, tmp_path):
+    """Our export in small shards gives transformers the logits that the single file gave it."""
+    (_, params), reference = pair
+    reference.config.save_pretrained(tmp_path / "source")
+    models.write_folder(tmp_path / "ours", params, tmp_path / "source", shard_bytes=12_000)
+    assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 2
+    tokens = torch.tensor(np.random.default_rng(6).integers(0, V, (2, 16)))
+    with torch.no_grad():
+        again = load_torch(tmp_path / "ours")(tokens, use_cache=False).logits
+        assert torch.equal(again, reference(tokens, use_cache=False).logits)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_folder_saved_by_transformers(tmp_path, pair_of_saved, tied):
     """A folder that transformers saved loads here, with the same logits."""
@@ -246,11 +274,11 @@ def pair_of_saved():
 def assert_same_logits(folder, reference):
     model, params = models.load(folder)
     tokens = np.random.default_rng(4).integers(0, V, (2, 16))
-    logits = jax.jit(lambda p, ids: project(model.hidden(p, ids), model.head(p)))(params, tokens)
+    found = logits(model, params, tokens)
     with torch.no_grad():
         expected = reference(torch.tensor(tokens), use_cache=False).logits.numpy()
     assert expected.std() > 0.5
-    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-5)
 
 
 def test_an_exported_run_is_the_trained_student(tiny, tmp_path):  # noqa: F811

@@ -88,7 +88,8 @@ def create(
         for name in COPIED_FILES:
             if (Path(tokenizer_folder) / name).is_file():
                 shutil.copyfile(Path(tokenizer_folder) / name, source / name)
-        write_folder(Path(folder), decoder.init_params(config, jax.random.key(seed)), source)
+        made = jax.jit(decoder.init_params, static_argnums=0)(config, jax.random.key(seed))
+        write_folder(Path(folder), made, source)
 
 
 __all__ = [
