@@ -16,7 +16,7 @@ kdjax: distillation of language models in JAX, where a method is two choices
                                              evaluate a model folder (or kdjax:teacher) or a run;
                                              --teacher MODEL adds the KLs to a teacher
   kdjax study CONFIG [--folder FOLDER]       train and compare the runs of a study file
-  kdjax export RUN OUT                       write a run's student as a Hugging Face folder
+  kdjax export RUN OUT [--dtype bfloat16]    write a run's student as a Hugging Face folder
   kdjax export-adapter RUN OUT               write a run's LoRA adapter as peft reads it
   kdjax plan CONFIG [--topology v5e:4x4] [--out FILE] [--field VALUE ...]
                                              will it fit, how fast could it be? The real programs,
@@ -154,10 +154,12 @@ def _export(args: list[str]) -> None:
     from kdjax.base import ConfigError
     from kdjax.export import export
 
-    if len(args) != 2:
-        raise ConfigError("usage: kdjax export RUN OUT")
-    export(*args)
-    print(f"wrote {args[1]}: a Hugging Face folder")
+    rest = list(args)
+    dtype = _option(rest, "--dtype") or "float32"
+    if len(rest) != 2 or dtype not in ("float32", "bfloat16"):
+        raise ConfigError("usage: kdjax export RUN OUT [--dtype float32|bfloat16]")
+    export(*rest, dtype)
+    print(f"wrote {rest[1]}: a Hugging Face folder in {dtype}")
 
 
 def _plan(args: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from kdjax import models, report
 from kdjax.base import DataError, Params
@@ -17,15 +18,15 @@ from kdjax.step import init_state
 from kdjax.student import Student, lora_of, open_student
 
 
-def export(run: str | Path, out: str | Path) -> None:
-    """Write the newest checkpoint's student to `out`, with the config and tokenizer of the model it
-    began as.
+def export(run: str | Path, out: str | Path, dtype=jnp.float32) -> None:
+    """Write the newest checkpoint's student to `out` in `dtype`, with the config and tokenizer of
+    the model it began as.
 
     Errors: DataError when `run` holds no checkpoint, StorageError when `out` exists and is not
     empty.
     """
     config, params = load_run(run)
-    models.write_folder(Path(out), jax.device_get(params), models.find(config.student))
+    models.write_folder(Path(out), params, models.find(config.student), dtype)
 
 
 def export_adapter(run: str | Path, out: str | Path) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import lively, random_rollout, tiny_config
+from shapes import SHAPES
+from test_models import assert_bitwise_equal
 from test_train import tiny  # noqa: F401  (a fixture)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -19,7 +21,6 @@ from kdjax.base import Batch
 from kdjax.config import Lora, Optimizer
 from kdjax.export import export, export_adapter
 from kdjax.kl import forward_kl
-from kdjax.models import RopeScaling
 from kdjax.models.families import tensors
 from kdjax.numerics import project
 from kdjax.objective import negative_log_likelihood, token_mean
@@ -28,37 +29,6 @@ from kdjax.score import scored_loss
 from kdjax.train import train
 
 V = 279
-LLAMA3 = RopeScaling("llama3", 8.0, 16, low_freq_factor=1.0, high_freq_factor=4.0)
-YARN = RopeScaling("yarn", 4.0, 16)
-SHAPES: dict[str, dict] = {
-    "qwen3, tied, grouped queries": {},
-    "qwen3, untied, full heads, theta 1e4": {
-        "num_key_value_heads": 4, "tie_word_embeddings": False, "rope_theta": 1e4,
-    },
-    "qwen3, biases, linear rope, window": {
-        "qkv_bias": True, "output_bias": True, "rope_scaling": RopeScaling("linear", 2.0, 64),
-        "sliding_window": 6, "rms_norm_eps": 1e-3,
-    },
-    "qwen2, tied, yarn": {"model_type": "qwen2", "qkv_bias": True, "rope_scaling": YARN},
-    "llama, untied, llama3 rope": {
-        "model_type": "llama", "tie_word_embeddings": False, "rope_scaling": LLAMA3,
-        "rms_norm_eps": 1e-5, "rope_theta": 5e5,
-    },
-    "llama, tied, biases, one kv head": {
-        "model_type": "llama", "qkv_bias": True, "output_bias": True, "num_key_value_heads": 1,
-    },
-    "mistral, window": {
-        "model_type": "mistral", "tie_word_embeddings": False, "sliding_window": 5,
-    },
-    "qwen3_moe, weights renormalised": {
-        "model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 3,
-        "moe_intermediate_size": 16, "norm_topk_prob": True, "tie_word_embeddings": False,
-    },
-    "qwen3_moe, weights as they are": {
-        "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2,
-        "moe_intermediate_size": 24,
-    },
-}  # fmt: skip
 PROMPTS, RESPONSES = [5, 9, 7], [11, 6, 8]
 
 
@@ -81,6 +51,10 @@ def load_torch(folder):
         folder, dtype=torch.float32, attn_implementation="eager"
     )
     return model.eval()
+
+
+def logits(model, params, tokens) -> jax.Array:
+    return jax.jit(lambda p, ids: project(model.hidden(p, ids), model.head(p)))(params, tokens)
 
 
 def torch_logp(model, rollout):
@@ -143,11 +117,11 @@ def test_logits(pair):
     """float32 logits, spread over a few units, equal those of transformers' class within 1e-4."""
     (model, params), reference = pair
     tokens = np.random.default_rng(0).integers(0, V, (3, 24))
-    logits = jax.jit(lambda p, ids: project(model.hidden(p, ids), model.head(p)))(params, tokens)
+    found = logits(model, params, tokens)
     with torch.no_grad():
         expected = reference(torch.tensor(tokens), use_cache=False).logits.numpy()
     assert 1 < expected.std() < 10
-    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-5)
 
 
 def test_greedy_generation(pair):
@@ -235,6 +209,29 @@ def test_gradient_of_the_forward_kl(tmp_path, tokenizer_folder):
     assert_gradients_agree(gradients, student.config, student_torch)
 
 
+def test_shards_of_transformers_are_read(pair, tmp_path):
+    """A folder that transformers saved in small shards holds our parameters, to the bit."""
+    (model, params), reference = pair
+    reference.save_pretrained(tmp_path / "theirs", max_shard_size=12_000)
+    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 2
+    again, loaded = models.load(tmp_path / "theirs")
+    assert_bitwise_equal(loaded, params)
+    tokens = np.random.default_rng(5).integers(0, V, (2, 16))
+    np.testing.assert_array_equal(logits(again, loaded, tokens), logits(model, params, tokens))
+
+
+def test_shards_are_read_by_transformers(pair, tmp_path):
+    """Our export in small shards gives transformers the logits that the single file gave it."""
+    (_, params), reference = pair
+    reference.config.save_pretrained(tmp_path / "source")
+    models.write_folder(tmp_path / "ours", params, tmp_path / "source", shard_bytes=12_000)
+    assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 2
+    tokens = torch.tensor(np.random.default_rng(6).integers(0, V, (2, 16)))
+    with torch.no_grad():
+        again = load_torch(tmp_path / "ours")(tokens, use_cache=False).logits
+        assert torch.equal(again, reference(tokens, use_cache=False).logits)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_folder_saved_by_transformers(tmp_path, pair_of_saved, tied):
     """A folder that transformers saved loads here, with the same logits."""
@@ -277,11 +274,11 @@ def pair_of_saved():
 def assert_same_logits(folder, reference):
     model, params = models.load(folder)
     tokens = np.random.default_rng(4).integers(0, V, (2, 16))
-    logits = jax.jit(lambda p, ids: project(model.hidden(p, ids), model.head(p)))(params, tokens)
+    found = logits(model, params, tokens)
     with torch.no_grad():
         expected = reference(torch.tensor(tokens), use_cache=False).logits.numpy()
     assert expected.std() > 0.5
-    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-5)
 
 
 def test_an_exported_run_is_the_trained_student(tiny, tmp_path):  # noqa: F811

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax.base import DataError, Model, Params
-from kdjax.models import decoder, weights
+from kdjax.models import decoder
 from kdjax.models.config import (
     DecoderConfig,
     RopeScaling,
@@ -27,27 +27,36 @@ from kdjax.models.config import (
     to_fields,
 )
 from kdjax.models.decoder import abstract_params, build, narrow
-from kdjax.models.weights import identity, write_folder
+from kdjax.models.hub import is_hub_name, snapshot
+from kdjax.models.identity import identity
+from kdjax.models.shards import COPIED_FILES, write_folder
+from kdjax.models.weights import read_params
 
 EMBEDDED = Path(__file__).parent.parent / "tasks" / "assets"
 EMBEDDED_PREFIX = "kdjax:"
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a name: a path, or the shipped `kdjax:teacher` and `kdjax:student`."""
+    """The folder of a name: a path, the shipped `kdjax:teacher` and `kdjax:student`, or, where no
+    such path is, a hub's `org/model` or `org/model@revision`.
+
+    Errors: DataError saying what was looked for, and where.
+    """
     text = str(name)
     folder = (
         EMBEDDED / text.removeprefix(EMBEDDED_PREFIX)
         if text.startswith(EMBEDDED_PREFIX)
         else Path(text)
     )
-    if not folder.is_dir():
-        shipped = sorted(EMBEDDED_PREFIX + p.name for p in EMBEDDED.glob("*") if p.is_dir())
-        raise DataError(
-            f"no model folder {folder}; give a local Hugging Face folder or one of {shipped}"
-            " (names on a hub are not fetched yet: download the folder first)"
-        )
-    return folder
+    if folder.is_dir():
+        return folder
+    if is_hub_name(text):
+        return snapshot(text)
+    shipped = sorted(EMBEDDED_PREFIX + p.name for p in EMBEDDED.glob("*") if p.is_dir())
+    raise DataError(
+        f"no model folder {folder}; give a local Hugging Face folder, a hub name (org/model or"
+        f" org/model@revision) or one of {shipped}"
+    )
 
 
 def load(
@@ -59,16 +68,14 @@ def load(
 ) -> tuple[Model, Params]:
     """The model's pure functions, computing in `dtype`, and its parameters in `params_dtype`.
 
-    With a mesh the parameters are dealt over it. `how` goes to `build`. Errors: DataError naming
-    what is wrong in the folder.
+    With a mesh the parameters are dealt over it by the rules of sharding.py (whole on each device
+    where fsdp = tensor = 1). `how` (impl, remat, ...) goes to `build`. Errors: DataError
+    naming what is wrong in the folder.
     """
     folder = find(name)
     config = read_config(folder)
-    params = jax.tree.map(lambda w: w.astype(params_dtype), weights.read_params(folder, config))
-    if mesh is not None:
-        shapes = abstract_params(config, params_dtype, mesh)
-        params = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, shapes))
-    return build(config, dtype, mesh=mesh, **how), params
+    model = build(config, dtype, mesh=mesh, **how)
+    return model, read_params(folder, config, params_dtype, mesh)
 
 
 def create(
@@ -79,10 +86,11 @@ def create(
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary)
         (source / "config.json").write_text(json.dumps(fields, indent=2))
-        for name in weights.COPIED_FILES:
+        for name in COPIED_FILES:
             if (Path(tokenizer_folder) / name).is_file():
                 shutil.copyfile(Path(tokenizer_folder) / name, source / name)
-        write_folder(Path(folder), decoder.init_params(config, jax.random.key(seed)), source)
+        made = jax.jit(decoder.init_params, static_argnums=0)(config, jax.random.key(seed))
+        write_folder(Path(folder), made, source)
 
 
 __all__ = [

@@ -7,11 +7,11 @@ name.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from kdjax.base import DataError
+from kdjax.models.folder import member, read_json
 
 Fields = dict[str, Any]
 
@@ -85,14 +85,9 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 def read_config(folder: Path) -> DecoderConfig:
     """The config of a model folder. Errors: DataError naming what is missing or not supported."""
-    path = folder / "config.json"
-    try:
-        fields = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DataError(f"{folder}: no config.json; give a Hugging Face model folder") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a readable JSON file ({error})") from None
-    return from_fields(fields, str(path))
+    if member(folder, "config.json") is None:
+        raise DataError(f"{folder}: no config.json; give a Hugging Face model folder")
+    return from_fields(read_json(folder, "config.json"), str(folder / "config.json"))
 
 
 def from_fields(fields: Fields, where: str) -> DecoderConfig:

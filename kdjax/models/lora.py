@@ -17,8 +17,8 @@ from kdjax.base import ConfigError, Key, Params
 from kdjax.models.config import DecoderConfig
 from kdjax.models.decoder import init_params
 from kdjax.models.families import layer_table
+from kdjax.models.folder import new_folder
 from kdjax.models.linear import PROJECTIONS, LoRA
-from kdjax.models.weights import new_folder
 
 ADAPTER_LEAVES = ("lora_a", "lora_b")
 

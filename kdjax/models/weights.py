@@ -1,142 +1,165 @@
-"""Checkpoint files <-> parameters: safetensors only, all that is wrong reported together."""
+"""A folder's tensors -> parameters, piece by piece, each made where it will stay.
+
+A parameter is a buffer of its final dtype and sharding from the start. Slices of the file, still
+narrow, are turned and converted on the device as they are written into it, so that the host holds
+one piece at a time.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import shutil
+import functools
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path as Folder
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kdjax.base import DataError, Params, StorageError
-from kdjax.models.config import DecoderConfig, from_fields
+from kdjax.base import DataError, Params
+from kdjax.models.config import DecoderConfig
+from kdjax.models.decoder import abstract_params
+from kdjax.models.families import Path, Place
 from kdjax.models.families import tensors as expected_tensors
+from kdjax.models.folder import StoredTensor, listed, open_tensors, shown
 
-WEIGHTS_FILE = "model.safetensors"
-COPIED_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-IDENTITY_FILES = (
-    "tokenizer_config.json",
-    "config.json",
-    "tokenizer.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    WEIGHTS_FILE,
-)
+READABLE = ("BF16", "F16", "F32")
+PIECE_BYTES = 128 << 20
+"""A larger tensor is read in blocks, along an axis that is whole on every device."""
+
+Cut = tuple[slice, ...]
 
 
-def read_params(folder: Path, config: DecoderConfig) -> Params:
-    """Parameters of a folder, float32.
+def read_params(
+    folder: Folder, config: DecoderConfig, dtype=jnp.float32, mesh: Mesh | None = None
+) -> Params:
+    """Parameters of a folder in `dtype`, dealt over the mesh by the rules of sharding.py.
 
-    Errors: DataError listing every missing, unexpected or misshapen tensor.
+    Errors: DataError listing every missing, unexpected, misshapen or unreadable tensor.
     """
-    tensors = _read_tensors(folder / WEIGHTS_FILE)
+    places = _checked(open_tensors(folder), config, folder)
+
+    def read(path, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+        return _filled(abstract, places[tuple(p.key for p in path)])
+
+    return jax.tree_util.tree_map_with_path(read, abstract_params(config, dtype, mesh))
+
+
+def _checked(
+    found: dict[str, StoredTensor], config: DecoderConfig, folder: Folder
+) -> dict[Path, list[tuple[Place, StoredTensor]]]:
+    """What fills each parameter, once names, shapes and dtypes are those that the config wants."""
     if config.tie_word_embeddings:  # some exporters write the tied head a second time
-        tensors.pop("lm_head.weight", None)
+        found = {name: tensor for name, tensor in found.items() if name != "lm_head.weight"}
+    if config.num_hidden_layers * max(1, config.num_experts) > len(found):  # too many to list
+        raise DataError(
+            f"{folder}: weights and config.json disagree: {config.num_hidden_layers} layers,"
+            f" but {len(found)} tensors"
+        )
     places = expected_tensors(config)
-    problems = [f"missing {name}" for name in places if name not in tensors]
-    problems += [f"unexpected {name}" for name in tensors if name not in places]
-    problems += [
-        f"{name} has shape {tensors[name].shape}, the config wants {place.shape}"
-        for name, place in places.items()
-        if name in tensors and tensors[name].shape != place.shape
-    ]
+    problems = [f"missing {name}" for name in places if name not in found]
+    problems += [f"unexpected {shown(name)}" for name in found if name not in places]
+    filling: dict[Path, list[tuple[Place, StoredTensor]]] = {}
+    for name in places.keys() & found.keys():
+        place, tensor = places[name], found[name]
+        shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
+        if shape != place.shape:
+            problems.append(f"{name} has shape {shape}, the config wants {place.shape}")
+        if dtype not in READABLE:
+            problems.append(f"{name} is {dtype}, readable are {', '.join(READABLE)}")
+        filling.setdefault(place.path, []).append((place, tensor))
     if problems:
-        raise DataError(f"{folder}: weights and config.json disagree: {'; '.join(problems[:20])}")
-    grouped: dict = {}
-    for name, place in places.items():
-        w = tensors[name].T if place.turned else tensors[name]
-        grouped.setdefault(place.path, {})[place.at] = w
-    params: Params = {}
-    for path, pieces in grouped.items():
-        node = params
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        lead = tuple(n + 1 for n in max(pieces))
-        stacked = np.stack(list(pieces.values())) if lead else pieces[()]
-        node[path[-1]] = jnp.asarray(stacked.reshape(*lead, *next(iter(pieces.values())).shape))
-    return params
+        raise DataError(f"{folder}: weights and config.json disagree: {listed(problems)}")
+    return filling
 
 
-def write_folder(folder: Path, params: Params, source: Path) -> None:
-    """A Hugging Face folder: these parameters, with config and tokenizer of the folder `source`.
+def _filled(abstract: jax.ShapeDtypeStruct, places: list[tuple[Place, StoredTensor]]) -> jax.Array:
+    buffer = jnp.zeros(abstract.shape, abstract.dtype, device=abstract.sharding)
+    for place, tensor in places:
+        sharding = _file_sharding(abstract, place)
+        axis, cuts = _cuts(tensor, place.shape, sharding)
+        write = _writer(abstract.sharding, place.turned, axis)
+        for cut in cuts:
+            piece = _piece(tensor, cut, sharding)
+            at = np.array([*place.at, cut[axis].start], np.int32)
+            # waiting keeps one piece alive, not as many as the device's queue is long
+            buffer = jax.block_until_ready(write(buffer, piece, at))
+    return buffer
 
-    Errors: StorageError.
+
+def _file_sharding(abstract: jax.ShapeDtypeStruct, place: Place) -> NamedSharding | None:
+    """The sharding of one tensor as it lies in the file, so that it need not travel to be stored.
+
+    Layers and experts are whole on every device; a kernel's axes lie the other way round there.
     """
-    from safetensors.numpy import save
-
-    with new_folder(folder) as partial:
-        config = json.loads((source / "config.json").read_text())
-        content = save(
-            dict(_named(params, from_fields(config, str(source)))), metadata={"format": "pt"}
-        )
-        (partial / WEIGHTS_FILE).write_bytes(content)  # save_file would make it private to the user
-        (partial / "config.json").write_text(
-            json.dumps({**config, "dtype": "float32"}, indent=2) + "\n"
-        )
-        for name in COPIED_FILES:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, partial / name)
+    if abstract.sharding is None:
+        return None
+    spec = tuple(abstract.sharding.spec)
+    spec = (*spec, *(None,) * (len(abstract.shape) - len(spec)))[len(place.at) :]
+    return NamedSharding(
+        abstract.sharding.mesh, PartitionSpec(*(spec[::-1] if place.turned else spec))
+    )
 
 
-@contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Where to write what becomes `folder`: beside its final place, and renamed at the end, so that
-    a folder is whole or absent. Errors: StorageError, also where it exists and is not empty."""
-    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
-        raise StorageError(
-            f"{folder} exists and is not empty; choose another folder, nothing was overwritten"
-        )
-    partial = folder.with_name(folder.name + ".partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    except OSError as error:
-        raise StorageError(f"can't write the model folder {folder}: {error}") from error
+def _cuts(
+    tensor: StoredTensor, shape: tuple[int, ...], sharding: NamedSharding | None
+) -> tuple[int, Iterator[Cut]]:
+    """(axis, blocks along it): at most PIECE_BYTES each, where an axis is not dealt."""
+    own = shape if sharding is None else sharding.shard_shape(shape)
+    whole = [axis for axis, size in enumerate(shape) if own[axis] == size]
+    axis = whole[0] if whole else 0
+    width = 4 if tensor.get_dtype() == "F32" else 2
+    line_bytes = width * int(np.prod(shape)) // shape[axis]
+    step = max(1, PIECE_BYTES // line_bytes) if whole else shape[axis]
+
+    def blocks() -> Iterator[Cut]:
+        for start in range(0, shape[axis], step):
+            block = slice(start, min(start + step, shape[axis]))
+            yield tuple(block if a == axis else slice(0, n) for a, n in enumerate(shape))
+
+    return axis, blocks()
 
 
-def identity(folder: Path) -> str:
-    """sha256 (first 16 hex digits) of everything that decides what a model folder computes."""
-    digest = hashlib.sha256()
-    for name in IDENTITY_FILES:
-        path = folder / name
-        if path.is_file():
-            digest.update(f"{name}:{path.stat().st_size}:".encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
+def _piece(tensor: StoredTensor, cut: Cut, sharding: NamedSharding | None):
+    """The numbers of a cut, in the file's dtype; with a sharding each device's part alone is read,
+    and once for all devices that hold the same."""
+    if sharding is None:
+        return tensor[cut]
+
+    @functools.cache
+    def read(bounds: tuple[tuple[int | None, int | None], ...]) -> np.ndarray:
+        return tensor[
+            tuple(
+                slice(c.start + (a or 0), c.stop if b is None else c.start + b)
+                for c, (a, b) in zip(cut, bounds, strict=True)
+            )
+        ]
+
+    return jax.make_array_from_callback(
+        tuple(c.stop - c.start for c in cut),
+        sharding,
+        lambda index: read(tuple((i.start, i.stop) for i in index or ())),
+    )
 
 
-def _named(params: Params, config: DecoderConfig) -> Iterator[tuple[str, np.ndarray]]:
-    for name, place in expected_tensors(config).items():
-        node = params
-        for key in place.path:
-            node = node[key]
-        weight = np.asarray(node[place.at] if place.at else node, np.float32)
-        yield name, np.ascontiguousarray(weight.T) if place.turned else weight
+@functools.lru_cache(maxsize=256)  # so that a program is compiled once a shape
+def _writer(sharding: NamedSharding | None, turned: bool, axis: int):
+    """write(buffer, piece, at): the buffer with a piece of a tensor in it, in place.
 
+    at = [layer, expert, ..., where the piece begins along the tensor's `axis`]. All other starts
+    are zeros that the compiler sees: a dealt axis needs no communication.
+    """
 
-def _read_tensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import safe_open
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding)
+    def write(buffer: jax.Array, piece: jax.Array, at: jax.Array) -> jax.Array:
+        *lead, begin = at
+        tail = [begin if a == axis else 0 for a in range(piece.ndim)]
+        start = [*lead, *(tail[::-1] if turned else tail)]
+        update = (piece.T if turned else piece).astype(buffer.dtype)[(None,) * len(lead)]
+        # as bits: XLA on CPU would widen and round all of a bfloat16 buffer at every write
+        bits = jnp.dtype(f"uint{8 * buffer.dtype.itemsize}")
+        old, new = (jax.lax.bitcast_convert_type(x, bits) for x in (buffer, update))
+        written = jax.lax.dynamic_update_slice(old, new, start)
+        return jax.lax.bitcast_convert_type(written, buffer.dtype)
 
-    if not path.is_file():
-        raise DataError(
-            f"{path.parent}: no {path.name}; kdjax reads safetensors in one file (no pickle)"
-        )
-    try:
-        with safe_open(path, framework="flax") as file:  # "flax" reads bfloat16 too
-            return {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # the library raises its own kinds for every damage
-        raise DataError(
-            f"{path}: damaged or not safetensors ({error}); fetch the file again"
-        ) from error
+    return write

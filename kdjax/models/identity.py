@@ -1,0 +1,49 @@
+"""What a model folder is: a hash of everything that decides what it computes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from pathlib import Path
+
+from kdjax.models.folder import INDEX_FILE, member, weight_files
+
+IDENTITY_FILES = (
+    "tokenizer_config.json",
+    "config.json",
+    "tokenizer.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+LATER_FILES = (INDEX_FILE, "special_tokens_map.json", "added_tokens.json")
+"""Hashed behind the weights, where they are: the value of a folder without them stays as it was."""
+
+SETTLED_SECONDS = 2.0
+"""A file that was written a moment ago may be written again within one tick of its clock."""
+
+
+def identity(folder: Path) -> str:
+    """sha256 (first 16 hex digits) of everything that decides what a model folder computes.
+
+    Computed once a process for files of one path, size and time of writing.
+    """
+    first = [member(folder, name) for name in IDENTITY_FILES]
+    later = [member(folder, name) for name in LATER_FILES]
+    paths = [path for path in (*first, *weight_files(folder), *later) if path is not None]
+    stats = [(path, path.stat()) for path in paths]
+    files = tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+    newest = max(stat.st_mtime_ns for _, stat in stats)
+    settled = time.time_ns() - newest > SETTLED_SECONDS * 1e9
+    return (_digest if settled else _digest.__wrapped__)(files)
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, size, _ in files:
+        digest.update(f"{Path(path).name}:{size}:".encode())
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()[:16]

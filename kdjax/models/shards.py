@@ -1,0 +1,104 @@
+"""Parameters -> a Hugging Face folder: safetensors in one file, or in shards with an index."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.base import DataError, Params
+from kdjax.models.config import from_fields
+from kdjax.models.families import Place, tensors
+from kdjax.models.folder import INDEX_FILE, member, new_folder, one_line, read_json
+
+COPIED_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+SHARD_BYTES = 4 << 30
+
+
+def write_folder(
+    folder: Path, params: Params, source: Path, dtype=jnp.float32, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """A Hugging Face folder: these parameters in `dtype`, with config and tokenizer of `source`.
+
+    Parameters may lie on any devices: one tensor is gathered at a time, and the host holds one
+    file's, at most `shard_bytes` unless one tensor is larger. Written beside its final place and
+    renamed, so a folder is whole or absent. Errors: StorageError; DataError where `source` is of
+    another shape.
+    """
+    fields = read_json(source, "config.json")
+    places = tensors(from_fields(fields, str(source)))
+    _check_paths(params, places, source)
+    dtype = np.dtype(dtype)
+    fields = {k: v for k, v in fields.items() if k != "torch_dtype"} | {"dtype": dtype.name}
+    with new_folder(folder) as partial:
+        _write_json(partial / "config.json", fields)
+        for name in COPIED_FILES:
+            found = member(source, name)
+            if found is not None:
+                shutil.copyfile(found, partial / name)
+        _write_weights(partial, params, places, dtype, shard_bytes)
+
+
+def _check_paths(params: Params, places: dict[str, Place], source: Path) -> None:
+    """Every parameter has a name in the checkpoint, and every name a parameter."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    given = {tuple(p.key for p in path) for path, _ in leaves}
+    wanted = {place.path for place in places.values()}
+    if given != wanted:
+        odd = sorted(".".join(path) for path in given ^ wanted)
+        raise DataError(
+            f"{source}: a checkpoint of its config.json has other parameters than those to write:"
+            f" {', '.join(odd[:5])}; give the folder that they began as (adapters merged)"
+        )
+
+
+def _write_weights(
+    folder: Path, params: Params, places: dict[str, Place], dtype: np.dtype, shard_bytes: int
+) -> None:
+    from huggingface_hub import split_state_dict_into_shards_factory
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    sizes = {name: int(np.prod(place.shape)) * dtype.itemsize for name, place in places.items()}
+    plan = split_state_dict_into_shards_factory(
+        sizes,
+        get_storage_size=lambda size: size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=shard_bytes,
+    )
+    for file, names in plan.filename_to_tensors.items():
+        held = {name: _tensor(params, places[name], dtype) for name in names}
+        try:
+            save_file(held, folder / file, metadata={"format": "pt"})
+        except SafetensorError as error:  # its own kind for a full disk, too
+            raise OSError(one_line(error)) from error
+        shutil.copymode(folder / "config.json", folder / file)  # it makes files private to the user
+    if len(plan.filename_to_tensors) > 1:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        _write_json(folder / INDEX_FILE, index)
+
+
+def _tensor(params: Params, place: Place, dtype: np.dtype) -> np.ndarray:
+    """One tensor on the host, as it lies in the file."""
+    node = params
+    for key in place.path:
+        node = node[key]
+    weight = np.asarray(node[place.at] if place.at else node).astype(dtype, copy=False)
+    return np.ascontiguousarray(weight.T) if place.turned else weight
+
+
+def _write_json(path: Path, fields: dict) -> None:
+    path.write_text(json.dumps(fields, indent=2) + "\n")

@@ -1,0 +1,37 @@
+"""Changes to the tiny config: a decoder of each family, with the options that its configs hold."""
+
+from __future__ import annotations
+
+from kdjax.models import RopeScaling
+
+LLAMA3 = RopeScaling("llama3", 8.0, 16, low_freq_factor=1.0, high_freq_factor=4.0)
+YARN = RopeScaling("yarn", 4.0, 16)
+SHAPES: dict[str, dict] = {
+    "qwen3, tied, grouped queries": {},
+    "qwen3, untied, full heads, theta 1e4": {
+        "num_key_value_heads": 4, "tie_word_embeddings": False, "rope_theta": 1e4,
+    },
+    "qwen3, biases, linear rope, window": {
+        "qkv_bias": True, "output_bias": True, "rope_scaling": RopeScaling("linear", 2.0, 64),
+        "sliding_window": 6, "rms_norm_eps": 1e-3,
+    },
+    "qwen2, tied, yarn": {"model_type": "qwen2", "qkv_bias": True, "rope_scaling": YARN},
+    "llama, untied, llama3 rope": {
+        "model_type": "llama", "tie_word_embeddings": False, "rope_scaling": LLAMA3,
+        "rms_norm_eps": 1e-5, "rope_theta": 5e5,
+    },
+    "llama, tied, biases, one kv head": {
+        "model_type": "llama", "qkv_bias": True, "output_bias": True, "num_key_value_heads": 1,
+    },
+    "mistral, window": {
+        "model_type": "mistral", "tie_word_embeddings": False, "sliding_window": 5,
+    },
+    "qwen3_moe, weights renormalised": {
+        "model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 3,
+        "moe_intermediate_size": 16, "norm_topk_prob": True, "tie_word_embeddings": False,
+    },
+    "qwen3_moe, weights as they are": {
+        "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+    },
+}  # fmt: skip
