@@ -13,7 +13,7 @@ ROWS = [
     "numerics answers passk progress",
     "base",
     "kl comparison topk gate sharding topology",
-    "objective head optimizer tasks models tokenizer",
+    "objective head optimizer stops tasks models tokenizer",
     "config data sampler score flops",
     "rollout trajectories step checkpoint report",
     "evaluate export command_line",
