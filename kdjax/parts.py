@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from kdjax import data, models
+from kdjax import data, models, startup
 from kdjax.base import Batch, ConfigError, Key, Model, Params, PrefixSource, TrainState
 from kdjax.config import WHERE_IT_RUNS, Config, as_dict
 from kdjax.evaluate import EvalReport, evaluate
 from kdjax.head import chunk_tokens
-from kdjax.objective import closed_form, describe
 from kdjax.optimizer import make_optimizer
 from kdjax.progress import announce
 from kdjax.rollout import from_dataset, from_student, from_teacher
@@ -25,7 +24,8 @@ from kdjax.sampler import Samples, generate
 from kdjax.score import score
 from kdjax.sharding import data_size, make_mesh, replicated, shard_batch
 from kdjax.step import make_step
-from kdjax.tokenizer import Tokenizer, check_same_vocabulary, load_tokenizer
+from kdjax.stops import Stops
+from kdjax.tokenizer import Tokenizer, load_pair, load_tokenizer
 from kdjax.trajectories import CHUNK_ROWS, open_trajectories
 
 ROLLOUT, MEASURE, EVALUATE, TEACHER = range(4)  # purposes of the run key
@@ -37,6 +37,8 @@ class Parts(NamedTuple):
     config: Config
     mesh: Mesh
     tokenizer: Tokenizer
+    teacher_tokenizer: Tokenizer
+    stops: Stops
     student: Model
     initial_params: Params
     teacher: Model | None
@@ -53,16 +55,21 @@ def build(config: Config) -> Parts:
     """Load models and data, compose the step. The only place where names become functions."""
     mesh, dtype = make_mesh(), jnp.dtype(config.dtype)
     student_folder = models.find(config.student)
-    tokenizer = load_tokenizer(student_folder)
-    student, params = models.load(student_folder, mesh, dtype)
-    teacher, teacher_params, teacher_tokenizer = None, None, tokenizer
-    if config.teacher is not None:
+    teacher, teacher_params = None, None
+    if config.teacher is None:
+        tokenizer = teacher_tokenizer = load_tokenizer(
+            student_folder, thinking=config.data.thinking
+        )
+    else:
         teacher_folder = models.find(config.teacher)
-        teacher_tokenizer = load_tokenizer(teacher_folder)
+        tokenizer, teacher_tokenizer = load_pair(
+            student_folder, teacher_folder, thinking=config.data.thinking
+        )
         teacher, teacher_params = models.load(teacher_folder, mesh, dtype)
         teacher_params = jax.tree.map(lambda w: w.astype(dtype), teacher_params)
-        _check_pair(tokenizer, teacher_tokenizer)
-    announce(f"prompt as rendered: {tokenizer.render('1+1=')!r}")
+    student, params = models.load(student_folder, mesh, dtype)
+    stop_ids = dict.fromkeys((*tokenizer.stop_ids, *teacher_tokenizer.stop_ids))
+    stops = Stops(config.stops, tuple(stop_ids))
     source = training_source(config)
     if config.batch_size > source.size:
         raise ConfigError(
@@ -76,23 +83,25 @@ def build(config: Config) -> Parts:
         **as_dict(config.optimizer),
     )
     draw = jitted_generate(student, tokenizer, config.temperature)
+    # the teacher answers the student's prompts, token by token, and stops in its own way
+    read_by_teacher = tokenizer._replace(stop_ids=teacher_tokenizer.stop_ids)
     prefixes: dict[str, Callable[[], PrefixSource]] = {
         "dataset": lambda: from_dataset,
         "student": lambda: from_student(draw),
         "teacher": lambda: from_teacher(
-            _teacher_trajectories(config, mesh, teacher_tokenizer, teacher, teacher_params, source)
+            _teacher_trajectories(config, mesh, read_by_teacher, teacher, teacher_params, source)
         ),
     }
     if config.prefix == "dataset":
         data.require_solutions(source, [0])
-    step = _compose_step(config, mesh, tokenizer, student, teacher, optimizer)
+    step = _compose_step(config, mesh, tokenizer, stops, student, teacher, optimizer)
     return Parts(
-        config, mesh, tokenizer, student, params, teacher, teacher_params, optimizer, source,
-        prefixes[config.prefix](), draw, step, identities(config),
+        config, mesh, tokenizer, teacher_tokenizer, stops, student, params, teacher, teacher_params,
+        optimizer, source, prefixes[config.prefix](), draw, step, identities(config),
     )  # fmt: skip
 
 
-def _compose_step(config: Config, mesh: Mesh, tokenizer: Tokenizer, student, teacher, optimizer):
+def _compose_step(config: Config, mesh, tokenizer, stops: Stops, student, teacher, optimizer):
     """The config's step, jitted; its state is given away to the next."""
     rows = config.batch_size // config.micro_batches
     if rows % data_size(mesh):
@@ -100,10 +109,6 @@ def _compose_step(config: Config, mesh: Mesh, tokenizer: Tokenizer, student, tea
             f"batch_size / micro_batches is {rows} rows, which can't be dealt over"
             f" {data_size(mesh)} devices; make it a multiple of {data_size(mesh)}"
         )
-    way = (
-        "in closed form" if closed_form(config.token_loss) else "by autodiff from a chunk's logits"
-    )
-    announce(f"token loss {describe(config.token_loss)}: gradients {way}")
     step = make_step(
         student,
         teacher,
@@ -111,6 +116,7 @@ def _compose_step(config: Config, mesh: Mesh, tokenizer: Tokenizer, student, tea
         token_loss=config.token_loss,
         objective=config.objective,
         reduction=config.reduction,
+        stops=stops,
         micro_batches=config.micro_batches,
         chunk=_head_chunk(config, tokenizer),
         vocabulary=tokenizer.size,
@@ -119,14 +125,19 @@ def _compose_step(config: Config, mesh: Mesh, tokenizer: Tokenizer, student, tea
     return jax.jit(step, donate_argnums=0)
 
 
-def _check_pair(tokenizer: Tokenizer, other: Tokenizer) -> None:
-    """Token-level KL needs one vocabulary, token by token; other stop ids are allowed, and said."""
-    check_same_vocabulary(tokenizer, other)
-    if other.stop_ids != tokenizer.stop_ids:
-        announce(
-            f"note: the student stops at ids {list(tokenizer.stop_ids)}, the teacher at"
-            f" {list(other.stop_ids)}; each samples with its own"
-        )
+def startup_report(parts: Parts) -> str:
+    """What the run of these parts is about to do. Errors: DataError, as `startup.report`."""
+    return startup.report(
+        parts.config,
+        parts.mesh,
+        (parts.tokenizer, parts.teacher_tokenizer),
+        parts.student,
+        parts.initial_params,
+        parts.teacher,
+        parts.teacher_params,
+        stops=parts.stops,
+        chunk=_head_chunk(parts.config, parts.tokenizer),
+    )
 
 
 def identities(config: Config) -> dict[str, str]:
@@ -211,13 +222,15 @@ def pad_rows(rows: np.ndarray, mesh: Mesh, at_least: int = 1) -> np.ndarray:
 
 
 def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict[str, Any]]]:
-    """The config's evaluation of any parameters of the student's shape."""
+    """The config's evaluation of any parameters of the student's shape; its KLs and entropy are of
+    the config's stop policy, as the loss's."""
     config, settings = parts.config, parts.config.evaluation
     params = jax.device_put(params, replicated(parts.mesh))
     scorer = functools.partial(
         _score_student,
         parts.student,
         parts.teacher,
+        parts.stops,
         _head_chunk(config, parts.tokenizer),
         parts.tokenizer.size,
         parts.mesh,
@@ -264,9 +277,17 @@ def _teacher_trajectories(config, mesh, tokenizer, teacher, teacher_params, sour
     return open_trajectories(Path(config.cache), settings, source.size, draw_rows)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _score_student(
-    student: Model, teacher: Model | None, chunk, vocabulary, mesh, params, teacher_params, rollout
+    student: Model,
+    teacher: Model | None,
+    stops: Stops,
+    chunk,
+    vocabulary,
+    mesh,
+    params,
+    teacher_params,
+    rollout,
 ):
     return score(
         student,
@@ -274,6 +295,7 @@ def _score_student(
         teacher,
         teacher_params,
         rollout,
+        stops=stops,
         chunk=chunk,
         vocabulary=vocabulary,
         mesh=mesh,

@@ -16,7 +16,7 @@ ROWS = [
     "objective head optimizer stops tasks models tokenizer",
     "config data sampler score flops",
     "rollout trajectories step checkpoint report",
-    "evaluate export command_line",
+    "evaluate export command_line startup",
     "page parts",
     "train bench",
     "study",

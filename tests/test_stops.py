@@ -22,7 +22,7 @@ from kdjax.stops import RAW, Stops, kept, merge_columns
 from kdjax.topk import top_k
 
 MIXED = mix(forward_kl, reverse_kl, weight=0.3)
-ROWS, V, IDS = 24, 21, (4, 20, 11)  # three rows are padding; dealt over 2, ids lie on both pieces
+ROWS, V, IDS = 24, 21, (20, 4, 11)  # three rows are padding; dealt over 2, ids lie on both pieces
 MERGE = Stops("merge", IDS)
 
 
@@ -119,7 +119,7 @@ def pair():
 
 @pytest.fixture(scope="module")
 def rollout():
-    """Eight rows; every tenth token or so is a stop id."""
+    """Eight rows; four of their tokens are a stop id that is not the first."""
     return random_rollout(3, V, [3, 6, 1, 2, 4, 1, 5, 2], [5, 7, 2, 6, 1, 7, 3, 4])
 
 
