@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from kdjax import forward_kl, models, report, startup
 from kdjax import parts as parts_module
-from kdjax.base import ConfigError, DataError
+from kdjax.base import ConfigError, DataError, Rollout
 from kdjax.config import Config, Curriculum, Data, Evaluation
 from kdjax.objective import at_temperature, negative_log_likelihood
 from kdjax.parts import build, startup_report
@@ -206,6 +206,19 @@ def test_a_model_that_is_not_itself(teacher, tokenizer):
     assert largest(0.0) == 0
     with pytest.raises(DataError, match=r"self-test: .* which must be 0; .* \(cpu\)"):
         largest(0.1)
+
+
+def test_both_sides_are_read(teacher, tokenizer):
+    """The self-test's program reads each side's own parameters: other ones on one side show."""
+    model, params = teacher
+    tokens = np.int32([tokenizer.encode_prompt("1+1=")])
+    rows = (np.int32([1]), np.int32([6]), np.zeros((1, 6), np.float32), np.array([False]))
+    other = jax.tree.map(lambda w: 1.1 * w, params)
+    mesh = make_mesh(1)
+    kls = startup._both_kls(
+        model, RAW, 4, tokenizer.size, mesh, params, other, Rollout(tokens, *rows)
+    )
+    assert min(np.max(kl) for kl in kls) > 1e-4
 
 
 def test_the_run_folder_keeps_it(tiny, capsys):
