@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kdjax.rollout import from_dataset, from_student, from_teacher
     from kdjax.sampler import generate
     from kdjax.step import init_state, make_step
+    from kdjax.stops import Stops
     from kdjax.tokenizer import load_tokenizer
 
 # No name here may also be the name of a module: importing the module would hide it.
@@ -49,6 +50,7 @@ _HOME = {
     "rollout": ("from_dataset", "from_student", "from_teacher"),
     "sampler": ("generate",),
     "step": ("init_state", "make_step"),
+    "stops": ("Stops",),
     "tokenizer": ("load_tokenizer",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

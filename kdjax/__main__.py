@@ -158,8 +158,9 @@ def _export(args: list[str]) -> None:
     dtype = _option(rest, "--dtype") or "float32"
     if len(rest) != 2 or dtype not in ("float32", "bfloat16"):
         raise ConfigError("usage: kdjax export RUN OUT [--dtype float32|bfloat16]")
-    export(*rest, dtype)
-    print(f"wrote {rest[1]}: a Hugging Face folder in {dtype}")
+    run, out = rest
+    export(run, out, dtype)
+    print(f"wrote {out}: a Hugging Face folder in {dtype}")
 
 
 def _plan(args: list[str]) -> None:

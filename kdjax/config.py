@@ -43,13 +43,17 @@ def _written(names: dict[str, Callable]) -> tyro.constructors.PrimitiveConstruct
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Which problems are trained on. `file` (JSONL, CSV, Parquet) replaces the embedded task."""
+    """Which problems are trained on. `file` (JSONL, CSV, Parquet) replaces the embedded task.
+
+    thinking is Qwen3's switch in the chat template, of every prompt: training, gate, evaluation.
+    """
 
     task: str = "calc"
     terms: tuple[int, ...] = (3, 4, 5, 6)
     problems: int = 6144
     file: str | None = None
     max_prompt_tokens: int = 28
+    thinking: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +123,8 @@ class Config:
     backward pass (all, its products, its input alone). head_memory_mib: what the loss head may
     spend on a chunk's logits, a device; by default 8 % of an accelerator's memory or 128 MiB on a
     CPU, and at most 1,024 tokens. The last three change rounding only.
+    stops: what loss and statistics make of stop tokens, where student and teacher end differently
+    (`kdjax.stops`): raw, like any other token; mask, left out; merge, all of them one event.
     """
 
     run: str = "runs/default"
@@ -128,6 +134,7 @@ class Config:
     token_loss: Annotated[TokenLoss, _written(TOKEN_LOSSES)] = forward_kl
     objective: Annotated[Objective, _written(OBJECTIVES)] = divergence
     reduction: Annotated[Reduction, _written(REDUCTIONS)] = sequence_mean
+    stops: Literal["raw", "mask", "merge"] = "raw"
     steps: int = 120
     batch_size: int = 48
     micro_batches: int = 1

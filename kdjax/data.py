@@ -102,7 +102,8 @@ def encode_batch(
     """The problems at `indices` as a Batch of host arrays, rows in that order.
 
     A worked response is its text and the first stop token, cut at max_new_tokens. Errors: DataError
-    naming a problem whose prompt is empty or over the limit.
+    naming a problem whose prompt is empty or over the limit, or that holds a token which student
+    and teacher don't share.
     """
     encoded = [
         (encode_prompt(source, i, tokenizer), _encode_response(source, i, tokenizer))
@@ -115,6 +116,12 @@ def encode_batch(
             raise DataError(
                 f"the prompt of {source.problem(index).id} has {len(prompt_ids)} tokens;"
                 f" the limit is {max_prompt_tokens} (data.max_prompt_tokens)"
+            )
+        foreign = [i for i in (*prompt_ids, *response_ids) if i >= tokenizer.size]
+        if foreign:
+            raise DataError(
+                f"{source.problem(index).id} holds token {tokenizer.token(foreign[0])!r}, which"
+                " only one of student and teacher knows; take it out of the problem"
             )
         prompt[row, : len(prompt_ids)] = prompt_ids
         response[row, : min(len(response_ids), max_new_tokens)] = response_ids[:max_new_tokens]

@@ -25,7 +25,8 @@ class EvalReport(NamedTuple):
     - avg, pass_at, length (tokens with the stop token), truncated and no_answer carry standard
       errors over problems.
     - entropy, forward_kl and reverse_kl are token means in nats over the model's own responses,
-      exact over the vocabulary; the divergences are to the teacher (None without one).
+      exact over the vocabulary, or over what the run's stop policy makes of it (`kdjax.stops`); the
+      divergences are to the teacher (None without one).
     - correct: right responses of each problem, in problem order (for paired comparisons).
     """
 

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from kdjax import data, models
+from kdjax import data, models, startup
 from kdjax.base import Batch, ConfigError, Key, Model, Params, PrefixSource, TrainState
 from kdjax.config import WHERE_IT_RUNS, Config, as_dict
 from kdjax.evaluate import EvalReport, evaluate
-from kdjax.objective import closed_form, describe
 from kdjax.programs import (
     Programs,
     Shapes,
@@ -31,8 +30,9 @@ from kdjax.rollout import from_dataset, from_student, from_teacher
 from kdjax.sampler import Samples
 from kdjax.score import score
 from kdjax.sharding import data_size, shard_batch
+from kdjax.stops import Stops
 from kdjax.student import Student, open_student
-from kdjax.tokenizer import Tokenizer, check_same_vocabulary, load_tokenizer
+from kdjax.tokenizer import Tokenizer, load_pair, load_tokenizer
 from kdjax.trajectories import CHUNK_ROWS, open_trajectories
 
 ROLLOUT, MEASURE, EVALUATE, TEACHER, ADAPTER = range(5)  # purposes of the run key
@@ -48,6 +48,7 @@ class Parts(NamedTuple):
     config: Config
     programs: Programs
     tokenizer: Tokenizer
+    teacher_tokenizer: Tokenizer
     initial_params: Params
     frozen: Params | None
     whole: Callable[[Params], Params]
@@ -65,40 +66,38 @@ def build(config: Config) -> Parts:
     """Load models and data, compose the programs. Here names become folders and weights."""
     student_folder = models.find(config.student)
     teacher_folder = None if config.teacher is None else models.find(config.teacher)
-    tokenizer = load_tokenizer(student_folder)
-    teacher_tokenizer = tokenizer
-    if teacher_folder is not None:
-        teacher_tokenizer = load_tokenizer(teacher_folder)
-        _check_pair(tokenizer, teacher_tokenizer)
-    announce(f"prompt as rendered: {tokenizer.render('1+1=')!r}")
+    thinking = config.data.thinking
+    if teacher_folder is None:
+        tokenizer = teacher_tokenizer = load_tokenizer(student_folder, thinking=thinking)
+    else:
+        tokenizer, teacher_tokenizer = load_pair(student_folder, teacher_folder, thinking=thinking)
     shapes = Shapes(
         models.read_config(student_folder),
         None if teacher_folder is None else models.read_config(teacher_folder),
         tokenizer.size,
         tokenizer.stop_ids,
+        teacher_tokenizer.stop_ids,
     )
     mesh = choose_mesh(config, jax.local_devices(), shapes.student, shapes.teacher)
     programs = compose(config, mesh, shapes)
     source = training_source(config)
     _check_data(config, source)
-    way = (
-        "in closed form" if closed_form(config.token_loss) else "by autodiff from a chunk's logits"
-    )
-    announce(f"token loss {describe(config.token_loss)}: gradients {way}")
     student = _open_student(config, student_folder, programs)
     teacher_params = None
     if teacher_folder is not None:
         _, teacher_params = models.load(teacher_folder, mesh, params_dtype=jnp.dtype(config.dtype))
+    # the teacher answers the student's prompts, token by token, and stops in its own way
+    read_by_teacher = tokenizer._replace(stop_ids=teacher_tokenizer.stop_ids)
     prefixes: dict[str, Callable[[], PrefixSource]] = {
         "dataset": lambda: from_dataset,
         "student": lambda: from_student(_student_draw(config, programs, tokenizer, student)),
         "teacher": lambda: from_teacher(
-            _teacher_trajectories(config, programs, teacher_tokenizer, teacher_params, source)
+            _teacher_trajectories(config, programs, read_by_teacher, teacher_params, source)
         ),
     }
     return Parts(
-        config, programs, tokenizer, student.trained, student.frozen, student.whole,
-        teacher_params, source, prefixes[config.prefix](), identities(config),
+        config, programs, tokenizer, teacher_tokenizer, student.trained, student.frozen,
+        student.whole, teacher_params, source, prefixes[config.prefix](), identities(config),
     )  # fmt: skip
 
 
@@ -146,14 +145,22 @@ def _check_data(config: Config, source: data.Source) -> None:
         data.require_solutions(source, [0])
 
 
-def _check_pair(tokenizer: Tokenizer, other: Tokenizer) -> None:
-    """Token-level KL needs one vocabulary, token by token; other stop ids are allowed, and said."""
-    check_same_vocabulary(tokenizer, other)
-    if other.stop_ids != tokenizer.stop_ids:
-        announce(
-            f"note: the student stops at ids {list(tokenizer.stop_ids)}, the teacher at"
-            f" {list(other.stop_ids)}; each samples with its own"
-        )
+def startup_report(parts: Parts) -> str:
+    """What the run of these parts is about to do. Errors: DataError, as `startup.report`."""
+    programs = parts.programs
+    return startup.report(
+        parts.config,
+        parts.mesh,
+        (parts.tokenizer, parts.teacher_tokenizer),
+        programs.student,
+        programs.student_params,
+        programs.teacher,
+        parts.teacher_params,
+        trained=programs.state.params,
+        frozen=programs.frozen,
+        stops=programs.stops,
+        chunk=head_chunk(parts.config, parts.mesh, parts.tokenizer.size),
+    )
 
 
 def identities(config: Config) -> dict[str, str]:
@@ -222,7 +229,8 @@ def pad_rows(rows: np.ndarray, mesh: Mesh, at_least: int = 1) -> np.ndarray:
 
 
 def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict[str, Any]]]:
-    """The config's evaluation of any parameters of the student's shape (whole, see `Parts`)."""
+    """The config's evaluation of any parameters of the student's shape (whole, see `Parts`); its
+    KLs and entropy are of the config's stop policy, as the loss's."""
     config, settings, programs = parts.config, parts.config.evaluation, parts.programs
     places = jax.tree.map(lambda leaf: leaf.sharding, programs.student_params)
     params = jax.device_put(params, places)
@@ -237,6 +245,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
         _score_student,
         programs.student,
         programs.teacher,
+        programs.stops,
         head_chunk(config, parts.mesh, parts.tokenizer.size),
         parts.tokenizer.size,
         parts.mesh,
@@ -290,9 +299,17 @@ def _teacher_trajectories(config, programs: Programs, tokenizer, teacher_params,
     return open_trajectories(Path(config.cache), settings, source.size, draw_rows)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 def _score_student(
-    student: Model, teacher: Model | None, chunk, vocabulary, mesh, params, teacher_params, rollout
+    student: Model,
+    teacher: Model | None,
+    stops: Stops,
+    chunk,
+    vocabulary,
+    mesh,
+    params,
+    teacher_params,
+    rollout,
 ):
     return score(
         student,
@@ -300,6 +317,7 @@ def _score_student(
         teacher,
         teacher_params,
         rollout,
+        stops=stops,
         chunk=chunk,
         vocabulary=vocabulary,
         mesh=mesh,

@@ -21,7 +21,7 @@ from kdjax import flops, hlo, models, topology
 from kdjax.base import Batch, ConfigError, Model, Rollout
 from kdjax.config import Config
 from kdjax.models import DecoderConfig
-from kdjax.models.known import KNOWN
+from kdjax.models.known import KNOWN, Known
 from kdjax.models.lora import join
 from kdjax.programs import Programs, Shapes, choose_mesh, compose, head_chunk, sampling, to_sampler
 from kdjax.sharding import (
@@ -117,22 +117,26 @@ def plan(config: Config, target: str) -> Plan:
 
 
 def shapes_of(config: Config) -> Shapes:
-    """A config's shapes: of local folders, or of released checkpoints by their hub names."""
-    known, folder = KNOWN.get(config.student), None
-    if known is None:
-        folder = models.find(config.student)
-        tokenizer = load_tokenizer(folder)
-        student, size, stops = models.read_config(folder), tokenizer.size, tokenizer.stop_ids
-    else:
-        student, size, stops = known.config, known.tokens, known.stop_ids
-    teacher = None
-    if config.teacher is not None:
-        teacher = (
-            KNOWN[config.teacher].config
-            if config.teacher in KNOWN
-            else models.read_config(models.find(config.teacher))
-        )
-    return Shapes(student, teacher, size, stops)
+    """A config's shapes: of released checkpoints by their hub names, or of local folders."""
+    student = _known(config.student)
+    if config.teacher is None:
+        return Shapes(student.config, None, student.tokens, student.stop_ids)
+    teacher = _known(config.teacher)
+    return Shapes(
+        student.config,
+        teacher.config,
+        min(student.tokens, teacher.tokens),
+        student.stop_ids,
+        teacher.stop_ids,
+    )
+
+
+def _known(name: str) -> Known:
+    if name in KNOWN:
+        return KNOWN[name]
+    folder = models.find(name)
+    tokenizer = load_tokenizer(folder)
+    return Known(models.read_config(folder), tokenizer.stop_ids, tokenizer.size)
 
 
 def device_gib(tree: Any) -> float:

@@ -25,6 +25,7 @@ from kdjax.optimizer import make_optimizer
 from kdjax.sampler import generate
 from kdjax.sharding import data_size, make_mesh, rollout_mesh
 from kdjax.step import abstract_state, make_step
+from kdjax.stops import Stops
 from kdjax.student import lora_of
 
 ADAM_BYTES = 16  # float32 parameter, gradient and two moments
@@ -38,6 +39,7 @@ class Shapes(NamedTuple):
     teacher: DecoderConfig | None
     vocabulary: int
     stop_ids: tuple[int, ...]
+    teacher_stop_ids: tuple[int, ...] = ()
 
 
 class Programs(NamedTuple):
@@ -58,6 +60,7 @@ class Programs(NamedTuple):
     student_sampler: Model
     teacher_sampler: Model | None
     optimizer: Any
+    stops: Stops
     lora: LoRA | None
     state: Any
     frozen: Params | None
@@ -73,6 +76,7 @@ def compose(config: Config, mesh: Mesh, shapes: Shapes) -> Programs:
     dtype = jnp.dtype(config.dtype)
     build = functools.partial(models.build, dtype=dtype, impl=config.attention)
     sampler = functools.partial(build, mesh=rollout_mesh(mesh))
+    stops = Stops(config.stops, tuple(dict.fromkeys((*shapes.stop_ids, *shapes.teacher_stop_ids))))
     lora = lora_of(config, shapes.student)
     learner = build(shapes.student, remat=config.remat, mesh=mesh, lora=lora)
     teacher = None if shapes.teacher is None else build(shapes.teacher, mesh=mesh)
@@ -95,6 +99,7 @@ def compose(config: Config, mesh: Mesh, shapes: Shapes) -> Programs:
         token_loss=config.token_loss,
         objective=config.objective,
         reduction=config.reduction,
+        stops=stops,
         micro_batches=config.micro_batches,
         chunk=head_chunk(config, mesh, shapes.vocabulary),
         vocabulary=shapes.vocabulary,
@@ -109,6 +114,7 @@ def compose(config: Config, mesh: Mesh, shapes: Shapes) -> Programs:
         sampler(shapes.student),
         None if shapes.teacher is None else sampler(shapes.teacher),
         optimizer,
+        stops,
         lora,
         state,
         frozen,

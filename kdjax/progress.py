@@ -26,8 +26,8 @@ Show = Callable[[int, dict[str, float] | None], None]
 
 @functools.cache
 def announce(text: str) -> None:
-    """Say what is being done, once, where it takes long enough to wonder."""
-    Console().print(text, highlight=False, soft_wrap=True)
+    """Say what is being done, once, where it takes long enough to wonder; letter by letter."""
+    Console().print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from kdjax.base import ConfigError, DataError, StorageError
 
 CONFIG, VERSIONS, METRICS = "config.json", "versions.json", "metrics.jsonl"
+STARTUP = "startup.txt"
 EVALUATION, SAMPLES, PAGE = "evaluation.json", "samples.jsonl", "report.html"
 
 
@@ -28,7 +29,7 @@ def open_run_folder(folder: Path) -> None:
     """Make the folder of a run, or find one. Errors: StorageError if it holds something else."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        foreign = {p.name for p in folder.iterdir()} - {"checkpoints", VERSIONS}
+        foreign = {p.name for p in folder.iterdir()} - {"checkpoints", VERSIONS, STARTUP}
     except OSError as error:
         raise StorageError(
             f"can't write the run folder {folder}: {error}; choose another --run"

@@ -19,6 +19,7 @@ from kdjax.objective import (
     token_mean,
 )
 from kdjax.sharding import collect_rows, own_rows, vocabulary_axis, whole_rows
+from kdjax.stops import RAW, Stops, kept, merged
 from kdjax.topk import TopK, buckets
 
 
@@ -32,6 +33,7 @@ def scored_loss(
     token_loss: TokenLoss = forward_kl,
     objective: Objective = divergence,
     reduction: Reduction = sequence_mean,
+    stops: Stops = RAW,
     chunk: int = 1024,
     vocabulary: int | None = None,
     mesh: Mesh | None = None,
@@ -40,7 +42,8 @@ def scored_loss(
 
     Position t of the response is predicted from the token before it, so t = 0 reads the last prompt
     token, and nothing after the stop token is scored. The gradient flows to the student's
-    parameters through the loss's total alone; Scores are constants, 0 outside the mask.
+    parameters through the loss's total alone; Scores are constants, 0 outside the mask. What counts
+    as a token where a response stops is the policy `stops`.
     chunk, vocabulary and mesh as in `head_loss`.
     """
     length = rollout.sampler_logp_bt.shape[1]
@@ -48,6 +51,8 @@ def scored_loss(
     mask = steps < rollout.response_length_b[:, None]
     last = rollout.tokens_bs.shape[1] - 1
     here = jnp.minimum(rollout.prompt_length_b[:, None] + steps, last)
+    targets = jnp.take_along_axis(rollout.tokens_bs, here, axis=1)
+    mask = kept(stops, targets, mask)
 
     def response_states(model: Model, params: Params) -> jax.Array:
         states = model.hidden(params, rollout.tokens_bs)
@@ -59,14 +64,11 @@ def scored_loss(
         teacher_states = TeacherStates(response_states(teacher, constant), teacher.head(constant))
     weights = reduction(mask)
     total, scores = head_loss(
-        token_function(token_loss, objective, vocabulary_axis(mesh)),
+        token_function(token_loss, objective, vocabulary_axis(mesh), stops=stops),
         response_states(student, student_params),
         student.head(student_params),
         teacher_states,
-        {
-            "targets": jnp.take_along_axis(rollout.tokens_bs, here, axis=1),
-            "sampler_logp": rollout.sampler_logp_bt,
-        },
+        {"targets": targets, "sampler_logp": rollout.sampler_logp_bt},
         weights,
         mask,
         chunk=chunk,
@@ -84,11 +86,15 @@ def score(
     rollout: Rollout,
     token_loss: TokenLoss = forward_kl,
     *,
+    stops: Stops = RAW,
     chunk: int = 1024,
     vocabulary: int | None = None,
     mesh: Mesh | None = None,
 ) -> Scores:
-    """The Scores of a rollout alone, [B, T], for evaluation: no gradient is made."""
+    """The Scores of a rollout alone, [B, T], for evaluation: no gradient is made.
+
+    Its KLs and entropies are those of the policy `stops`, as the loss's.
+    """
     return scored_loss(
         student,
         student_params,
@@ -98,6 +104,7 @@ def score(
         token_loss=token_loss,
         objective=negative_log_likelihood,
         reduction=token_mean,
+        stops=stops,
         chunk=chunk,
         vocabulary=vocabulary,
         mesh=mesh,
@@ -105,18 +112,19 @@ def score(
 
 
 def token_function(
-    token_loss: TokenLoss, objective: Objective, axis: str | None = None
+    token_loss: TokenLoss, objective: Objective, axis: str | None = None, *, stops: Stops = RAW
 ) -> TokenFunction:
     """What the loss head computes at a token: the objective, and its `Scores` as statistics.
 
     KLs made of `forward_kl` and `reverse_kl` take their closed forms (`closed_form`); any other
     token loss is differentiated automatically, down to the chunk's logits. Against a `TopK`
     teacher, divergences compare k + 1 buckets (so each is at most the full one), and what top-k
-    can't tell, the teacher's entropy and log-probability of the sampled token, is None.
+    can't tell, the teacher's entropy and log-probability of the sampled token, is None. Under
+    policy merge of `stops` everything is of merged distributions (`kdjax.stops.merged`).
     """
 
     def function(logits, teacher, extra) -> tuple[jax.Array, Scores]:
-        targets = extra["targets"]
+        logits, teacher, targets = merged(stops, logits, teacher, extra["targets"], axis)
         if teacher is None:
             comparison, divergence = compare(logits, None, targets, axis=axis), None
         elif isinstance(teacher, TopK):

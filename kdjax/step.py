@@ -27,6 +27,7 @@ from kdjax.models.lora import join
 from kdjax.objective import divergence, reduce, require_per_token, sequence_mean, token_mean
 from kdjax.score import scored_loss
 from kdjax.sharding import replicated
+from kdjax.stops import RAW, Stops
 
 Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[TrainState, Metrics]]
@@ -72,6 +73,7 @@ def make_step(
     token_loss: TokenLoss = forward_kl,
     objective: Objective = divergence,
     reduction: Reduction = sequence_mean,
+    stops: Stops = RAW,
     micro_batches: int = 1,
     chunk: int = 1024,
     vocabulary: int | None = None,
@@ -82,8 +84,8 @@ def make_step(
 
     Pure: jit it. The loss is sum(weight * objective) / sum(weight) over the whole batch, however
     many micro-batches it is split into. Metrics are token means over the batch (nats, or shares in
-    [0, 1]), lengths in tokens. chunk, vocabulary and mesh as in `head_loss`: give the mesh wherever
-    the batch is dealt over devices.
+    [0, 1]), lengths in tokens; policy mask of `stops` leaves stop tokens out of them too. chunk,
+    vocabulary and mesh as in `head_loss`: give the mesh wherever the batch is dealt over devices.
 
     frozen: parameters of the student that are read and not trained (of any dtype): the student gets
     the union of them and `state.params`, gradients and optimizer state are of the latter alone.
@@ -96,6 +98,7 @@ def make_step(
         token_loss=token_loss,
         objective=objective,
         reduction=reduction,
+        stops=stops,
         chunk=chunk,
         vocabulary=vocabulary,
         mesh=mesh,

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kdjax.base import ConfigError, DataError
 
@@ -17,61 +17,134 @@ from kdjax.base import ConfigError, DataError
 class Tokenizer(NamedTuple):
     """A tokenizer as functions.
 
-    - render(prompt) -> str: the prompt as the only user turn, ready for an answer, thinking off.
+    - render(prompt) -> str: the prompt as the only user turn, ready for an answer.
     - encode(text) -> ids: of trusted text, where special tokens are read as such.
     - encode_prompt(prompt) -> ids: of render(prompt), where special tokens that stand inside the
       prompt stay plain text.
     - decode(ids) -> text, special tokens left out.
+    - token(id) -> str: how the vocabulary spells it.
     - stop_ids: every id that ends a response (the generation config's first).
-    - size: real tokens (a model may hold more rows).
+    - turn_end_id: what the chat template puts after an answer, or None.
+    - size: tokens in use, ids below it (a model may hold more rows); full_size: all tokens, which
+      are more where the other model of a pair has only the first of them.
     - fingerprint: equal for tokenizers that give equal ids.
+    - cutting: (name, hash) of each part that decides how text is cut, whatever the tokens.
+    - folder, template_folder: where it is from, and its chat template.
     """
 
     render: Callable[[str], str]
     encode: Callable[[str], list[int]]
     encode_prompt: Callable[[str], list[int]]
     decode: Callable[[list[int]], str]
+    token: Callable[[int], str]
     stop_ids: tuple[int, ...]
+    turn_end_id: int | None
     size: int
+    full_size: int
     fingerprint: str
+    cutting: tuple[tuple[str, str], ...]
+    folder: str
+    template_folder: str
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
+def load_tokenizer(
+    folder: str | Path, *, thinking: bool = False, spare_template: str | Path | None = None
+) -> Tokenizer:
     """The tokenizer of a Hugging Face folder.
 
-    Errors: DataError when files are missing or the chat template is, ConfigError without a stop id.
+    thinking is what the chat template reads as enable_thinking: Qwen3's closes the thinking part
+    itself where it is False. Where the folder has no chat template, that of the folder
+    spare_template serves. Errors: DataError when files are missing or the chat template is,
+    ConfigError without a stop id.
     """
-    folder = Path(folder)
+    folder = template_folder = Path(folder)
     hf = _read(folder)
     stop_ids = _stop_ids(folder, hf)
+    if not hf.chat_template and spare_template is not None:
+        template_folder = Path(spare_template)
+        hf.chat_template = _read(template_folder).chat_template
     if not hf.chat_template:
         raise DataError(
             f"{folder}: the tokenizer has no chat template; add chat_template.jinja to the folder"
         )
+    render = functools.partial(_render, hf, thinking)
     return Tokenizer(
-        render=functools.partial(_render, hf),
+        render=render,
         encode=functools.partial(hf.encode, add_special_tokens=False),
-        encode_prompt=functools.partial(_encode_prompt, hf, *_template_ids(folder, hf)),
+        encode_prompt=functools.partial(_encode_prompt, hf, *_template_ids(folder, hf, render)),
         decode=functools.partial(hf.decode, skip_special_tokens=True),
+        token=hf.convert_ids_to_tokens,
         stop_ids=stop_ids,
+        turn_end_id=_turn_end_id(hf),
         size=len(hf),
-        fingerprint=_fingerprint(hf),
+        full_size=len(hf),
+        **_identity(hf),
+        folder=str(folder),
+        template_folder=str(template_folder),
     )
 
 
-def check_same_vocabulary(student: Tokenizer, teacher: Tokenizer) -> None:
-    """Raise ConfigError unless both map the same text to the same ids: token-level KL needs one
-    vocabulary."""
-    if student.size != teacher.size or student.fingerprint != teacher.fingerprint:
-        raise ConfigError(
-            f"student and teacher tokenizers differ ({student.size} and {teacher.size}"
-            " tokens); token-level KL compares ids, so use a teacher of the student's family"
+def load_pair(
+    student_folder: str | Path, teacher_folder: str | Path, *, thinking: bool = False
+) -> tuple[Tokenizer, Tokenizer]:
+    """(student's, teacher's) tokenizers, both with the size of the vocabulary that they share.
+
+    Prompts of a run are the student's rendering, ids of its tokenizer, whoever reads them: another
+    teacher template is no error. Where one folder has no chat template (base models often don't),
+    the other's serves. Errors: as `load_tokenizer` and `shared_vocabulary`, and DataError where the
+    student would need the template of another vocabulary.
+    """
+    student = load_tokenizer(student_folder, thinking=thinking, spare_template=teacher_folder)
+    teacher = load_tokenizer(teacher_folder, thinking=thinking, spare_template=student_folder)
+    size = shared_vocabulary(student, teacher)
+    if student.template_folder != student.folder and student.full_size != teacher.full_size:
+        raise DataError(
+            f"{student_folder}: the tokenizer has no chat template, and the teacher's is written in"
+            f" another vocabulary ({student.full_size} and {teacher.full_size} tokens);"
+            " add chat_template.jinja to the folder"
         )
-    if student.render("1+1") != teacher.render("1+1"):
+    return student._replace(size=size), teacher._replace(size=size)
+
+
+def shared_vocabulary(student: Tokenizer, teacher: Tokenizer) -> int:
+    """How many ids mean the same token to both: all of them, or all of the smaller vocabulary.
+
+    Token-level KL compares ids, so both must cut text alike, and one vocabulary must begin with the
+    other; what one has beyond it may neither stop a response nor stand in a rendered prompt.
+    Errors: ConfigError naming the first ids that differ.
+    """
+    size = min(student.full_size, teacher.full_size)
+    if student.fingerprint == teacher.fingerprint and student.full_size == teacher.full_size:
+        return size
+    remedy = "token-level KL compares ids, so use a teacher of the student's family"
+    other = [i for i in range(size) if student.token(i) != teacher.token(i)]
+    if other:
+        spelled = [f"{i} is {student.token(i)!r} and {teacher.token(i)!r}" for i in other[:3]]
         raise ConfigError(
-            "student and teacher chat templates render the same prompt differently;"
-            " use one template"
+            f"student and teacher tokenizers differ in {len(other)} of {size} ids:"
+            f" {', '.join(spelled)}; {remedy}"
         )
+    parts = [a[0] for a, b in zip(student.cutting, teacher.cutting, strict=True) if a != b]
+    if parts:
+        raise ConfigError(
+            f"student and teacher tokenizers differ in how they cut text ({', '.join(parts)});"
+            f" {remedy}"
+        )
+    ends = {
+        "student stop": student.stop_ids,
+        "teacher stop": teacher.stop_ids,
+        "teacher's template end of an answer": (teacher.turn_end_id,),
+        "rendered prompt": student.encode_prompt("1+1="),
+    }
+    for place, ids in ends.items():
+        extra = [i for i in ids if i is not None and i >= size]
+        if extra:
+            owner = student if student.full_size > size else teacher
+            raise ConfigError(
+                f"student and teacher tokenizers differ: id {extra[0]} ({owner.token(extra[0])!r},"
+                f" {place}) is beyond the {size} tokens that both have; {remedy}"
+            )
+    return size
 
 
 def _read(folder: Path):
@@ -92,16 +165,16 @@ def _read(folder: Path):
         ) from error
 
 
-def _render(hf, prompt: str) -> str:
+def _render(hf, thinking: bool, prompt: str) -> str:
     turns = [{"role": "user", "content": prompt}]
     return hf.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+        turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
     )
 
 
-def _template_ids(folder: Path, hf) -> tuple[list[int], list[int]]:
+def _template_ids(folder: Path, hf, render) -> tuple[list[int], list[int]]:
     """Ids of the template before and after the user's text."""
-    before, marker, after = _render(hf, _PLACEHOLDER).partition(_PLACEHOLDER)
+    before, marker, after = render(_PLACEHOLDER).partition(_PLACEHOLDER)
     if not marker:
         raise DataError(
             f"{folder}: the chat template does not show the user's text unchanged;"
@@ -120,6 +193,19 @@ DECISIVE_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 """What decides the ids of a text; padding and truncation settings don't."""
 
 _PLACEHOLDER = "\u2063kdjax prompt\u2063"
+_ANSWER = "\u2063kdjax answer\u2063"
+
+
+def _turn_end_id(hf) -> int | None:
+    """The control token that follows an answer in the template, or whatever token does."""
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        text = hf.apply_chat_template(turns, tokenize=False)
+    except Exception:  # a template may refuse turns in many ways; it then says nothing of their end
+        return None
+    ids = hf.encode(text.partition(_ANSWER)[2], add_special_tokens=False)
+    control = {*hf.get_added_vocab().values()}
+    return next((i for i in ids if i in control), ids[0] if ids else None)
 
 
 def _stop_ids(folder: Path, hf) -> tuple[int, ...]:
@@ -138,7 +224,19 @@ def _stop_ids(folder: Path, hf) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def _fingerprint(hf) -> str:
+def _identity(hf) -> dict[str, Any]:
+    """The fields fingerprint and cutting."""
     parts = json.loads(hf.backend_tokenizer.to_str())
     decisive = {name: parts.get(name) for name in DECISIVE_PARTS}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+    model = {name: value for name, value in parts["model"].items() if name != "vocab"}
+    cutting = {"merges or model": model} | {
+        name: parts.get(name) for name in ("normalizer", "pre_tokenizer")
+    }
+    return {
+        "fingerprint": _hash(decisive),
+        "cutting": tuple((name, _hash(part)) for name, part in cutting.items()),
+    }
+
+
+def _hash(part: Any) -> str:
+    return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]

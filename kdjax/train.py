@@ -33,6 +33,7 @@ from kdjax.parts import (
     heldout_source,
     pad_rows,
     run_key,
+    startup_report,
     test_source,
 )
 from kdjax.progress import announce, training_progress
@@ -46,12 +47,16 @@ def train(config: Config) -> EvalReport:
     """
     folder = Path(validate(config).run)
     parts = build(config)
+    about = startup_report(parts)
+    for line in about.splitlines():  # one by one: a study's next cell says only what differs
+        announce(line)
     report.open_run_folder(folder)
     checkpoints = open_checkpoints(folder / "checkpoints")
     try:
         state, seconds = _start(parts, checkpoints)
         report.write_json(folder / report.CONFIG, as_dict(config))
         report.write_json(folder / report.VERSIONS, report.versions())
+        report.write_text(folder / report.STARTUP, about)
         state, seconds = _loop(parts, state, seconds, folder, checkpoints)
     finally:
         checkpoints.close()

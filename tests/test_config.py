@@ -43,12 +43,15 @@ FULL = Config(
     token_loss=mix(at_temperature(forward_kl, 2.0), clip(reverse_kl, 5.0), weight=0.8),
     objective=add(negative_log_likelihood, scale(divergence, -0.1)),
     reduction=token_mean,
+    stops="merge",
     steps=7,
     batch_size=6,
     micro_batches=2,
     temperature=0.0,
     seed=3,
-    data=Data(task="calc", terms=(2,), problems=9, file="p.jsonl", max_prompt_tokens=5),
+    data=Data(
+        task="calc", terms=(2,), problems=9, file="p.jsonl", max_prompt_tokens=5, thinking=True
+    ),
     optimizer=Optimizer(3e-4, 0.1, 0.5, 2.0, 0.01, 0.99),
     curriculum=Curriculum((8, 16), 0.25, 3, 4, "h.jsonl"),
     evaluation=Evaluation(5, "t.jsonl", 4, (1, 4), 0.6, 32, 16),

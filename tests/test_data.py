@@ -105,6 +105,16 @@ def test_too_long_prompts_are_named(tokenizer):
     assert "\n" not in str(caught.value)
 
 
+def test_tokens_that_only_one_model_knows_are_named(tokenizer):
+    """A prompt or a worked response with a token beyond those in use is refused by its name."""
+    last = tokenizer.token(tokenizer.size - 1)
+    fewer = tokenizer._replace(size=tokenizer.size - 1)
+    source = source_of(Problem("a", "1", "1", last))
+    encode_batch(source, [0], tokenizer, max_prompt_tokens=40, max_new_tokens=4)
+    with pytest.raises(DataError, match=f"a holds token '{last}', which only one"):
+        encode_batch(source, [0], fewer, max_prompt_tokens=40, max_new_tokens=4)
+
+
 def test_epochs_are_different_permutations():
     """Each epoch shows every problem once; epochs and seeds order them differently."""
     source = task_source("calc", "train", 50, (2,))

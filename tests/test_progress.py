@@ -33,3 +33,9 @@ def test_bar_on_a_terminal(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "10/10" in out
     assert all(said in out for said in SAID)
+
+
+def test_announcements_are_letter_by_letter(capsys):
+    """Control tokens in square brackets, as in Mistral's template, are text and not markup."""
+    progress.announce("[INST] [/INST] [bold] :smile:")
+    assert capsys.readouterr().out == "[INST] [/INST] [bold] :smile:\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdjax.base import ConfigError, DataError
-from kdjax.tokenizer import check_same_vocabulary, load_tokenizer
+from kdjax.tokenizer import load_pair, load_tokenizer, shared_vocabulary
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 
@@ -155,22 +156,126 @@ def add_a_token(fields):
     fields["added_tokens"].append({**extra, "id": extra["id"] + 1, "content": "<new>"})
 
 
-@pytest.mark.parametrize("change", [swap_two_tokens, add_a_token], ids=lambda f: f.__name__)
-def test_another_vocabulary_is_refused(folder, tokenizer, change):
-    """Two ids exchanged, or one more: token-level KL would compare different tokens."""
-    check_same_vocabulary(tokenizer, load_tokenizer(folder))
+def cut_otherwise(fields):
+    fields["pre_tokenizer"]["use_regex"] = True
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (swap_two_tokens, "differ in 2 of {size} ids: 15 is '0' and '1', 16 is '1' and '0'; token"),
+        (cut_otherwise, r"differ in how they cut text (pre_tokenizer); token"),
+    ],
+    ids=["swap_two_tokens", "cut_otherwise"],
+)
+def test_another_vocabulary_is_refused(folder, tokenizer, change, says):
+    """Two ids exchanged, or another way to cut text: the first ids that differ are named."""
+    assert shared_vocabulary(tokenizer, load_tokenizer(folder)) == tokenizer.size
     edit_json(folder / "tokenizer.json", change)
     other = load_tokenizer(folder)
     assert other.fingerprint != tokenizer.fingerprint
-    with pytest.raises(ConfigError, match="tokenizers differ"):
-        check_same_vocabulary(tokenizer, other)
+    with pytest.raises(ConfigError, match=re.escape(says.format(size=tokenizer.size))) as caught:
+        shared_vocabulary(tokenizer, other)
+    assert "\n" not in str(caught.value)
 
 
-def test_another_template_is_refused(folder, tokenizer):
-    """One vocabulary, another template: student and teacher would read different prompts."""
+def test_more_tokens_at_the_end_are_shared_up_to_there(folder, tokenizer, tokenizer_folder):
+    """One vocabulary begins with the other: the smaller one is in use, whoever has more."""
+    edit_json(folder / "tokenizer.json", add_a_token)
+    assert load_tokenizer(folder).size == tokenizer.size + 1
+    for pair in ((folder, tokenizer_folder), (tokenizer_folder, folder)):
+        both = load_pair(*pair)
+        assert [t.size for t in both] == [tokenizer.size] * 2
+        assert {t.full_size for t in both} == {tokenizer.size, tokenizer.size + 1}
+
+
+def stop_at_the_new_token(folder):
+    new = json.loads((folder / "tokenizer.json").read_text())["added_tokens"][-1]["id"]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": new}))
+
+
+def render_the_new_token(folder):
     path = folder / "chat_template.jinja"
-    path.write_text(path.read_text().replace("<think>", "<think>\\n"))
-    other = load_tokenizer(folder)
-    assert other.fingerprint == tokenizer.fingerprint
-    with pytest.raises(ConfigError, match="templates render the same prompt differently"):
-        check_same_vocabulary(tokenizer, other)
+    path.write_text("<new>" + path.read_text())
+
+
+def end_answers_with_the_new_token(folder):
+    path = folder / "chat_template.jinja"
+    path.write_text(path.read_text().replace("+ '<|im_end|>'", "+ '<new>'"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "whose", "place"),
+    [
+        (stop_at_the_new_token, "student", "student stop"),
+        (stop_at_the_new_token, "teacher", "teacher stop"),
+        (render_the_new_token, "student", "rendered prompt"),
+        (end_answers_with_the_new_token, "teacher", "teacher's template end of an answer"),
+    ],
+)
+def test_tokens_beyond_the_shared_ones_are_not_needed(
+    folder, tokenizer, tokenizer_folder, spoil, whose, place
+):
+    """A token that only one model has neither stops a response nor stands in a prompt."""
+    edit_json(folder / "tokenizer.json", add_a_token)
+    spoil(folder)
+    pair = (folder, tokenizer_folder) if whose == "student" else (tokenizer_folder, folder)
+    with pytest.raises(ConfigError, match=f"id {tokenizer.size} .'<new>', {place}. is beyond"):
+        load_pair(*pair)
+
+
+def test_another_teacher_template_is_no_error(folder, tokenizer_folder):
+    """Prompts are the student's rendering; a template of the teacher's own, even one whose tokens
+    the student lacks, changes nothing in them."""
+    edit_json(folder / "tokenizer.json", add_a_token)
+    render_the_new_token(folder)
+    student, teacher = load_pair(tokenizer_folder, folder)
+    assert teacher.render("1") == "<new>" + student.render("1")
+
+
+def test_the_template_of_the_other_serves(folder, tokenizer, tokenizer_folder):
+    """A folder without a chat template takes the other's, and says where it is from."""
+    drop_template(folder)
+    for pair in ((folder, tokenizer_folder), (tokenizer_folder, folder)):
+        student, teacher = load_pair(*pair)
+        assert student.template_folder == teacher.template_folder == str(tokenizer_folder)
+        assert (
+            student.encode_prompt("1") == teacher.encode_prompt("1") == tokenizer.encode_prompt("1")
+        )
+    with pytest.raises(DataError, match="no chat template; add chat_template"):
+        load_pair(folder, folder)
+
+
+def test_a_template_of_another_vocabulary_does_not_serve(folder, tokenizer_folder, tmp_path):
+    """The student would spell the teacher's control tokens in pieces."""
+    drop_template(folder)
+    teacher = shutil.copytree(tokenizer_folder, tmp_path / "teacher")
+    edit_json(teacher / "tokenizer.json", add_a_token)
+    with pytest.raises(DataError, match=r"in another vocabulary .* add chat_template"):
+        load_pair(folder, teacher)
+
+
+def test_thinking_is_the_template_s_switch(tokenizer_folder, tokenizer):
+    """With thinking on, Qwen3's template leaves the thinking part to the model."""
+    open_ended = load_tokenizer(tokenizer_folder, thinking=True)
+    assert tokenizer.render("1") == open_ended.render("1") + "<think>\n\n</think>\n\n"
+    assert open_ended.encode_prompt("1") == open_ended.encode(open_ended.render("1"))
+    for one in load_pair(tokenizer_folder, tokenizer_folder, thinking=True):
+        assert one.render("1") == open_ended.render("1")
+
+
+def test_the_template_s_end_of_an_answer(folder, tokenizer):
+    """It is read from a rendered answer; a template that refuses or ends bare has none."""
+    assert tokenizer.turn_end_id == id_of(tokenizer, "<|im_end|>")
+    assert tokenizer.token(tokenizer.turn_end_id) == "<|im_end|>"
+    path = folder / "chat_template.jinja"
+    ends = {
+        "{{ messages[-1].content + ' \n<|endoftext|>' }}": id_of(tokenizer, "<|endoftext|>"),
+        "{{ messages[-1].content + 'x' }}": id_of(tokenizer, "x"),
+        "{{ messages[-1].content }}": None,
+        "{% if messages[1] %}{{ raise_exception('one turn') }}{% endif %}{{ messages[0].content }}":
+            None,
+    }  # fmt: skip
+    for template, wanted in ends.items():
+        path.write_text(template)
+        assert load_tokenizer(folder).turn_end_id == wanted

@@ -1,0 +1,213 @@
+"""What a run is about to do, in plain lines: what would corrupt it stops it, the rest is said."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from kdjax.base import DataError, Model, Params, Rollout
+from kdjax.config import Config
+from kdjax.objective import closed_form, describe
+from kdjax.score import score
+from kdjax.sharding import data_size, shard_batch, vocabulary_axis
+from kdjax.stops import Stops
+from kdjax.tokenizer import Tokenizer
+
+PROMPT = "1+1="
+SELF_TEST_TOKENS = 8
+LARGEST_SELF_KL_NATS = 1e-6
+
+
+def report(
+    config: Config,
+    mesh: Mesh,
+    tokenizers: tuple[Tokenizer, Tokenizer],
+    student: Model,
+    student_params: Params,
+    teacher: Model | None,
+    teacher_params: Params | None,
+    *,
+    trained: Params,
+    frozen: Params | None,
+    stops: Stops,
+    chunk: int,
+) -> str:
+    """The start-up report of a run; every line says its subject, so that a line may stand alone.
+
+    tokenizers are student's and teacher's (one object twice without a teacher); trained and frozen
+    are what the student's parameters are held as (arrays, or shapes with shardings).
+    Errors: DataError where a model has fewer vocabulary rows than its tokenizer tokens in use, or
+    where the self-test fails.
+    """
+    own, other = tokenizers
+    models = {"student": (student, student_params)}
+    if teacher is not None:
+        models["teacher"] = (teacher, teacher_params)
+    lines = [*_about_prompts(own, other), *_about_stops(own, other, stops)]
+    lines.append(_about_vocabulary(models, own.size))
+    way = "in closed form" if closed_form(config.token_loss) else "by autodiff from chunk logits"
+    loss = describe(config.token_loss)
+    tempered = "as at_temperature says, else " if "at_temperature(" in loss else ""
+    devices = mesh.devices.flat
+    lines += [
+        f"loss: token loss {loss} (gradients {way}), objective {describe(config.objective)},"
+        f" reduction {describe(config.reduction)}",
+        f"temperature: rollout {config.temperature}, loss {tempered}1.0,"
+        f" evaluation {config.evaluation.temperature}",
+        f"layers: attention {config.attention}, remat {config.remat}"
+        + (f", LoRA of rank {config.lora.rank}" if config.lora.rank else ""),
+        f"precision: computes in {config.dtype}, trained parameters float32"
+        + (f", the teacher's {config.dtype}" if teacher else ""),
+        f"devices: {len(devices)} x {devices[0].device_kind}, mesh "
+        + ", ".join(f"{name} {size}" for name, size in mesh.shape.items()),
+        _about_sizes(models, (trained, frozen), own.size, mesh, chunk),
+    ]
+    if teacher is not None:
+        kl = self_test(teacher, teacher_params, own, mesh, stops=stops, chunk=chunk)
+        lines.append(f"self-test: the teacher as its own student has KL {kl:g}")
+    return "".join(line + "\n" for line in lines)
+
+
+def self_test(
+    model: Model, params: Params, tokenizer: Tokenizer, mesh: Mesh, *, stops: Stops, chunk: int
+) -> float:
+    """The largest KL, in nats, of a model against itself on a few tokens of a rendered prompt: 0.
+
+    Both sides are computed on their own, by the path that training takes; the program is compiled
+    once a model. Errors: DataError above LARGEST_SELF_KL_NATS, and where it is no number.
+    """
+    ids = jnp.asarray(tokenizer.encode_prompt(PROMPT)[: SELF_TEST_TOKENS + 1], jnp.int32)
+    rows, length = data_size(mesh), len(ids) - 1
+    rollout = Rollout(
+        tokens_bs=jnp.tile(ids, (rows, 1)),
+        prompt_length_b=jnp.ones(rows, jnp.int32),
+        response_length_b=jnp.full(rows, length, jnp.int32),
+        sampler_logp_bt=jnp.zeros((rows, length)),
+        truncated_b=jnp.zeros(rows, bool),
+    )
+    kls = _both_kls(
+        model, stops, chunk, tokenizer.size, mesh, params, params, shard_batch(rollout, mesh)
+    )
+    largest = float(np.max(jax.device_get(kls)))  # on the host: XLA's maximum may drop a NaN
+    if not largest <= LARGEST_SELF_KL_NATS:
+        raise DataError(
+            f"self-test: the teacher as its own student has KL {largest:g} nats, which must be 0;"
+            f" its numbers can't be trusted on this backend ({jax.default_backend()}):"
+            " check the teacher's weights, or try dtype float32 or another jax version"
+        )
+    return largest
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _both_kls(model: Model, stops, chunk, vocabulary, mesh, params, same, rollout):
+    """params and same are two arguments: of one, the compiler would compute one side only."""
+    scores = score(
+        model, params, model, same, rollout,
+        stops=stops, chunk=chunk, vocabulary=vocabulary, mesh=mesh,
+    )  # fmt: skip
+    return scores.forward_kl, scores.reverse_kl
+
+
+def _about_prompts(own: Tokenizer, other: Tokenizer) -> list[str]:
+    rendered, elsewhere = own.render(PROMPT), other.render(PROMPT)
+    lines = [f"prompt as rendered: {rendered!r}"]
+    if own is other:
+        return lines
+    if elsewhere != rendered:
+        lines.append(
+            f"note: the teacher's own template renders {elsewhere!r}; it reads the student's"
+        )
+    if own.template_folder != own.folder:
+        lines.append("note: the student has no chat template; the teacher's is used")
+    if other.template_folder != other.folder:
+        lines.append("note: the teacher has no chat template; it reads the student's")
+    if own.full_size == other.full_size:
+        lines.append(f"tokenizers: student and teacher agree id by id ({own.size} tokens)")
+    else:
+        lines.append(
+            f"tokenizers: student ({own.full_size} tokens) and teacher ({other.full_size}) agree on"
+            f" the first {own.size} ids, which are in use"
+        )
+    return lines
+
+
+def _about_stops(own: Tokenizer, other: Tokenizer, stops: Stops) -> list[str]:
+    """The stop ids and what the templates put after an answer, with token texts."""
+    lines = []
+    readers = {"student": own} | ({} if own is other else {"teacher": other})
+    for name, tokenizer in readers.items():
+        end = tokenizer.turn_end_id
+        ends = "nothing" if end is None else _spelled(tokenizer, (end,))
+        lines.append(
+            f"stop tokens: {name} {_spelled(tokenizer, tokenizer.stop_ids)};"
+            f" its template ends an answer with {ends}"
+        )
+        if end is not None and end not in tokenizer.stop_ids:
+            lines.append(
+                f"warning: the {name} does not stop at {ends}, where its template ends an answer;"
+                " add the id to eos_token_id in its generation_config.json"
+            )
+    if other.stop_ids != own.stop_ids:
+        lines.append("note: student and teacher stop at other tokens; each samples with its own")
+    meaning = {
+        "raw": "stop tokens count like any other",
+        "mask": f"tokens {list(stops.ids)} are left out of loss and statistics",
+        "merge": f"tokens {list(stops.ids)} are one event",
+    }[stops.policy]
+    return [*lines, f"stop policy: {stops.policy}, {meaning}"]
+
+
+def _spelled(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
+    return ", ".join(f"{i} {tokenizer.token(i)!r}" for i in ids)
+
+
+def _about_vocabulary(models: dict[str, Any], size: int) -> str:
+    rows = {
+        name: jax.eval_shape(model.head, params).weight_vd.shape[0]
+        for name, (model, params) in models.items()
+    }
+    for name, count in rows.items():
+        if count < size:
+            raise DataError(
+                f"the {name} has {count} vocabulary rows, its tokenizer {size} tokens;"
+                " put the tokenizer that it was trained with into its folder"
+            )
+    shown = ", ".join(f"{name} {count}" for name, count in rows.items())
+    return f"vocabulary: {size} tokens in use; rows beyond have no probability ({shown} rows)"
+
+
+def _about_sizes(
+    models: dict[str, Any], student: tuple[Params, Params], size: int, mesh: Mesh, chunk: int
+) -> str:
+    """Parameters, and what they and the loss head hold on a device."""
+    counts = {n: sum(x.size for x in jax.tree.leaves(p)) for n, (_, p) in models.items()}
+    shown = ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
+    axis = vocabulary_axis(mesh)
+    logits = 4 * len(models) * chunk * size / (mesh.shape[axis] if axis else 1)
+    trained, frozen = student
+    parts = {"what is trained, its gradient and Adam moments": 4 * _bytes(trained, 4)}
+    if frozen is not None:
+        parts["frozen student"] = _bytes(frozen)
+    if "teacher" in models:
+        parts["teacher"] = _bytes(models["teacher"][1])
+    parts[f"head chunk of {chunk} tokens"] = logits
+    memory = ", ".join(f"{name} {count / 2**20:,.1f}" for name, count in parts.items())
+    return (
+        f"size: {shown}; at least {sum(parts.values()) / 2**20:,.1f} MiB a device ({memory};"
+        " activations and caches come on top)"
+    )
+
+
+def _bytes(params: Params, itemsize: int | None = None) -> float:
+    """What one device holds of arrays as they are dealt, at their own width or another."""
+
+    def held(x) -> int:
+        return math.prod(x.sharding.shard_shape(x.shape)) * (itemsize or x.dtype.itemsize)
+
+    return sum(held(x) for x in jax.tree.leaves(params))
