@@ -26,7 +26,7 @@ from kdjax.models.linear import PROJECTIONS, LoRA
 from kdjax.models.lora import adapter_of, init_adapter, join, make_lora, merge
 from kdjax.numerics import project
 from kdjax.step import init_state, make_step
-from kdjax.student import open_student, sampling_params
+from kdjax.student import lora_of, open_student, sampling_params
 
 V = 31
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -260,7 +260,8 @@ def small(tiny) -> Config:  # noqa: F811
 def saved(config: Config):
     """The newest checkpoint's state, read as the adapter of the run's config."""
     model, params = models.load(config.student)
-    student = open_student(config, model.config, params, jax.random.key(0))
+    lora = lora_of(config, model.config)
+    student = open_student(lora, model.config, params, jax.random.key(0))
     optimizer = make_optimizer(learning_rate=1.0, steps=1, lengths=config.curriculum.lengths)
     checkpoints = open_checkpoints(Path(config.run) / "checkpoints")
     step = checkpoints.steps()[-1]

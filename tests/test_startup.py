@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from kdjax import forward_kl, models, report, startup
 from kdjax import parts as parts_module
+from kdjax import programs as programs_module
 from kdjax.base import ConfigError, DataError, Rollout
 from kdjax.config import Config, Curriculum, Data, Evaluation
 from kdjax.objective import at_temperature, negative_log_likelihood
@@ -78,12 +79,13 @@ def test_an_agreeing_pair(tiny, tokenizer):
         "loss 0": "token loss at_temperature(forward_kl, 2.0) (gradients in closed form),"
         " objective divergence, reduction sequence_mean",
         "temperature 0": "rollout 0.9, loss as at_temperature says, else 1.0, evaluation 1.0",
-        "precision 0": "computes in float32, parameters float32, the teacher's float32",
+        "layers 0": "attention auto, remat none",
+        "precision 0": "computes in float32, trained parameters float32, the teacher's float32",
         "devices 0": "8 x cpu, mesh data 8, fsdp 1, tensor 1",
         "size 0": f"student {student:,} parameters, teacher {teacher:,} parameters; at least"
-        f" {sum(parts):.1f} MiB a device (student, its gradient and Adam moments {parts[0]:.1f},"
-        f" teacher {parts[1]:.1f}, head chunk of {chunk} tokens {parts[2]:.1f}; activations and"
-        " caches come on top)",
+        f" {sum(parts):.1f} MiB a device (what is trained, its gradient and Adam moments"
+        f" {parts[0]:.1f}, teacher {parts[1]:.1f}, head chunk of {chunk} tokens {parts[2]:.1f};"
+        " activations and caches come on top)",
         "self-test 0": "the teacher as its own student has KL 0",
     }
 
@@ -117,7 +119,8 @@ def test_a_pair_that_differs_in_what_may_differ(tiny, tokenizer):
     assert said["note 1"] == "student and teacher stop at other tokens; each samples with its own"
     assert said["stop policy 0"] == f"merge, tokens {[pad, end]} are one event"
     assert "(gradients by autodiff from chunk logits)" in said["loss 0"]
-    assert said["precision 0"] == "computes in bfloat16, parameters float32, the teacher's bfloat16"
+    precision = "computes in bfloat16, trained parameters float32, the teacher's bfloat16"
+    assert said["precision 0"] == precision
     assert f" teacher {2 * count(tiny.teacher) / 2**20:.1f}," in said["size 0"]
     assert said["self-test 0"] == "the teacher as its own student has KL 0"
 
@@ -252,12 +255,12 @@ def test_step_and_evaluation_take_the_policy(tiny, tokenizer, monkeypatch):
         taken.update(kwargs)
         return lambda *a: None
 
-    monkeypatch.setattr(parts_module, "make_step", record)
+    monkeypatch.setattr(programs_module, "make_step", record)
     parts = build(dataclasses.replace(tiny, stops="mask"))
-    assert taken["stops"] == parts.stops == Stops("mask", (pad, end))
-    monkeypatch.setattr(parts_module, "evaluate", lambda draw, scorer, *a, **k: scorer({}, None))
+    assert taken["stops"] == parts.programs.stops == Stops("mask", (pad, end))
+    monkeypatch.setattr(parts_module, "evaluate", lambda draw, scorer, *a, **k: scorer(None))
     monkeypatch.setattr(parts_module, "_score_student", lambda *args: args)
-    assert parts.stops in parts_module.evaluate_params(parts, {})
+    assert parts.programs.stops in parts_module.evaluate_params(parts, parts.initial_params)
 
 
 def test_a_teacher_reads_the_student_s_prompt(tiny, tokenizer, monkeypatch):
