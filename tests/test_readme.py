@@ -15,7 +15,9 @@ from kdjax.config import Config, Study, as_dict, validate
 ROOT = Path(__file__).parent.parent
 INIT = (ROOT / "kdjax/__init__.py").read_text()
 README = (ROOT / "README.md").read_text()
-CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.py") if p.name != "rebuild.py")
+CONFIGS = sorted(
+    p for p in (ROOT / "configs").rglob("*.py") if p.name not in ("rebuild.py", "rehearse.py")
+)
 
 
 def test_the_example_runs():
