@@ -12,10 +12,11 @@ from kdjax.base import DataError, Params
 from kdjax.checkpoint import open_checkpoints
 from kdjax.config import Config, from_dict
 from kdjax.models import DecoderConfig
-from kdjax.models.lora import write_adapter
+from kdjax.models.lora import adapter_of, write_adapter
 from kdjax.optimizer import make_optimizer
-from kdjax.step import init_state
-from kdjax.student import Student, lora_of, open_student
+from kdjax.sharding import make_mesh
+from kdjax.step import abstract_state
+from kdjax.student import Student, lora_of
 
 
 def export(run: str | Path, out: str | Path, dtype=jnp.float32) -> None:
@@ -57,14 +58,16 @@ def _restore(run: str | Path) -> tuple[Config, DecoderConfig, Student, Params]:
     try:
         if not checkpoints.steps():
             raise DataError(f"{folder} holds no checkpoint yet; let it train to its first save")
-        model, params = models.load(config.student)
-        lora = lora_of(config, model.config)
-        student = open_student(lora, model.config, params, jax.random.key(0))
-        like = init_state(
-            student.trained,
-            make_optimizer(learning_rate=1.0, steps=1, lengths=config.curriculum.lengths),
-        )
+        mesh, decoder = make_mesh(1), models.read_config(models.find(config.student))
+        lora = lora_of(config, decoder)
+        trained = models.abstract_params(decoder, jnp.float32, mesh, lora)
+        frozen = None
+        if lora is not None:
+            trained = adapter_of(trained)
+            _, frozen = models.load(config.student)
+        optimizer = make_optimizer(learning_rate=1.0, steps=1, lengths=config.curriculum.lengths)
+        like = abstract_state(trained, optimizer, mesh)
         state = checkpoints.restore(checkpoints.steps()[-1], like)
     finally:
         checkpoints.close()
-    return config, model.config, student, state.params
+    return config, decoder, Student(state.params, frozen, lora), state.params
