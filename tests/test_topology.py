@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
+import runpy
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +15,14 @@ import pytest
 from kdjax import topology
 from kdjax.base import ConfigError
 from kdjax.bench.head import HeadBench, bench_head
+from kdjax.hlo import collectives, widest_rows
+from kdjax.models import abstract_params
 from kdjax.models.attention import attention
+from kdjax.models.known import KNOWN
+from kdjax.plan import plan
 from kdjax.sharding import make_mesh, replicated
 
+ROOT = Path(__file__).parent.parent
 HERE = {"h100": "jax_plugins.xla_cuda13", "v5e:2x2": "libtpu"}
 TPUS = ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"]
 REASON = "its compiler is not installed: launch/aot.sh installs it and runs this"
@@ -29,6 +37,13 @@ def installed(target: str) -> bool:
     except ModuleNotFoundError:
         return False
 
+
+PRESET = runpy.run_path(str(ROOT / "configs/paper/qwen3_4b_to_06b.py"))["get_config"]()
+PLANS = {
+    "h100": PRESET,
+    # the step alone: the rollout's program takes as long to compile again
+    "v5e:4x4": dataclasses.replace(PRESET, prefix="dataset"),
+}
 
 compiled_for = pytest.mark.parametrize(
     "target",
@@ -126,3 +141,28 @@ def test_cudnn_has_to_be_here_to_compile_for_it(monkeypatch):
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", absent)
     with pytest.raises(ConfigError, match=r"needs cuDNN.*not found.*take impl 'chunked'"):
         attention_gib("h100", "auto", None)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        pytest.param(t, marks=pytest.mark.skipif(not installed(t), reason=f"{t}: {REASON}"))
+        for t in PLANS
+    ],
+)
+def test_the_paper_s_preset_fits(target):
+    """The pair at 1,024 + 4,096 tokens: it compiles and fits; no device holds its tokens times the
+    vocabulary; what is gathered is a layer's weights, or a table's."""
+    made = plan(PLANS[target], target)
+    assert made.fits, made.total_gib("step")
+    assert 0 < widest_rows(made.step_text, KNOWN[PRESET.student].tokens) <= made.head_chunk
+    assert widest_rows(made.step_text, 151_936) <= max(made.head_chunk, 2560)  # a table, turned
+    shapes = [
+        leaf.shape
+        for name in (PRESET.student, PRESET.teacher)
+        for leaf in jax.tree.leaves(abstract_params(KNOWN[name].config, jnp.bfloat16))
+    ]
+    weights = {frozenset(shape[-2:]) for shape in shapes}
+    for collective in collectives(made.step_text):
+        if collective.kind == "all-gather" and collective.payload_bytes > 2**20:
+            assert frozenset(collective.shape[-2:]) in weights, collective
