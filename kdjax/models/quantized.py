@@ -27,8 +27,9 @@ kernel."""
 def int8(names: tuple[str, ...], weight: jax.Array) -> Any:
     """A layer's kernel in int8, any other parameter itself (a `Hold`).
 
-    scale = max over `in` of |kernel| / 127.5 and qvalue = round(kernel / scale), at most 127: no
-    entry moves by more than half its scale. Errors: ConfigError where qwix is not installed.
+    scale = max over `in` of |kernel| / 127.5, qvalue = round(kernel / scale) within -128..127: no
+    entry moves by more than half its scale (and rounding in float32). Errors: ConfigError where
+    qwix is not installed.
 
     >>> kernel = int8(("layers", "q_proj", "kernel"), jnp.array([[1.0], [-0.5]]))
     >>> [int(x) for x in kernel["qvalue"][:, 0]]
