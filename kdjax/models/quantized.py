@@ -66,8 +66,8 @@ def parameter_total(params: Params) -> int:
 def in_turn(params: Params, x: jax.Array) -> tuple[Params, jax.Array]:
     """A layer's parameters and its input; no quantised kernel is widened before x is there.
 
-    Without it a compiler may widen every layer once before the loop over tokens, which would hold
-    the wide model after all.
+    Without it XLA on GPUs widens every layer once, before the loop over tokens, and holds the wide
+    model after all (compiled for an H100: temporaries of 45.4 MiB, not 14.6, for 26.7 of weights).
     """
     if not any(map(is_quantized, jax.tree.leaves(params, is_leaf=is_quantized))):
         return params, x
