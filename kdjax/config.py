@@ -118,7 +118,9 @@ class Config:
     """One run. A method is two choices: `prefix` (whose trajectories) and `token_loss` (which
     comparison).
 
-    dtype is of the computation and of the teacher's weights; the student's are float32. attention:
+    dtype is of the computation and of the teacher's weights; the student's are float32.
+    teacher_weights: int8 holds the kernels of the teacher's layers in int8 with a scale an output
+    channel (extra int8), which halves its memory and changes its distribution a little. attention:
     how whole sequences attend (auto: by device and length). remat: what a layer keeps for its
     backward pass (all, its products, its input alone). head_memory_mib: what the loss head may
     spend on a chunk's logits, a device; by default 8 % of an accelerator's memory or 128 MiB on a
@@ -148,6 +150,7 @@ class Config:
     save_every_steps: int = 50
     log_every_steps: int = 5
     dtype: Literal["float32", "bfloat16"] = "float32"
+    teacher_weights: Literal["compute", "int8"] = "compute"
     attention: Literal["auto", "xla", "chunked", "cudnn", "splash"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
     layout: Layout = Layout()
@@ -212,6 +215,11 @@ def validate(config: Config) -> Config:
         raise ConfigError(
             "objective divergence needs a teacher; set teacher,"
             " or objective negative_log_likelihood"
+        )
+    if config.teacher is None and config.teacher_weights != "compute":
+        raise ConfigError(
+            f"teacher_weights {config.teacher_weights} needs a teacher; set teacher,"
+            " or teacher_weights compute"
         )
     if not config.temperature >= 0:
         raise ConfigError(f"temperature must be at least 0, got {config.temperature}")

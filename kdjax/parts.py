@@ -17,6 +17,7 @@ from kdjax.base import Batch, ConfigError, Key, Model, Params, PrefixSource, Tra
 from kdjax.config import WHERE_IT_RUNS, Config, as_dict
 from kdjax.evaluate import EvalReport, evaluate
 from kdjax.programs import (
+    TEACHER_WEIGHTS,
     Programs,
     Shapes,
     choose_mesh,
@@ -85,7 +86,12 @@ def build(config: Config) -> Parts:
     student = _open_student(config, student_folder, programs)
     teacher_params = None
     if teacher_folder is not None:
-        _, teacher_params = models.load(teacher_folder, mesh, params_dtype=jnp.dtype(config.dtype))
+        _, teacher_params = models.load(
+            teacher_folder,
+            mesh,
+            params_dtype=jnp.dtype(config.dtype),
+            hold=TEACHER_WEIGHTS[config.teacher_weights],
+        )
     # the teacher answers the student's prompts, token by token, and stops in its own way
     read_by_teacher = tokenizer._replace(stop_ids=teacher_tokenizer.stop_ids)
     prefixes: dict[str, Callable[[], PrefixSource]] = {
@@ -281,13 +287,14 @@ def _teacher_trajectories(config, programs: Programs, tokenizer, teacher_params,
         "stop_ids": list(tokenizer.stop_ids),
         "seed": config.seed,
         "dtype": config.dtype,
+        "teacher_weights": config.teacher_weights,
     }
 
     def draw_rows(rows: np.ndarray) -> Samples:
         announce(f"teacher: drawing trajectories once; they are kept in {config.cache}")
         padded = pad_rows(rows, mesh, at_least=CHUNK_ROWS)  # one shape, one compile
         batch = encode(source, tokenizer, padded, config, length)
-        reads = to_sampler(model.config, jnp.dtype(config.dtype), mesh)
+        reads = to_sampler(programs.teacher_params, jnp.dtype(config.dtype), mesh)
         samples = draw(
             reads(teacher_params),
             shard_batch(batch, mesh),

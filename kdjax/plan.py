@@ -266,7 +266,7 @@ def _rollout_phase(config: Config, programs: Programs, shapes: Shapes) -> Phase:
     prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
     mesh, began = rollout_mesh(programs.mesh), time.perf_counter()
     source = programs.student_params if config.prefix == "student" else programs.teacher_params
-    convert = to_sampler(model_shapes, jnp.dtype(config.dtype), programs.mesh)
+    convert = to_sampler(source, jnp.dtype(config.dtype), programs.mesh)
     converted = _compiled(convert.lower(source))
     params = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),

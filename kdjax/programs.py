@@ -6,7 +6,6 @@ What trains, what is planned ahead of time and what is measured are these same f
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,12 +22,14 @@ from kdjax.models.linear import LoRA
 from kdjax.models.lora import adapter_of
 from kdjax.optimizer import make_optimizer
 from kdjax.sampler import generate
-from kdjax.sharding import data_size, make_mesh, rollout_mesh
+from kdjax.sharding import data_size, make_mesh, rollout_mesh, shardings
 from kdjax.step import abstract_state, make_step
 from kdjax.stops import Stops
 from kdjax.student import lora_of
 
 ADAM_BYTES = 16  # float32 parameter, gradient and two moments
+TEACHER_WEIGHTS: dict[str, models.Hold | None] = {"compute": None, "int8": models.int8}
+"""How the teacher's parameters are held, by the config's `teacher_weights`."""
 SHARE_OF_MEMORY = 0.4  # of a device, that states may fill before they are dealt over fsdp
 
 
@@ -119,16 +120,22 @@ def compose(config: Config, mesh: Mesh, shapes: Shapes) -> Programs:
         state,
         frozen,
         whole,
-        None if shapes.teacher is None else models.abstract_params(shapes.teacher, dtype, mesh),
+        None if shapes.teacher is None else teacher_shapes(config, shapes.teacher, mesh),
         jax.jit(step, donate_argnums=0, out_shardings=(placed, None)),
-        to_sampler(shapes.student, dtype, mesh),
+        to_sampler(whole, dtype, mesh),
     )
 
 
-def to_sampler(config: DecoderConfig, dtype, mesh: Mesh) -> Any:
-    """How a model's parameters on `mesh` become those that its sampler reads."""
-    target = models.abstract_params(config, jnp.float32, rollout_mesh(mesh))
-    places = jax.tree.map(lambda leaf: leaf.sharding, target)
+def teacher_shapes(config: Config, teacher: DecoderConfig, mesh: Mesh | None = None) -> Params:
+    """Shapes of the teacher's parameters as the config holds them."""
+    hold = TEACHER_WEIGHTS[config.teacher_weights]
+    return models.abstract_params(teacher, jnp.dtype(config.dtype), mesh, hold=hold)
+
+
+def to_sampler(params: Params, dtype, mesh: Mesh) -> Any:
+    """How a model's parameters on `mesh`, of the shapes of `params`, become those that its sampler
+    reads."""
+    places = shardings(rollout_mesh(mesh), params, models.logical_axes(params))
     return jax.jit(functools.partial(models.narrow, dtype=dtype), out_shardings=places)
 
 
@@ -162,13 +169,9 @@ def choose_mesh(
 
 def held_bytes(config: Config, student: DecoderConfig, teacher: DecoderConfig | None) -> float:
     """Bytes of the training state with its gradient, and of the teacher, on all devices."""
-    width = jnp.dtype(config.dtype).itemsize
-    return ADAM_BYTES * _elements(student) + (width * _elements(teacher) if teacher else 0)
-
-
-def _elements(config: DecoderConfig) -> int:
-    shapes = models.abstract_params(config, jnp.float32)
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    trained = jax.tree.leaves(models.abstract_params(student, jnp.float32))
+    held = [] if teacher is None else jax.tree.leaves(teacher_shapes(config, teacher))
+    return ADAM_BYTES * sum(x.size for x in trained) + sum(x.size * x.dtype.itemsize for x in held)
 
 
 def check_layout(config: Config, mesh: Mesh, shapes: Shapes) -> None:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from kdjax.base import DataError, Model, Params, Rollout
 from kdjax.config import Config
+from kdjax.models.quantized import parameter_total
 from kdjax.objective import closed_form, describe
 from kdjax.score import score
 from kdjax.sharding import data_size, shard_batch, vocabulary_axis
@@ -63,7 +64,8 @@ def report(
         f"layers: attention {config.attention}, remat {config.remat}"
         + (f", LoRA of rank {config.lora.rank}" if config.lora.rank else ""),
         f"precision: computes in {config.dtype}, trained parameters float32"
-        + (f", the teacher's {config.dtype}" if teacher else ""),
+        + (f", the teacher's {config.dtype}" if teacher else "")
+        + (", kernels of its layers int8" if config.teacher_weights == "int8" else ""),
         f"devices: {len(devices)} x {devices[0].device_kind}, mesh "
         + ", ".join(f"{name} {size}" for name, size in mesh.shape.items()),
         _about_sizes(models, (trained, frozen), own.size, mesh, chunk),
@@ -186,7 +188,7 @@ def _about_sizes(
     models: dict[str, Any], student: tuple[Params, Params], size: int, mesh: Mesh, chunk: int
 ) -> str:
     """Parameters, and what they and the loss head hold on a device."""
-    counts = {n: sum(x.size for x in jax.tree.leaves(p)) for n, (_, p) in models.items()}
+    counts = {name: parameter_total(params) for name, (_, params) in models.items()}
     shown = ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
     axis = vocabulary_axis(mesh)
     logits = 4 * len(models) * chunk * size / (mesh.shape[axis] if axis else 1)

@@ -38,7 +38,7 @@ from kdjax.config import (
 FULL = Config(
     run="runs/other",
     student="a folder",
-    teacher=None,
+    teacher="another folder",
     prefix="dataset",
     token_loss=mix(at_temperature(forward_kl, 2.0), clip(reverse_kl, 5.0), weight=0.8),
     objective=add(negative_log_likelihood, scale(divergence, -0.1)),
@@ -58,6 +58,7 @@ FULL = Config(
     save_every_steps=2,
     log_every_steps=1,
     dtype="bfloat16",
+    teacher_weights="int8",
     attention="chunked",
     remat="dots",
     layout=Layout(fsdp=2, tensor=4),
@@ -175,6 +176,10 @@ WRONG = [
         "prefix teacher needs a teacher; set teacher, or prefix dataset",
     ),
     (dict(teacher=None), "objective divergence needs a teacher; set teacher, or objective neg"),
+    (
+        dict(teacher=None, objective=negative_log_likelihood, teacher_weights="int8"),
+        "teacher_weights int8 needs a teacher; set teacher, or teacher_weights compute",
+    ),
     (dict(temperature=-0.5), "temperature must be at least 0, got -0.5"),
     (dict(temperature=math.nan), "temperature must be at least 0, got nan"),
     (ON_FILE, "data.file needs evaluation.file"),

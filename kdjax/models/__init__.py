@@ -26,9 +26,10 @@ from kdjax.models.config import (
     read_config,
     to_fields,
 )
-from kdjax.models.decoder import abstract_params, build, narrow
+from kdjax.models.decoder import abstract_params, build, logical_axes, narrow
 from kdjax.models.hub import is_hub_name, snapshot
 from kdjax.models.identity import identity
+from kdjax.models.quantized import Hold, int8
 from kdjax.models.shards import COPIED_FILES, write_folder
 from kdjax.models.weights import read_params
 
@@ -64,18 +65,19 @@ def load(
     mesh: Mesh | None = None,
     dtype=jnp.float32,
     params_dtype=jnp.float32,
+    hold: Hold | None = None,
     **how: Any,
 ) -> tuple[Model, Params]:
     """The model's pure functions, computing in `dtype`, and its parameters in `params_dtype`.
 
     With a mesh the parameters are dealt over it by the rules of sharding.py (whole on each device
-    where fsdp = tensor = 1). `how` (impl, remat, ...) goes to `build`. Errors: DataError
-    naming what is wrong in the folder.
+    where fsdp = tensor = 1). hold: how they are held, such as `int8` (models/quantized.py). `how`
+    (impl, remat, ...) goes to `build`. Errors: DataError naming what is wrong in the folder.
     """
     folder = find(name)
     config = read_config(folder)
     model = build(config, dtype, mesh=mesh, **how)
-    return model, read_params(folder, config, params_dtype, mesh)
+    return model, read_params(folder, config, params_dtype, mesh, hold)
 
 
 def create(
@@ -95,13 +97,16 @@ def create(
 
 __all__ = [
     "DecoderConfig",
+    "Hold",
     "RopeScaling",
     "abstract_params",
     "build",
     "create",
     "find",
     "identity",
+    "int8",
     "load",
+    "logical_axes",
     "narrow",
     "parameter_count",
     "read_config",

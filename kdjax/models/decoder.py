@@ -23,6 +23,7 @@ from kdjax.models.attention import attention, cached_attention
 from kdjax.models.config import DecoderConfig
 from kdjax.models.experts import Experts
 from kdjax.models.linear import Linear, LoRA
+from kdjax.models.quantized import Hold, held_by, in_turn, is_quantized, scale_axes, used
 from kdjax.models.rope import rotate
 from kdjax.numerics import LMHead
 from kdjax.sharding import (
@@ -33,7 +34,6 @@ from kdjax.sharding import (
     MLP,
     VOCAB,
     constrain,
-    gathered,
     lookup,
     shardings,
 )
@@ -152,21 +152,30 @@ def logical_axes(params: Params) -> Params:
             return (VOCAB, EMBED)
         if names[0] == "norm" or names[1] not in (*AXES, "experts"):
             return (None,) * leaf.ndim
-        module = names[-2] if names[1] == "experts" else names[1]
+        last = "kernel" if names[-1] in ("qvalue", "scale") else names[-1]
+        module = names[names.index(last) - 1] if names[1] == "experts" else names[1]
         first, second = AXES[module]
         kinds = {"bias": (second,), "lora_a": (first, None), "lora_b": (None, second)}
-        axes = kinds.get(names[-1], (first, second))
+        axes = kinds.get(last, (first, second))
+        axes = scale_axes(axes) if names[-1] == "scale" else axes
         return (*(None,) * (leaf.ndim - len(axes)), *axes)
 
     return jax.tree_util.tree_map_with_path(of, params)
 
 
 def abstract_params(
-    config: DecoderConfig, dtype, mesh: Mesh | None = None, lora: LoRA | None = None
+    config: DecoderConfig,
+    dtype,
+    mesh: Mesh | None = None,
+    lora: LoRA | None = None,
+    hold: Hold | None = None,
 ) -> Params:
-    """Shapes of the parameters in `dtype`, with the sharding that the rules give them on a mesh."""
+    """Shapes of the parameters in `dtype`, with the sharding that the rules give them on a mesh;
+    of int8 kernels where `hold` quantises (models/quantized.py)."""
     shapes = jax.eval_shape(lambda key: init_params(config, key, lora), jax.random.key(0))
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), shapes)
+    if hold is not None:
+        shapes = jax.eval_shape(functools.partial(held_by, hold), shapes)
     if mesh is None:
         return shapes
     places = shardings(mesh, shapes, logical_axes(shapes))
@@ -177,9 +186,12 @@ def abstract_params(
 
 def narrow(params: Params, dtype) -> Params:
     """The parameters that are read in the compute dtype, kernels and tables, in that dtype; norms
-    stay. The model's results are the same."""
+    and quantised kernels stay. The model's results are the same."""
     return jax.tree.map(
-        lambda w, axes: w.astype(dtype) if EMBED in axes else w, params, logical_axes(params)
+        lambda w, axes: w.astype(dtype) if not is_quantized(w) and EMBED in axes else w,
+        params,
+        logical_axes(params),
+        is_leaf=is_quantized,
     )
 
 
@@ -211,7 +223,10 @@ def build(
     )
 
     def run_layer(params: Params, x, positions_bt, attend: Attend):
-        whole = jax.tree.map(lambda w, axes: gathered(mesh, w, dtype, axes), params, layer_axes)
+        params, x = in_turn(params, x)
+        whole = jax.tree.map(
+            lambda w, axes: used(mesh, w, dtype, axes), params, layer_axes, is_leaf=is_quantized
+        )
         return nnx.merge(layer_def, nnx.State(whole))(x, positions_bt, attend)
 
     def embed(params: Params, tokens):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from pathlib import Path as Folder
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from kdjax.models.decoder import abstract_params
 from kdjax.models.families import Path, Place
 from kdjax.models.families import tensors as expected_tensors
 from kdjax.models.folder import StoredTensor, listed, open_tensors, shown
+from kdjax.models.quantized import Hold
 
 READABLE = ("BF16", "F16", "F32")
 PIECE_BYTES = 128 << 20
@@ -31,18 +33,34 @@ Cut = tuple[slice, ...]
 
 
 def read_params(
-    folder: Folder, config: DecoderConfig, dtype=jnp.float32, mesh: Mesh | None = None
+    folder: Folder,
+    config: DecoderConfig,
+    dtype=jnp.float32,
+    mesh: Mesh | None = None,
+    hold: Hold | None = None,
 ) -> Params:
     """Parameters of a folder in `dtype`, dealt over the mesh by the rules of sharding.py.
 
-    Errors: DataError listing every missing, unexpected, misshapen or unreadable tensor.
+    hold: how each is held once it is read (models/quantized.py); one parameter, of all layers, is
+    wide at a time. Errors: DataError listing every missing, unexpected, misshapen or unreadable
+    tensor.
     """
     places = _checked(open_tensors(folder), config, folder)
 
-    def read(path, abstract: jax.ShapeDtypeStruct) -> jax.Array:
-        return _filled(abstract, places[tuple(p.key for p in path)])
+    def read(path, abstract: jax.ShapeDtypeStruct, final: Any) -> Any:
+        names = tuple(p.key for p in path)
+        weight = _filled(abstract, places[names])
+        if hold is None or final == abstract:
+            return weight
+        convert = jax.jit(
+            functools.partial(hold, names),
+            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, final),
+        )
+        return jax.block_until_ready(convert(weight))  # the wide one goes before the next is made
 
-    return jax.tree_util.tree_map_with_path(read, abstract_params(config, dtype, mesh))
+    abstract = abstract_params(config, dtype, mesh)
+    final = abstract_params(config, dtype, mesh, hold=hold)
+    return jax.tree_util.tree_map_with_path(read, abstract, final)
 
 
 def _checked(
