@@ -36,7 +36,7 @@ def scripted(tokenizer, responses: list[str], width: int = 8):
 @pytest.fixture
 def scorer(student):
     jitted = jax.jit(functools.partial(score, student[0]))
-    return lambda rollout: jitted(student[1], None, None, rollout)
+    return lambda rollout, _: jitted(student[1], None, None, rollout)
 
 
 def test_counts_by_hand(tokenizer, student, scorer):

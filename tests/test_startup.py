@@ -23,6 +23,7 @@ from kdjax.parts import build, startup_report
 from kdjax.progress import announce
 from kdjax.sharding import batch_spec, make_mesh
 from kdjax.stops import RAW, Stops
+from kdjax.tokenizer import load_tokenizer
 from kdjax.train import train
 
 
@@ -152,7 +153,7 @@ def other_tokens(config: Config):
 
 
 def few_rows(config: Config, folder: str):
-    size = parts_module.load_tokenizer(config.student).size
+    size = load_tokenizer(config.student).size
     shutil.move(folder, folder + "_old")
     models.create(Path(folder), tiny_config(size - 1), folder + "_old", seed=0)
 
