@@ -171,7 +171,7 @@ def flops_by_hand(config: Config) -> float:
     new = np.mean([r["response_length"] for r in report.read_metrics(Path(config.run))])
     total = 0.0
     for tag, rows in (("add", 24), ("sub", 8)):
-        teacher = models.read_config(parts.teachers[tag].name)
+        teacher = models.read_config(Path(parts.teachers[tag].name))
         sizes = (rows * np.mean(prompts), rows * new, np.mean(prompts) + new)
         total += flops.training(parts.programs.student.config, teacher, *sizes)
         total += flops.sampling(teacher, *sizes)
@@ -230,9 +230,8 @@ def test_problems_without_a_teacher_have_no_kl(tiny, tmp_path, capsys):
 
 def test_the_start_is_reported_for_each_teacher(tiny):
     """A line for each tag; sizes, tokenizers and self-tests of each model once."""
-    config = dataclasses.replace(
-        tiny, teachers=(*tiny.teachers, tiny.teachers[0].replace("a", "b", 1))
-    )
+    third = tiny.teachers[0].replace("add", "bdd", 1)
+    config = dataclasses.replace(tiny, teachers=(*tiny.teachers, third))
     path = Path(config.data.file)
     path.write_text(path.read_text() + path.read_text().replace('"add"', '"bdd"'))
     parts = build(config)
