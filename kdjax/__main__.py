@@ -121,7 +121,7 @@ def _evaluate(args: list[str]) -> None:
 
     from kdjax.base import ConfigError
     from kdjax.command_line import override
-    from kdjax.config import Config, Lora
+    from kdjax.config import Config, Lora, teacher_models
     from kdjax.objective import negative_log_likelihood
 
     target, rest = _first(args, "kdjax evaluate TARGET")
@@ -131,7 +131,7 @@ def _evaluate(args: list[str]) -> None:
 
     bare = Config(student=target, teacher=None, objective=negative_log_likelihood)
     config, params = load_run(target) if is_run else (bare, None)
-    if config.teacher is None:  # a run's own objective is not needed here, and may not be readable
+    if not any(teacher_models(config).values()):  # its objective may need none, or be unreadable
         config = dataclasses.replace(config, objective=negative_log_likelihood)
     student = config.student
     config = override(config, rest, f"kdjax evaluate {target}")

@@ -27,12 +27,16 @@ Key = jax.Array
 
 
 class Problem(NamedTuple):
-    """One question with its gold answer; `solution` is a worked response, if the source has one."""
+    """One question with its gold answer; `solution` is a worked response, if the source has one.
+
+    tag says which of several teachers it belongs to.
+    """
 
     id: str
     prompt: str
     answer: str
     solution: str | None = None
+    tag: str = ""
 
 
 class Batch(NamedTuple):

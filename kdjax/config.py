@@ -127,11 +127,14 @@ class Config:
     CPU, and at most 1,024 tokens. The last three change rounding only.
     stops: what loss and statistics make of stop tokens, where student and teacher end differently
     (`kdjax.stops`): raw, like any other token; mask, left out; merge, all of them one event.
+    teachers: several in place of `teacher`, each "tag=model": a problem is taught by that of its
+    tag (column `tag` of data.file), and every batch holds problems of one tag.
     """
 
     run: str = "runs/default"
     student: str = "kdjax:student"
     teacher: str | None = "kdjax:teacher"
+    teachers: tuple[str, ...] = ()
     prefix: Literal["dataset", "teacher", "student"] = "student"
     token_loss: Annotated[TokenLoss, _written(TOKEN_LOSSES)] = forward_kl
     objective: Annotated[Objective, _written(OBJECTIVES)] = divergence
@@ -209,14 +212,15 @@ def validate(config: Config) -> Config:
             f"batch_size {config.batch_size} is not a multiple of"
             f" micro_batches {config.micro_batches}"
         )
-    if config.teacher is None and config.prefix == "teacher":
+    taught = any(teacher_models(config).values())
+    if not taught and config.prefix == "teacher":
         raise ConfigError("prefix teacher needs a teacher; set teacher, or prefix dataset")
-    if config.teacher is None and config.objective is divergence:
+    if not taught and config.objective is divergence:
         raise ConfigError(
             "objective divergence needs a teacher; set teacher,"
             " or objective negative_log_likelihood"
         )
-    if config.teacher is None and config.teacher_weights != "compute":
+    if not taught and config.teacher_weights != "compute":
         raise ConfigError(
             f"teacher_weights {config.teacher_weights} needs a teacher; set teacher,"
             " or teacher_weights compute"
@@ -238,6 +242,33 @@ def validate(config: Config) -> Config:
     _check_measurements(config)
     _check_lora(config.lora)
     return config
+
+
+def teacher_models(config: Config) -> dict[str, str | None]:
+    """Tag -> the model that teaches its problems. One teacher is everybody's, under the tag "" (and
+    None is no teacher).
+
+    Errors: ConfigError where `teachers` can't be read, or stands beside `teacher`.
+
+    >>> teacher_models(Config(teacher=None, teachers=("math=org/m", "code=folder")))
+    {'math': 'org/m', 'code': 'folder'}
+    """
+    if not config.teachers:
+        return {"": config.teacher}
+    if config.teacher is not None:
+        raise ConfigError(
+            f"teacher {config.teacher} and teachers {config.teachers} are both set;"
+            " set teacher None, or no teachers"
+        )
+    models: dict[str, str | None] = {}
+    for text in config.teachers:
+        tag, _, model = text.partition("=")
+        if not tag or not model:
+            raise ConfigError(f'teachers: each is written "tag=model", got {text!r}')
+        if tag in models:
+            raise ConfigError(f"teachers: tag {tag!r} has two; name one model a tag")
+        models[tag] = model
+    return models
 
 
 def _check_measurements(config: Config) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from kdjax.base import Batch, DataError, Problem
+from kdjax.base import Batch, ConfigError, DataError, Problem
 from kdjax.tasks import problem as task_problem
 from kdjax.tokenizer import Tokenizer
 
@@ -22,6 +23,10 @@ class Source(NamedTuple):
     size: int
     problem: Callable[[int], Problem]
     identity: str
+
+
+Groups = dict[str, np.ndarray]
+"""Tag -> the indices of its problems, ascending."""
 
 
 def task_source(task: str, split: str, size: int, terms: Sequence[int]) -> Source:
@@ -40,7 +45,8 @@ def task_source(task: str, split: str, size: int, terms: Sequence[int]) -> Sourc
 
 
 def file_source(path: str | Path) -> Source:
-    """Problems of a local JSONL, CSV or Parquet file: columns prompt, answer, optionally solution.
+    """Problems of a local JSONL, CSV or Parquet file: columns prompt, answer; if it has them,
+    solution and tag.
 
     Errors: DataError when the file is missing, unreadable, empty, or has no such columns.
     """
@@ -80,15 +86,84 @@ def file_source(path: str | Path) -> Source:
             str(row["prompt"]),
             str(row["answer"]),
             solution and str(solution),
+            "" if row.get("tag") is None else str(row["tag"]),
         )
 
     return Source(len(rows), problem, "file:" + hashlib.sha256(path.read_bytes()).hexdigest()[:16])
 
 
-def index_at(source: Source, position: int, seed: int) -> int:
-    """The problem at a position of the stream: each epoch is a permutation by (seed, epoch)."""
-    epoch, offset = divmod(position, source.size)
-    return int(_permutation(source.size, seed, epoch)[offset])
+def index_at(size: int, position: int, seed: int, tag: str = "") -> int:
+    """Which of `size` problems stands at a position of their stream: each epoch is a permutation by
+    (seed, tag, epoch)."""
+    epoch, offset = divmod(position, size)
+    return int(_permutation(size, seed, tag, epoch)[offset])
+
+
+def tags_of(source: Source, tags: Sequence[str]) -> np.ndarray:
+    """Which of these tags each problem belongs to, [size]: its own, be it among them or not. The
+    tag "" alone is everybody's.
+
+    >>> tags_of(task_source("calc", "train", 2, (3,)), [""]).tolist()
+    ['', '']
+    """
+    if list(tags) == [""]:
+        return np.full(source.size, "")
+    return np.array([source.problem(index).tag for index in range(source.size)])
+
+
+def group_by_tag(source: Source, tags: Sequence[str]) -> Groups:
+    """Tag -> the indices of its problems, in order; one group of all problems for the tag "" alone.
+
+    Errors: DataError for a problem whose tag is not among them, ConfigError for a tag that no
+    problem has.
+    """
+    names, found = list(tags), tags_of(source, tags)
+    foreign = np.flatnonzero(~np.isin(found, names))
+    if len(foreign):
+        problem = source.problem(int(foreign[0]))
+        raise DataError(
+            f"{problem.id} has the tag {problem.tag!r}, and teachers have {names}; mend the column"
+            " tag, or add to teachers"
+        )
+    groups = {name: np.flatnonzero(found == name) for name in names}
+    for name, rows in groups.items():
+        if not len(rows):
+            raise ConfigError(
+                f"teachers: no training problem has the tag {name!r}; take it out, or fill the"
+                " column tag of data.file"
+            )
+    return groups
+
+
+def batch_at(groups: Groups, number: int, size: int, seed: int) -> tuple[str, list[int]]:
+    """(tag, indices) of batch `number`: a pure function of its arguments, so a cursor is one
+    number.
+
+    Tags take turns in proportion to their problems: exactly, in every N / gcd of the counts
+    batches. The k-th batch of a tag holds places k size .. (k + 1) size - 1 of its own stream, each
+    epoch of which is a permutation by (seed, tag, epoch).
+
+    >>> groups = {"a": np.arange(4), "b": np.arange(4, 6)}
+    >>> [batch_at(groups, n, 2, seed=0)[0] for n in range(6)]
+    ['a', 'b', 'a', 'a', 'b', 'a']
+    """
+    tags = list(groups)
+    order = _turns(tuple(len(groups[tag]) for tag in tags))
+    rounds, place = divmod(number, len(order))
+    turn = order[place]
+    earlier = rounds * np.sum(order == turn) + np.sum(order[:place] == turn)
+    rows = groups[tags[turn]]
+    positions = range(int(earlier) * size, (int(earlier) + 1) * size)
+    return tags[turn], [int(rows[index_at(len(rows), p, seed, tags[turn])]) for p in positions]
+
+
+@functools.lru_cache(maxsize=8)
+def _turns(counts: tuple[int, ...]) -> np.ndarray:
+    """Whose turn it is at each place of a round: k-th turns of a tag of n lie at (k + 1/2) / n."""
+    shares = [count // math.gcd(*counts) for count in counts]
+    whose = np.repeat(np.arange(len(shares)), shares)
+    when = np.concatenate([(np.arange(n) + 0.5) / n for n in shares])
+    return whose[np.argsort(when, kind="stable")]
 
 
 def encode_batch(
@@ -145,11 +220,11 @@ def require_solutions(source: Source, indices: Sequence[int]) -> None:
             )
 
 
-@functools.lru_cache(maxsize=8)
-def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, epoch])).permutation(
-        size
-    )
+@functools.lru_cache(maxsize=32)
+def _permutation(size: int, seed: int, tag: str, epoch: int) -> np.ndarray:
+    stream = int.from_bytes(hashlib.sha256(tag.encode()).digest()[:8], "big") if tag else 0
+    generator = np.random.Philox(key=seed + (stream << 64), counter=[0, 0, 0, epoch])
+    return np.random.Generator(generator).permutation(size)
 
 
 @functools.lru_cache(maxsize=1 << 17)

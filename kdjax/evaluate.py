@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -52,7 +52,7 @@ class EvalReport(NamedTuple):
 
 def evaluate(
     draw: Callable[[Batch, Key, int], Samples],
-    scorer: Callable[[Rollout], Scores],
+    scorer: Callable[[Rollout, Sequence[int]], Scores],
     source: data.Source,
     tokenizer: Tokenizer,
     key: Key,
@@ -68,6 +68,7 @@ def evaluate(
 ) -> tuple[EvalReport, list[dict[str, Any]]]:
     """The report, and one record a sample (problem, prompt, answer, response, outcome, tokens).
 
+    scorer gets the rollout and the problem of each of its rows.
     Sample j of problem i is row i * samples + j, so results depend on neither batch size nor order.
     Errors: ConfigError when a k is over the samples drawn.
     """
@@ -79,9 +80,15 @@ def evaluate(
     records: list[dict[str, Any]] = []
     sums: dict[str, float] = defaultdict(float)
     for rows in _batches(source.size * samples, batch_size):
-        batch = place(_rows_batch(source, tokenizer, rows, samples, batch_size, max_prompt_tokens))
+        padded = np.concatenate([rows, np.full(batch_size - len(rows), rows[-1])])
+        problems = [int(row) // samples for row in padded]
+        batch = data.encode_batch(
+            source, problems, tokenizer, max_prompt_tokens=max_prompt_tokens, max_new_tokens=1
+        )
+        batch = place(batch._replace(row_b=padded.astype(np.int32)))
         drawn = draw(batch, key, max_new_tokens)
-        for name, value in _token_sums(scorer(assemble_samples(batch, drawn)), len(rows)).items():
+        scores = scorer(assemble_samples(batch, drawn), problems)
+        for name, value in _token_sums(scores, len(rows)).items():
             sums[name] += value
         records += _records(source, tokenizer, rows, samples, jax.tree.map(np.asarray, drawn))
     report = EvalReport(
@@ -163,17 +170,6 @@ def from_json(fields: dict[str, Any]) -> EvalReport:
 def _batches(total: int, size: int) -> Iterator[np.ndarray]:
     for first in range(0, total, size):
         yield np.arange(first, min(total, first + size))
-
-
-def _rows_batch(
-    source, tokenizer, rows, samples: int, batch_size: int, max_prompt_tokens: int
-) -> Batch:
-    padded = np.concatenate([rows, np.full(batch_size - len(rows), rows[-1])])
-    indices = [int(r) // samples for r in padded]
-    batch = data.encode_batch(
-        source, indices, tokenizer, max_prompt_tokens=max_prompt_tokens, max_new_tokens=1
-    )
-    return batch._replace(row_b=padded.astype(np.int32))
 
 
 def _records(source, tokenizer, rows, samples: int, drawn: Samples) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +13,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from kdjax import data, models, startup
-from kdjax.base import Batch, ConfigError, Key, Model, Params, PrefixSource, TrainState
-from kdjax.config import WHERE_IT_RUNS, Config, as_dict
+from kdjax.base import (
+    Batch,
+    ConfigError,
+    Key,
+    Model,
+    Params,
+    PrefixSource,
+    Rollout,
+    Scores,
+    TrainState,
+)
+from kdjax.config import WHERE_IT_RUNS, Config, as_dict, teacher_models
 from kdjax.evaluate import EvalReport, evaluate
 from kdjax.programs import (
-    TEACHER_WEIGHTS,
     Programs,
     Shapes,
     choose_mesh,
@@ -33,7 +42,8 @@ from kdjax.score import score
 from kdjax.sharding import data_size, shard_batch
 from kdjax.stops import Stops
 from kdjax.student import Student, open_student
-from kdjax.tokenizer import Tokenizer, load_pair, load_tokenizer
+from kdjax.teachers import Teacher, load_teachers, load_tokenizers, read_shapes, title
+from kdjax.tokenizer import Tokenizer
 from kdjax.trajectories import CHUNK_ROWS, open_trajectories
 
 ROLLOUT, MEASURE, EVALUATE, TEACHER, ADAPTER = range(5)  # purposes of the run key
@@ -42,20 +52,21 @@ ROLLOUT, MEASURE, EVALUATE, TEACHER, ADAPTER = range(5)  # purposes of the run k
 class Parts(NamedTuple):
     """Everything a run is made of, built once from its config.
 
-    initial_params are those that are trained, frozen those that are not; `programs.step` takes the
-    trained ones, `whole` makes of them what `programs.student` reads.
+    initial_params are those that are trained, frozen those that are not; steps take the trained
+    ones, `whole` makes of them what `programs.student` reads. teachers, groups (the rows of
+    source) and prefixes are by tag.
     """
 
     config: Config
     programs: Programs
     tokenizer: Tokenizer
-    teacher_tokenizer: Tokenizer
     initial_params: Params
     frozen: Params | None
     whole: Callable[[Params], Params]
-    teacher_params: Params | None
     source: data.Source
-    prefix: PrefixSource
+    teachers: dict[str, Teacher]
+    groups: data.Groups
+    prefixes: dict[str, PrefixSource]
     identities: dict[str, str]
 
     @property
@@ -65,45 +76,35 @@ class Parts(NamedTuple):
 
 def build(config: Config) -> Parts:
     """Load models and data, compose the programs. Here names become folders and weights."""
-    student_folder = models.find(config.student)
-    teacher_folder = None if config.teacher is None else models.find(config.teacher)
-    thinking = config.data.thinking
-    if teacher_folder is None:
-        tokenizer = teacher_tokenizer = load_tokenizer(student_folder, thinking=thinking)
-    else:
-        tokenizer, teacher_tokenizer = load_pair(student_folder, teacher_folder, thinking=thinking)
+    folder = models.find(config.student)
+    tokenizer, tokenizers = load_tokenizers(config)
     shapes = Shapes(
-        models.read_config(student_folder),
-        None if teacher_folder is None else models.read_config(teacher_folder),
+        models.read_config(folder),
+        read_shapes(config),
         tokenizer.size,
         tokenizer.stop_ids,
-        teacher_tokenizer.stop_ids,
+        tuple(i for teacher in tokenizers.values() for i in teacher.stop_ids),
     )
-    mesh = choose_mesh(config, jax.local_devices(), shapes.student, shapes.teacher)
-    programs = compose(config, mesh, shapes)
+    programs = compose(config, choose_mesh(config, jax.local_devices(), shapes), shapes)
     source = training_source(config)
-    _check_data(config, source)
-    student = _open_student(config, student_folder, programs)
-    teacher_params = None
-    if teacher_folder is not None:
-        _, teacher_params = models.load(
-            teacher_folder,
-            mesh,
-            params_dtype=jnp.dtype(config.dtype),
-            hold=TEACHER_WEIGHTS[config.teacher_weights],
-        )
-    # the teacher answers the student's prompts, token by token, and stops in its own way
-    read_by_teacher = tokenizer._replace(stop_ids=teacher_tokenizer.stop_ids)
-    prefixes: dict[str, Callable[[], PrefixSource]] = {
-        "dataset": lambda: from_dataset,
-        "student": lambda: from_student(_student_draw(config, programs, tokenizer, student)),
-        "teacher": lambda: from_teacher(
-            _teacher_trajectories(config, programs, read_by_teacher, teacher_params, source)
+    groups = data.group_by_tag(source, list(teacher_models(config)))
+    _check_data(config, source, groups)
+    student = _open_student(config, folder, programs)
+    teachers = load_teachers(config, programs, tokenizers)
+    draw = _student_draw(config, programs, tokenizer, student)
+    prefixes: dict[str, Callable[[str], PrefixSource]] = {
+        "dataset": lambda tag: from_dataset,
+        "student": lambda tag: from_student(draw),
+        "teacher": lambda tag: from_teacher(
+            _teacher_trajectories(
+                config, programs.mesh, tokenizer, teachers[tag], source, tag, groups[tag]
+            )
         ),
     }
     return Parts(
-        config, programs, tokenizer, teacher_tokenizer, student.trained, student.frozen,
-        student.whole, teacher_params, source, prefixes[config.prefix](), identities(config),
+        config, programs, tokenizer, student.trained, student.frozen, student.whole, source,
+        teachers, groups, {tag: prefixes[config.prefix](tag) for tag in teachers},
+        identities(config),
     )  # fmt: skip
 
 
@@ -114,6 +115,11 @@ def fresh_state(parts: Parts) -> TrainState:
     params = parts.initial_params
     opt_state = jax.jit(parts.programs.optimizer.init, out_shardings=like.opt_state)(params)
     return TrainState(jax.device_put(jnp.int32(0), like.step), params, opt_state)
+
+
+def batch_at(parts: Parts, number: int) -> tuple[str, list[int]]:
+    """(tag, rows of the source) that step `number` is trained on."""
+    return data.batch_at(parts.groups, number, parts.config.batch_size, parts.config.seed)
 
 
 def draw_student(parts: Parts, params: Params, batch: Batch, key: Key, length: int) -> Samples:
@@ -141,12 +147,14 @@ def _student_draw(config: Config, programs: Programs, tokenizer: Tokenizer, stud
     )
 
 
-def _check_data(config: Config, source: data.Source) -> None:
-    if config.batch_size > source.size:
-        raise ConfigError(
-            f"batch_size {config.batch_size} is over the {source.size} training problems;"
-            " a problem would be sampled twice with one key"
-        )
+def _check_data(config: Config, source: data.Source, groups: data.Groups) -> None:
+    for tag, rows in groups.items():
+        if config.batch_size > len(rows):
+            of_tag = f" of tag {tag!r}" if tag else ""
+            raise ConfigError(
+                f"batch_size {config.batch_size} is over the {len(rows)} training problems{of_tag};"
+                " a problem would be sampled twice with one key"
+            )
     if config.prefix == "dataset":
         data.require_solutions(source, [0])
 
@@ -154,14 +162,23 @@ def _check_data(config: Config, source: data.Source) -> None:
 def startup_report(parts: Parts) -> str:
     """What the run of these parts is about to do. Errors: DataError, as `startup.report`."""
     programs = parts.programs
-    return startup.report(
+    first = {teacher.name: tag for tag, teacher in reversed(parts.teachers.items())}
+    lines = [
+        f"{title(tag)}: {teacher.name}, for {len(parts.groups[tag])} problems\n"
+        for tag, teacher in parts.teachers.items()
+        if tag
+    ]
+    return "".join(lines) + startup.report(
         parts.config,
         parts.mesh,
-        (parts.tokenizer, parts.teacher_tokenizer),
+        parts.tokenizer,
         programs.student,
         programs.student_params,
-        programs.teacher,
-        parts.teacher_params,
+        {
+            title(tag): (teacher.programs.model, teacher.params, teacher.tokenizer)
+            for tag, teacher in parts.teachers.items()
+            if teacher.programs.model is not None and tag == first[teacher.name]
+        },
         trained=programs.state.params,
         frozen=programs.frozen,
         stops=programs.stops,
@@ -172,8 +189,9 @@ def startup_report(parts: Parts) -> str:
 def identities(config: Config) -> dict[str, str]:
     """What a run was trained with, besides its config: contents of model folders and problems."""
     found = {"student": models.identity(models.find(config.student))}
-    if config.teacher is not None:
-        found["teacher"] = models.identity(models.find(config.teacher))
+    for tag, name in teacher_models(config).items():
+        if name is not None:
+            found[title(tag)] = models.identity(models.find(name))
     found["problems"] = training_source(config).identity
     if len(config.curriculum.lengths) > 1:
         found["heldout problems"] = heldout_source(config).identity
@@ -247,19 +265,11 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
         parts.tokenizer.size,
         settings.temperature,
     )
-    scorer = functools.partial(
-        _score_student,
-        programs.student,
-        programs.teacher,
-        programs.stops,
-        head_chunk(config, parts.mesh, parts.tokenizer.size),
-        parts.tokenizer.size,
-        parts.mesh,
-    )
+    source = test_source(config)
     return evaluate(
         lambda batch, key, length: draw(sampler_params, batch, key, max_new_tokens=length),
-        lambda rollout: scorer(params, parts.teacher_params, rollout),
-        test_source(config),
+        _scorer(parts, params, source),
+        source,
         parts.tokenizer,
         run_key(config, EVALUATE),
         samples=settings.samples,
@@ -273,14 +283,48 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     )
 
 
-def _teacher_trajectories(config, programs: Programs, tokenizer, teacher_params, source):
-    """read(rows) -> the teacher's responses, drawn once for all runs that ask for the same."""
-    mesh, model = programs.mesh, programs.teacher_sampler
-    assert model is not None  # validate: prefix teacher has one
+def _scorer(parts: Parts, params: Params, source: data.Source):
+    """score(rollout, problem of each row) -> Scores against the teacher of the problem's tag; where
+    a problem of the source has a tag without a teacher, against none."""
+    programs, teachers = parts.programs, parts.teachers
+    tags = data.tags_of(source, list(teachers))
+    by_tag = {tag: (teacher.programs.model, teacher.params) for tag, teacher in teachers.items()}
+    foreign = sorted({*tags.tolist()} - {*teachers})
+    if foreign:
+        announce(f"evaluation: no KL to a teacher, as problems have the tags {foreign} of none")
+        tags, by_tag = np.full(source.size, ""), {"": (None, None)}
+    chunk = head_chunk(parts.config, parts.mesh, parts.tokenizer.size)
+
+    def against(tag: str, rollout: Rollout) -> Scores:
+        model, teacher_params = by_tag[tag]
+        return _score_student(
+            programs.student, model, programs.stops, chunk, parts.tokenizer.size, parts.mesh,
+            params, teacher_params, rollout,
+        )  # fmt: skip
+
+    def score_by_tag(rollout: Rollout, problems: Sequence[int]) -> Scores:
+        tags_b = tags[np.asarray(problems)]
+        first, *others = dict.fromkeys(tags_b.tolist())
+        scores = against(first, rollout)
+        for tag in others:
+            own = (tags_b == tag)[:, None]
+            scores = jax.tree.map(functools.partial(jnp.where, own), against(tag, rollout), scores)
+        return scores
+
+    return score_by_tag
+
+
+def _teacher_trajectories(config, mesh, tokenizer, teacher: Teacher, source, tag: str, rows):
+    """read(rows of a tag) -> its teacher's responses, drawn once for all runs that ask for the
+    same: to the student's prompts, token by token, stopping in the teacher's own way."""
+    tokenizer = tokenizer._replace(stop_ids=teacher.tokenizer.stop_ids)
+    model = teacher.programs.sampler
+    assert teacher.name is not None  # validate: prefix teacher has one
+    assert model is not None
     draw = sampling(model, tokenizer.stop_ids, tokenizer.size, config.temperature)
     length = config.curriculum.lengths[-1]
     settings = {
-        "weights": models.identity(models.find(config.teacher)),
+        "weights": models.identity(models.find(teacher.name)),
         "prompts": data.source_key(source, tokenizer, config.data.max_prompt_tokens),
         "temperature": config.temperature,
         "max_new_tokens": length,
@@ -288,22 +332,23 @@ def _teacher_trajectories(config, programs: Programs, tokenizer, teacher_params,
         "seed": config.seed,
         "dtype": config.dtype,
         "teacher_weights": config.teacher_weights,
-    }
+    } | ({"tag": tag} if tag else {})
 
-    def draw_rows(rows: np.ndarray) -> Samples:
-        announce(f"teacher: drawing trajectories once; they are kept in {config.cache}")
-        padded = pad_rows(rows, mesh, at_least=CHUNK_ROWS)  # one shape, one compile
+    def draw_places(places: np.ndarray) -> Samples:
+        announce(f"{title(tag)}: drawing trajectories once; they are kept in {config.cache}")
+        padded = pad_rows(rows[places], mesh, at_least=CHUNK_ROWS)  # one shape, one compile
         batch = encode(source, tokenizer, padded, config, length)
-        reads = to_sampler(programs.teacher_params, jnp.dtype(config.dtype), mesh)
+        reads = to_sampler(teacher.programs.params, jnp.dtype(config.dtype), mesh)
         samples = draw(
-            reads(teacher_params),
+            reads(teacher.params),
             shard_batch(batch, mesh),
             run_key(config, TEACHER),
             max_new_tokens=length,
         )
-        return jax.tree.map(lambda x: np.asarray(x)[: len(rows)], samples)
+        return jax.tree.map(lambda x: np.asarray(x)[: len(places)], samples)
 
-    return open_trajectories(Path(config.cache), settings, source.size, draw_rows)
+    read = open_trajectories(Path(config.cache), settings, len(rows), draw_places)
+    return lambda asked: read(np.asarray(np.searchsorted(rows, asked)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))

@@ -18,12 +18,20 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from kdjax import flops, hlo, models, topology
-from kdjax.base import Batch, ConfigError, Model, Rollout
-from kdjax.config import Config
-from kdjax.models import DecoderConfig
+from kdjax.base import Batch, ConfigError, Model, Params, Rollout
+from kdjax.config import Config, teacher_models
 from kdjax.models.known import KNOWN, Known
 from kdjax.models.lora import join
-from kdjax.programs import Programs, Shapes, choose_mesh, compose, head_chunk, sampling, to_sampler
+from kdjax.programs import (
+    Programs,
+    Shapes,
+    TeacherPrograms,
+    choose_mesh,
+    compose,
+    head_chunk,
+    sampling,
+    to_sampler,
+)
 from kdjax.sharding import (
     BATCH,
     KV_HEADS,
@@ -77,7 +85,7 @@ class Plan(NamedTuple):
 
 
 def plan(config: Config, target: str) -> Plan:
-    """Compile a config's step and rollout for a target.
+    """Compile a config's step and rollout for a target; of several teachers, those of the largest.
 
     Errors: ConfigError where the compiler is missing, a layout can't be, or a model's shapes are
     not known.
@@ -87,13 +95,13 @@ def plan(config: Config, target: str) -> Plan:
     absent_gpu = devices[0].platform == "gpu" and devices[0] not in jax.devices()
     if config.attention == "auto" and absent_gpu:  # cuDNN compiles on the card alone
         config = dataclasses.replace(config, attention="chunked")
-    mesh = choose_mesh(config, devices, shapes.student, shapes.teacher)
+    mesh = choose_mesh(config, devices, shapes)
     programs = compose(config, mesh, shapes)
     held = {
         "trained parameters": device_gib(programs.state.params),
         "frozen base": device_gib(programs.frozen),
         "optimizer": device_gib(programs.state.opt_state),
-        "teacher": device_gib(programs.teacher_params),
+        "teacher": sum(device_gib(teacher.params) for teacher in programs.teachers.values()),
     }
     with topology.uncached():
         step, step_text = _step_phase(config, programs, shapes)
@@ -119,15 +127,14 @@ def plan(config: Config, target: str) -> Plan:
 def shapes_of(config: Config) -> Shapes:
     """A config's shapes: of released checkpoints by their hub names, or of local folders."""
     student = _known(config.student)
-    if config.teacher is None:
-        return Shapes(student.config, None, student.tokens, student.stop_ids)
-    teacher = _known(config.teacher)
+    named = {name: name and _known(name) for name in teacher_models(config).values()}
+    teachers = [known for known in named.values() if known]
     return Shapes(
         student.config,
-        teacher.config,
-        min(student.tokens, teacher.tokens),
+        {name: known and known.config for name, known in named.items()},  # type: ignore[misc]
+        min(known.tokens for known in (student, *teachers)),
         student.stop_ids,
-        teacher.stop_ids,
+        tuple(i for known in teachers for i in known.stop_ids),
     )
 
 
@@ -203,7 +210,7 @@ def show(made: Plan) -> None:
 def _step_phase(config: Config, programs: Programs, shapes: Shapes) -> tuple[Phase, str]:
     prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
     rows, length = config.batch_size, prompt + response
-    mesh, began = programs.mesh, time.perf_counter()
+    mesh, began, teacher = programs.mesh, time.perf_counter(), _largest(programs)
 
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_spec(mesh))
@@ -217,13 +224,12 @@ def _step_phase(config: Config, programs: Programs, shapes: Shapes) -> tuple[Pha
     )
     entropy = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     compiled = _compiled(
-        programs.step.lower(
-            programs.state, programs.teacher_params, rollout, entropy, programs.frozen
-        )
+        teacher.step.lower(programs.state, teacher.params, rollout, entropy, programs.frozen)
     )
     activations = _activation_gib(programs, rows // config.micro_batches, length)
     temporaries = compiled.memory_analysis().temp_size_in_bytes / GIB
-    total = flops.training(shapes.student, shapes.teacher, rows * prompt, rows * response, length)
+    decoder = teacher.model and teacher.model.config
+    total = flops.training(shapes.student, decoder, rows * prompt, rows * response, length)
     chunks = rows * response / data_size(mesh) / head_chunk(config, mesh, shapes.vocabulary)
     text = compiled.as_text()
     chip = topology.chip(mesh.devices.flat[0])
@@ -262,10 +268,9 @@ def _activation_gib(programs: Programs, rows: int, length: int) -> float:
 
 def _rollout_phase(config: Config, programs: Programs, shapes: Shapes) -> Phase:
     """The sampler of the prefix source: the student's batch, or a batch of teacher trajectories."""
-    model, model_shapes, rows = _sampled(config, programs, shapes)
+    model, source, rows = _sampled(config, programs)
     prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
     mesh, began = rollout_mesh(programs.mesh), time.perf_counter()
-    source = programs.student_params if config.prefix == "student" else programs.teacher_params
     convert = to_sampler(source, jnp.dtype(config.dtype), programs.mesh)
     converted = _compiled(convert.lower(source))
     params = jax.tree.map(
@@ -296,7 +301,7 @@ def _rollout_phase(config: Config, programs: Programs, shapes: Shapes) -> Phase:
         for kind, gib in _sent(text, trips).items():
             sent[kind] += gib
     weights = device_gib(params)
-    total = flops.sampling(model_shapes, rows * prompt, rows * response, prompt + response)
+    total = flops.sampling(model.config, rows * prompt, rows * response, prompt + response)
     chip = topology.chip(programs.mesh.devices.flat[0])
     moved = response * (weights + cache / 2) * GIB  # each token reads all weights and half a cache
     floor = chip and max(total / mesh.size / (chip.tflops * 1e12), moved / (chip.memory_gbps * 1e9))
@@ -314,16 +319,19 @@ def _rollout_phase(config: Config, programs: Programs, shapes: Shapes) -> Phase:
     )
 
 
-def _sampled(
-    config: Config, programs: Programs, shapes: Shapes
-) -> tuple[Model, DecoderConfig, int]:
+def _sampled(config: Config, programs: Programs) -> tuple[Model, Params, int]:
+    """(sampler, parameters that it is made of, rows)."""
     if config.prefix == "student":
-        return programs.student_sampler, shapes.student, config.batch_size
-    assert programs.teacher_sampler is not None
-    assert shapes.teacher is not None
+        return programs.student_sampler, programs.student_params, config.batch_size
+    teacher = _largest(programs)
+    assert teacher.sampler is not None
     dealt = data_size(programs.mesh)
     rows = -(-config.evaluation.batch_size // dealt) * dealt
-    return programs.teacher_sampler, shapes.teacher, rows
+    return teacher.sampler, teacher.params, rows
+
+
+def _largest(programs: Programs) -> TeacherPrograms:
+    return max(programs.teachers.values(), key=lambda teacher: device_gib(teacher.params))
 
 
 def _cache_gib(model: Model, rows: int, slots: int, mesh) -> float:

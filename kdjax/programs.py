@@ -34,41 +34,55 @@ SHARE_OF_MEMORY = 0.4  # of a device, that states may fill before they are dealt
 
 
 class Shapes(NamedTuple):
-    """What a config's programs depend on besides the config: no weight and no file is read."""
+    """What a config's programs depend on besides the config: no weight and no file is read.
+
+    teachers are by the name of their model; {None: None} is no teacher. teacher_stop_ids are those
+    of all of them.
+    """
 
     student: DecoderConfig
-    teacher: DecoderConfig | None
+    teachers: dict[str | None, DecoderConfig | None]
     vocabulary: int
     stop_ids: tuple[int, ...]
     teacher_stop_ids: tuple[int, ...] = ()
 
 
-class Programs(NamedTuple):
-    """Jitted functions of a config on a mesh, and the shapes (with shardings) that they take.
+class TeacherPrograms(NamedTuple):
+    """What of a config's programs belongs to one teacher; without a teacher the step alone.
 
     - step(state, teacher_params, rollout, heldout_entropy_nats, frozen) -> (state, metrics); the
       state holds what is trained, frozen the student's base where that is an adapter (`lora`).
+    - model reads params (shapes here), sampler what `to_sampler` makes of them.
+    """
+
+    step: Any
+    model: Model | None = None
+    sampler: Model | None = None
+    params: Params | None = None
+
+
+class Programs(NamedTuple):
+    """Jitted functions of a config on a mesh, and the shapes (with shardings) that they take.
+
     - learner is the student as the step differentiates it (remat, adapters).
     - to_sampler(student parameters) -> parameters as the sampler reads them: narrowed to the
       compute dtype, and whole on each device but for the tensor axis.
-    - student_sampler, teacher_sampler: models that read those.
+    - student_sampler: the model that reads those.
+    - teachers: by the name of their model; those of one shape share their programs.
     """
 
     mesh: Mesh
     learner: Model
     student: Model
-    teacher: Model | None
     student_sampler: Model
-    teacher_sampler: Model | None
     optimizer: Any
     stops: Stops
     lora: LoRA | None
     state: Any
     frozen: Params | None
     student_params: Params
-    teacher_params: Params | None
-    step: Any
     to_sampler: Any
+    teachers: dict[str | None, TeacherPrograms]
 
 
 def compose(config: Config, mesh: Mesh, shapes: Shapes) -> Programs:
@@ -80,7 +94,6 @@ def compose(config: Config, mesh: Mesh, shapes: Shapes) -> Programs:
     stops = Stops(config.stops, tuple(dict.fromkeys((*shapes.stop_ids, *shapes.teacher_stop_ids))))
     lora = lora_of(config, shapes.student)
     learner = build(shapes.student, remat=config.remat, mesh=mesh, lora=lora)
-    teacher = None if shapes.teacher is None else build(shapes.teacher, mesh=mesh)
     optimizer = make_optimizer(
         steps=config.steps,
         lengths=config.curriculum.lengths,
@@ -93,36 +106,43 @@ def compose(config: Config, mesh: Mesh, shapes: Shapes) -> Programs:
         trained = adapter_of(models.abstract_params(shapes.student, jnp.float32, mesh, lora))
         frozen = models.abstract_params(shapes.student, dtype, mesh)
     state = abstract_state(trained, optimizer, mesh)
-    step = make_step(
-        learner,
-        teacher,
-        optimizer,
-        token_loss=config.token_loss,
-        objective=config.objective,
-        reduction=config.reduction,
-        stops=stops,
-        micro_batches=config.micro_batches,
-        chunk=head_chunk(config, mesh, shapes.vocabulary),
-        vocabulary=shapes.vocabulary,
-        mesh=mesh,
-    )
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+
+    @functools.cache
+    def taught_by(decoder: DecoderConfig | None) -> TeacherPrograms:
+        model = None if decoder is None else build(decoder, mesh=mesh)
+        step = make_step(
+            learner,
+            model,
+            optimizer,
+            token_loss=config.token_loss,
+            objective=config.objective,
+            reduction=config.reduction,
+            stops=stops,
+            micro_batches=config.micro_batches,
+            chunk=head_chunk(config, mesh, shapes.vocabulary),
+            vocabulary=shapes.vocabulary,
+            mesh=mesh,
+        )
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+        if decoder is None:
+            return TeacherPrograms(jitted)
+        params = teacher_shapes(config, decoder, mesh)
+        return TeacherPrograms(jitted, model, sampler(decoder), params)
+
     return Programs(
         mesh,
         learner,
         build(shapes.student, mesh=mesh),
-        teacher,
         sampler(shapes.student),
-        None if shapes.teacher is None else sampler(shapes.teacher),
         optimizer,
         stops,
         lora,
         state,
         frozen,
         whole,
-        None if shapes.teacher is None else teacher_shapes(config, shapes.teacher, mesh),
-        jax.jit(step, donate_argnums=0, out_shardings=(placed, None)),
         to_sampler(whole, dtype, mesh),
+        {name: taught_by(decoder) for name, decoder in shapes.teachers.items()},
     )
 
 
@@ -148,30 +168,27 @@ def sampling(model: Model, stop_ids: tuple[int, ...], vocabulary: int, temperatu
     return jax.jit(draw, static_argnames="max_new_tokens")
 
 
-def choose_mesh(
-    config: Config, devices: Sequence[jax.Device], student: DecoderConfig, teacher=None
-) -> Mesh:
+def choose_mesh(config: Config, devices: Sequence[jax.Device], shapes: Shapes) -> Mesh:
     """The config's mesh over these devices.
 
-    fsdp, where the config leaves it open, is 1 if the training state and the teacher fill at most
+    fsdp, where the config leaves it open, is 1 if the training state and the teachers fill at most
     40 % of a device, else all devices that tensor leaves.
     """
     fsdp, tensor = config.layout.fsdp, config.layout.tensor
     if fsdp is None:
         fsdp = 1
         memory = topology.memory_bytes(devices[0])
-        if memory is not None and held_bytes(config, student, teacher) / tensor > (
-            SHARE_OF_MEMORY * memory
-        ):
+        if memory is not None and held_bytes(config, shapes) / tensor > SHARE_OF_MEMORY * memory:
             fsdp = max(1, len(devices) // tensor)
     return make_mesh(devices, fsdp=fsdp, tensor=tensor)
 
 
-def held_bytes(config: Config, student: DecoderConfig, teacher: DecoderConfig | None) -> float:
-    """Bytes of the training state with its gradient, and of the teacher, on all devices."""
-    trained = jax.tree.leaves(models.abstract_params(student, jnp.float32))
-    held = [] if teacher is None else jax.tree.leaves(teacher_shapes(config, teacher))
-    return ADAM_BYTES * sum(x.size for x in trained) + sum(x.size * x.dtype.itemsize for x in held)
+def held_bytes(config: Config, shapes: Shapes) -> float:
+    """Bytes of the training state with its gradient, and of the teachers, on all devices."""
+    trained = jax.tree.leaves(models.abstract_params(shapes.student, jnp.float32))
+    teachers = [teacher_shapes(config, decoder) for decoder in shapes.teachers.values() if decoder]
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(teachers))
+    return ADAM_BYTES * sum(x.size for x in trained) + held
 
 
 def check_layout(config: Config, mesh: Mesh, shapes: Shapes) -> None:
@@ -182,10 +199,9 @@ def check_layout(config: Config, mesh: Mesh, shapes: Shapes) -> None:
             f"batch_size / micro_batches is {rows} rows, which can't be dealt over"
             f" {data_size(mesh)} devices; make it a multiple of {data_size(mesh)}"
         )
-    for name, model in (("student", shapes.student), ("teacher", shapes.teacher)):
-        if model is None:
-            continue
-        if model.num_key_value_heads % config.layout.tensor:
+    teachers = [(f"teacher {name}", decoder) for name, decoder in shapes.teachers.items()]
+    for name, model in (("student", shapes.student), *teachers):
+        if model and model.num_key_value_heads % config.layout.tensor:
             raise ConfigError(
                 f"layout.tensor {config.layout.tensor} does not divide the {name}'s"
                 f" {model.num_key_value_heads} key/value heads; choose a divisor"

@@ -28,11 +28,10 @@ LARGEST_SELF_KL_NATS = 1e-6
 def report(
     config: Config,
     mesh: Mesh,
-    tokenizers: tuple[Tokenizer, Tokenizer],
+    tokenizer: Tokenizer,
     student: Model,
     student_params: Params,
-    teacher: Model | None,
-    teacher_params: Params | None,
+    teachers: dict[str, tuple[Model, Params, Tokenizer]],
     *,
     trained: Params,
     frozen: Params | None,
@@ -41,17 +40,16 @@ def report(
 ) -> str:
     """The start-up report of a run; every line says its subject, so that a line may stand alone.
 
-    tokenizers are student's and teacher's (one object twice without a teacher); trained and frozen
-    are what the student's parameters are held as (arrays, or shapes with shardings).
+    teachers are by what they are called, such as "teacher"; trained and frozen are what the
+    student's parameters are held as (arrays, or shapes with shardings).
     Errors: DataError where a model has fewer vocabulary rows than its tokenizer tokens in use, or
     where the self-test fails.
     """
-    own, other = tokenizers
     models = {"student": (student, student_params)}
-    if teacher is not None:
-        models["teacher"] = (teacher, teacher_params)
-    lines = [*_about_prompts(own, other), *_about_stops(own, other, stops)]
-    lines.append(_about_vocabulary(models, own.size))
+    models |= {name: (model, params) for name, (model, params, _) in teachers.items()}
+    others = {name: other for name, (_, _, other) in teachers.items()}
+    lines = [*_about_prompts(tokenizer, others), *_about_stops(tokenizer, others, stops)]
+    lines.append(_about_vocabulary(models, tokenizer.size))
     way = "in closed form" if closed_form(config.token_loss) else "by autodiff from chunk logits"
     loss = describe(config.token_loss)
     tempered = "as at_temperature says, else " if "at_temperature(" in loss else ""
@@ -64,20 +62,27 @@ def report(
         f"layers: attention {config.attention}, remat {config.remat}"
         + (f", LoRA of rank {config.lora.rank}" if config.lora.rank else ""),
         f"precision: computes in {config.dtype}, trained parameters float32"
-        + (f", the teacher's {config.dtype}" if teacher else "")
+        + (f", the teacher's {config.dtype}" if teachers else "")
         + (", kernels of its layers int8" if config.teacher_weights == "int8" else ""),
         f"devices: {len(devices)} x {devices[0].device_kind}, mesh "
         + ", ".join(f"{name} {size}" for name, size in mesh.shape.items()),
-        _about_sizes(models, (trained, frozen), own.size, mesh, chunk),
+        _about_sizes(models, (trained, frozen), tokenizer.size, mesh, chunk),
     ]
-    if teacher is not None:
-        kl = self_test(teacher, teacher_params, own, mesh, stops=stops, chunk=chunk)
-        lines.append(f"self-test: the teacher as its own student has KL {kl:g}")
+    for name, (model, params, _) in teachers.items():
+        kl = self_test(model, params, tokenizer, mesh, stops=stops, chunk=chunk, name=name)
+        lines.append(f"self-test: the {name} as its own student has KL {kl:g}")
     return "".join(line + "\n" for line in lines)
 
 
 def self_test(
-    model: Model, params: Params, tokenizer: Tokenizer, mesh: Mesh, *, stops: Stops, chunk: int
+    model: Model,
+    params: Params,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    *,
+    stops: Stops,
+    chunk: int,
+    name: str = "teacher",
 ) -> float:
     """The largest KL, in nats, of a model against itself on a few tokens of a rendered prompt: 0.
 
@@ -99,9 +104,9 @@ def self_test(
     largest = float(np.max(jax.device_get(kls)))  # on the host: XLA's maximum may drop a NaN
     if not largest <= LARGEST_SELF_KL_NATS:
         raise DataError(
-            f"self-test: the teacher as its own student has KL {largest:g} nats, which must be 0;"
+            f"self-test: the {name} as its own student has KL {largest:g} nats, which must be 0;"
             f" its numbers can't be trusted on this backend ({jax.default_backend()}):"
-            " check the teacher's weights, or try dtype float32 or another jax version"
+            " check its weights, or try dtype float32 or another jax version"
         )
     return largest
 
@@ -116,34 +121,33 @@ def _both_kls(model: Model, stops, chunk, vocabulary, mesh, params, same, rollou
     return scores.forward_kl, scores.reverse_kl
 
 
-def _about_prompts(own: Tokenizer, other: Tokenizer) -> list[str]:
-    rendered, elsewhere = own.render(PROMPT), other.render(PROMPT)
+def _about_prompts(own: Tokenizer, others: dict[str, Tokenizer]) -> list[str]:
+    rendered = own.render(PROMPT)
     lines = [f"prompt as rendered: {rendered!r}"]
-    if own is other:
-        return lines
-    if elsewhere != rendered:
-        lines.append(
-            f"note: the teacher's own template renders {elsewhere!r}; it reads the student's"
-        )
-    if own.template_folder != own.folder:
-        lines.append("note: the student has no chat template; the teacher's is used")
-    if other.template_folder != other.folder:
-        lines.append("note: the teacher has no chat template; it reads the student's")
-    if own.full_size == other.full_size:
-        lines.append(f"tokenizers: student and teacher agree id by id ({own.size} tokens)")
-    else:
-        lines.append(
-            f"tokenizers: student ({own.full_size} tokens) and teacher ({other.full_size}) agree on"
-            f" the first {own.size} ids, which are in use"
-        )
+    for name, other in others.items():
+        elsewhere = other.render(PROMPT)
+        if elsewhere != rendered:
+            lines.append(
+                f"note: the {name}'s own template renders {elsewhere!r}; it reads the student's"
+            )
+        if own.template_folder == other.folder != own.folder:
+            lines.append(f"note: the student has no chat template; the {name}'s is used")
+        if other.template_folder != other.folder:
+            lines.append(f"note: the {name} has no chat template; it reads the student's")
+        if own.full_size == other.full_size == own.size:
+            lines.append(f"tokenizers: student and {name} agree id by id ({own.size} tokens)")
+        else:
+            lines.append(
+                f"tokenizers: student ({own.full_size} tokens) and {name} ({other.full_size}) agree"
+                f" on the first {own.size} ids, which are in use"
+            )
     return lines
 
 
-def _about_stops(own: Tokenizer, other: Tokenizer, stops: Stops) -> list[str]:
+def _about_stops(own: Tokenizer, others: dict[str, Tokenizer], stops: Stops) -> list[str]:
     """The stop ids and what the templates put after an answer, with token texts."""
     lines = []
-    readers = {"student": own} | ({} if own is other else {"teacher": other})
-    for name, tokenizer in readers.items():
+    for name, tokenizer in ({"student": own} | others).items():
         end = tokenizer.turn_end_id
         ends = "nothing" if end is None else _spelled(tokenizer, (end,))
         lines.append(
@@ -155,8 +159,10 @@ def _about_stops(own: Tokenizer, other: Tokenizer, stops: Stops) -> list[str]:
                 f"warning: the {name} does not stop at {ends}, where its template ends an answer;"
                 " add the id to eos_token_id in its generation_config.json"
             )
-    if other.stop_ids != own.stop_ids:
-        lines.append("note: student and teacher stop at other tokens; each samples with its own")
+        if tokenizer.stop_ids != own.stop_ids:
+            lines.append(
+                f"note: student and {name} stop at other tokens; each samples with its own"
+            )
     meaning = {
         "raw": "stop tokens count like any other",
         "mask": f"tokens {list(stops.ids)} are left out of loss and statistics",
@@ -191,13 +197,12 @@ def _about_sizes(
     counts = {name: parameter_total(params) for name, (_, params) in models.items()}
     shown = ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
     axis = vocabulary_axis(mesh)
-    logits = 4 * len(models) * chunk * size / (mesh.shape[axis] if axis else 1)
+    logits = 4 * min(2, len(models)) * chunk * size / (mesh.shape[axis] if axis else 1)
     trained, frozen = student
     parts = {"what is trained, its gradient and Adam moments": 4 * _bytes(trained, 4)}
     if frozen is not None:
         parts["frozen student"] = _bytes(frozen)
-    if "teacher" in models:
-        parts["teacher"] = _bytes(models["teacher"][1])
+    parts |= {name: _bytes(params) for name, (_, params) in models.items() if name != "student"}
     parts[f"head chunk of {chunk} tokens"] = logits
     memory = ", ".join(f"{name} {count / 2**20:,.1f}" for name, count in parts.items())
     return (

@@ -6,14 +6,16 @@ import dataclasses
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from kdjax import report
 from kdjax.base import ConfigError, StorageError
-from kdjax.config import Config, Lora, Study
+from kdjax.config import Config, Lora, Study, teacher_models
 from kdjax.evaluate import from_json, to_json
 from kdjax.page import Row, render_page, table
 from kdjax.parts import build, evaluate_params, evaluation_key
 from kdjax.progress import announce
+from kdjax.teachers import title
 from kdjax.train import about_run, train
 
 RESERVED = ("references", "start", "teacher")
@@ -25,9 +27,9 @@ def run_study(study: Study) -> list[Row]:
     _check(study, folder)
     first = next(iter(study.cells.values()))
     rows = [_reference("start", first, folder)]
-    if first.teacher is not None:
-        teacher = dataclasses.replace(first, student=first.teacher)
-        rows.append(_reference("teacher", teacher, folder))
+    for tag, model in teacher_models(first).items():
+        if model is not None:
+            rows.append(_reference(title(tag), dataclasses.replace(first, student=model), folder))
     for name, config in study.cells.items():
         rows.append(_cell(name, dataclasses.replace(config, run=str(folder / name))))
     abouts = [about_run(folder / name) for name in study.cells]
@@ -60,7 +62,7 @@ def _cell(name: str, config: Config) -> Row:
 def _reference(name: str, config: Config, folder: Path) -> Row:
     """A model as it is, evaluated like the cells."""
     config = dataclasses.replace(config, lora=Lora())
-    place, key = folder / "references" / name, evaluation_key(config)
+    place, key = folder / "references" / quote(name, safe=" "), evaluation_key(config)
     if report.read_evaluation(place, key) is None:
         announce(f"{name}: evaluating {config.student}")
         parts = build(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from kdjax.parts import (
     MEASURE,
     ROLLOUT,
     Parts,
+    batch_at,
     build,
     draw_student,
     encode,
@@ -101,8 +103,9 @@ def _loop(
             for number in range(first, config.steps):
                 entropy = _measure_entropy(parts, state, number)
                 rollout = _rollout(parts, state, number)
-                state, values = parts.programs.step(
-                    state, parts.teacher_params, rollout, jnp.float32(entropy), parts.frozen
+                teacher = parts.teachers[batch_at(parts, number)[0]]
+                state, values = teacher.programs.step(
+                    state, teacher.params, rollout, jnp.float32(entropy), parts.frozen
                 )
                 done = number + 1
                 saves = done % config.save_every_steps == 0 or done == config.steps
@@ -125,12 +128,11 @@ def _rollout(parts: Parts, state: TrainState, number: int) -> Rollout:
     """The training data of step `number`: a pure function of (config, state, number)."""
     config = parts.config
     length = rollout_length(gate_state(state.opt_state), config.curriculum.lengths)
-    positions = range(number * config.batch_size, (number + 1) * config.batch_size)
-    indices = [data.index_at(parts.source, p, config.seed) for p in positions]
+    tag, indices = batch_at(parts, number)
     if config.prefix == "dataset":
         data.require_solutions(parts.source, indices)
     batch = shard_batch(encode(parts.source, parts.tokenizer, indices, config, length), parts.mesh)
-    rollout = parts.prefix(batch, state.params, run_key(config, ROLLOUT, number), length)
+    rollout = parts.prefixes[tag](batch, state.params, run_key(config, ROLLOUT, number), length)
     return shard_batch(trim(rollout), parts.mesh)
 
 
@@ -212,7 +214,7 @@ def _training_flops(parts: Parts, folder: Path) -> float:
     """
     config = parts.config
     programs = parts.programs
-    student, teacher = programs.student.config, programs.teacher and programs.teacher.config
+    student = programs.student.config
     lengths = [r["response_length"] for r in report.read_metrics(folder)]
     mean_new = float(np.mean(lengths)) if lengths else 0.0
     prompt = float(
@@ -223,14 +225,18 @@ def _training_flops(parts: Parts, folder: Path) -> float:
             ]
         )
     )
-    rows, length = config.steps * config.batch_size, prompt + mean_new
-    adapter = None
+    length, adapter = prompt + mean_new, None
     if parts.frozen is not None:
         adapter = sum(leaf.size for leaf in jax.tree.leaves(parts.initial_params))
-    total = flops.training(student, teacher, rows * prompt, rows * mean_new, length, adapter)
-    if config.prefix == "student":
-        total += flops.sampling(student, rows * prompt, rows * mean_new, length)
-    if config.prefix == "teacher" and teacher is not None:
-        drawn = min(rows, parts.source.size)
-        total += flops.sampling(teacher, drawn * prompt, drawn * mean_new, length)
+    total = 0.0
+    turns = Counter(batch_at(parts, number)[0] for number in range(config.steps))
+    for tag, steps in turns.items():
+        model, rows = parts.teachers[tag].programs.model, steps * config.batch_size
+        teacher = model and model.config
+        total += flops.training(student, teacher, rows * prompt, rows * mean_new, length, adapter)
+        if config.prefix == "student":
+            total += flops.sampling(student, rows * prompt, rows * mean_new, length)
+        if config.prefix == "teacher" and teacher is not None:
+            drawn = min(rows, len(parts.groups[tag]))
+            total += flops.sampling(teacher, drawn * prompt, drawn * mean_new, length)
     return total

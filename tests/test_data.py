@@ -119,7 +119,7 @@ def test_epochs_are_different_permutations():
     """Each epoch shows every problem once; epochs and seeds order them differently."""
     source = task_source("calc", "train", 50, (2,))
     orders = {
-        (seed, epoch): [index_at(source, 50 * epoch + i, seed) for i in range(50)]
+        (seed, epoch): [index_at(source.size, 50 * epoch + i, seed) for i in range(50)]
         for seed in (0, 1)
         for epoch in (0, 1, 2)
     }
@@ -131,10 +131,10 @@ def test_epochs_are_different_permutations():
 def test_the_stream_is_a_pure_function_of_seed_and_position():
     """Positions asked for in any order, or first after a resume, give the same problems."""
     source = task_source("calc", "train", 7, (2,))
-    forwards = [index_at(source, position, 3) for position in range(40)]
+    forwards = [index_at(source.size, position, 3) for position in range(40)]
     again = task_source("calc", "train", 7, (2,))
     shuffled = np.random.default_rng(0).permutation(40)
-    assert [index_at(again, int(p), 3) for p in shuffled] == [forwards[p] for p in shuffled]
+    assert [index_at(again.size, int(p), 3) for p in shuffled] == [forwards[p] for p in shuffled]
 
 
 def test_task_source_is_the_task():
@@ -179,7 +179,7 @@ def test_files_give_their_rows(tmp_path, suffix):
     source = file_source(path)
     assert source.size == 3
     assert [source.problem(i)._asdict() for i in range(3)] == [
-        {"id": f"problems.{suffix}/{i}", **row} for i, row in enumerate(ROWS)
+        {"id": f"problems.{suffix}/{i}", **row, "tag": ""} for i, row in enumerate(ROWS)
     ]
     write_rows(tmp_path / f"copy.{suffix}", ROWS)
     write_rows(tmp_path / f"other.{suffix}", ROWS[:2])

@@ -36,7 +36,7 @@ def scripted(tokenizer, responses: list[str], width: int = 8):
 @pytest.fixture
 def scorer(student):
     jitted = jax.jit(functools.partial(score, student[0]))
-    return lambda rollout: jitted(student[1], None, None, rollout)
+    return lambda rollout, _: jitted(student[1], None, None, rollout)
 
 
 def test_counts_by_hand(tokenizer, student, scorer):
@@ -74,7 +74,7 @@ def test_batching_does_not_matter(tokenizer, student, teacher, student_folder):
     results = [
         evaluate(
             lambda b, key, n: draw(params, b, key, max_new_tokens=n),
-            lambda rollout: scorer(params, rollout), source, tokenizer, jax.random.key(3),
+            lambda rollout, _: scorer(params, rollout), source, tokenizer, jax.random.key(3),
             samples=2, k=(1,), batch_size=size, **SETTINGS,
         )
         for size in (3, 4, 16)

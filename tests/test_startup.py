@@ -23,6 +23,7 @@ from kdjax.parts import build, startup_report
 from kdjax.progress import announce
 from kdjax.sharding import batch_spec, make_mesh
 from kdjax.stops import RAW, Stops
+from kdjax.tokenizer import load_tokenizer
 from kdjax.train import train
 
 
@@ -152,7 +153,7 @@ def other_tokens(config: Config):
 
 
 def few_rows(config: Config, folder: str):
-    size = parts_module.load_tokenizer(config.student).size
+    size = load_tokenizer(config.student).size
     shutil.move(folder, folder + "_old")
     models.create(Path(folder), tiny_config(size - 1), folder + "_old", seed=0)
 
@@ -258,7 +259,7 @@ def test_step_and_evaluation_take_the_policy(tiny, tokenizer, monkeypatch):
     monkeypatch.setattr(programs_module, "make_step", record)
     parts = build(dataclasses.replace(tiny, stops="mask"))
     assert taken["stops"] == parts.programs.stops == Stops("mask", (pad, end))
-    monkeypatch.setattr(parts_module, "evaluate", lambda draw, scorer, *a, **k: scorer(None))
+    monkeypatch.setattr(parts_module, "evaluate", lambda draw, scorer, *a, **k: scorer(None, [0]))
     monkeypatch.setattr(parts_module, "_score_student", lambda *args: args)
     assert parts.programs.stops in parts_module.evaluate_params(parts, parts.initial_params)
 
@@ -270,16 +271,22 @@ def test_a_teacher_reads_the_student_s_prompt(tiny, tokenizer, monkeypatch):
     end, pad = tokenizer.stop_ids
     edit_json(Path(tiny.teacher) / "generation_config.json", eos_token_id=pad)
     taken = []
-    monkeypatch.setattr(parts_module, "_teacher_trajectories", lambda *args: taken.append(args[2]))
-    build(dataclasses.replace(tiny, prefix="teacher"))
-    assert taken[0].encode_prompt("1+1=") == tokenizer.encode_prompt("1+1=")
-    assert taken[0].stop_ids == (pad, end)
+    encode = parts_module.encode
+    monkeypatch.setattr(parts_module, "encode", lambda *a: taken.append(a[1]) or encode(*a))
+    drawn = parts_module.sampling
+    monkeypatch.setattr(parts_module, "sampling", lambda *a: taken.append(a[1]) or drawn(*a))
+    parts = build(dataclasses.replace(tiny, prefix="teacher"))
+    del taken[:-1]  # the student's sampler
+    batch = parts_module.encode(parts.source, parts.tokenizer, [3], tiny, 8)
+    parts.prefixes[""](batch, parts.initial_params, None, 8)
+    assert taken[0] == (pad, end)
+    assert taken[-1].encode_prompt("1+1=") == tokenizer.encode_prompt("1+1=")
 
 
 def test_thinking_reaches_both(tiny, tokenizer):
     """data.thinking switches the rendering of student and teacher alike."""
     parts = build(dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, thinking=True)))
-    rendered = {t.render("1") for t in (parts.tokenizer, parts.teacher_tokenizer)}
+    rendered = {t.render("1") for t in (parts.tokenizer, parts.teachers[""].tokenizer)}
     assert rendered == {tokenizer.render("1").removesuffix("<think>\n\n</think>\n\n")}
 
 

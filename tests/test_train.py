@@ -377,13 +377,15 @@ def test_one_compile_a_length(tiny):
     parts = parts_module.build(config)
     traces = []
     programs = parts.programs
-    step = make_step(programs.student, programs.teacher, programs.optimizer)
+    teacher = parts.teachers[""]
+    step = make_step(programs.student, teacher.programs.model, programs.optimizer)
 
     def counted(*args):
         traces.append(1)
         return step(*args)
 
-    parts = parts._replace(programs=programs._replace(step=jax.jit(counted)))
+    counting = teacher._replace(programs=teacher.programs._replace(step=jax.jit(counted)))
+    parts = parts._replace(teachers={"": counting})
     folder = Path(config.run)
     report.open_run_folder(folder)
     checkpoints = open_checkpoints(folder / "checkpoints")

@@ -1,0 +1,86 @@
+"""Who teaches which problem: teachers by tag; one alone is everybody's, under the tag ""."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from kdjax import models
+from kdjax.base import ConfigError, Params
+from kdjax.config import Config, teacher_models
+from kdjax.models import DecoderConfig
+from kdjax.programs import TEACHER_WEIGHTS, Programs, TeacherPrograms
+from kdjax.tokenizer import Tokenizer, load_pair, load_tokenizer
+
+
+class Teacher(NamedTuple):
+    """One teacher, resident: its model's name, its programs, weights and tokenizer.
+
+    Without a teacher, name and params are None, and the tokenizer is the student's.
+    """
+
+    name: str | None
+    programs: TeacherPrograms
+    params: Params | None
+    tokenizer: Tokenizer
+
+
+def load_teachers(
+    config: Config, programs: Programs, tokenizers: dict[str | None, Tokenizer]
+) -> dict[str, Teacher]:
+    """Tag -> its teacher, in the compute dtype; a model that several tags name is loaded once."""
+    loaded = {}
+    for name, own in programs.teachers.items():
+        params = None
+        if name is not None:
+            _, params = models.load(
+                models.find(name),
+                programs.mesh,
+                params_dtype=jnp.dtype(config.dtype),
+                hold=TEACHER_WEIGHTS[config.teacher_weights],
+            )
+        loaded[name] = Teacher(name, own, params, tokenizers[name])
+    return {tag: loaded[name] for tag, name in teacher_models(config).items()}
+
+
+def load_tokenizers(config: Config) -> tuple[Tokenizer, dict[str | None, Tokenizer]]:
+    """(the student's tokenizer, each teacher's by the name of its model), all with the size of the
+    vocabulary that every one of them has.
+
+    Where the student has no chat template, the first teacher's serves. Errors: as `load_pair` for
+    each teacher, and ConfigError where one stops at a token that another doesn't have.
+    """
+    folder, thinking = models.find(config.student), config.data.thinking
+    names = tuple(dict.fromkeys(teacher_models(config).values()))
+    if names == (None,):
+        alone = load_tokenizer(folder, thinking=thinking)
+        return alone, {None: alone}
+    pairs = {
+        name: load_pair(folder, models.find(name), thinking=thinking) for name in names if name
+    }
+    size = min(student.size for student, _ in pairs.values())
+    for name, (student, teacher) in pairs.items():
+        beyond = [i for i in (*student.stop_ids, *teacher.stop_ids) if i >= size]
+        if beyond:
+            raise ConfigError(
+                f"teacher {name} stops at id {beyond[0]} ({teacher.token(beyond[0])!r}), beyond the"
+                f" {size} tokens that all teachers have; use teachers of one vocabulary"
+            )
+    own = next(iter(pairs.values()))[0]._replace(size=size)
+    return own, {name: teacher._replace(size=size) for name, (_, teacher) in pairs.items()}
+
+
+def read_shapes(config: Config) -> dict[str | None, DecoderConfig | None]:
+    """The teachers' shapes by the names of their models, from their folders."""
+    names = teacher_models(config).values()
+    return {name: name and models.read_config(models.find(name)) for name in names}  # type: ignore[misc]
+
+
+def title(tag: str) -> str:
+    """How a tag's teacher is called where people read it.
+
+    >>> title(""), title("math")
+    ('teacher', 'teacher math')
+    """
+    return f"teacher {tag}".strip()
