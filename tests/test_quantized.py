@@ -207,7 +207,7 @@ def test_the_report_counts_bytes(tiny):
     """Parameters are as many as ever, the memory is that of the arrays."""
     parts = build(tiny)
     numbers = sum(w.size for w in jax.tree.leaves(models.load(tiny.teacher)[1]))
-    held = sum(w.nbytes for w in jax.tree.leaves(parts.teacher_params)) / 2**20
+    held = sum(w.nbytes for w in jax.tree.leaves(parts.teachers[""].params)) / 2**20
     assert held < 0.7 * 4 * numbers / 2**20  # tiny channels: scales and tables weigh more
     report = startup_report(parts)
     assert f"teacher {numbers:,} parameters" in report
