@@ -15,14 +15,16 @@ from kdjax.tokenizer import Tokenizer, load_pair, load_tokenizer
 
 
 class Teacher(NamedTuple):
-    """One teacher, resident: its model's name, its programs, weights and tokenizer.
+    """One teacher, resident: its model's name, its programs, weights and tokenizer; given is what
+    the step takes of the weights (`TeacherPrograms.give`).
 
-    Without a teacher, name and params are None, and the tokenizer is the student's.
+    Without a teacher, name, params and given are None, and the tokenizer is the student's.
     """
 
     name: str | None
     programs: TeacherPrograms
     params: Params | None
+    given: Params | None
     tokenizer: Tokenizer
 
 
@@ -35,8 +37,9 @@ def load_teachers(
         params = None
         if name is not None:
             dtype = jnp.dtype(config.dtype)
-            _, params = models.load(models.find(name), programs.mesh, params_dtype=dtype)
-        loaded[name] = Teacher(name, own, params, tokenizers[name])
+            mesh = programs.teacher_mesh
+            _, params = models.load(models.find(name), mesh, params_dtype=dtype)
+        loaded[name] = Teacher(name, own, params, own.give(params), tokenizers[name])
     return {tag: loaded[name] for tag, name in teacher_models(config).items()}
 
 
