@@ -292,8 +292,8 @@ def test_a_teacher_on_its_own_devices_gives_the_same_step(tiny, apart, rows, mic
         np.testing.assert_allclose(other[1][name], value, rtol=1e-4, err_msg=name)
     for ours, theirs in zip(*map(jax.tree.leaves, (other[0], one[0])), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max())
-    trees = (fresh_state(parts).params, parts.teachers["add"].params)
-    held = [jax.tree.leaves(tree)[0].devices() for tree in trees]
+    trees = (parts.programs.state.params, parts.teachers["add"].params)
+    held = [jax.tree.leaves(tree)[0].sharding.device_set for tree in trees]
     assert [len(devices) for devices in held] == [8 - apart, apart]
     assert not held[0] & held[1]
 
