@@ -65,6 +65,8 @@ class Rollout(NamedTuple):
                       drawn from (temperature and truncation included); 0 where the response came
                       from a dataset.
     truncated_b:      True where no stop token came before the length limit.
+    teacher_states_btd:  the teacher's last hidden state before each response token, where it was
+                      computed elsewhere; None where the teacher still has to read the rows.
 
     The last response token of a finished row is its stop token: it is trained on like any other.
     """
@@ -74,6 +76,7 @@ class Rollout(NamedTuple):
     response_length_b: jax.Array
     sampler_logp_bt: jax.Array
     truncated_b: jax.Array
+    teacher_states_btd: jax.Array | None = None
 
 
 class Scores(NamedTuple):

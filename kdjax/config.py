@@ -107,10 +107,15 @@ class Evaluation:
 class Layout:
     """Devices by mesh axis; the rest go to data. fsdp deals parameters, optimizer state and batch
     (by default 1, or all devices where the state would fill 40 % of one), tensor heads, MLP and
-    vocabulary."""
+    vocabulary.
+
+    teacher_devices: the last so many devices hold the teachers, dealt over all of them (fsdp), and
+    the rest the student; by default all hold both.
+    """
 
     fsdp: int | None = None
     tensor: int = 1
+    teacher_devices: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +218,11 @@ def validate(config: Config) -> Config:
             f" micro_batches {config.micro_batches}"
         )
     taught = any(teacher_models(config).values())
+    if config.layout.teacher_devices < 0 or (config.layout.teacher_devices and not taught):
+        raise ConfigError(
+            f"layout.teacher_devices is {config.layout.teacher_devices}; set it to 0, or beside a"
+            " teacher to a number of devices"
+        )
     if not taught and config.prefix == "teacher":
         raise ConfigError("prefix teacher needs a teacher; set teacher, or prefix dataset")
     if not taught and config.objective is divergence:

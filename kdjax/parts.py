@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,8 @@ from kdjax.evaluate import EvalReport, evaluate
 from kdjax.programs import (
     Programs,
     Shapes,
-    choose_mesh,
+    TeacherPrograms,
+    choose_meshes,
     compose,
     head_chunk,
     sampling,
@@ -85,7 +87,7 @@ def build(config: Config) -> Parts:
         tokenizer.stop_ids,
         tuple(i for teacher in tokenizers.values() for i in teacher.stop_ids),
     )
-    programs = compose(config, choose_mesh(config, jax.local_devices(), shapes), shapes)
+    programs = compose(config, choose_meshes(config, jax.local_devices(), shapes), shapes)
     source = training_source(config)
     groups = data.group_by_tag(source, list(teacher_models(config)))
     _check_data(config, source, groups)
@@ -97,7 +99,7 @@ def build(config: Config) -> Parts:
         "student": lambda tag: from_student(draw),
         "teacher": lambda tag: from_teacher(
             _teacher_trajectories(
-                config, programs.mesh, tokenizer, teachers[tag], source, tag, groups[tag]
+                config, programs.teacher_mesh, tokenizer, teachers[tag], source, tag, groups[tag]
             )
         ),
     }
@@ -170,7 +172,7 @@ def startup_report(parts: Parts) -> str:
     ]
     return "".join(lines) + startup.report(
         parts.config,
-        parts.mesh,
+        (parts.mesh, programs.teacher_mesh),
         parts.tokenizer,
         programs.student,
         programs.student_params,
@@ -266,6 +268,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
         settings.temperature,
     )
     source = test_source(config)
+    dealt = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
     return evaluate(
         lambda batch, key, length: draw(sampler_params, batch, key, max_new_tokens=length),
         _scorer(parts, params, source),
@@ -277,7 +280,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
         temperature=settings.temperature,
         max_new_tokens=settings.max_new_tokens,
         max_prompt_tokens=config.data.max_prompt_tokens,
-        batch_size=-(-settings.batch_size // data_size(parts.mesh)) * data_size(parts.mesh),
+        batch_size=-(-settings.batch_size // dealt) * dealt,
         seed=config.seed,
         place=lambda batch: shard_batch(batch, parts.mesh),
     )
@@ -288,18 +291,18 @@ def _scorer(parts: Parts, params: Params, source: data.Source):
     a problem of the source has a tag without a teacher, against none."""
     programs, teachers = parts.programs, parts.teachers
     tags = data.tags_of(source, list(teachers))
-    by_tag = {tag: (teacher.programs.model, teacher.params) for tag, teacher in teachers.items()}
     foreign = sorted({*tags.tolist()} - {*teachers})
     if foreign:
         announce(f"evaluation: no KL to a teacher, as problems have the tags {foreign} of none")
-        tags, by_tag = np.full(source.size, ""), {"": (None, None)}
+        nobody = Teacher(None, TeacherPrograms(None), None, None, parts.tokenizer)
+        tags, teachers = np.full(source.size, ""), {"": nobody}
     chunk = head_chunk(parts.config, parts.mesh, parts.tokenizer.size)
 
     def against(tag: str, rollout: Rollout) -> Scores:
-        model, teacher_params = by_tag[tag]
+        teacher = teachers[tag]
         return _score_student(
-            programs.student, model, programs.stops, chunk, parts.tokenizer.size, parts.mesh,
-            params, teacher_params, rollout,
+            programs.student, teacher.programs.guide, programs.stops, chunk, parts.tokenizer.size,
+            parts.mesh, params, teacher.given, teacher.programs.read(teacher.params, rollout),
         )  # fmt: skip
 
     def score_by_tag(rollout: Rollout, problems: Sequence[int]) -> Scores:

@@ -26,7 +26,7 @@ from kdjax.programs import (
     Programs,
     Shapes,
     TeacherPrograms,
-    choose_mesh,
+    choose_meshes,
     compose,
     head_chunk,
     sampling,
@@ -95,8 +95,10 @@ def plan(config: Config, target: str) -> Plan:
     absent_gpu = devices[0].platform == "gpu" and devices[0] not in jax.devices()
     if config.attention == "auto" and absent_gpu:  # cuDNN compiles on the card alone
         config = dataclasses.replace(config, attention="chunked")
-    mesh = choose_mesh(config, devices, shapes)
-    programs = compose(config, mesh, shapes)
+    if config.layout.teacher_devices:
+        raise ConfigError("plan: layout.teacher_devices is not planned yet; leave it at 0")
+    meshes = choose_meshes(config, devices, shapes)
+    mesh, programs = meshes[0], compose(config, meshes, shapes)
     held = {
         "trained parameters": device_gib(programs.state.params),
         "frozen base": device_gib(programs.frozen),

@@ -6,7 +6,7 @@ What trains, what is planned ahead of time and what is measured are these same f
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax import models, topology
-from kdjax.base import ConfigError, Model, Params
+from kdjax.base import ConfigError, Model, Params, Rollout
 from kdjax.config import Config, as_dict
 from kdjax.head import chunk_tokens
 from kdjax.models import DecoderConfig
@@ -22,7 +22,15 @@ from kdjax.models.linear import LoRA
 from kdjax.models.lora import adapter_of
 from kdjax.optimizer import make_optimizer
 from kdjax.sampler import generate
-from kdjax.sharding import data_size, make_mesh, rollout_mesh, shardings
+from kdjax.score import response_states
+from kdjax.sharding import (
+    data_size,
+    head_sharding,
+    make_mesh,
+    rollout_mesh,
+    shard_batch,
+    shardings,
+)
 from kdjax.step import abstract_state, make_step
 from kdjax.stops import Stops
 from kdjax.student import lora_of
@@ -53,12 +61,18 @@ class TeacherPrograms(NamedTuple):
     - step(state, teacher_params, rollout, heldout_entropy_nats, frozen) -> (state, metrics); the
       state holds what is trained, frozen the student's base where that is an adapter (`lora`).
     - model reads params (shapes here), sampler what `to_sampler` makes of them.
+    - A teacher on a mesh of its own is read there: read(params, rollout) -> the rollout with its
+      states, and give(params) -> what remains to be read of it (its head), both on the student's
+      mesh. guide is the model of what is given: the step takes it in place of params.
     """
 
     step: Any
     model: Model | None = None
     sampler: Model | None = None
     params: Params | None = None
+    guide: Model | None = None
+    read: Callable[[Params, Rollout], Rollout] = lambda params, rollout: rollout
+    give: Callable[[Params], Params] = lambda params: params
 
 
 class Programs(NamedTuple):
@@ -72,6 +86,7 @@ class Programs(NamedTuple):
     """
 
     mesh: Mesh
+    teacher_mesh: Mesh
     learner: Model
     student: Model
     student_sampler: Model
@@ -85,12 +100,13 @@ class Programs(NamedTuple):
     teachers: dict[str | None, TeacherPrograms]
 
 
-def compose(config: Config, mesh: Mesh, shapes: Shapes) -> Programs:
-    """The programs of a config. Errors: ConfigError for what can't be dealt over the mesh."""
-    check_layout(config, mesh, shapes)
+def compose(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> Programs:
+    """The programs of a config on the student's mesh and the teachers' (one mesh twice where they
+    share it). Errors: ConfigError for what can't be dealt over them."""
+    mesh, teacher_mesh = meshes
+    check_layout(config, meshes, shapes)
     dtype = jnp.dtype(config.dtype)
     build = functools.partial(models.build, dtype=dtype, impl=config.attention)
-    sampler = functools.partial(build, mesh=rollout_mesh(mesh))
     stops = Stops(config.stops, tuple(dict.fromkeys((*shapes.stop_ids, *shapes.teacher_stop_ids))))
     lora = lora_of(config, shapes.student)
     learner = build(shapes.student, remat=config.remat, mesh=mesh, lora=lora)
@@ -110,10 +126,17 @@ def compose(config: Config, mesh: Mesh, shapes: Shapes) -> Programs:
 
     @functools.cache
     def taught_by(decoder: DecoderConfig | None) -> TeacherPrograms:
-        model = None if decoder is None else build(decoder, mesh=mesh)
+        taught = TeacherPrograms(None)
+        if decoder is not None:
+            model = build(decoder, mesh=teacher_mesh)
+            sampler = build(decoder, mesh=rollout_mesh(teacher_mesh))
+            params = teacher_shapes(config, decoder, teacher_mesh)
+            taught = TeacherPrograms(None, model, sampler, params, model)
+            if teacher_mesh is not mesh:
+                taught = read_elsewhere(taught, teacher_mesh, mesh)
         step = make_step(
             learner,
-            model,
+            taught.guide,
             optimizer,
             token_loss=config.token_loss,
             objective=config.objective,
@@ -124,17 +147,14 @@ def compose(config: Config, mesh: Mesh, shapes: Shapes) -> Programs:
             vocabulary=shapes.vocabulary,
             mesh=mesh,
         )
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
-        if decoder is None:
-            return TeacherPrograms(jitted)
-        params = teacher_shapes(config, decoder, mesh)
-        return TeacherPrograms(jitted, model, sampler(decoder), params)
+        return taught._replace(step=jax.jit(step, donate_argnums=0, out_shardings=(placed, None)))
 
     return Programs(
         mesh,
+        teacher_mesh,
         learner,
         build(shapes.student, mesh=mesh),
-        sampler(shapes.student),
+        build(shapes.student, mesh=rollout_mesh(mesh)),
         optimizer,
         stops,
         lora,
@@ -150,6 +170,27 @@ def teacher_shapes(config: Config, teacher: DecoderConfig, mesh: Mesh | None = N
     """Shapes of the teacher's parameters as the config holds them."""
     hold = TEACHER_WEIGHTS[config.teacher_weights]
     return models.abstract_params(teacher, jnp.dtype(config.dtype), mesh, hold=hold)
+
+
+def read_elsewhere(taught: TeacherPrograms, teacher_mesh: Mesh, mesh: Mesh) -> TeacherPrograms:
+    """The programs of a teacher that lies on `teacher_mesh`: its states and its head travel."""
+    model = taught.model
+    assert model is not None
+    states = jax.jit(functools.partial(response_states, model))
+
+    def read(params: Params, rollout: Rollout) -> Rollout:
+        made = states(params, shard_batch(rollout, teacher_mesh))
+        return rollout._replace(teacher_states_btd=shard_batch(made, mesh))
+
+    def give(params: Params) -> Params:
+        head = model.head(params)
+        return jax.device_put(head, head_sharding(mesh, head.weight_vd.shape))
+
+    return taught._replace(guide=model._replace(head=_itself), read=read, give=give)
+
+
+def _itself(head):
+    return head
 
 
 def to_sampler(params: Params, dtype, mesh: Mesh) -> Any:
@@ -168,31 +209,49 @@ def sampling(model: Model, stop_ids: tuple[int, ...], vocabulary: int, temperatu
     return jax.jit(draw, static_argnames="max_new_tokens")
 
 
-def choose_mesh(config: Config, devices: Sequence[jax.Device], shapes: Shapes) -> Mesh:
-    """The config's mesh over these devices.
+def choose_meshes(
+    config: Config, devices: Sequence[jax.Device], shapes: Shapes
+) -> tuple[Mesh, Mesh]:
+    """The config's meshes over these devices: the student's and the teachers', which are one
+    unless layout.teacher_devices parts them.
 
     fsdp, where the config leaves it open, is 1 if the training state and the teachers fill at most
     40 % of a device, else all devices that tensor leaves.
     """
+    apart = config.layout.teacher_devices
+    if apart >= len(devices):
+        raise ConfigError(
+            f"layout.teacher_devices {apart} leaves none of {len(devices)} devices to the student"
+        )
+    own, others = devices[: len(devices) - apart], devices[len(devices) - apart :]
     fsdp, tensor = config.layout.fsdp, config.layout.tensor
     if fsdp is None:
         fsdp = 1
         memory = topology.memory_bytes(devices[0])
         if memory is not None and held_bytes(config, shapes) / tensor > SHARE_OF_MEMORY * memory:
-            fsdp = max(1, len(devices) // tensor)
-    return make_mesh(devices, fsdp=fsdp, tensor=tensor)
+            fsdp = max(1, len(own) // tensor)
+    mesh = make_mesh(own, fsdp=fsdp, tensor=tensor)
+    return mesh, make_mesh(others, fsdp=apart) if apart else mesh
 
 
 def held_bytes(config: Config, shapes: Shapes) -> float:
-    """Bytes of the training state with its gradient, and of the teachers, on all devices."""
+    """Bytes of the training state with its gradient, and of the teachers, where they lie on the
+    student's devices."""
     trained = jax.tree.leaves(models.abstract_params(shapes.student, jnp.float32))
-    teachers = [teacher_shapes(config, decoder) for decoder in shapes.teachers.values() if decoder]
+    beside = [] if config.layout.teacher_devices else shapes.teachers.values()
+    teachers = [teacher_shapes(config, decoder) for decoder in beside if decoder]
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(teachers))
     return ADAM_BYTES * sum(x.size for x in trained) + held
 
 
-def check_layout(config: Config, mesh: Mesh, shapes: Shapes) -> None:
-    """ConfigError where rows or heads can't be dealt over the mesh."""
+def check_layout(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> None:
+    """ConfigError where rows or heads can't be dealt over the meshes."""
+    mesh, teacher_mesh = meshes
+    if config.batch_size % data_size(teacher_mesh):
+        raise ConfigError(
+            f"batch_size is {config.batch_size} rows, which can't be dealt over the teacher's"
+            f" {data_size(teacher_mesh)} devices; make it a multiple of {data_size(teacher_mesh)}"
+        )
     rows = config.batch_size // config.micro_batches
     if rows % data_size(mesh):
         raise ConfigError(

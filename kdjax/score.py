@@ -44,28 +44,25 @@ def scored_loss(
     token, and nothing after the stop token is scored. The gradient flows to the student's
     parameters through the loss's total alone; Scores are constants, 0 outside the mask. What counts
     as a token where a response stops is the policy `stops`.
+    Where the rollout brings the teacher's states, its head alone is read of the teacher.
     chunk, vocabulary and mesh as in `head_loss`.
     """
-    length = rollout.sampler_logp_bt.shape[1]
-    steps = jnp.arange(length)[None]
+    steps = jnp.arange(rollout.sampler_logp_bt.shape[1])[None]
     mask = steps < rollout.response_length_b[:, None]
-    last = rollout.tokens_bs.shape[1] - 1
-    here = jnp.minimum(rollout.prompt_length_b[:, None] + steps, last)
-    targets = jnp.take_along_axis(rollout.tokens_bs, here, axis=1)
+    targets = jnp.take_along_axis(rollout.tokens_bs, _response_slots(rollout), axis=1)
     mask = kept(stops, targets, mask)
-
-    def response_states(model: Model, params: Params) -> jax.Array:
-        states = model.hidden(params, rollout.tokens_bs)
-        return jnp.take_along_axis(states, (here - 1)[..., None], axis=1)
 
     teacher_states = None
     if teacher is not None:
         constant = jax.lax.stop_gradient(teacher_params)
-        teacher_states = TeacherStates(response_states(teacher, constant), teacher.head(constant))
+        states = rollout.teacher_states_btd
+        if states is None:
+            states = response_states(teacher, constant, rollout)
+        teacher_states = TeacherStates(states, teacher.head(constant))
     weights = reduction(mask)
     total, scores = head_loss(
         token_function(token_loss, objective, vocabulary_axis(mesh), stops=stops),
-        response_states(student, student_params),
+        response_states(student, student_params, rollout),
         student.head(student_params),
         teacher_states,
         {"targets": targets, "sampler_logp": rollout.sampler_logp_bt},
@@ -76,6 +73,19 @@ def scored_loss(
         mesh=mesh,
     )
     return WeightedSum(total, jnp.sum(weights)), scores
+
+
+def response_states(model: Model, params: Params, rollout: Rollout) -> jax.Array:
+    """A model's last hidden state before each response token, [B, T, D]."""
+    states = model.hidden(params, rollout.tokens_bs)
+    return jnp.take_along_axis(states, (_response_slots(rollout) - 1)[..., None], axis=1)
+
+
+def _response_slots(rollout: Rollout) -> jax.Array:
+    """Where each response token stands in its row, [B, T]; within the row beyond the response."""
+    steps = jnp.arange(rollout.sampler_logp_bt.shape[1])[None]
+    last = rollout.tokens_bs.shape[1] - 1
+    return jnp.minimum(rollout.prompt_length_b[:, None] + steps, last)
 
 
 def score(

@@ -256,6 +256,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def head_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+    """The sharding of an LM head's weight [V, D]."""
+    return NamedSharding(mesh, spec(mesh, shape, (VOCAB, EMBED)))
+
+
 def batch_spec(mesh: Mesh) -> NamedSharding:
     """The sharding of everything with a leading batch axis."""
     return NamedSharding(mesh, rows_spec(mesh))

@@ -27,7 +27,7 @@ LARGEST_SELF_KL_NATS = 1e-6
 
 def report(
     config: Config,
-    mesh: Mesh,
+    meshes: tuple[Mesh, Mesh],
     tokenizer: Tokenizer,
     student: Model,
     student_params: Params,
@@ -40,8 +40,9 @@ def report(
 ) -> str:
     """The start-up report of a run; every line says its subject, so that a line may stand alone.
 
-    teachers are by what they are called, such as "teacher"; trained and frozen are what the
-    student's parameters are held as (arrays, or shapes with shardings).
+    meshes are the student's and the teachers'; teachers are by what they are called, such as
+    "teacher"; trained and frozen are what the student's parameters are held as (arrays, or shapes
+    with shardings).
     Errors: DataError where a model has fewer vocabulary rows than its tokenizer tokens in use, or
     where the self-test fails.
     """
@@ -53,6 +54,7 @@ def report(
     way = "in closed form" if closed_form(config.token_loss) else "by autodiff from chunk logits"
     loss = describe(config.token_loss)
     tempered = "as at_temperature says, else " if "at_temperature(" in loss else ""
+    mesh, teacher_mesh = meshes
     devices = mesh.devices.flat
     lines += [
         f"loss: token loss {loss} (gradients {way}), objective {describe(config.objective)},"
@@ -68,8 +70,10 @@ def report(
         + ", ".join(f"{name} {size}" for name, size in mesh.shape.items()),
         _about_sizes(models, (trained, frozen), tokenizer.size, mesh, chunk),
     ]
+    if teacher_mesh is not mesh:
+        lines.append(f"teacher's devices: {teacher_mesh.size} more, for the teacher alone")
     for name, (model, params, _) in teachers.items():
-        kl = self_test(model, params, tokenizer, mesh, stops=stops, chunk=chunk, name=name)
+        kl = self_test(model, params, tokenizer, teacher_mesh, stops=stops, chunk=chunk, name=name)
         lines.append(f"self-test: the {name} as its own student has KL {kl:g}")
     return "".join(line + "\n" for line in lines)
 

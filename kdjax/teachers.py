@@ -15,14 +15,16 @@ from kdjax.tokenizer import Tokenizer, load_pair, load_tokenizer
 
 
 class Teacher(NamedTuple):
-    """One teacher, resident: its model's name, its programs, weights and tokenizer.
+    """One teacher, resident: its model's name, its programs, weights and tokenizer; given is what
+    the step takes of the weights (`TeacherPrograms.give`).
 
-    Without a teacher, name and params are None, and the tokenizer is the student's.
+    Without a teacher, name, params and given are None, and the tokenizer is the student's.
     """
 
     name: str | None
     programs: TeacherPrograms
     params: Params | None
+    given: Params | None
     tokenizer: Tokenizer
 
 
@@ -36,11 +38,11 @@ def load_teachers(
         if name is not None:
             _, params = models.load(
                 models.find(name),
-                programs.mesh,
+                programs.teacher_mesh,
                 params_dtype=jnp.dtype(config.dtype),
                 hold=TEACHER_WEIGHTS[config.teacher_weights],
             )
-        loaded[name] = Teacher(name, own, params, tokenizers[name])
+        loaded[name] = Teacher(name, own, params, own.give(params), tokenizers[name])
     return {tag: loaded[name] for tag, name in teacher_models(config).items()}
 
 

@@ -104,8 +104,9 @@ def _loop(
                 entropy = _measure_entropy(parts, state, number)
                 rollout = _rollout(parts, state, number)
                 teacher = parts.teachers[batch_at(parts, number)[0]]
+                rollout = teacher.programs.read(teacher.params, rollout)
                 state, values = teacher.programs.step(
-                    state, teacher.params, rollout, jnp.float32(entropy), parts.frozen
+                    state, teacher.given, rollout, jnp.float32(entropy), parts.frozen
                 )
                 done = number + 1
                 saves = done % config.save_every_steps == 0 or done == config.steps

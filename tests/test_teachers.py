@@ -18,7 +18,7 @@ from test_train import assert_bitwise_equal, final_state, interrupt_at, logged
 from kdjax import flops, models, report
 from kdjax import train as train_module
 from kdjax.base import ConfigError, DataError, Problem
-from kdjax.config import Config, Curriculum, Data, Evaluation
+from kdjax.config import Config, Curriculum, Data, Evaluation, Layout
 from kdjax.data import Source, batch_at, file_source, group_by_tag, index_at, task_source
 from kdjax.parts import _scorer, build, encode, fresh_state, startup_report
 from kdjax.sharding import shard_batch
@@ -276,3 +276,54 @@ def test_each_teacher_s_tokenizer_is_checked(tiny, tmp_path, other_folder):
     path.write_text(path.read_text().replace("<think>", "<thunk>"))
     with pytest.raises(ConfigError, match="tokenizers differ"):
         build(dataclasses.replace(tiny, teachers=(tiny.teachers[0], f"sub={tmp_path / 'foreign'}")))
+
+
+@pytest.mark.parametrize(("apart", "rows", "micro_batches"), [(2, 24, 2), (4, 8, 1)])
+def test_a_teacher_on_its_own_devices_gives_the_same_step(tiny, apart, rows, micro_batches):
+    """A step on 6 + 2 or on 4 + 4 devices has the metrics and gradients of that on 8, to rounding;
+    student and teacher lie on devices of their own."""
+    write_problems(Path(tiny.data.file), 96)
+    shared = dataclasses.replace(tiny, batch_size=rows, prefix="dataset")
+    layout = Layout(fsdp=2, teacher_devices=apart)
+    split = dataclasses.replace(shared, layout=layout, micro_batches=micro_batches)
+    one, other = step_of(build(shared)), step_of(parts := build(split))
+    assert one[1]["loss"] > 1e-4
+    for name, value in one[1].items():
+        np.testing.assert_allclose(other[1][name], value, rtol=1e-4, err_msg=name)
+    for ours, theirs in zip(*map(jax.tree.leaves, (other[0], one[0])), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max())
+    trees = (parts.programs.state.params, parts.teachers["add"].params)
+    held = [jax.tree.leaves(tree)[0].sharding.device_set for tree in trees]
+    assert [len(devices) for devices in held] == [8 - apart, apart]
+    assert not held[0] & held[1]
+
+
+def step_of(parts):
+    """(optimizer state, metrics) after the first step, on the host."""
+    state, teacher = fresh_state(parts), parts.teachers["add"]
+    assert batch_at(parts.groups, 0, 1, 0)[0] == "add"
+    rollout = teacher.programs.read(teacher.params, train_module._rollout(parts, state, 0))
+    nan = jnp.float32(np.nan)
+    state, values = teacher.programs.step(state, teacher.given, rollout, nan, None)
+    return jax.device_get((state.opt_state, values))
+
+
+def test_a_run_with_a_teacher_on_its_own_devices(tiny):
+    """Teacher trajectories, training and evaluation agree with the shared mesh's, to rounding."""
+    shared = dataclasses.replace(alone(tiny, "sub"), prefix="teacher", steps=2)
+    layout = Layout(teacher_devices=4)
+    split = dataclasses.replace(shared, run=tiny.run + "2", cache=tiny.cache + "2", layout=layout)
+    results = [train_module.train(config) for config in (shared, split)]
+    for ours, theirs in zip(logged(split), logged(shared), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert results[1].forward_kl == pytest.approx(results[0].forward_kl, rel=1e-4)
+    assert "teacher's devices: 4 more" in (Path(split.run) / report.STARTUP).read_text()
+
+
+def test_devices_that_do_not_divide_are_refused(tiny):
+    """The teacher's devices must leave some, and rows must divide over both parts."""
+    for apart, says in ((8, "leaves none of 8 devices"), (3, "the teacher's 3 devices")):
+        with pytest.raises(ConfigError, match=says):
+            build(dataclasses.replace(tiny, layout=Layout(teacher_devices=apart)))
+    with pytest.raises(ConfigError, match="8 rows, which can't be dealt over 7 devices"):
+        build(dataclasses.replace(tiny, layout=Layout(teacher_devices=1)))
