@@ -217,24 +217,7 @@ def validate(config: Config) -> Config:
             f"batch_size {config.batch_size} is not a multiple of"
             f" micro_batches {config.micro_batches}"
         )
-    taught = any(teacher_models(config).values())
-    if config.layout.teacher_devices < 0 or (config.layout.teacher_devices and not taught):
-        raise ConfigError(
-            f"layout.teacher_devices is {config.layout.teacher_devices}; set it to 0, or beside a"
-            " teacher to a number of devices"
-        )
-    if not taught and config.prefix == "teacher":
-        raise ConfigError("prefix teacher needs a teacher; set teacher, or prefix dataset")
-    if not taught and config.objective is divergence:
-        raise ConfigError(
-            "objective divergence needs a teacher; set teacher,"
-            " or objective negative_log_likelihood"
-        )
-    if not taught and config.teacher_weights != "compute":
-        raise ConfigError(
-            f"teacher_weights {config.teacher_weights} needs a teacher; set teacher,"
-            " or teacher_weights compute"
-        )
+    _check_teachers(config)
     if not config.temperature >= 0:
         raise ConfigError(f"temperature must be at least 0, got {config.temperature}")
     if config.data.file is not None and config.evaluation.file is None:
@@ -279,6 +262,27 @@ def teacher_models(config: Config) -> dict[str, str | None]:
             raise ConfigError(f"teachers: tag {tag!r} has two; name one model a tag")
         models[tag] = model
     return models
+
+
+def _check_teachers(config: Config) -> None:
+    taught = any(teacher_models(config).values())
+    if config.layout.teacher_devices < 0 or (config.layout.teacher_devices and not taught):
+        raise ConfigError(
+            f"layout.teacher_devices is {config.layout.teacher_devices}; set it to 0, or beside a"
+            " teacher to a number of devices"
+        )
+    if not taught and config.prefix == "teacher":
+        raise ConfigError("prefix teacher needs a teacher; set teacher, or prefix dataset")
+    if not taught and config.objective is divergence:
+        raise ConfigError(
+            "objective divergence needs a teacher; set teacher,"
+            " or objective negative_log_likelihood"
+        )
+    if not taught and config.teacher_weights != "compute":
+        raise ConfigError(
+            f"teacher_weights {config.teacher_weights} needs a teacher; set teacher,"
+            " or teacher_weights compute"
+        )
 
 
 def _check_measurements(config: Config) -> None:

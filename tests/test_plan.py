@@ -16,7 +16,7 @@ from kdjax.base import ConfigError
 from kdjax.config import Config, Curriculum, Data, Layout, Lora
 from kdjax.models.known import KNOWN
 from kdjax.plan import _advice, device_gib, plan, shapes_of, to_json
-from kdjax.programs import Shapes, choose_mesh
+from kdjax.programs import Shapes, choose_meshes
 from kdjax.sharding import make_mesh
 
 GIB = 2**30
@@ -158,7 +158,7 @@ def test_states_are_dealt_where_they_would_fill_a_device(monkeypatch):
         (Config(layout=Layout(tensor=2)), large),
         (Config(layout=Layout(fsdp=4)), large),
     ):
-        choose_mesh(config, devices, Shapes(student, {None: None}, 96, (0,)))
+        choose_meshes(config, devices, Shapes(student, {None: None}, 96, (0,)))
     assert asked == [(1, 1), (8, 1), (4, 2), (4, 1)]
 
 
