@@ -247,7 +247,7 @@ def held_bytes(config: Config, shapes: Shapes) -> float:
 def check_layout(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> None:
     """ConfigError where rows or heads can't be dealt over the meshes."""
     mesh, teacher_mesh = meshes
-    if config.batch_size % data_size(teacher_mesh):
+    if teacher_mesh is not mesh and config.batch_size % data_size(teacher_mesh):
         raise ConfigError(
             f"batch_size is {config.batch_size} rows, which can't be dealt over the teacher's"
             f" {data_size(teacher_mesh)} devices; make it a multiple of {data_size(teacher_mesh)}"
