@@ -85,7 +85,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
         if opened and " = " not in line.split("(", 1)[0]:
             current = computations.setdefault(opened[2], [])
             entry = opened[2] if opened[1] else entry
-        elif line.startswith("}"):
+        elif line.startswith("}") and not line.startswith("}}"):  # "}}," goes on with attributes
             current = None
         elif current is not None:
             current.append(line)
@@ -111,8 +111,9 @@ def _collective(kind: str, result: str, line: str, times: float) -> list[Collect
         (tuple(int(d) for d in dims.split(",") if d), _width(dtype))
         for dtype, dims in _SHAPE.findall(result)
     ]
-    if f"{kind}-start(" in line and len(shapes) > 1:  # (operands, results): the results only
-        shapes = shapes[len(shapes) // 2 :][: len(shapes) // 2 or 1]
+    if f"{kind}-start(" in line:  # (operands, results, scalars of the runtime): the results only
+        arrays = [shape for shape in shapes if shape[0]]
+        shapes = arrays[len(arrays) // 2 :]
     factor = group if kind == "reduce-scatter" else 1
     return [
         Collective(kind, shape, int(math.prod(shape) * width * factor), group, times)
@@ -133,4 +134,10 @@ def _group(line: str) -> int:
     if listed:
         return listed[1].count(",") + 1
     counted = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line)
-    return int(counted[2]) if counted else 2
+    if counted:
+        return int(counted[2])
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", line)
+    if named:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
+    return 2
