@@ -46,7 +46,7 @@ from kdjax.stops import Stops
 from kdjax.student import Student, open_student
 from kdjax.teachers import Teacher, load_teachers, load_tokenizers, read_shapes, title
 from kdjax.tokenizer import Tokenizer
-from kdjax.trajectories import CHUNK_ROWS, open_trajectories
+from kdjax.trajectories import open_trajectories
 
 ROLLOUT, MEASURE, EVALUATE, TEACHER, ADAPTER = range(5)  # purposes of the run key
 
@@ -325,7 +325,7 @@ def _teacher_trajectories(config, mesh, tokenizer, teacher: Teacher, source, tag
     assert teacher.name is not None  # validate: prefix teacher has one
     assert model is not None
     draw = sampling(model, tokenizer.stop_ids, tokenizer.size, config.temperature)
-    length = config.curriculum.lengths[-1]
+    length, at_once = config.curriculum.lengths[-1], config.evaluation.batch_size
     settings = {
         "weights": models.identity(models.find(teacher.name)),
         "prompts": data.source_key(source, tokenizer, config.data.max_prompt_tokens),
@@ -337,18 +337,19 @@ def _teacher_trajectories(config, mesh, tokenizer, teacher: Teacher, source, tag
         "teacher_weights": config.teacher_weights,
     } | ({"tag": tag} if tag else {})
 
+    def draw_piece(params: Params, piece: np.ndarray) -> Samples:
+        padded = pad_rows(piece, mesh, at_least=at_once)  # one shape, one compile
+        batch = shard_batch(encode(source, tokenizer, padded, config, length), mesh)
+        samples = draw(params, batch, run_key(config, TEACHER), max_new_tokens=length)
+        return jax.tree.map(lambda x: np.asarray(x)[: len(piece)], samples)
+
     def draw_places(places: np.ndarray) -> Samples:
         announce(f"{title(tag)}: drawing trajectories once; they are kept in {config.cache}")
-        padded = pad_rows(rows[places], mesh, at_least=CHUNK_ROWS)  # one shape, one compile
-        batch = encode(source, tokenizer, padded, config, length)
         reads = to_sampler(teacher.programs.params, jnp.dtype(config.dtype), mesh)
-        samples = draw(
-            reads(teacher.params),
-            shard_batch(batch, mesh),
-            run_key(config, TEACHER),
-            max_new_tokens=length,
-        )
-        return jax.tree.map(lambda x: np.asarray(x)[: len(places)], samples)
+        params = reads(teacher.params)
+        pieces = [places[i : i + at_once] for i in range(0, len(places), at_once)]
+        drawn = [draw_piece(params, rows[piece]) for piece in pieces]
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *drawn)
 
     read = open_trajectories(Path(config.cache), settings, len(rows), draw_places)
     return lambda asked: read(np.asarray(np.searchsorted(rows, asked)))
