@@ -14,6 +14,7 @@ _INSTRUCTION = re.compile(
 )
 _SHAPE = re.compile(r"\b([a-z]+\d+\w*|pred)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.\-]+)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'known_trip_count\\?":\{\\?"n\\?":\\?"(\d+)')
 
@@ -37,24 +38,29 @@ def collectives(text: str, unknown_trips: float = 1.0) -> list[Collective]:
     """The collectives of a compiled program (`compiled.as_text()`), loops counted.
 
     A loop whose number of turns the compiler does not know counts as `unknown_trips` turns.
-    Groups of one device send nothing and are left out.
+    Groups of one device send nothing and are left out. Within fusions a channel counts once: TPU
+    programs spread one collective over several of them.
     """
     computations, entry = _computations(text)
     found: list[Collective] = []
+    channels: set[tuple[str, ...]] = set()
 
-    def visit(name: str, factor: float) -> None:
+    def visit(name: str, factor: float, fused: bool = False) -> None:
         for line in computations.get(name, []):
             parsed = _INSTRUCTION.match(line)
             if parsed is None:
                 continue
             op = parsed["op"].removesuffix("-start")
-            if op in KINDS:
+            channel = _CHANNEL.search(line) if op in KINDS and fused else None
+            known = channel and (op, channel[1], parsed["type"].split("{")[0])
+            if op in KINDS and not (known and known in channels):
+                channels.update([known] if known else [])
                 found.extend(_collective(op, parsed["type"], line, factor))
             turns = 1.0
             if op == "while":
                 turns = _turns(line, computations, unknown_trips)
             for called in _CALLED.findall(line):
-                visit(called, factor * turns)
+                visit(called, factor * turns, fused or op == "fusion")
             for branches in _BRANCHES.findall(line):
                 for called in branches.split(","):
                     visit(called.strip().removeprefix("%"), factor)

@@ -73,12 +73,20 @@ def test_a_loop_of_unknown_turns():
 
 
 AS_A_TPU_WRITES = """\
+%part.1 (p: f32[64,32]) -> f32[64,32] {
+  %first = f32[64,32]{1,0} reduce-scatter(%p), channel_id=1, replica_groups={{0,1,2,3}}
+}
+%part.2 (p: f32[64,32]) -> f32[64,32] {
+  %second = f32[64,32]{1,0} reduce-scatter(%p), channel_id=1, replica_groups={{0,1,2,3}}
+}
 ENTRY %main.1 (x: bf16[256,1024]) -> bf16[256,1024] {
   %kernel = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={
 }}, metadata={op_name="jit(step)"}
   %start = (bf16[256,1024]{1,0:T(8,128)(2,1)}, bf16[256,1024]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) \
 collective-permute-start(%x), channel_id=39, source_target_pairs={{0,1},{1,0}}
   %done = bf16[256,1024]{1,0} collective-permute-done(%start)
+  %began = f32[64,32]{1,0} fusion(%y), kind=kCustom, calls=%part.1
+  %went_on = f32[64,32]{1,0} fusion(%began), kind=kCustom, calls=%part.2
   %scattered = f32[64,32]{1,0} reduce-scatter(%y), channel_id=1, \
 replica_groups=mesh['axis_0'=1,'axis_1'=4,'axis_2'=2] {'axis_1'}, dimensions={1}
   %alone = f32[8]{0} all-reduce(%z), replica_groups=mesh['axis_0'=1,'axis_1'=4] {'axis_0'}
@@ -88,8 +96,10 @@ replica_groups=mesh['axis_0'=1,'axis_1'=4,'axis_2'=2] {'axis_1'}, dimensions={1}
 
 def test_what_a_tpu_writes():
     """A permute's result without the runtime's scalars; groups by the names of mesh axes; an
-    instruction may go on in a line that begins with braces."""
-    permute, scatter = collectives(AS_A_TPU_WRITES)
+    instruction may go on in a line that begins with braces; fusions of
+    one channel are one collective."""
+    permute, fused, scatter = collectives(AS_A_TPU_WRITES)
+    assert (fused.kind, fused.group) == ("reduce-scatter", 4)
     assert (permute.kind, permute.shape) == ("collective-permute", (256, 1024))
     assert permute.total_bytes == 256 * 1024 * 2
     assert (scatter.kind, scatter.group) == ("reduce-scatter", 4)
