@@ -7,22 +7,11 @@ import re
 from pathlib import Path
 
 from kdjax.base import DataError
-from kdjax.models.folder import one_line
+from kdjax.models.folder import INDEX_FILE, one_line
+from kdjax.models.shards import COPIED_FILES
 
 HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
-WANTED = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "*.safetensors",
-    "model.safetensors.index.json",
-)
+WANTED = ("config.json", *COPIED_FILES, "*.safetensors", INDEX_FILE)
 UNWANTED = ("*/*", "consolidated*")  # other formats' copies of the same weights
 
 

@@ -59,7 +59,7 @@ def read_params(
         return jax.block_until_ready(convert(weight))  # the wide one goes before the next is made
 
     abstract = abstract_params(config, dtype, mesh)
-    final = abstract_params(config, dtype, mesh, hold=hold)
+    final = abstract if hold is None else abstract_params(config, dtype, mesh, hold=hold)
     return jax.tree_util.tree_map_with_path(read, abstract, final)
 
 
