@@ -7,6 +7,7 @@ that need not be here, and asked what they hold and send.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from kdjax import flops, hlo, models, topology
 from kdjax.base import Batch, ConfigError, Model, Params, Rollout
@@ -37,6 +38,7 @@ from kdjax.sharding import (
     KV_HEADS,
     batch_spec,
     data_size,
+    device_bytes,
     replicated,
     rollout_mesh,
     spec,
@@ -150,18 +152,16 @@ def _known(name: str) -> Known:
 
 def device_gib(tree: Any) -> float:
     """GiB of one device's shards of a tree of arrays or of shapes with shardings."""
-    total = 0.0
-    for leaf in jax.tree.leaves(tree):
-        total += np.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    return float(total) / GIB
+    return device_bytes(tree) / GIB
 
 
 def to_json(made: Plan) -> dict[str, Any]:
     """A plan as JSON values, without the program's text."""
-    fields = made._replace(step_text="")._asdict()
+    fields = made._asdict()
+    del fields["step_text"]
     fields["phases"] = {name: phase._asdict() for name, phase in made.phases.items()}
     fields["total_gib"] = {name: made.total_gib(name) for name in made.phases}
-    return {name: value for name, value in fields.items() if name != "step_text"}
+    return fields
 
 
 def show(made: Plan) -> None:
@@ -214,9 +214,7 @@ def _step_phase(config: Config, programs: Programs, shapes: Shapes) -> tuple[Pha
     rows, length = config.batch_size, prompt + response
     mesh, began, teacher = programs.mesh, time.perf_counter(), _largest(programs)
 
-    def array(dtype, *shape):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_spec(mesh))
-
+    array = functools.partial(_rows, mesh)
     rollout = Rollout(
         array(jnp.int32, rows, length),
         array(jnp.int32, rows),
@@ -245,6 +243,11 @@ def _step_phase(config: Config, programs: Programs, shapes: Shapes) -> tuple[Pha
         chip and total / mesh.size / (chip.tflops * 1e12),
         time.perf_counter() - began,
     ), text
+
+
+def _rows(mesh: Mesh, dtype, *shape: int) -> Any:
+    """An array whose rows are dealt over a mesh."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_spec(mesh))
 
 
 def _activation_gib(programs: Programs, rows: int, length: int) -> float:
@@ -281,9 +284,7 @@ def _rollout_phase(config: Config, programs: Programs, shapes: Shapes) -> Phase:
         converted.output_shardings,
     )
 
-    def array(dtype, *shape):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_spec(mesh))
-
+    array = functools.partial(_rows, mesh)
     batch = Batch(
         array(jnp.int32, rows, prompt),
         array(jnp.int32, rows),

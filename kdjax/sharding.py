@@ -206,8 +206,8 @@ def collected_gradient(mesh: Mesh, shape: Sequence[int], axis: str | None):
 
     Where the width is dealt over fsdp, each device gets its own columns of the sum.
     """
-    pieces = mesh.shape.get(FSDP, 1)
-    if pieces == 1 or shape[1] % pieces:
+    columns = pieces(mesh, EMBED)
+    if columns == 1 or shape[1] % columns:
         axes = rows_spec(mesh)[0]
         return lambda gradient: jax.lax.psum(gradient, axes), PartitionSpec(axis)
 
@@ -254,6 +254,19 @@ collect_rows.defvjp(
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def device_bytes(tree: Any, itemsize: int | None = None) -> float:
+    """What one device holds of a tree of arrays, or of shapes with shardings, as they are dealt; at
+    their own width, or at another.
+
+    >>> device_bytes(jax.device_put(np.zeros((4, 2), np.float32), replicated(make_mesh(1))))
+    32
+    """
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * (itemsize or x.dtype.itemsize)
+        for x in jax.tree.leaves(tree)
+    )
 
 
 def head_sharding(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from kdjax.config import Config
 from kdjax.models.quantized import parameter_total
 from kdjax.objective import closed_form, describe
 from kdjax.score import score
-from kdjax.sharding import data_size, shard_batch, vocabulary_axis
+from kdjax.sharding import data_size, device_bytes, shard_batch, vocabulary_axis
 from kdjax.stops import Stops
 from kdjax.tokenizer import Tokenizer
 
@@ -203,22 +202,15 @@ def _about_sizes(
     axis = vocabulary_axis(mesh)
     logits = 4 * min(2, len(models)) * chunk * size / (mesh.shape[axis] if axis else 1)
     trained, frozen = student
-    parts = {"what is trained, its gradient and Adam moments": 4 * _bytes(trained, 4)}
+    parts = {"what is trained, its gradient and Adam moments": 4 * device_bytes(trained, 4)}
     if frozen is not None:
-        parts["frozen student"] = _bytes(frozen)
-    parts |= {name: _bytes(params) for name, (_, params) in models.items() if name != "student"}
+        parts["frozen student"] = device_bytes(frozen)
+    parts |= {
+        name: device_bytes(params) for name, (_, params) in models.items() if name != "student"
+    }
     parts[f"head chunk of {chunk} tokens"] = logits
     memory = ", ".join(f"{name} {count / 2**20:,.1f}" for name, count in parts.items())
     return (
         f"size: {shown}; at least {sum(parts.values()) / 2**20:,.1f} MiB a device ({memory};"
         " activations and caches come on top)"
     )
-
-
-def _bytes(params: Params, itemsize: int | None = None) -> float:
-    """What one device holds of arrays as they are dealt, at their own width or another."""
-
-    def held(x) -> int:
-        return math.prod(x.sharding.shard_shape(x.shape)) * (itemsize or x.dtype.itemsize)
-
-    return sum(held(x) for x in jax.tree.leaves(params))

@@ -21,7 +21,7 @@ from kdjax.config import Config, Curriculum, Data, Evaluation
 from kdjax.objective import at_temperature, negative_log_likelihood
 from kdjax.parts import build, startup_report
 from kdjax.progress import announce
-from kdjax.sharding import batch_spec, make_mesh
+from kdjax.sharding import batch_spec, device_bytes, make_mesh
 from kdjax.stops import RAW, Stops
 from kdjax.tokenizer import load_tokenizer
 from kdjax.train import train
@@ -293,5 +293,5 @@ def test_thinking_reaches_both(tiny, tokenizer):
 def test_memory_of_dealt_parameters():
     """An array dealt over eight devices counts an eighth on each."""
     x = jax.device_put(np.zeros((16, 4), np.float32), batch_spec(make_mesh(8)))
-    assert startup._bytes({"x": x}) == 16 * 4 * 4 / 8
-    assert startup._bytes({"x": x}, 2) == 16 * 4 * 2 / 8
+    assert device_bytes({"x": x}) == 16 * 4 * 4 / 8
+    assert device_bytes({"x": x}, 2) == 16 * 4 * 2 / 8
