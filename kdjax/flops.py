@@ -8,13 +8,13 @@ from kdjax.models.config import DecoderConfig, parameter_count
 def forward(config: DecoderConfig, tokens: float, mean_length: float) -> float:
     """FLOPs to read `tokens` tokens in sequences of `mean_length`, without the head.
 
-    2 n a token for the n parameters of the layers, and 2 length heads head_dim layers for attention
-    (scores and values, half of the square seen).
+    2 n a token for the n parameters of the layers that it passes through (of experts, the chosen),
+    and 2 length heads head_dim layers for attention (scores and values, half of the square seen).
     """
     attention = (
         2 * mean_length * config.num_attention_heads * config.head_dim * config.num_hidden_layers
     )
-    return tokens * (2 * parameter_count(config) + attention)
+    return tokens * (2 * parameter_count(config, active=True) + attention)
 
 
 def head(config: DecoderConfig, tokens: float) -> float:
@@ -46,7 +46,7 @@ def training(
     tokens = prompt_tokens + new_tokens
     total = 3 * (forward(student, tokens, mean_length) + head(student, new_tokens))
     if adapter_parameters is not None:
-        total += tokens * (6 * adapter_parameters - 2 * parameter_count(student))
+        total += tokens * (6 * adapter_parameters - 2 * parameter_count(student, active=True))
         total -= head(student, new_tokens)
     return (
         total

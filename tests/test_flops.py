@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from conftest import tiny_config
 
 from kdjax import flops
 from kdjax.models.config import DecoderConfig
@@ -51,3 +52,14 @@ def test_training_is_three_students_and_one_teacher():
     assert flops.training(TINY, None, **sizes) == 3 * student
     assert flops.training(TINY, WIDE, **sizes) == pytest.approx(3 * student + teacher)
     assert teacher != student
+
+
+def test_of_experts_the_chosen_count():
+    """A mixture of 8 experts with 2 a token costs what a dense MLP of their width does, and the
+    router's 2 d 8."""
+    moe = tiny_config(
+        40, model_type="qwen3_moe", num_experts=8, num_experts_per_tok=2, moe_intermediate_size=16
+    )
+    dense = tiny_config(40, intermediate_size=32)
+    router = 2 * moe.num_hidden_layers * moe.hidden_size * 8
+    assert flops.forward(moe, 3.0, 5.0) == flops.forward(dense, 3.0, 5.0) + 3 * router
