@@ -312,9 +312,7 @@ def _chunk_work(plan: _Plan, asked: _Asked, dtype, head: LMHead, teacher: Teache
         by_hidden = by_head = None
         if asked.by_hidden:
             by_hidden = _contract("cv,vd->cd", by_logits, narrow)
-            if (
-                plan.axis is None
-            ):  # pieces of the vocabulary are still to be added, in full precision
+            if plan.axis is None:  # else pieces are still to be added, in full precision
                 by_hidden = by_hidden.astype(dtype)
         if asked.by_head:
             by_head = jax.tree.map(lambda _: _contract("cv,cd->vd", by_logits, states), head)
