@@ -18,7 +18,6 @@ from kdjax.base import (
     Batch,
     ConfigError,
     Key,
-    Model,
     Params,
     PrefixSource,
     Rollout,
@@ -34,15 +33,14 @@ from kdjax.programs import (
     choose_meshes,
     compose,
     head_chunk,
+    jitted_score,
     sampling,
     to_sampler,
 )
 from kdjax.progress import announce
 from kdjax.rollout import from_dataset, from_student, from_teacher
 from kdjax.sampler import Samples
-from kdjax.score import score
 from kdjax.sharding import data_size, shard_batch
-from kdjax.stops import Stops
 from kdjax.student import Student, open_student
 from kdjax.teachers import Teacher, load_teachers, load_tokenizers, read_shapes, title
 from kdjax.tokenizer import Tokenizer
@@ -300,7 +298,7 @@ def _scorer(parts: Parts, params: Params, source: data.Source):
 
     def against(tag: str, rollout: Rollout) -> Scores:
         teacher = teachers[tag]
-        return _score_student(
+        return jitted_score(
             programs.student, teacher.programs.guide, programs.stops, chunk, parts.tokenizer.size,
             parts.mesh, params, teacher.given, teacher.programs.read(teacher.params, rollout),
         )  # fmt: skip
@@ -353,28 +351,3 @@ def _teacher_trajectories(config, mesh, tokenizer, teacher: Teacher, source, tag
 
     read = open_trajectories(Path(config.cache), settings, len(rows), draw_places)
     return lambda asked: read(np.asarray(np.searchsorted(rows, asked)))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
-def _score_student(
-    student: Model,
-    teacher: Model | None,
-    stops: Stops,
-    chunk,
-    vocabulary,
-    mesh,
-    params,
-    teacher_params,
-    rollout,
-):
-    return score(
-        student,
-        params,
-        teacher,
-        teacher_params,
-        rollout,
-        stops=stops,
-        chunk=chunk,
-        vocabulary=vocabulary,
-        mesh=mesh,
-    )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax import models, topology
-from kdjax.base import ConfigError, Model, Params, Rollout
+from kdjax.base import ConfigError, Model, Params, Rollout, Scores
 from kdjax.config import Config, as_dict
 from kdjax.head import chunk_tokens
 from kdjax.models import DecoderConfig
@@ -22,7 +22,7 @@ from kdjax.models.linear import LoRA
 from kdjax.models.lora import adapter_of
 from kdjax.optimizer import make_optimizer
 from kdjax.sampler import generate
-from kdjax.score import response_states
+from kdjax.score import response_states, score
 from kdjax.sharding import (
     data_size,
     head_sharding,
@@ -207,6 +207,32 @@ def sampling(model: Model, stop_ids: tuple[int, ...], vocabulary: int, temperatu
         generate, model, stop_ids=stop_ids, temperature=temperature, vocabulary=vocabulary
     )
     return jax.jit(draw, static_argnames="max_new_tokens")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+def jitted_score(
+    student: Model,
+    teacher: Model | None,
+    stops: Stops,
+    chunk: int,
+    vocabulary: int,
+    mesh: Mesh,
+    params: Params,
+    teacher_params: Params | None,
+    rollout: Rollout,
+) -> Scores:
+    """`score`, jitted: for the evaluation, and for the self-test at the start."""
+    return score(
+        student,
+        params,
+        teacher,
+        teacher_params,
+        rollout,
+        stops=stops,
+        chunk=chunk,
+        vocabulary=vocabulary,
+        mesh=mesh,
+    )
 
 
 def choose_meshes(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from kdjax.base import DataError, Model, Params, Rollout
 from kdjax.config import Config
 from kdjax.models.quantized import parameter_total
 from kdjax.objective import closed_form, describe
-from kdjax.score import score
+from kdjax.programs import jitted_score
 from kdjax.sharding import data_size, device_bytes, shard_batch, vocabulary_axis
 from kdjax.stops import Stops
 from kdjax.tokenizer import Tokenizer
@@ -101,10 +100,12 @@ def self_test(
         sampler_logp_bt=jnp.zeros((rows, length)),
         truncated_b=jnp.zeros(rows, bool),
     )
-    kls = _both_kls(
-        model, stops, chunk, tokenizer.size, mesh, params, params, shard_batch(rollout, mesh)
+    # the parameters are two arguments: of one, the compiler would compute one side only
+    scores = jitted_score(
+        model, model, stops, chunk, tokenizer.size, mesh, params, params, shard_batch(rollout, mesh)
     )
-    largest = float(np.max(jax.device_get(kls)))  # on the host: XLA's maximum may drop a NaN
+    kls = jax.device_get((scores.forward_kl, scores.reverse_kl))
+    largest = float(np.max(kls))  # on the host: XLA's maximum may drop a NaN
     if not largest <= LARGEST_SELF_KL_NATS:
         raise DataError(
             f"self-test: the {name} as its own student has KL {largest:g} nats, which must be 0;"
@@ -112,16 +113,6 @@ def self_test(
             " check its weights, or try dtype float32 or another jax version"
         )
     return largest
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _both_kls(model: Model, stops, chunk, vocabulary, mesh, params, same, rollout):
-    """params and same are two arguments: of one, the compiler would compute one side only."""
-    scores = score(
-        model, params, model, same, rollout,
-        stops=stops, chunk=chunk, vocabulary=vocabulary, mesh=mesh,
-    )  # fmt: skip
-    return scores.forward_kl, scores.reverse_kl
 
 
 def _about_prompts(own: Tokenizer, others: dict[str, Tokenizer]) -> list[str]:

@@ -219,10 +219,10 @@ def test_both_sides_are_read(teacher, tokenizer):
     rows = (np.int32([1]), np.int32([6]), np.zeros((1, 6), np.float32), np.array([False]))
     other = jax.tree.map(lambda w: 1.1 * w, params)
     mesh = make_mesh(1)
-    kls = startup._both_kls(
-        model, RAW, 4, tokenizer.size, mesh, params, other, Rollout(tokens, *rows)
+    scores = programs_module.jitted_score(
+        model, model, RAW, 4, tokenizer.size, mesh, params, other, Rollout(tokens, *rows)
     )
-    assert min(np.max(kl) for kl in kls) > 1e-4
+    assert min(np.max(kl) for kl in (scores.forward_kl, scores.reverse_kl)) > 1e-4
 
 
 def test_the_run_folder_keeps_it(tiny, capsys):
@@ -239,10 +239,10 @@ def test_the_run_folder_keeps_it(tiny, capsys):
 
 def test_the_self_test_is_compiled_once_a_model(tiny):
     """A study's cells load the same teacher anew and pay for one program."""
-    before = startup._both_kls._cache_size()
+    before = programs_module.jitted_score._cache_size()
     for loss in (forward_kl, at_temperature(forward_kl, 3.0)):
         startup_report(build(dataclasses.replace(tiny, token_loss=loss, head_memory_mib=2)))
-    assert startup._both_kls._cache_size() == before + 1
+    assert programs_module.jitted_score._cache_size() == before + 1
 
 
 def test_step_and_evaluation_take_the_policy(tiny, tokenizer, monkeypatch):
@@ -260,7 +260,7 @@ def test_step_and_evaluation_take_the_policy(tiny, tokenizer, monkeypatch):
     parts = build(dataclasses.replace(tiny, stops="mask"))
     assert taken["stops"] == parts.programs.stops == Stops("mask", (pad, end))
     monkeypatch.setattr(parts_module, "evaluate", lambda draw, scorer, *a, **k: scorer(None, [0]))
-    monkeypatch.setattr(parts_module, "_score_student", lambda *args: args)
+    monkeypatch.setattr(parts_module, "jitted_score", lambda *args: args)
     assert parts.programs.stops in parts_module.evaluate_params(parts, parts.initial_params)
 
 
