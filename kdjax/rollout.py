@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kdjax.base import Array, Batch, Key, Params, PrefixSource, Rollout
-from kdjax.sampler import Samples
-
-Generate = Callable[[Params, Batch, Key, int], Samples]
-"""(parameters, batch, key, max_new_tokens) -> Samples: a sampler, its settings inside."""
+from kdjax.sampler import Sampler, Samples
 
 
 def from_dataset(batch: Batch, params: Params, key: Key, max_new_tokens: int) -> Rollout:
@@ -33,7 +31,7 @@ def from_dataset(batch: Batch, params: Params, key: Key, max_new_tokens: int) ->
     )
 
 
-def from_student(generate: Generate) -> PrefixSource:
+def from_student(generate: Sampler) -> PrefixSource:
     """The student's own responses, drawn anew with its present parameters (on-policy)."""
 
     def draw(batch: Batch, params: Params, key: Key, max_new_tokens: int) -> Rollout:
@@ -57,13 +55,11 @@ def from_teacher(read: Callable[[np.ndarray], Samples]) -> PrefixSource:
 
 def cut(samples: Samples, max_new_tokens: int) -> Samples:
     """The same responses under a shorter limit: what went over it is truncated."""
-    return Samples(
-        tokens_bt=samples.tokens_bt[:, :max_new_tokens],
+    shorter = jax.tree.map(lambda x: x[:, :max_new_tokens] if x.ndim == 2 else x, samples)
+    over = samples.length_b > max_new_tokens
+    return shorter._replace(
         length_b=jnp.minimum(samples.length_b, max_new_tokens),
-        logp_bt=samples.logp_bt[:, :max_new_tokens],
-        sampler_logp_bt=samples.sampler_logp_bt[:, :max_new_tokens],
-        entropy_bt=samples.entropy_bt[:, :max_new_tokens],
-        truncated_b=samples.truncated_b | (samples.length_b > max_new_tokens),
+        stop_b=jnp.where(over, -1, samples.stop_b),
     )
 
 

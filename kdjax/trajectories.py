@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from kdjax.base import DataError, StorageError
@@ -46,9 +47,10 @@ def open_trajectories(
     def read(rows: np.ndarray) -> Samples:
         numbers, offsets = np.divmod(rows, CHUNK_ROWS)
         picked = [
-            [field[o] for field in chunk(int(n))] for n, o in zip(numbers, offsets, strict=True)
+            jax.tree.map(lambda field, o=o: field[o], chunk(int(n)))
+            for n, o in zip(numbers, offsets, strict=True)
         ]
-        return Samples(*(np.stack(column) for column in zip(*picked, strict=True)))
+        return jax.tree.map(lambda *column: np.stack(column), *picked)
 
     return read
 

@@ -28,7 +28,7 @@ def scripted(tokenizer, responses: list[str], width: int = 8):
         length = np.array([min(len(ids), width) for ids in rows], np.int32)
         stopped = np.array([ids[-1] in tokenizer.stop_ids for ids in rows])
         zeros = np.zeros(tokens.shape, np.float32)
-        return Samples(tokens, length, zeros, zeros, zeros, ~stopped)
+        return Samples(tokens, length, zeros, zeros, zeros, np.where(stopped, 1, -1))
 
     return draw
 
@@ -101,6 +101,6 @@ def test_mean_entropy_weighs_tokens():
     """Every response token counts once, padding not at all; no token at all is NaN."""
     zeros = np.zeros((2, 3), np.float32)
     entropy = np.array([[1.0, 0, 0], [2.0, 3.0, 4.0]], np.float32)
-    samples = Samples(zeros, np.array([1, 3]), zeros, zeros, entropy, np.zeros(2, bool))
+    samples = Samples(zeros, np.array([1, 3]), zeros, zeros, entropy, np.zeros(2, int))
     assert mean_entropy(samples) == 2.5
     assert np.isnan(mean_entropy(samples._replace(length_b=np.zeros(2, int))))

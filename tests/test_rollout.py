@@ -41,7 +41,8 @@ def numbered_samples(rows: int, length: int, seed: int = 0) -> Samples:
     real = np.arange(length)[None] < lengths[:, None]
     fields = [np.where(real, rng.random((rows, length)), 0).astype(np.float32) for _ in range(3)]
     tokens = np.where(real, rng.integers(1, 90, (rows, length)), 0).astype(np.int32)
-    return Samples(tokens, lengths, *fields, lengths == length)
+    stops = np.where(lengths == length, -1, 7).astype(np.int32)
+    return Samples(tokens, lengths, *fields, stops)
 
 
 def expected_tokens(batch: Batch, lengths, width: int) -> list[list[int]]:

@@ -13,7 +13,8 @@ from conftest import lively
 from kdjax.base import Batch, ConfigError
 from kdjax.numerics import project
 from kdjax.rollout import assemble_samples
-from kdjax.sampler import Samples, _draw, generate
+from kdjax.sampler import Samples, generate
+from kdjax.sampler.local import _draw
 from kdjax.score import score
 from kdjax.sharding import make_mesh, replicated, shard_batch
 

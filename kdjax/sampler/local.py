@@ -12,27 +12,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kdjax.base import Array, Batch, ConfigError, Key, Model, Params
+from kdjax.base import Batch, ConfigError, Key, Model, Params
 from kdjax.numerics import entropy, gather_last, log_probs, project
+from kdjax.sampler.samples import Samples
 
 STEPS_A_ROUND = 16
 """Decoding runs in scans of this many tokens; between them it ends if every row has stopped."""
-
-
-class Samples(NamedTuple):
-    """Responses, right-padded. length counts the stop token; truncated rows have none.
-
-    logp:          log-probability under the model's own (temperature 1) distribution.
-    sampler_logp:  the same under the distribution that the token was drawn from.
-    entropy:       predictive entropy of the model's own distribution, in nats.
-    """
-
-    tokens_bt: Array
-    length_b: Array
-    logp_bt: Array
-    sampler_logp_bt: Array
-    entropy_bt: Array
-    truncated_b: Array
 
 
 class _Decoding(NamedTuple):
@@ -90,7 +75,7 @@ def generate(
             cache=cache,
             position=state.position + 1,
             live_b=state.live_b & ~stopped & (state.position + 1 < max_new_tokens),
-        ), (*emitted, state.live_b & stopped)
+        ), (*emitted, jnp.where(state.live_b & stopped, token, -1))
 
     def one_round(state: _Decoding) -> _Decoding:
         first = state.position
@@ -109,7 +94,7 @@ def generate(
                 logp_bt=put(out.logp_bt, logp),
                 sampler_logp_bt=put(out.sampler_logp_bt, drawn_logp),
                 entropy_bt=put(out.entropy_bt, ent),
-                truncated_b=out.truncated_b & ~stopped.any(axis=1),
+                stop_b=jnp.maximum(out.stop_b, stopped.max(axis=1)),
             )
         )
 
@@ -123,7 +108,7 @@ def generate(
         zeros,
         zeros,
         zeros,
-        jnp.ones(rows, bool),
+        jnp.full(rows, -1, jnp.int32),
     )
     state = _Decoding(next_logits(hidden[:, -1]), cache, jnp.int32(0), jnp.ones(rows, bool), empty)
     out = jax.lax.while_loop(unfinished, one_round, state).out
