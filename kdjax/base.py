@@ -13,6 +13,7 @@ The flow of one step:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -77,6 +78,56 @@ class Rollout(NamedTuple):
     sampler_logp_bt: jax.Array
     truncated_b: jax.Array
     teacher_states_btd: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """The distribution that tokens are drawn from: softmax(logits / temperature), cut to the top_k
+    most probable tokens (0: all), of those to the fewest that hold top_p of the mass, of those to
+    the ones at least min_p times as probable as the best, and renormalised; greedy at
+    temperature 0."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+    def __str__(self) -> str:
+        """As it is said to people.
+
+        >>> str(Sampling(0.6, top_p=0.95))
+        'temperature 0.6, top-p 0.95'
+        """
+        cuts = {"top-p": self.top_p, "top-k": self.top_k, "min-p": self.min_p}
+        said = (f", {name} {value}" for name, value in cuts.items() if value not in (0, 1))
+        return f"temperature {self.temperature}{''.join(said)}"
+
+
+PLAIN = Sampling()
+"""The model's own distribution."""
+
+
+class Samples(NamedTuple):
+    """Responses, right-padded with zeros; length counts the stop token.
+
+    logp_bt:          log-probability under the model's own distribution (temperature 1, nothing cut
+                      off); None where an engine does not say it.
+    sampler_logp_bt:  the same under the distribution that the token was drawn from.
+    entropy_bt:       predictive entropy of the model's own distribution, in nats, or None.
+    stop_b:           int32, the stop id that ended the row; -1 where the limit did (truncated).
+    """
+
+    tokens_bt: Array
+    length_b: Array
+    logp_bt: Array | None
+    sampler_logp_bt: Array
+    entropy_bt: Array | None
+    stop_b: Array
+
+    @property
+    def truncated_b(self) -> Array:
+        """True where no stop token came before the limit."""
+        return self.stop_b < 0
 
 
 class Scores(NamedTuple):
@@ -153,6 +204,14 @@ weight."""
 PrefixSource = Callable[[Batch, Params, Key, int], Rollout]
 """(batch, student parameters, key, max_new_tokens) -> Rollout: the prefix axis of the design
 space."""
+
+
+Sampler = Callable[[Params, Batch, Key, int], Samples]
+"""(parameters, batch, key, max_new_tokens) -> Samples: draws one response a row.
+
+What stands behind it (this process, an HTTP engine) holds its settings. A row's tokens depend on
+the parameters, its prompt, the key and its row number alone. An engine with weights of its own
+takes None as parameters, and refuses others."""
 
 
 class KdjaxError(Exception):

@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import tyro
 
 from kdjax.base import ConfigError
-from kdjax.config import Config, Study, validate
+from kdjax.config import Config, Study
+from kdjax.validation import validate
 
 T = TypeVar("T")
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from kdjax.base import ConfigError, Objective, Reduction, TokenLoss
+from kdjax.base import PLAIN, ConfigError, Objective, Reduction, Sampling, TokenLoss
 from kdjax.kl import forward_kl
 from kdjax.objective import (
     OBJECTIVES,
@@ -98,7 +97,7 @@ class Evaluation:
     file: str | None = None
     samples: int = 8
     k: tuple[int, ...] = (1, 4, 8)
-    temperature: float = 1.0
+    sampling: Sampling = PLAIN
     max_new_tokens: int = 64
     batch_size: int = 128
 
@@ -148,7 +147,7 @@ class Config:
     steps: int = 120
     batch_size: int = 48
     micro_batches: int = 1
-    temperature: float = 1.0
+    sampling: Sampling = PLAIN
     seed: int = 0
     data: Data = Data()
     optimizer: Optimizer = Optimizer()
@@ -187,56 +186,6 @@ WHERE_IT_RUNS = (
 """Fields that may differ when a run is resumed: they don't change what is trained."""
 
 
-def validate(config: Config) -> Config:
-    """The config itself, or a ConfigError naming the field, what it got and the remedy."""
-    _check_types(config, "")
-    positive = (
-        "steps",
-        "batch_size",
-        "micro_batches",
-        "save_every_steps",
-        "log_every_steps",
-        "head_memory_mib",
-    )
-    for name in positive:
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
-    if config.layout.tensor < 1 or (config.layout.fsdp or 1) < 1:
-        raise ConfigError(
-            f"layout.fsdp and layout.tensor must be at least 1, got {config.layout.fsdp} and"
-            f" {config.layout.tensor}"
-        )
-    if not 0 <= config.seed < 2**32:
-        raise ConfigError(f"seed must be in 0..{2**32 - 1}, got {config.seed}")
-    if config.data.max_prompt_tokens < 1:
-        raise ConfigError(
-            f"data.max_prompt_tokens must be at least 1, got {config.data.max_prompt_tokens}"
-        )
-    if config.batch_size % config.micro_batches:
-        raise ConfigError(
-            f"batch_size {config.batch_size} is not a multiple of"
-            f" micro_batches {config.micro_batches}"
-        )
-    _check_teachers(config)
-    if not config.temperature >= 0:
-        raise ConfigError(f"temperature must be at least 0, got {config.temperature}")
-    if config.data.file is not None and config.evaluation.file is None:
-        raise ConfigError(
-            "data.file needs evaluation.file beside it: problems that are not trained on"
-        )
-    if (
-        config.data.file is not None
-        and len(config.curriculum.lengths) > 1
-        and config.curriculum.heldout_file is None
-    ):
-        raise ConfigError(
-            "a curriculum on data.file needs curriculum.heldout_file: problems for the entropy gate"
-        )
-    _check_measurements(config)
-    _check_lora(config.lora)
-    return config
-
-
 def teacher_models(config: Config) -> dict[str, str | None]:
     """Tag -> the model that teaches its problems. One teacher is everybody's, under the tag "" (and
     None is no teacher).
@@ -262,53 +211,6 @@ def teacher_models(config: Config) -> dict[str, str | None]:
             raise ConfigError(f"teachers: tag {tag!r} has two; name one model a tag")
         models[tag] = model
     return models
-
-
-def _check_teachers(config: Config) -> None:
-    taught = any(teacher_models(config).values())
-    if config.layout.teacher_devices < 0 or (config.layout.teacher_devices and not taught):
-        raise ConfigError(
-            f"layout.teacher_devices is {config.layout.teacher_devices}; set it to 0, or beside a"
-            " teacher to a number of devices"
-        )
-    if not taught and config.prefix == "teacher":
-        raise ConfigError("prefix teacher needs a teacher; set teacher, or prefix dataset")
-    if not taught and config.objective is divergence:
-        raise ConfigError(
-            "objective divergence needs a teacher; set teacher,"
-            " or objective negative_log_likelihood"
-        )
-    if not taught and config.teacher_weights != "compute":
-        raise ConfigError(
-            f"teacher_weights {config.teacher_weights} needs a teacher; set teacher,"
-            " or teacher_weights compute"
-        )
-
-
-def _check_measurements(config: Config) -> None:
-    """The gate's held-out measurements, and the evaluation."""
-    if config.curriculum.measure_every_steps < 1 or config.curriculum.heldout_problems < 1:
-        raise ConfigError("curriculum.measure_every_steps and heldout_problems must be at least 1")
-    evaluation = config.evaluation
-    if not evaluation.k or not all(1 <= k <= evaluation.samples for k in evaluation.k):
-        raise ConfigError(
-            f"evaluation.k must lie in 1..samples ({evaluation.samples}), got {evaluation.k}"
-        )
-    if not evaluation.temperature >= 0:
-        raise ConfigError(
-            f"evaluation.temperature must be at least 0, got {evaluation.temperature}"
-        )
-    if min(evaluation.problems, evaluation.max_new_tokens, evaluation.batch_size) < 1:
-        raise ConfigError("evaluation.problems, max_new_tokens and batch_size must be at least 1")
-
-
-def _check_lora(lora: Lora) -> None:
-    if lora.rank:
-        from kdjax.models.linear import LoRA  # loads flax
-
-        LoRA(lora.rank, lora.alpha, lora.targets)
-    elif lora != Lora():
-        raise ConfigError(f"lora.rank is 0, so nothing else of {lora} has an effect; set lora.rank")
 
 
 def as_dict(config: Any) -> dict[str, Any]:
@@ -364,35 +266,3 @@ def _build(kind: Any, fields: dict[str, Any]) -> Any:
                 continue
         values[name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)
-
-
-def _check_types(node: Any, prefix: str) -> None:
-    for name, kind in typing.get_type_hints(type(node)).items():
-        value = getattr(node, name)
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            if not isinstance(value, kind):
-                raise ConfigError(f"{prefix}{name} must be a {kind.__name__}, got {value!r}")
-            _check_types(value, f"{prefix}{name}.")
-        elif not _fits(value, kind):
-            raise ConfigError(f"{prefix}{name} must be {_spelled(kind)}, got {value!r}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        return value in args
-    if origin is types.UnionType:
-        return any(_fits(value, option) for option in args)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(kind, type):
-        return isinstance(value, kind)
-    return callable(value)
-
-
-def _spelled(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")

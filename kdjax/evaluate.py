@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +13,9 @@ import numpy as np
 
 from kdjax import data
 from kdjax.answers import extract_answer, is_equivalent
-from kdjax.base import Batch, ConfigError, Key, Rollout, Scores
+from kdjax.base import Batch, ConfigError, Key, Rollout, Samples, Sampling, Scores
 from kdjax.passk import Estimate, avg_at_k, over_problems, pass_at_k
 from kdjax.rollout import assemble_samples
-from kdjax.sampler import Samples
 from kdjax.tokenizer import Tokenizer
 
 
@@ -32,7 +32,7 @@ class EvalReport(NamedTuple):
 
     problems: int
     samples: int
-    temperature: float
+    sampling: Sampling
     max_new_tokens: int
     seed: int
     source: str
@@ -59,7 +59,7 @@ def evaluate(
     *,
     samples: int,
     k: tuple[int, ...],
-    temperature: float,
+    sampling: Sampling,
     max_new_tokens: int,
     max_prompt_tokens: int,
     batch_size: int,
@@ -94,7 +94,7 @@ def evaluate(
     report = EvalReport(
         problems=source.size,
         samples=samples,
-        temperature=temperature,
+        sampling=sampling,
         max_new_tokens=max_new_tokens,
         seed=seed,
         source=source.identity,
@@ -146,11 +146,13 @@ def mean_entropy(samples: Samples) -> float:
 
 
 def to_json(result: EvalReport) -> dict[str, Any]:
-    """A report as JSON values; estimates as {mean, standard_error}."""
+    """A report as JSON values; estimates as {mean, standard_error}, the sampling by its fields."""
 
     def plain(value):
         if isinstance(value, Estimate):
             return value._asdict()
+        if isinstance(value, Sampling):
+            return dataclasses.asdict(value)
         return (
             {str(key): plain(v) for key, v in value.items()} if isinstance(value, dict) else value
         )
@@ -164,7 +166,8 @@ def from_json(fields: dict[str, Any]) -> EvalReport:
         name: Estimate(**fields[name]) for name in ("avg", "length", "truncated", "no_answer")
     }
     pass_at = {int(key): Estimate(**value) for key, value in fields["pass_at"].items()}
-    return EvalReport(**{**fields, **estimates, "pass_at": pass_at})
+    sampling = Sampling(**fields["sampling"])
+    return EvalReport(**{**fields, **estimates, "pass_at": pass_at, "sampling": sampling})
 
 
 def _batches(total: int, size: int) -> Iterator[np.ndarray]:

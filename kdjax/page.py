@@ -34,7 +34,7 @@ CURVES = (
     ("gradient_norm", "gradient norm"),
 )
 
-COMPARABLE = ("source", "samples", "temperature", "max_new_tokens")
+COMPARABLE = ("source", "samples", "sampling", "max_new_tokens")
 """What two reports must share for their difference to mean anything."""
 
 COLUMNS: tuple[tuple[str, Callable[[EvalReport], str]], ...] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from kdjax.base import (
     Params,
     PrefixSource,
     Rollout,
+    Samples,
     Scores,
     TrainState,
 )
@@ -39,7 +41,6 @@ from kdjax.programs import (
 )
 from kdjax.progress import announce
 from kdjax.rollout import from_dataset, from_student, from_teacher
-from kdjax.sampler import Samples
 from kdjax.sharding import data_size, shard_batch
 from kdjax.student import Student, open_student
 from kdjax.teachers import Teacher, load_teachers, load_tokenizers, read_shapes, title
@@ -139,9 +140,7 @@ def _open_student(config: Config, folder: Path, programs: Programs) -> Student:
 
 def _student_draw(config: Config, programs: Programs, tokenizer: Tokenizer, student):
     """`student` knows by `whole` what the sampler reads of trained parameters."""
-    draw = sampling(
-        programs.student_sampler, tokenizer.stop_ids, tokenizer.size, config.temperature
-    )
+    draw = sampling(programs.student_sampler, tokenizer.stop_ids, tokenizer.size, config.sampling)
     return lambda trained, batch, key, length: draw(
         programs.to_sampler(student.whole(trained)), batch, key, max_new_tokens=length
     )
@@ -263,7 +262,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
         programs.student_sampler,
         parts.tokenizer.stop_ids,
         parts.tokenizer.size,
-        settings.temperature,
+        settings.sampling,
     )
     source = test_source(config)
     dealt = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
@@ -275,7 +274,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
         run_key(config, EVALUATE),
         samples=settings.samples,
         k=settings.k,
-        temperature=settings.temperature,
+        sampling=settings.sampling,
         max_new_tokens=settings.max_new_tokens,
         max_prompt_tokens=config.data.max_prompt_tokens,
         batch_size=-(-settings.batch_size // dealt) * dealt,
@@ -322,12 +321,12 @@ def _teacher_trajectories(config, mesh, tokenizer, teacher: Teacher, source, tag
     model = teacher.programs.sampler
     assert teacher.name is not None  # validate: prefix teacher has one
     assert model is not None
-    draw = sampling(model, tokenizer.stop_ids, tokenizer.size, config.temperature)
+    draw = sampling(model, tokenizer.stop_ids, tokenizer.size, config.sampling)
     length, at_once = config.curriculum.lengths[-1], config.evaluation.batch_size
     settings = {
         "weights": models.identity(models.find(teacher.name)),
         "prompts": data.source_key(source, tokenizer, config.data.max_prompt_tokens),
-        "temperature": config.temperature,
+        "sampling": dataclasses.asdict(config.sampling),
         "max_new_tokens": length,
         "stop_ids": list(tokenizer.stop_ids),
         "seed": config.seed,

@@ -293,7 +293,7 @@ def _rollout_phase(config: Config, programs: Programs, shapes: Shapes) -> Phase:
         array(jnp.bool_, rows),
         array(jnp.int32, rows),
     )
-    draw = sampling(model, shapes.stop_ids, shapes.vocabulary, config.temperature)
+    draw = sampling(model, shapes.stop_ids, shapes.vocabulary, config.sampling)
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
     compiled = _compiled(draw.lower(params, batch, key, max_new_tokens=response))

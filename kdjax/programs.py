@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax import models, topology
-from kdjax.base import ConfigError, Model, Params, Rollout, Scores
+from kdjax.base import ConfigError, Model, Params, Rollout, Sampling, Scores
 from kdjax.config import Config, as_dict
 from kdjax.head import chunk_tokens
 from kdjax.models import DecoderConfig
@@ -201,10 +201,10 @@ def to_sampler(params: Params, dtype, mesh: Mesh) -> Any:
 
 
 @functools.lru_cache(maxsize=8)  # programs compiled for one cell serve the next
-def sampling(model: Model, stop_ids: tuple[int, ...], vocabulary: int, temperature: float):
+def sampling(model: Model, stop_ids: tuple[int, ...], vocabulary: int, how: Sampling):
     """The sampler of a model, jitted: (params, batch, key, max_new_tokens) -> Samples."""
     draw = functools.partial(
-        generate, model, stop_ids=stop_ids, temperature=temperature, vocabulary=vocabulary
+        generate, model, stop_ids=stop_ids, temperature=how.temperature, vocabulary=vocabulary
     )
     return jax.jit(draw, static_argnames="max_new_tokens")
 

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.base import Array, Batch, Key, Params, PrefixSource, Rollout
-from kdjax.sampler import Sampler, Samples
+from kdjax.base import Array, Batch, Key, Params, PrefixSource, Rollout, Sampler, Samples
 
 
 def from_dataset(batch: Batch, params: Params, key: Key, max_new_tokens: int) -> Rollout:

@@ -57,8 +57,8 @@ def report(
     lines += [
         f"loss: token loss {loss} (gradients {way}), objective {describe(config.objective)},"
         f" reduction {describe(config.reduction)}",
-        f"temperature: rollout {config.temperature}, loss {tempered}1.0,"
-        f" evaluation {config.evaluation.temperature}",
+        f"sampling: rollouts {config.sampling}; evaluation {config.evaluation.sampling};"
+        f" temperature of the loss {tempered}1.0",
         f"layers: attention {config.attention}, remat {config.remat}"
         + (f", LoRA of rank {config.lora.rank}" if config.lora.rank else ""),
         f"precision: computes in {config.dtype}, trained parameters float32"

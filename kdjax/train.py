@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import data, flops, report
-from kdjax.base import ConfigError, DataError, DivergedError, Rollout, TrainState
+from kdjax.base import ConfigError, DataError, DivergedError, Rollout, Sampling, TrainState
 from kdjax.buckets import trim
 from kdjax.checkpoint import Checkpoints, open_checkpoints
-from kdjax.config import WHERE_IT_RUNS, Config, as_dict, differences, validate
+from kdjax.config import WHERE_IT_RUNS, Config, as_dict, differences
 from kdjax.evaluate import EvalReport, mean_entropy, to_json
 from kdjax.gate import rollout_length
 from kdjax.optimizer import gate_state
@@ -40,6 +40,7 @@ from kdjax.parts import (
 )
 from kdjax.progress import announce, training_progress
 from kdjax.sharding import shard_batch
+from kdjax.validation import validate
 
 
 def train(config: Config) -> EvalReport:
@@ -201,7 +202,7 @@ def about_run(folder: Path) -> dict[str, Any]:
     }
     return {
         **method,
-        "temperature": config["temperature"],
+        "rollouts": str(Sampling(**config["sampling"])),
         "seed": config["seed"],
         **report.read_json(folder / report.VERSIONS),
     }

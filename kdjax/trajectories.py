@@ -19,8 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax.base import DataError, StorageError
-from kdjax.sampler import Samples
+from kdjax.base import DataError, Samples, StorageError
 
 CHUNK_ROWS = 256
 

@@ -15,7 +15,7 @@ ROWS = [
     "kl comparison topk gate sharding topology hlo",
     "objective head optimizer stops tasks models tokenizer buckets",
     "config data sampler score flops",
-    "rollout trajectories step checkpoint report student",
+    "rollout trajectories step checkpoint report student validation",
     "evaluate export command_line programs",
     "page teachers startup",
     "parts",

@@ -20,7 +20,7 @@ from kdjax import (
     scale,
     token_mean,
 )
-from kdjax.base import ConfigError
+from kdjax.base import ConfigError, Sampling
 from kdjax.config import (
     Config,
     Curriculum,
@@ -32,8 +32,8 @@ from kdjax.config import (
     as_dict,
     differences,
     from_dict,
-    validate,
 )
+from kdjax.validation import validate
 
 FULL = Config(
     run="runs/other",
@@ -48,14 +48,14 @@ FULL = Config(
     steps=7,
     batch_size=6,
     micro_batches=2,
-    temperature=0.0,
+    sampling=Sampling(0.0, 0.9, 20, 0.1),
     seed=3,
     data=Data(
         task="calc", terms=(2,), problems=9, file="p.jsonl", max_prompt_tokens=5, thinking=True
     ),
     optimizer=Optimizer(3e-4, 0.1, 0.5, 2.0, 0.01, 0.99),
     curriculum=Curriculum((8, 16), 0.25, 3, 4, "h.jsonl"),
-    evaluation=Evaluation(5, "t.jsonl", 4, (1, 4), 0.6, 32, 16),
+    evaluation=Evaluation(5, "t.jsonl", 4, (1, 4), Sampling(0.6), 32, 16),
     save_every_steps=2,
     log_every_steps=1,
     dtype="bfloat16",
@@ -151,8 +151,9 @@ WRONG = [
     (dict(run=None), "run must be str, got None"),
     (dict(run="two\nlines", steps="a\nb"), r"steps must be int, got 'a\nb'"),
     (dict(teacher=5), "teacher must be str | None, got 5"),
-    (dict(temperature="1"), "temperature must be float, got '1'"),
-    (dict(temperature=True), "temperature must be float, got True"),
+    (dict(sampling=Sampling("1")), "sampling.temperature must be float, got '1'"),
+    (dict(sampling=Sampling(True)), "sampling.temperature must be float, got True"),
+    (dict(sampling=1.0), "sampling must be a Sampling, got 1.0"),
     (dict(prefix="both"), "prefix must be Literal['dataset', 'teacher', 'student'], got 'both'"),
     (dict(dtype="float16"), "dtype must be Literal['float32', 'bfloat16'], got 'float16'"),
     (dict(token_loss="forward_kl"), "token_loss must be"),
@@ -186,8 +187,11 @@ WRONG = [
     (dict(teacher=None, teachers=("=b",)), "teachers: each is written \"tag=model\", got '=b'"),
     (dict(teacher=None, teachers=("a=b", "a=c")), "teachers: tag 'a' has two"),
     (dict(layout=Layout(teacher_devices=-1)), "layout.teacher_devices is -1; set it to 0"),
-    (dict(temperature=-0.5), "temperature must be at least 0, got -0.5"),
-    (dict(temperature=math.nan), "temperature must be at least 0, got nan"),
+    (dict(sampling=Sampling(-0.5)), "sampling.temperature must be at least 0, got -0.5"),
+    (dict(sampling=Sampling(math.nan)), "sampling.temperature must be at least 0, got nan"),
+    (dict(sampling=Sampling(top_p=0.0)), "sampling.top_p must be in (0, 1], got 0.0"),
+    (dict(sampling=Sampling(top_k=-1)), "sampling.top_k must be at least 0"),
+    (dict(sampling=Sampling(min_p=1.0)), "sampling.min_p must be in [0, 1), got 1.0"),
     (ON_FILE, "data.file needs evaluation.file"),
     (
         ON_FILE | dict(evaluation=Evaluation(file="t"), curriculum=Curriculum(lengths=(8, 16))),
@@ -198,7 +202,10 @@ WRONG = [
     (nested("evaluation", k=()), "evaluation.k must lie in 1..samples (8), got ()"),
     (nested("evaluation", k=(0, 1)), "evaluation.k must lie in 1..samples (8), got (0, 1)"),
     (nested("evaluation", k=(1, 9)), "evaluation.k must lie in 1..samples (8), got (1, 9)"),
-    (nested("evaluation", temperature=-1.0), "evaluation.temperature must be at least 0, got -1"),
+    (
+        nested("evaluation", sampling=Sampling(-1.0)),
+        "evaluation.sampling.temperature must be at least 0, got -1",
+    ),
     (nested("evaluation", problems=0), "evaluation.problems"),
     (nested("evaluation", max_new_tokens=0), "max_new_tokens"),
     (nested("evaluation", batch_size=0), "batch_size must be at least 1"),

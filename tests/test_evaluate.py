@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax.base import ConfigError, Problem
+from kdjax.base import ConfigError, Problem, Samples, Sampling
 from kdjax.data import Source, task_source
 from kdjax.evaluate import evaluate, from_json, mean_entropy, to_json
-from kdjax.sampler import Samples, generate
+from kdjax.sampler import generate
 from kdjax.score import score
 
-SETTINGS = dict(temperature=1.0, max_new_tokens=8, max_prompt_tokens=24, seed=0)
+SETTINGS = dict(sampling=Sampling(0.7, top_p=0.9), max_new_tokens=8, max_prompt_tokens=24, seed=0)
 PROBLEMS = [Problem("a", "1+1=", "2"), Problem("b", "2+2=", "4"), Problem("c", "3+3=", "6")]
 SOURCE = Source(3, PROBLEMS.__getitem__, "three")
 

@@ -19,7 +19,7 @@ from test_train import assert_bitwise_equal, interrupt_at, logged, tiny  # noqa:
 from kdjax import flops, forward_kl, make_optimizer, models, report, train
 from kdjax.base import ConfigError, DataError
 from kdjax.checkpoint import open_checkpoints
-from kdjax.config import Config, Lora, Optimizer, validate
+from kdjax.config import Config, Lora, Optimizer
 from kdjax.export import export, export_adapter, load_run
 from kdjax.models.decoder import build, init_params
 from kdjax.models.linear import PROJECTIONS, LoRA
@@ -27,6 +27,7 @@ from kdjax.models.lora import adapter_of, init_adapter, join, make_lora, merge
 from kdjax.numerics import project
 from kdjax.step import init_state, make_step
 from kdjax.student import lora_of, open_student, sampling_params
+from kdjax.validation import validate
 
 V = 31
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

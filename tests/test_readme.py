@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import kdjax
-from kdjax.config import Config, Study, as_dict, validate
+from kdjax.config import Config, Study, as_dict
+from kdjax.validation import validate
 
 ROOT = Path(__file__).parent.parent
 INIT = (ROOT / "kdjax/__init__.py").read_text()

@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax.base import Batch
+from kdjax.base import Batch, Samples
 from kdjax.rollout import assemble, assemble_samples, cut, from_dataset, from_student, from_teacher
-from kdjax.sampler import Samples
 
 PROMPTS, RESPONSES = [3, 6, 1], [4, 5, 2]
 P, T = 6, 5

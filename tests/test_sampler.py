@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import lively
 
-from kdjax.base import Batch, ConfigError
+from kdjax.base import Batch, ConfigError, Samples
 from kdjax.numerics import project
 from kdjax.rollout import assemble_samples
-from kdjax.sampler import Samples, generate
+from kdjax.sampler import generate
 from kdjax.sampler.local import _draw
 from kdjax.score import score
 from kdjax.sharding import make_mesh, replicated, shard_batch

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from kdjax import forward_kl, models, report, startup
 from kdjax import parts as parts_module
 from kdjax import programs as programs_module
-from kdjax.base import ConfigError, DataError, Rollout
+from kdjax.base import ConfigError, DataError, Rollout, Sampling
 from kdjax.config import Config, Curriculum, Data, Evaluation
 from kdjax.objective import at_temperature, negative_log_likelihood
 from kdjax.parts import build, startup_report
@@ -61,7 +61,7 @@ def count(folder: str) -> int:
 def test_an_agreeing_pair(tiny, tokenizer):
     """Every line of a pair with one tokenizer, its numbers counted from the files."""
     config = dataclasses.replace(
-        tiny, token_loss=at_temperature(forward_kl, 2.0), temperature=0.9, head_memory_mib=1
+        tiny, token_loss=at_temperature(forward_kl, 2.0), sampling=Sampling(0.9), head_memory_mib=1
     )
     said = facts(config)
     end, pad = tokenizer.stop_ids
@@ -79,7 +79,8 @@ def test_an_agreeing_pair(tiny, tokenizer):
         f" (student {size}, teacher {size} rows)",
         "loss 0": "token loss at_temperature(forward_kl, 2.0) (gradients in closed form),"
         " objective divergence, reduction sequence_mean",
-        "temperature 0": "rollout 0.9, loss as at_temperature says, else 1.0, evaluation 1.0",
+        "sampling 0": "rollouts temperature 0.9; evaluation temperature 1.0;"
+        " temperature of the loss as at_temperature says, else 1.0",
         "layers 0": "attention auto, remat none",
         "precision 0": "computes in float32, trained parameters float32, the teacher's float32",
         "devices 0": "8 x cpu, mesh data 8, fsdp 1, tensor 1",

@@ -12,7 +12,7 @@ from test_train import tiny  # noqa: F401  (a fixture)
 
 from kdjax import forward_kl, reverse_kl
 from kdjax import study as study_module
-from kdjax.base import ConfigError
+from kdjax.base import ConfigError, Sampling
 from kdjax.config import Study
 from kdjax.evaluate import EvalReport
 from kdjax.page import Row, gain, render_page, table
@@ -22,7 +22,7 @@ from kdjax.passk import Estimate, avg_at_k, pass_at_k
 def a_report(correct: list[int], samples: int = 4, source: str = "s", **changes) -> EvalReport:
     share = Estimate(0.0, 0.0)
     fields = dict(
-        problems=len(correct), samples=samples, temperature=1.0, max_new_tokens=8, seed=0,
+        problems=len(correct), samples=samples, sampling=Sampling(), max_new_tokens=8, seed=0,
         source=source, avg=avg_at_k(correct, samples),
         pass_at={k: pass_at_k(correct, samples, k) for k in (1, samples)},
         length=Estimate(5.0, 0.1), truncated=share, no_answer=share, entropy=0.5,

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from kdjax import trajectories
-from kdjax.base import DataError, StorageError
-from kdjax.sampler import Samples
+from kdjax.base import DataError, Samples, StorageError
 from kdjax.trajectories import open_trajectories
 
 CHUNK, SIZE, LENGTH = 4, 10, 3

@@ -6,13 +6,14 @@
 
 Settings of the nearest published recipe (arXiv 2606.17199, same authors): learning rate 5e-7,
 constant after 5 % warm-up, 32 sequences a step, mean over sequences of token means, float32 weights
-with bfloat16 compute, 1,500 steps, evaluation at temperature 0.6. Not as there: rollouts are drawn
-at temperature 1.0 without top-p and top-k. Prompts: a JSONL file with columns prompt and answer
-(DeepScaleR there), the bare question as the only user turn, thinking off.
+with bfloat16 compute, 1,500 steps, rollouts at temperature 1.0, top-p 0.95, top-k 20, evaluation at
+temperature 0.6. Prompts: a JSONL file with columns prompt and answer (DeepScaleR there), the bare
+question as the only user turn, thinking off.
 No training figure of this config was measured yet; README has its plans.
 """
 
 from kdjax import Config, reverse_kl
+from kdjax.base import Sampling
 from kdjax.config import Curriculum, Data, Evaluation, Optimizer
 
 
@@ -29,8 +30,12 @@ def get_config() -> Config:
         optimizer=Optimizer(learning_rate=5e-7, warmup_fraction=0.05, final_fraction=1.0, b2=0.999),
         curriculum=Curriculum(lengths=(4096,)),
         evaluation=Evaluation(
-            file="test.jsonl", temperature=0.6, max_new_tokens=4096, batch_size=32
+            file="test.jsonl",
+            sampling=Sampling(temperature=0.6),
+            max_new_tokens=4096,
+            batch_size=32,
         ),
+        sampling=Sampling(temperature=1.0, top_p=0.95, top_k=20),
         dtype="bfloat16",
         remat="full",
     )

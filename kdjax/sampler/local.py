@@ -12,9 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kdjax.base import Batch, ConfigError, Key, Model, Params
+from kdjax.base import Batch, ConfigError, Key, Model, Params, Samples
 from kdjax.numerics import entropy, gather_last, log_probs, project
-from kdjax.sampler.samples import Samples
 
 STEPS_A_ROUND = 16
 """Decoding runs in scans of this many tokens; between them it ends if every row has stopped."""
