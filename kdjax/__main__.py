@@ -6,7 +6,9 @@ Exit codes: 0 done, 64 config, 65 data, 70 bug, 74 I/O.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 HELP = """\
 kdjax: distillation of language models in JAX, where a method is two choices
@@ -21,8 +23,9 @@ kdjax: distillation of language models in JAX, where a method is two choices
   kdjax plan CONFIG [--topology v5e:4x4] [--out FILE] [--field VALUE ...]
                                              will it fit, how fast could it be? The real programs,
                                              compiled for TPUs, h100, h100:8, h200 or this machine
-  kdjax bench head [--out FILE] [--field VALUE ...]
-                                             errors, memory and time of the loss head here
+  kdjax bench head|rollout [--out FILE] [--field VALUE ...]
+                                             errors, memory and time of the loss head, or of the
+                                             sampler, here
 
 CONFIG is a Python file with get_config() -> kdjax.Config (a study: get_study() -> kdjax.Study).
 Any field can be overridden: --optimizer.learning_rate 3e-4 --prefix teacher
@@ -193,14 +196,20 @@ def _bench(args: list[str]) -> None:
     from kdjax.base import ConfigError
     from kdjax.bench import show_figures
     from kdjax.bench.head import HeadBench, bench_head
+    from kdjax.bench.rollout import RolloutBench, bench_rollout
     from kdjax.command_line import override
 
-    what, rest = _first(args, "kdjax bench head")
-    if what != "head":
-        raise ConfigError(f"unknown bench {what!r}; there is: head")
+    benches: dict[str, tuple[Any, Callable]] = {
+        "head": (HeadBench(), bench_head),
+        "rollout": (RolloutBench(), bench_rollout),
+    }
+    what, rest = _first(args, "kdjax bench head|rollout")
+    if what not in benches:
+        raise ConfigError(f"unknown bench {what!r}; there are {', '.join(benches)}")
     out = _option(rest, "--out")
-    sizes = override(HeadBench(), rest, "kdjax bench head")
-    show_figures(bench_head(sizes), sizes, _new_file(out))
+    default, measure = benches[what]
+    sizes = override(default, rest, f"kdjax bench {what}")
+    show_figures(measure(sizes), sizes, _new_file(out))
 
 
 def _first(args: list[str], usage: str) -> tuple[str, list[str]]:

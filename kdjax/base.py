@@ -179,15 +179,19 @@ class Model(NamedTuple):
     - hidden(params, tokens_bs, segment_ids=None) -> [B, S, D]: final hidden states, causal, for
       right-padded rows.
     - head(params) -> LMHead: its weight [V, D] is the embedding table itself where tied.
-    - init_cache(batch, slots) -> cache: a layer's (key, value), [B, kv heads, slots, head dim].
+    - init_cache(batch, slots) -> cache: a layer's (keys, values), [B, kv heads, slots, head dim].
+    - prefill(params, tokens_bs) -> (hidden [B, S, D], cache of S slots), for right-padded rows.
     - extend(params, tokens_bt, cache, pointer, start_b) -> (hidden [B, T, D], cache): write T
       tokens at slots pointer .. pointer + T - 1; row b's first real slot is start_b (left padding).
+
+    prefill and extend read parameters whose layers lie apart (`models.unstacked`).
     """
 
     config: Any
     hidden: Callable[..., jax.Array]
     head: Callable[[Params], LMHead]
     init_cache: Callable[[int, int], Any]
+    prefill: Callable[[Params, jax.Array], tuple[jax.Array, Any]]
     extend: Callable[..., tuple[jax.Array, Any]]
 
 

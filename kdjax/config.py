@@ -103,6 +103,20 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """How responses are drawn, by student and teacher, in training and evaluation alike.
+
+    rows: decoded at a time, at most. cache_gib: what their KV cache may take of a device; by
+    default a quarter of an accelerator's memory, or 1 GiB. kv_cache: keys and values as they are
+    computed, or in int8, half of bfloat16's memory, which changes log-probabilities a little.
+    """
+
+    rows: int = 512
+    cache_gib: float | None = None
+    kv_cache: Literal["compute", "int8"] = "compute"
+
+
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """Devices by mesh axis; the rest go to data. fsdp deals parameters, optimizer state and batch
     (by default 1, or all devices where the state would fill 40 % of one), tensor heads, MLP and
@@ -148,6 +162,7 @@ class Config:
     batch_size: int = 48
     micro_batches: int = 1
     sampling: Sampling = PLAIN
+    rollouts: Rollouts = Rollouts()
     seed: int = 0
     data: Data = Data()
     optimizer: Optimizer = Optimizer()

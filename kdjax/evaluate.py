@@ -64,11 +64,11 @@ def evaluate(
     max_prompt_tokens: int,
     batch_size: int,
     seed: int,
-    place: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> tuple[EvalReport, list[dict[str, Any]]]:
     """The report, and one record a sample (problem, prompt, answer, response, outcome, tokens).
 
-    scorer gets the rollout and the problem of each of its rows.
+    All samples are drawn in one go, and scored batch_size rows at a time: scorer gets the rollout
+    and the problem of each of its rows.
     Sample j of problem i is row i * samples + j, so results depend on neither batch size nor order.
     Errors: ConfigError when a k is over the samples drawn.
     """
@@ -79,18 +79,22 @@ def evaluate(
     began = time.perf_counter()
     records: list[dict[str, Any]] = []
     sums: dict[str, float] = defaultdict(float)
+    everything = np.arange(source.size * samples)
+    encoded = data.encode_batch(
+        source,
+        (everything // samples).tolist(),
+        tokenizer,
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=1,
+    )._replace(row_b=everything.astype(np.int32))
+    drawn = draw(encoded, key, max_new_tokens)
     for rows in _batches(source.size * samples, batch_size):
         padded = np.concatenate([rows, np.full(batch_size - len(rows), rows[-1])])
-        problems = [int(row) // samples for row in padded]
-        batch = data.encode_batch(
-            source, problems, tokenizer, max_prompt_tokens=max_prompt_tokens, max_new_tokens=1
-        )
-        batch = place(batch._replace(row_b=padded.astype(np.int32)))
-        drawn = draw(batch, key, max_new_tokens)
-        scores = scorer(assemble_samples(batch, drawn), problems)
+        batch, own = jax.tree.map(lambda x, at=padded: x[at], (encoded, drawn))
+        scores = scorer(assemble_samples(batch, own), (padded // samples).tolist())
         for name, value in _token_sums(scores, len(rows)).items():
             sums[name] += value
-        records += _records(source, tokenizer, rows, samples, jax.tree.map(np.asarray, drawn))
+        records += _records(source, tokenizer, rows, samples, own)
     report = EvalReport(
         problems=source.size,
         samples=samples,

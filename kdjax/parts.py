@@ -36,7 +36,7 @@ from kdjax.programs import (
     compose,
     head_chunk,
     jitted_score,
-    sampling,
+    sampler_of,
     to_sampler,
 )
 from kdjax.progress import announce
@@ -140,9 +140,16 @@ def _open_student(config: Config, folder: Path, programs: Programs) -> Student:
 
 def _student_draw(config: Config, programs: Programs, tokenizer: Tokenizer, student):
     """`student` knows by `whole` what the sampler reads of trained parameters."""
-    draw = sampling(programs.student_sampler, tokenizer.stop_ids, tokenizer.size, config.sampling)
+    draw = sampler_of(
+        config,
+        programs.mesh,
+        programs.student_sampler,
+        config.sampling,
+        tokenizer.stop_ids,
+        tokenizer.size,
+    )
     return lambda trained, batch, key, length: draw(
-        programs.to_sampler(student.whole(trained)), batch, key, max_new_tokens=length
+        programs.to_sampler(student.whole(trained)), batch, key, length
     )
 
 
@@ -245,12 +252,6 @@ def encode(
     )
 
 
-def pad_rows(rows: np.ndarray, mesh: Mesh, at_least: int = 1) -> np.ndarray:
-    """The rows, the last one repeated until they can be dealt over the mesh."""
-    wanted = -(-max(len(rows), at_least) // data_size(mesh)) * data_size(mesh)
-    return np.concatenate([rows, np.full(wanted - len(rows), rows[-1])])
-
-
 def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict[str, Any]]]:
     """The config's evaluation of any parameters of the student's shape (whole, see `Parts`); its
     KLs and entropy are of the config's stop policy, as the loss's."""
@@ -258,19 +259,22 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     places = jax.tree.map(lambda leaf: leaf.sharding, programs.student_params)
     params = jax.device_put(params, places)
     sampler_params = programs.to_sampler(params)
-    draw = sampling(
+    tokenizer = parts.tokenizer
+    draw = sampler_of(
+        config,
+        programs.mesh,
         programs.student_sampler,
-        parts.tokenizer.stop_ids,
-        parts.tokenizer.size,
         settings.sampling,
+        tokenizer.stop_ids,
+        tokenizer.size,
     )
     source = test_source(config)
     dealt = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
     return evaluate(
-        lambda batch, key, length: draw(sampler_params, batch, key, max_new_tokens=length),
+        lambda batch, key, length: draw(sampler_params, batch, key, length),
         _scorer(parts, params, source),
         source,
-        parts.tokenizer,
+        tokenizer,
         run_key(config, EVALUATE),
         samples=settings.samples,
         k=settings.k,
@@ -279,7 +283,6 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
         max_prompt_tokens=config.data.max_prompt_tokens,
         batch_size=-(-settings.batch_size // dealt) * dealt,
         seed=config.seed,
-        place=lambda batch: shard_batch(batch, parts.mesh),
     )
 
 
@@ -297,9 +300,10 @@ def _scorer(parts: Parts, params: Params, source: data.Source):
 
     def against(tag: str, rollout: Rollout) -> Scores:
         teacher = teachers[tag]
+        read = teacher.programs.read(teacher.params, shard_batch(rollout, parts.mesh))
         return jitted_score(
             programs.student, teacher.programs.guide, programs.stops, chunk, parts.tokenizer.size,
-            parts.mesh, params, teacher.given, teacher.programs.read(teacher.params, rollout),
+            parts.mesh, params, teacher.given, read,
         )  # fmt: skip
 
     def score_by_tag(rollout: Rollout, problems: Sequence[int]) -> Scores:
@@ -321,8 +325,8 @@ def _teacher_trajectories(config, mesh, tokenizer, teacher: Teacher, source, tag
     model = teacher.programs.sampler
     assert teacher.name is not None  # validate: prefix teacher has one
     assert model is not None
-    draw = sampling(model, tokenizer.stop_ids, tokenizer.size, config.sampling)
-    length, at_once = config.curriculum.lengths[-1], config.evaluation.batch_size
+    draw = sampler_of(config, mesh, model, config.sampling, tokenizer.stop_ids, tokenizer.size)
+    length = config.curriculum.lengths[-1]
     settings = {
         "weights": models.identity(models.find(teacher.name)),
         "prompts": data.source_key(source, tokenizer, config.data.max_prompt_tokens),
@@ -331,22 +335,15 @@ def _teacher_trajectories(config, mesh, tokenizer, teacher: Teacher, source, tag
         "stop_ids": list(tokenizer.stop_ids),
         "seed": config.seed,
         "dtype": config.dtype,
+        "kv_cache": config.rollouts.kv_cache,
         "teacher_weights": config.teacher_weights,
     } | ({"tag": tag} if tag else {})
-
-    def draw_piece(params: Params, piece: np.ndarray) -> Samples:
-        padded = pad_rows(piece, mesh, at_least=at_once)  # one shape, one compile
-        batch = shard_batch(encode(source, tokenizer, padded, config, length), mesh)
-        samples = draw(params, batch, run_key(config, TEACHER), max_new_tokens=length)
-        return jax.tree.map(lambda x: np.asarray(x)[: len(piece)], samples)
 
     def draw_places(places: np.ndarray) -> Samples:
         announce(f"{title(tag)}: drawing trajectories once; they are kept in {config.cache}")
         reads = to_sampler(teacher.programs.params, jnp.dtype(config.dtype), mesh)
-        params = reads(teacher.params)
-        pieces = [places[i : i + at_once] for i in range(0, len(places), at_once)]
-        drawn = [draw_piece(params, rows[piece]) for piece in pieces]
-        return jax.tree.map(lambda *parts: np.concatenate(parts), *drawn)
+        batch = encode(source, tokenizer, rows[places], config, length)
+        return draw(reads(teacher.params), batch, run_key(config, TEACHER), length)
 
     read = open_trajectories(Path(config.cache), settings, len(rows), draw_places)
     return lambda asked: read(np.asarray(np.searchsorted(rows, asked)))

@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax import models, topology
-from kdjax.base import ConfigError, Model, Params, Rollout, Sampling, Scores
+from kdjax.base import ConfigError, Model, Params, Rollout, Sampler, Sampling, Scores
 from kdjax.config import Config, as_dict
 from kdjax.head import chunk_tokens
 from kdjax.models import DecoderConfig
 from kdjax.models.linear import LoRA
 from kdjax.models.lora import adapter_of
 from kdjax.optimizer import make_optimizer
-from kdjax.sampler import generate
+from kdjax.sampler import CACHE_BYTES, open_sampler
 from kdjax.score import response_states, score
 from kdjax.sharding import (
     data_size,
@@ -105,7 +105,7 @@ def compose(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> Progra
     share it). Errors: ConfigError for what can't be dealt over them."""
     mesh, teacher_mesh = meshes
     check_layout(config, meshes, shapes)
-    dtype = jnp.dtype(config.dtype)
+    dtype, kv_cache = jnp.dtype(config.dtype), config.rollouts.kv_cache
     build = functools.partial(models.build, dtype=dtype, impl=config.attention)
     stops = Stops(config.stops, tuple(dict.fromkeys((*shapes.stop_ids, *shapes.teacher_stop_ids))))
     lora = lora_of(config, shapes.student)
@@ -129,7 +129,7 @@ def compose(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> Progra
         taught = TeacherPrograms(None)
         if decoder is not None:
             model = build(decoder, mesh=teacher_mesh)
-            sampler = build(decoder, mesh=rollout_mesh(teacher_mesh))
+            sampler = build(decoder, mesh=rollout_mesh(teacher_mesh), kv_cache=kv_cache)
             params = teacher_shapes(config, decoder, teacher_mesh)
             taught = TeacherPrograms(None, model, sampler, params, model)
             if teacher_mesh is not mesh:
@@ -154,7 +154,7 @@ def compose(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> Progra
         teacher_mesh,
         learner,
         build(shapes.student, mesh=mesh),
-        build(shapes.student, mesh=rollout_mesh(mesh)),
+        build(shapes.student, mesh=rollout_mesh(mesh), kv_cache=kv_cache),
         optimizer,
         stops,
         lora,
@@ -196,17 +196,42 @@ def _itself(head):
 def to_sampler(params: Params, dtype, mesh: Mesh) -> Any:
     """How a model's parameters on `mesh`, of the shapes of `params`, become those that its sampler
     reads."""
-    places = shardings(rollout_mesh(mesh), params, models.logical_axes(params))
-    return jax.jit(functools.partial(models.narrow, dtype=dtype), out_shardings=places)
+    made = jax.eval_shape(models.unstacked, params)
+    axes = models.unstacked_axes(params)
+    places = shardings(rollout_mesh(mesh), made, axes)
+
+    def convert(params: Params) -> Params:
+        return models.unstacked(models.narrow(params, dtype))
+
+    return jax.jit(convert, out_shardings=places)
 
 
-@functools.lru_cache(maxsize=8)  # programs compiled for one cell serve the next
-def sampling(model: Model, stop_ids: tuple[int, ...], vocabulary: int, how: Sampling):
-    """The sampler of a model, jitted: (params, batch, key, max_new_tokens) -> Samples."""
-    draw = functools.partial(
-        generate, model, stop_ids=stop_ids, temperature=how.temperature, vocabulary=vocabulary
+def sampler_of(
+    config: Config,
+    mesh: Mesh,
+    model: Model,
+    sampling: Sampling,
+    stop_ids: Sequence[int],
+    vocabulary: int,
+) -> Sampler:
+    """A model's sampler on a mesh (its `rollout_mesh`), as the config draws."""
+    return open_sampler(
+        model,
+        stop_ids=stop_ids,
+        sampling=sampling,
+        vocabulary=vocabulary,
+        mesh=rollout_mesh(mesh),
+        rows=config.rollouts.rows,
+        cache_bytes=cache_bytes(config, mesh),
     )
-    return jax.jit(draw, static_argnames="max_new_tokens")
+
+
+def cache_bytes(config: Config, mesh: Mesh) -> float:
+    """What the KV cache may take of each device."""
+    if config.rollouts.cache_gib is not None:
+        return config.rollouts.cache_gib * 2**30
+    stated = topology.memory_bytes(mesh.devices.flat[0])
+    return 0.25 * stated if stated else CACHE_BYTES
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))

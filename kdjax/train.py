@@ -33,7 +33,6 @@ from kdjax.parts import (
     evaluation_key,
     fresh_state,
     heldout_source,
-    pad_rows,
     run_key,
     startup_report,
     test_source,
@@ -133,7 +132,7 @@ def _rollout(parts: Parts, state: TrainState, number: int) -> Rollout:
     tag, indices = batch_at(parts, number)
     if config.prefix == "dataset":
         data.require_solutions(parts.source, indices)
-    batch = shard_batch(encode(parts.source, parts.tokenizer, indices, config, length), parts.mesh)
+    batch = encode(parts.source, parts.tokenizer, indices, config, length)
     rollout = parts.prefixes[tag](batch, state.params, run_key(config, ROLLOUT, number), length)
     return shard_batch(trim(rollout), parts.mesh)
 
@@ -146,10 +145,9 @@ def _measure_entropy(parts: Parts, state: TrainState, number: int) -> float:
         return float("nan")
     length = rollout_length(gate_state(state.opt_state), curriculum.lengths)
     source = heldout_source(config)
-    rows = pad_rows(np.arange(source.size), parts.mesh)
-    batch = shard_batch(encode(source, parts.tokenizer, rows, config, length), parts.mesh)
-    samples = draw_student(parts, state.params, batch, run_key(config, MEASURE, number), length)
-    return mean_entropy(jax.tree.map(lambda x: x[: source.size], samples))
+    batch = encode(source, parts.tokenizer, np.arange(source.size), config, length)
+    key = run_key(config, MEASURE, number)
+    return mean_entropy(draw_student(parts, state.params, batch, key, length))
 
 
 def _record(state: TrainState, values, entropy: float, seconds: float) -> dict[str, float]:

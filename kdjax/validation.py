@@ -44,6 +44,11 @@ def validate(config: Config) -> Config:
             f" micro_batches {config.micro_batches}"
         )
     _check_teachers(config)
+    if config.rollouts.rows < 1 or not (config.rollouts.cache_gib or 1.0) > 0:
+        raise ConfigError(
+            f"rollouts.rows and rollouts.cache_gib must be over 0, got {config.rollouts.rows} and"
+            f" {config.rollouts.cache_gib}"
+        )
     check_sampling(config.sampling, "sampling.")
     check_sampling(config.evaluation.sampling, "evaluation.sampling.")
     if config.data.file is not None and config.evaluation.file is None:

@@ -29,6 +29,7 @@ from kdjax.config import (
     Layout,
     Lora,
     Optimizer,
+    Rollouts,
     as_dict,
     differences,
     from_dict,
@@ -49,6 +50,7 @@ FULL = Config(
     batch_size=6,
     micro_batches=2,
     sampling=Sampling(0.0, 0.9, 20, 0.1),
+    rollouts=Rollouts(rows=8, cache_gib=0.5, kv_cache="int8"),
     seed=3,
     data=Data(
         task="calc", terms=(2,), problems=9, file="p.jsonl", max_prompt_tokens=5, thinking=True

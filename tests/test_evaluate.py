@@ -11,7 +11,8 @@ import pytest
 from kdjax.base import ConfigError, Problem, Samples, Sampling
 from kdjax.data import Source, task_source
 from kdjax.evaluate import evaluate, from_json, mean_entropy, to_json
-from kdjax.sampler import generate
+from kdjax.models import unstacked
+from kdjax.sampler import open_sampler
 from kdjax.score import score
 
 SETTINGS = dict(sampling=Sampling(0.7, top_p=0.9), max_new_tokens=8, max_prompt_tokens=24, seed=0)
@@ -63,17 +64,14 @@ def test_counts_by_hand(tokenizer, student, scorer):
 def test_batching_does_not_matter(tokenizer, student, teacher, student_folder):
     """Batches of 3, 4 and 16 rows give the same responses and the same means."""
     (model, params), (teacher_model, teacher_params) = student, teacher
-    draw = jax.jit(
-        functools.partial(generate, model, stop_ids=tokenizer.stop_ids),
-        static_argnames="max_new_tokens",
-    )
+    draw = functools.partial(open_sampler(model, stop_ids=tokenizer.stop_ids), unstacked(params))
     scorer = jax.jit(
         lambda p, rollout: score(model, p, teacher_model, teacher_params, rollout, chunk=8)
     )
     source = task_source("calc", "test", 5, (2,))
     results = [
         evaluate(
-            lambda b, key, n: draw(params, b, key, max_new_tokens=n),
+            draw,
             lambda rollout, _: scorer(params, rollout), source, tokenizer, jax.random.key(3),
             samples=2, k=(1,), batch_size=size, **SETTINGS,
         )

@@ -155,17 +155,14 @@ def test_rollouts_do_not_depend_on_the_layout(shape):
     prompts = rng.integers(0, V, (8, 6)).astype(np.int32)
     batch = Batch(prompts, lengths, none, none[:, 0], none[:, 0] > 0, np.arange(8))
 
-    def draw(model, params, batch):
-        options = {"max_new_tokens": 24, "stop_ids": (5,)}
-        return jax.jit(lambda p, b: generate(model, p, b, jax.random.key(1), **options))(
-            params, batch
+    def draw(model, params, mesh):
+        return generate(
+            model, params, batch, jax.random.key(1), max_new_tokens=24, stop_ids=(5,), mesh=mesh
         )
 
     fsdp, tensor = MESHES[shape]
     mesh = rollout_mesh(make_mesh(8, fsdp=fsdp, tensor=tensor))
-    dealt = draw(
-        models.build(config, mesh=mesh), placed(mesh, config, params), shard_batch(batch, mesh)
-    )
-    expected = draw(models.build(config), params, batch)
+    dealt = draw(models.build(config, mesh=mesh), placed(mesh, config, params), mesh)
+    expected = draw(models.build(config), params, None)
     np.testing.assert_array_equal(dealt.tokens_bt, expected.tokens_bt)
     np.testing.assert_allclose(dealt.logp_bt, expected.logp_bt, atol=1e-5)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from kdjax import models
 from kdjax.base import DataError, StorageError
-from kdjax.models import parameter_count, read_config
+from kdjax.models import parameter_count, read_config, unstacked
 from kdjax.models.decoder import build, init_params
 from kdjax.sharding import make_mesh
 
@@ -66,7 +66,7 @@ def test_extending_in_pieces_equals_the_whole(decoder, pieces):
     cache, states, pointer = model.init_cache(2, 16), [], 0
     for piece in pieces:
         ids = tokens[:, pointer : pointer + piece]
-        state, cache = model.extend(params, ids, cache, pointer, jnp.zeros(2, jnp.int32))
+        state, cache = model.extend(unstacked(params), ids, cache, pointer, jnp.zeros(2, jnp.int32))
         states.append(state)
         pointer += piece
     whole = model.hidden(params, tokens)
@@ -77,7 +77,9 @@ def test_left_padding_equals_none(decoder):
     """Rows that begin at slots 0, 2 and 9 of a cache have the states they have from slot 0."""
     model, params = decoder
     tokens, start = random_tokens(1, 3, 12), [0, 2, 9]
-    padded, _ = model.extend(params, tokens, model.init_cache(3, 12), 0, jnp.array(start))
+    padded, _ = model.extend(
+        unstacked(params), tokens, model.init_cache(3, 12), 0, jnp.array(start)
+    )
     plain = model.hidden(
         params, np.stack([np.roll(row, -k) for row, k in zip(tokens, start, strict=True)])
     )

@@ -18,7 +18,7 @@ from test_train import tiny  # noqa: F401  (a fixture)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdjax import models
-from kdjax.base import Batch
+from kdjax.base import Batch, Sampling
 from kdjax.config import Lora, Optimizer
 from kdjax.export import export, export_adapter
 from kdjax.kl import forward_kl
@@ -156,12 +156,10 @@ def test_greedy_generation(pair):
     stop_ids = [11, 200]
     none = np.zeros((4, 1), np.int32)
     batch = Batch(right, lengths.astype(np.int32), none, none[:, 0], none[:, 0] > 0, np.arange(4))
-    draw = jax.jit(
-        lambda p, b: generate(
-            model, p, b, jax.random.key(0), max_new_tokens=64, stop_ids=stop_ids, temperature=0
-        )
-    )
-    samples = draw(params, jax.tree.map(jnp.asarray, batch))
+    samples = generate(
+        model, params, batch, jax.random.key(0), max_new_tokens=64, stop_ids=stop_ids,
+        sampling=Sampling(0.0),
+    )  # fmt: skip
     with torch.no_grad():
         whole = reference.generate(
             torch.tensor(left),
@@ -317,8 +315,9 @@ def test_an_exported_run_is_the_trained_student(tiny, tmp_path):  # noqa: F811
     batch = Batch(ids, length, none, none[:, 0], none[:, 0] > 0, none[:, 0])
     stop_ids = reference.generation_config.eos_token_id
     drawn = generate(
-        model, params, batch, jax.random.key(0), max_new_tokens=16, stop_ids=stop_ids, temperature=0
-    )
+        model, params, batch, jax.random.key(0), max_new_tokens=16, stop_ids=stop_ids,
+        sampling=Sampling(0.0),
+    )  # fmt: skip
     with torch.no_grad():
         start = load_torch(tiny.student)(torch.tensor(ids)).logits
         assert (reference(torch.tensor(ids)).logits - start).abs().max() > 1e-2

@@ -19,6 +19,7 @@ from test_layout import FAMILIES, V, descent, make, placed, step_on
 from kdjax import hlo, models
 from kdjax.base import ConfigError
 from kdjax.config import Config, Curriculum, Data, Evaluation
+from kdjax.models import unstacked
 from kdjax.models.decoder import init_params
 from kdjax.models.quantized import held_by, is_quantized, parameter_total, used
 from kdjax.parts import build, startup_report
@@ -96,8 +97,8 @@ def test_a_family_is_that_of_its_rounded_kernels(family):
     assert np.abs(np.asarray(whole - hidden(params, tokens))).max() > 1e-3
     start, cache = np.zeros(2, np.int32), model.init_cache(2, 8)
     extend = jax.jit(model.extend)
-    first, cache = extend(small, tokens[:, :4], cache, 0, start)
-    rest, _ = extend(small, tokens[:, 4:], cache, 4, start)
+    first, cache = extend(unstacked(small), tokens[:, :4], cache, 0, start)
+    rest, _ = extend(unstacked(small), tokens[:, 4:], cache, 4, start)
     chex.assert_trees_all_close(jnp.concatenate([first, rest], 1), whole, rtol=1e-4, atol=1e-4)
 
 
@@ -145,15 +146,15 @@ def test_a_sampler_reads_int8():
     read = to_sampler(shapes, jnp.bfloat16, mesh)(small)
     for node, before in zip(
         jax.tree.leaves(read["layers"], is_leaf=is_quantized),
-        jax.tree.leaves(small["layers"], is_leaf=is_quantized),
+        jax.tree.leaves(unstacked(small)["layers"], is_leaf=is_quantized),
         strict=True,
     ):
         chex.assert_trees_all_equal(
             jax.tree.map(np.asarray, node), jax.tree.map(np.asarray, before)
         )
     assert {read[name].dtype for name in ("embed", "head")} == {jnp.dtype("bfloat16")}
-    kernel = read["layers"]["o_proj"]["kernel"]["qvalue"]
-    assert kernel.sharding.shard_shape(kernel.shape) == (1, 16, 16)  # fsdp undone, tensor kept
+    kernel = read["layers"][0]["o_proj"]["kernel"]["qvalue"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (16, 16)  # fsdp undone, tensor kept
 
 
 @pytest.mark.parametrize("fsdp", [None, 2])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 from conftest import lively
 
-from kdjax.base import Batch, ConfigError, Samples
+from kdjax import models
+from kdjax.base import PLAIN, Batch, ConfigError, Samples, Sampling
+from kdjax.models import unstacked
 from kdjax.numerics import project
 from kdjax.rollout import assemble_samples
-from kdjax.sampler import generate
-from kdjax.sampler.local import _draw
+from kdjax.sampler import decoding, generate, local, open_sampler
+from kdjax.sampler import levels as levels_module
+from kdjax.sampler.choose import choose, uniforms
 from kdjax.score import score
-from kdjax.sharding import make_mesh, replicated, shard_batch
+from kdjax.sharding import make_mesh, replicated
 
 LENGTHS = [3, 8, 5, 1, 8, 4, 7, 2]
 ROWS = [40, 7, 19, 3, 101, 64, 5, 88]
@@ -45,30 +48,21 @@ def batch(tokenizer) -> Batch:
 
 @pytest.fixture(scope="module")
 def draw(decoder):
-    """draw(batch, key, temperature) -> Samples, jitted as the trainer does."""
+    """draw(batch, ...) -> Samples, with the sampler's own settings open."""
     model, params = decoder
 
-    @functools.partial(jax.jit, static_argnums=(3, 4, 5))
-    def jitted(params, batch, key, temperature, limit, stop_ids):
-        return generate(
-            model,
-            params,
-            batch,
-            key,
-            max_new_tokens=limit,
-            stop_ids=stop_ids,
-            temperature=temperature,
-        )
-
-    def call(batch, seed=0, temperature=1.0, limit=LIMIT, stop_ids=STOP_IDS, params=params):
-        return jitted(params, batch, jax.random.key(seed), temperature, limit, stop_ids)
+    def call(
+        batch, seed=0, sampling=PLAIN, limit=LIMIT, stop_ids=STOP_IDS, params=params, **settings
+    ):
+        sampler = open_sampler(model, stop_ids=stop_ids, sampling=sampling, **settings)
+        return sampler(unstacked(params), batch, jax.random.key(seed), limit)
 
     return call
 
 
 @pytest.fixture(scope="module")
 def samples(draw, batch) -> Samples:
-    return jax.tree.map(np.asarray, draw(batch))
+    return draw(batch)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +94,7 @@ def log_softmax64(logits: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampler_and_scorer_agree(draw, batch, rescored, temperature):
     """logp and entropy are the scorer's; sampler_logp is that of softmax(logits / temperature)."""
-    samples = jax.tree.map(np.asarray, draw(batch, temperature=temperature))
+    samples = draw(batch, sampling=Sampling(temperature))
     scores, logits = rescored(batch, samples)
     mask = scores.mask
     assert mask.sum() == samples.length_b.sum() > 40
@@ -179,9 +173,8 @@ def test_eight_devices_draw_what_one_does(draw, decoder, batch, samples):
     """Dealt over an 8-device mesh, every row draws the same tokens."""
     mesh = make_mesh(8)
     params = jax.device_put(decoder[1], replicated(mesh))
-    dealt = draw(shard_batch(batch, mesh), params=params)
-    assert len(dealt.tokens_bt.sharding.device_set) == 8
-    for name in ("tokens_bt", "length_b", "truncated_b"):
+    dealt = draw(batch, params=params, mesh=mesh)
+    for name in ("tokens_bt", "length_b", "stop_b"):
         np.testing.assert_array_equal(getattr(dealt, name), getattr(samples, name))
     np.testing.assert_allclose(dealt.logp_bt, samples.logp_bt, atol=1e-5)
 
@@ -196,56 +189,118 @@ def test_keys_and_row_numbers_choose_the_sample(draw, batch, samples):
 
 def test_greedy_takes_the_likeliest(draw, batch, rescored):
     """At temperature 0 each token is the argmax of the whole-sequence forward, with logp 0."""
-    samples = jax.tree.map(np.asarray, draw(batch, temperature=0.0))
+    samples = draw(batch, sampling=Sampling(0.0))
     scores, logits = rescored(batch, samples)
     picked = logits.argmax(-1)
     np.testing.assert_array_equal(samples.tokens_bt[scores.mask], picked[scores.mask])
     assert not samples.sampler_logp_bt.any()
-    np.testing.assert_array_equal(draw(batch, seed=9, temperature=0.0)[0], samples.tokens_bt)
+    np.testing.assert_array_equal(draw(batch, seed=9, sampling=Sampling(0.0))[0], samples.tokens_bt)
 
 
-V, DRAWS = 20, 20_000
+@pytest.fixture
+def short_levels(monkeypatch):
+    """Levels of 4, 8, 16 and 20 tokens, and a look every 2."""
+    monkeypatch.setattr(levels_module, "FIRST", (4, 4))
+    monkeypatch.setattr(levels_module, "STEPS", (2, 2))
 
 
-def fixed_logits() -> np.ndarray:
-    """A distribution from 0.2 % to 30 % over 18 entries, and two entries that can't be drawn."""
-    logits = np.random.default_rng(5).normal(0, 1.2, V).astype(np.float32)
-    logits[[0, 11]] = -np.inf
-    return logits
+def test_every_token_is_the_one_by_definition(decoder, draw, batch, short_levels):
+    """Token by token from whole-sequence logits, without cache, batch or levels: the same text."""
+    model, params = decoder
+    sampling = Sampling(0.9, top_p=0.9)
+    drawn = draw(batch, sampling=sampling)
+
+    @jax.jit
+    def following(tokens, length, row, position):
+        states = model.hidden(params, tokens[None])[:, length - 1]
+        number = uniforms(jax.random.key(0), row[None], position)
+        return choose(project(states, model.head(params)), number, sampling).token_b[0]
+
+    for place, row in enumerate(ROWS):
+        tokens, length = np.zeros(8 + LIMIT, np.int32), LENGTHS[place]
+        tokens[:length] = batch.prompt_bp[place, :length]
+        for position in range(drawn.length_b[place]):
+            tokens[length] = following(tokens, length, np.int32(row), position)
+            assert tokens[length] == drawn.tokens_bt[place, position]
+            length += 1
 
 
-def chi_square(tokens, probabilities: np.ndarray) -> float:
-    """Pearson's statistic; 17 degrees of freedom here, under 45 with probability 0.9997."""
-    counts = np.bincount(np.asarray(tokens), minlength=V)
-    possible = probabilities > 0
-    assert counts[~possible].sum() == 0
-    expected = DRAWS * probabilities[possible]
-    return float(((counts[possible] - expected) ** 2 / expected).sum())
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rows": 1},
+        {"rows": 3},
+        {"cache_bytes": 5e4},
+        {"mesh": 2},
+        {"rows": 4, "mesh": 4},
+    ],
+    ids=str,
+)
+def test_levels_draw_what_one_batch_does(decoder, draw, batch, samples, settings, short_levels):
+    """However rows are batched, compacted, prefilled again and dealt: the same tokens."""
+    if "mesh" in settings:
+        mesh = make_mesh(settings["mesh"])
+        settings = settings | {"mesh": mesh, "params": jax.device_put(decoder[1], replicated(mesh))}
+    grown = draw(batch, **settings)
+    for name in ("tokens_bt", "length_b", "stop_b"):
+        np.testing.assert_array_equal(getattr(grown, name), getattr(samples, name))
+    for name in ("logp_bt", "sampler_logp_bt", "entropy_bt"):
+        np.testing.assert_allclose(getattr(grown, name), getattr(samples, name), atol=2e-5)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-@pytest.mark.parametrize("over", ["rows", "positions"])
-def test_draws_follow_the_distribution(over, temperature):
-    """20 000 draws, over rows or positions, pass a chi-square test; their logps are right."""
-    logits = jnp.asarray(fixed_logits())[None]
-    keys = jax.random.split(jax.random.key(3), DRAWS)
-    if over == "rows":
-        spread = jnp.broadcast_to(logits, (DRAWS, V))
-        tokens, logp = jax.jit(_draw, static_argnums=3)(spread, keys, 4, temperature)
-    else:
-        one = jax.vmap(lambda t: _draw(logits, keys[:1], t, temperature))
-        tokens, logp = (x[:, 0] for x in jax.jit(one)(jnp.arange(DRAWS)))
-    expected = log_softmax64(fixed_logits() / temperature)
-    assert chi_square(tokens, np.exp(expected)) < 45
-    np.testing.assert_allclose(logp, expected[np.asarray(tokens)], atol=1e-5)
+def test_samples_of_a_prompt_share_its_prefill(draw, batch, samples, monkeypatch):
+    """Eight samples of each of two prompts: one prefill of two prefixes; texts as drawn apart."""
+    seen, piece = [], local._piece
+
+    def counted(*args):
+        made = piece(*args)
+        seen.append(len(made.tokens_uw))
+        return made
+
+    both = take(batch, [1] * 8 + [4] * 8)._replace(row_b=np.arange(16, dtype=np.int32))
+    monkeypatch.setattr(local, "_piece", counted)
+    together = draw(both)
+    assert seen == [2]
+    for place in (0, 5, 8, 15):
+        alone = draw(take(both, [place]))
+        np.testing.assert_array_equal(alone.tokens_bt[0], together.tokens_bt[place])
+
+
+def test_the_cache_is_written_in_place():
+    """Decoding reserves at most 5 % of its cache, copies none of it, and reuses its memory."""
+    config = models.DecoderConfig(256, 64, 128, 8, 4, 2, 64)
+    model = models.build(config)
+    params = jax.eval_shape(unstacked, models.abstract_params(config, jnp.float32))
+    programs = decoding.decoder(model, PLAIN)
+    state = jax.eval_shape(lambda p: programs.empty(p, 32, 2048), params)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    compiled = programs.decode.lower(params, state, key, np.int32(9), np.int32(1), 16).compile()
+    memory = compiled.memory_analysis()
+    leaves = jax.tree.leaves(state.cache)
+    cache = sum(x.size * x.dtype.itemsize for x in leaves)
+    assert memory.alias_size_in_bytes >= cache
+    assert memory.temp_size_in_bytes < 0.05 * cache
+    size = ",".join(map(str, leaves[0].shape))
+    assert not re.findall(rf"\[{size}\]\S* copy\(", compiled.as_text())
+
+
+def test_a_second_draw_compiles_nothing(decoder, draw, batch, short_levels):
+    """Four levels of at most eight rows are a handful of programs, made once."""
+    decoding.decoder.cache_clear()
+    draw(batch)
+    programs = decoding.decoder(decoder[0], PLAIN, None, None)
+    made = [program._cache_size() for program in programs]
+    assert made[2] <= 8
+    draw(batch)
+    assert [program._cache_size() for program in programs] == made
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"stop_ids": ()}, "stop_ids is empty"),
-        ({"temperature": -0.1}, "temperature must be at least 0"),
-        ({"limit": 0}, "max_new_tokens at least 1"),
+        ({"sampling": Sampling(-0.1)}, "temperature must be at least 0"),
+        ({"limit": 0}, "max_new_tokens must be at least 1"),
     ],
 )
 def test_bad_arguments(draw, batch, changes, says):
@@ -265,12 +320,10 @@ def test_padding_rows_are_never_drawn(decoder, batch, temperature):
     wide = {**params, "embed": np.concatenate([params["embed"], pad])}
 
     def drawn(params):
-        return jax.jit(
-            functools.partial(
-                generate, model, max_new_tokens=4, stop_ids=STOP_IDS,
-                temperature=temperature, vocabulary=tokens,
-            )
-        )(params, batch, jax.random.key(0))  # fmt: skip
+        return generate(
+            model, params, batch, jax.random.key(0), max_new_tokens=4, stop_ids=STOP_IDS,
+            sampling=Sampling(temperature), vocabulary=tokens,
+        )  # fmt: skip
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),

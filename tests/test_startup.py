@@ -274,8 +274,8 @@ def test_a_teacher_reads_the_student_s_prompt(tiny, tokenizer, monkeypatch):
     taken = []
     encode = parts_module.encode
     monkeypatch.setattr(parts_module, "encode", lambda *a: taken.append(a[1]) or encode(*a))
-    drawn = parts_module.sampling
-    monkeypatch.setattr(parts_module, "sampling", lambda *a: taken.append(a[1]) or drawn(*a))
+    drawn = parts_module.sampler_of
+    monkeypatch.setattr(parts_module, "sampler_of", lambda *a: taken.append(a[4]) or drawn(*a))
     parts = build(dataclasses.replace(tiny, prefix="teacher"))
     del taken[:-1]  # the student's sampler
     batch = parts_module.encode(parts.source, parts.tokenizer, [3], tiny, 8)

@@ -1,4 +1,4 @@
-"""The loss head as it is usually written, for comparison: dense, and in checkpointed chunks."""
+"""What kdjax is compared with: the loss head dense and in checkpointed chunks."""
 
 from __future__ import annotations
 

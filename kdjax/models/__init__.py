@@ -26,7 +26,14 @@ from kdjax.models.config import (
     read_config,
     to_fields,
 )
-from kdjax.models.decoder import abstract_params, build, logical_axes, narrow
+from kdjax.models.decoder import (
+    abstract_params,
+    build,
+    logical_axes,
+    narrow,
+    unstacked,
+    unstacked_axes,
+)
 from kdjax.models.hub import is_hub_name, snapshot
 from kdjax.models.identity import identity
 from kdjax.models.quantized import Hold, int8
@@ -110,5 +117,7 @@ __all__ = [
     "narrow",
     "parameter_count",
     "read_config",
+    "unstacked",
+    "unstacked_axes",
     "write_folder",
 ]

@@ -74,7 +74,7 @@ def _platform(mesh: Mesh | None) -> str:
 def _xla(q, k, v, segment_ids, window):
     """All scores at once: fastest for short rows, quadratic memory."""
     slot = jnp.arange(q.shape[1])
-    seen = _seen(slot, slot, segment_ids, segment_ids, window)
+    seen = seen_slots(slot, slot, segment_ids, segment_ids, window)
     return grouped_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), seen)
 
 
@@ -99,7 +99,7 @@ def _chunked(q, k, v, segment_ids, window):
     @jax.checkpoint
     def one(piece):
         first, queries, own = piece
-        seen = _seen(first + jnp.arange(chunk), slot, own, segment_ids, window)
+        seen = seen_slots(first + jnp.arange(chunk), slot, own, segment_ids, window)
         return grouped_attention(queries, keys, values, seen)
 
     own = None if segment_ids is None else in_chunks(segment_ids)
@@ -110,7 +110,7 @@ def _chunked(q, k, v, segment_ids, window):
 PORTABLE: dict[str, Callable] = {"xla": _xla, "chunked": _chunked}
 
 
-def _seen(query_slot, key_slot, query_segments, key_segments, window) -> jax.Array:
+def seen_slots(query_slot, key_slot, query_segments, key_segments, window) -> jax.Array:
     """[B or 1, T, S]: True where a query may look."""
     distance = query_slot[:, None] - key_slot[None]
     seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
@@ -120,12 +120,17 @@ def _seen(query_slot, key_slot, query_segments, key_segments, window) -> jax.Arr
 
 
 def grouped_attention(
-    q: jax.Array, keys_bksd: jax.Array, values_bksd: jax.Array, seen_bts: jax.Array
+    q: jax.Array,
+    keys_bksd: jax.Array,
+    values_bksd: jax.Array,
+    seen_bts: jax.Array,
+    scales_bks: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """Grouped-query attention, softmax in float32: q [B, T, H, D] over S slots -> [B, T, H, D].
 
     The queries of a group are rows of one matrix, so keys and values are never repeated. `seen` is
-    [B or 1, T, S], True where a query may look.
+    [B or 1, T, S], True where a query may look. Keys and values of a narrower kind count times
+    their scales: those multiply scores and weights, and nothing is widened outside the products.
     """
     b, t, heads, head_dim = q.shape
     kv_heads = keys_bksd.shape[1]
@@ -134,35 +139,17 @@ def grouped_attention(
         .transpose(0, 2, 3, 1, 4)
         .reshape(b, kv_heads, -1, head_dim)
     )
-    logits = jnp.einsum("bkqd,bksd->bkqs", grouped, keys_bksd, preferred_element_type=jnp.float32)
+    keys, values = keys_bksd.astype(q.dtype), values_bksd.astype(q.dtype)
+    logits = jnp.einsum("bkqd,bksd->bkqs", grouped, keys, preferred_element_type=jnp.float32)
+    if scales_bks is not None:
+        logits = logits * scales_bks[0][:, :, None]
     seen = jnp.tile(seen_bts, (1, heads // kv_heads, 1))[:, None]
-    weights = jax.nn.softmax(jnp.where(seen, logits * head_dim**-0.5, -1e30), axis=-1).astype(
-        values_bksd.dtype
-    )
-    out = jnp.einsum("bkqs,bksd->bkqd", weights, values_bksd)
+    weights = jax.nn.softmax(jnp.where(seen, logits * head_dim**-0.5, -1e30), axis=-1)
+    if scales_bks is not None:
+        weights = weights * scales_bks[1][:, :, None]
+    out = jnp.einsum("bkqs,bksd->bkqd", weights.astype(q.dtype), values)
     return (
         out.reshape(b, kv_heads, -1, t, head_dim)
         .transpose(0, 3, 1, 2, 4)
         .reshape(b, t, heads, head_dim)
     )
-
-
-Cache = tuple[jax.Array, jax.Array]
-"""A layer's keys and values, [B, kv heads, slots, head dim]."""
-
-
-def cached_attention(
-    cache: Cache, pointer: jax.Array, start_b: jax.Array, window: int | None
-) -> Callable[..., tuple[jax.Array, Cache]]:
-    """Attention over slots start_b .. the query's own, after writing k and v at the pointer."""
-
-    def attend(q, k, v):
-        keys, values = (
-            jax.lax.dynamic_update_slice(old, new.swapaxes(1, 2), (0, 0, pointer, 0))
-            for old, new in zip(cache, (k, v), strict=True)
-        )
-        slot, own = jnp.arange(keys.shape[2]), pointer + jnp.arange(q.shape[1])
-        seen = _seen(own, slot, None, None, window) & (slot[None, None] >= start_b[:, None, None])
-        return grouped_attention(q, keys, values, seen), (keys, values)
-
-    return attend

@@ -19,7 +19,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from kdjax.base import ConfigError, Key, Model, Params
-from kdjax.models.attention import attention, cached_attention
+from kdjax.models.attention import attention
+from kdjax.models.cache import CACHES, cached_attention
 from kdjax.models.config import DecoderConfig
 from kdjax.models.experts import Experts
 from kdjax.models.linear import Linear, LoRA
@@ -184,6 +185,20 @@ def abstract_params(
     )
 
 
+def unstacked(params: Params) -> Params:
+    """Parameters as decoding reads them: a layer apart, not a slice of the stack at each token."""
+    depth = jax.tree.leaves(params["layers"])[0].shape[0]
+    apart = [jax.tree.map(lambda w, n=n: w[n], params["layers"]) for n in range(depth)]
+    return {**params, "layers": apart}
+
+
+def unstacked_axes(params: Params) -> Params:
+    """`logical_axes` of `unstacked`, from the stacked parameters."""
+    axes, depth = logical_axes(params), jax.tree.leaves(params["layers"])[0].shape[0]
+    layer = jax.tree.map(lambda a: a[1:], axes["layers"], is_leaf=lambda a: isinstance(a, tuple))
+    return {**axes, "layers": [layer] * depth}
+
+
 def narrow(params: Params, dtype) -> Params:
     """The parameters that are read in the compute dtype, kernels and tables, in that dtype; norms
     and quantised kernels stay. The model's results are the same."""
@@ -205,15 +220,20 @@ def build(
     lora: LoRA | None = None,
     mesh: Mesh | None = None,
     platform: str | None = None,
+    kv_cache: str = "compute",
 ) -> Model:
     """The pure functions of a decoder that computes in `dtype` (parameters may be wider).
 
     impl: how whole sequences attend, on which platform (models/attention.py). remat: what a layer
     keeps for its backward pass (REMAT). lora: parameters hold adapters. mesh: where parameters and
-    activations are dealt, by the rules of sharding.py. Errors: ConfigError naming an unknown remat.
+    activations are dealt, by the rules of sharding.py. kv_cache: how decoding keeps keys and values
+    (CACHES in models/cache.py). Errors: ConfigError naming an unknown remat or cache.
     """
     if remat not in REMAT:
         raise ConfigError(f"unknown remat {remat!r}; there are {list(REMAT)}")
+    if kv_cache not in CACHES:
+        raise ConfigError(f"unknown kv_cache {kv_cache!r}; there are {list(CACHES)}")
+    keep = CACHES[kv_cache]
     abstract = nnx.eval_shape(lambda: Layer(config, dtype, lora, mesh, rngs=nnx.Rngs(0)))
     layer_def, layer_state = nnx.split(abstract, nnx.Param)
     layer_axes = logical_axes({"layers": nnx.to_pure_dict(layer_state)})["layers"]
@@ -259,17 +279,28 @@ def build(
     def init_cache(batch: int, slots: int):
         shape = (batch, config.num_key_value_heads, slots, config.head_dim)
         zeros = constrain(mesh, jnp.zeros(shape, dtype), BATCH, KV_HEADS, None, None)
-        return [(zeros, zeros) for _ in range(config.num_hidden_layers)]
+        return [(keep(zeros), keep(zeros)) for _ in range(config.num_hidden_layers)]
+
+    def prefill(params: Params, tokens_bs: jax.Array):
+        positions = jnp.broadcast_to(jnp.arange(tokens_bs.shape[1]), tokens_bs.shape)
+
+        def attend(q, k, v):
+            return whole_attention(q, k, v), tuple(keep(x.swapaxes(1, 2)) for x in (k, v))
+
+        x, cache = embed(params, tokens_bs), []
+        for layer_params in params["layers"]:
+            x, kept = run_layer(layer_params, x, positions, attend)
+            cache.append(kept)
+        return final_norm(params, x), cache
 
     def extend(params: Params, tokens_bt, cache, pointer, start_b):
         slot = pointer + jnp.arange(tokens_bt.shape[1])
         positions = jnp.maximum(slot[None] - start_b[:, None], 0)
         x, new_cache = embed(params, tokens_bt), []
-        for number, kept in enumerate(cache):
-            layer_params = jax.tree.map(lambda w, n=number: w[n], params["layers"])
-            attend = cached_attention(kept, pointer, start_b, config.sliding_window)
+        for layer_params, kept in zip(params["layers"], cache, strict=True):
+            attend = cached_attention(kept, pointer, start_b, config.sliding_window, keep)
             x, kept = run_layer(layer_params, x, positions, attend)
             new_cache.append(kept)
         return final_norm(params, x), new_cache
 
-    return Model(config, hidden, head, init_cache, extend)
+    return Model(config, hidden, head, init_cache, prefill, extend)

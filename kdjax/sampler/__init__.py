@@ -1,6 +1,6 @@
 """Sampling: tokens with their log-probabilities, by this process or by an engine behind HTTP."""
 
 from kdjax.sampler.choose import check_sampling
-from kdjax.sampler.local import generate
+from kdjax.sampler.local import CACHE_BYTES, generate, open_sampler
 
-__all__ = ["check_sampling", "generate"]
+__all__ = ["CACHE_BYTES", "check_sampling", "generate", "open_sampler"]

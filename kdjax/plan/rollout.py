@@ -1,0 +1,98 @@
+"""The rollout of a plan: the sampler's programs at its longest level, compiled from shapes."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from kdjax import flops, topology
+from kdjax.base import Model, Params
+from kdjax.config import Config
+from kdjax.plan.phase import GIB, Phase, compiled_program, device_gib, largest_teacher, sent_gib
+from kdjax.programs import Programs, Shapes, cache_bytes, to_sampler
+from kdjax.sampler.decoding import Prompts, decoder
+from kdjax.sampler.levels import Level, levels, prefill_rows, rounded_up, rows_within
+from kdjax.sampler.local import row_bytes
+from kdjax.sharding import batch_spec, data_size, replicated, rollout_mesh
+from kdjax.trajectories import CHUNK_ROWS
+
+
+def rollout_phase(config: Config, programs: Programs, shapes: Shapes) -> Phase:
+    """The sampler of the prefix source: the student's batch, or a chunk of teacher trajectories.
+
+    Rows are decoded as many at a time as the cache may hold, at the length limit."""
+    model, source, rows, places = _sampled(config, programs)
+    prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
+    mesh, began = rollout_mesh(places), time.perf_counter()
+    convert = to_sampler(source, jnp.dtype(config.dtype), places)
+    converted = compiled_program(convert.lower(source))
+    params = _placed(jax.eval_shape(convert, source), converted.output_shardings)
+
+    level = levels(response)[-1]
+    slots, devices = level.slots(prompt), data_size(mesh)
+    most = rows_within(
+        cache_bytes(config, places), row_bytes(model, slots, mesh), config.rollouts.rows, devices
+    )
+    size = min(most, rounded_up(rows, devices))
+    draws = decoder(model, config.sampling, shapes.vocabulary, mesh)
+    made = compiled_program(draws.empty.lower(params, size, slots))
+    state = _placed(made.out_info, made.output_shardings)
+    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+    decode = compiled_program(draws.decode.lower(params, state, key, number, number, level.steps))
+    prompts, wide = _prefixes(mesh, level, prompt, size)
+    prefill = compiled_program(draws.prefill.lower(params, state, prompts, number, wide))
+
+    batches = -(-rows // size)
+    sent: dict[str, float] = defaultdict(float)
+    for program, times in ((converted, 1), (decode, batches * response / level.steps)):
+        for kind, gib in sent_gib(program.as_text(), 1).items():
+            sent[kind] += gib * times
+    weights, cache = device_gib(params), device_gib(state.cache)
+    total = flops.sampling(model.config, rows * prompt, rows * response, prompt + response)
+    chip = topology.chip(mesh.devices.flat[0])
+    moved = batches * response * (weights + cache / 2) * GIB  # all weights and half a cache a token
+    floor = chip and max(total / mesh.size / (chip.tflops * 1e12), moved / (chip.memory_gbps * 1e9))
+    temporaries = max(p.memory_analysis().temp_size_in_bytes for p in (decode, prefill))
+    return Phase(
+        {"sampler's weights": weights, "KV cache": cache, "temporaries": temporaries / GIB},
+        total / mesh.size,
+        dict(sent),
+        floor,
+        time.perf_counter() - began,
+    )
+
+
+def _placed(shapes: Any, places: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        places,
+    )
+
+
+def _prefixes(mesh: Mesh, level: Level, prompt: int, size: int) -> tuple[Prompts, int]:
+    """(shapes of what is prefilled at a time when a level begins, its width)."""
+    wide, devices = prompt + level.first, data_size(mesh)
+    rows = devices * min(prefill_rows(wide), size // devices)
+
+    def array(*shape: int):
+        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_spec(mesh))
+
+    return Prompts(array(rows, wide), array(rows), array(rows), array(rows)), wide
+
+
+def _sampled(config: Config, programs: Programs) -> tuple[Model, Params, int, Mesh]:
+    """(sampler, parameters that it is made of, rows of a draw, where they lie)."""
+    if config.prefix == "student":
+        student = programs.student_sampler
+        return student, programs.student_params, config.batch_size, programs.mesh
+    teacher = largest_teacher(programs)
+    assert teacher.sampler is not None
+    return teacher.sampler, teacher.params, CHUNK_ROWS, programs.teacher_mesh

@@ -1,0 +1,82 @@
+"""The training step of a plan: compiled from shapes, with what its layers keep counted apart."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from kdjax import flops, topology
+from kdjax.base import Rollout
+from kdjax.config import Config
+from kdjax.models.lora import join
+from kdjax.plan.phase import GIB, Phase, compiled_program, largest_teacher, sent_gib
+from kdjax.programs import Programs, Shapes, head_chunk
+from kdjax.sharding import batch_spec, data_size, replicated
+
+
+def step_phase(config: Config, programs: Programs, shapes: Shapes) -> tuple[Phase, str]:
+    prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
+    rows, length = config.batch_size, prompt + response
+    mesh, began, teacher = programs.mesh, time.perf_counter(), largest_teacher(programs)
+
+    array = functools.partial(_rows, mesh)
+    rollout = Rollout(
+        array(jnp.int32, rows, length),
+        array(jnp.int32, rows),
+        array(jnp.int32, rows),
+        array(jnp.float32, rows, response),
+        array(jnp.bool_, rows),
+    )
+    entropy = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
+    compiled = compiled_program(
+        teacher.step.lower(programs.state, teacher.params, rollout, entropy, programs.frozen)
+    )
+    activations = _activation_gib(programs, rows // config.micro_batches, length)
+    temporaries = compiled.memory_analysis().temp_size_in_bytes / GIB
+    decoder = teacher.model and teacher.model.config
+    total = flops.training(shapes.student, decoder, rows * prompt, rows * response, length)
+    chunks = rows * response / data_size(mesh) / head_chunk(config, mesh, shapes.vocabulary)
+    text = compiled.as_text()
+    chip = topology.chip(mesh.devices.flat[0])
+    return Phase(
+        {
+            "activations": min(activations, temporaries),
+            "temporaries": max(temporaries - activations, 0.0),
+        },
+        total / mesh.size,
+        sent_gib(text, chunks / config.micro_batches),
+        chip and total / mesh.size / (chip.tflops * 1e12),
+        time.perf_counter() - began,
+    ), text
+
+
+def _rows(mesh: Mesh, dtype, *shape: int) -> Any:
+    """An array whose rows are dealt over a mesh."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_spec(mesh))
+
+
+def _activation_gib(programs: Programs, rows: int, length: int) -> float:
+    """What the student's layers keep for the backward pass, on a device: residuals with the rows
+    of a micro-batch in them, dealt like the rows."""
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        (programs.state.params, programs.frozen or {}),
+    )
+
+    def residuals(trained, frozen, tokens):
+        return jax.vjp(lambda t: programs.learner.hidden(join(frozen, t), tokens), trained)[1]
+
+    kept = jax.eval_shape(residuals, *shapes, tokens)
+    total = sum(
+        np.prod(leaf.shape, dtype=float) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(kept)
+        if (rows, length) in zip(leaf.shape, leaf.shape[1:], strict=False)
+    )
+    return total / data_size(programs.mesh) / GIB

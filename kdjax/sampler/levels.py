@@ -1,0 +1,92 @@
+"""The schedule: responses grow level by level in full batches, each with a window of its own size.
+
+All responses grow to a level's end before any goes further. A level's rows are of one age, so that
+no row reads a wider window than it needs; short rows have left, so that batches are full; those
+that go on are collected from all batches, and prefilled again.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+STEPS = 16, 128
+"""Tokens, at least and at most, between two looks of the host at what has stopped."""
+
+FIRST = 64, 512
+"""The first level's tokens, at least and at most; between them, a 16th of the limit."""
+
+
+PREFILL_TOKENS = 8192
+"""Tokens that a device prefills at a time, where a single prefix is not longer."""
+
+
+class Level(NamedTuple):
+    """Responses of `first` tokens grow to at most `last`; the host looks every `steps`."""
+
+    first: int
+    last: int
+    steps: int
+
+    @property
+    def rounds(self) -> int:
+        """Looks of the host until the end."""
+        return -(-(self.last - self.first) // self.steps)
+
+    def slots(self, width: int) -> int:
+        """Slots of the cache that prompts of up to `width` tokens need."""
+        return width + self.first + self.rounds * self.steps
+
+
+def levels(max_new_tokens: int) -> tuple[Level, ...]:
+    """Levels up to a limit, each twice as long as the one before.
+
+    >>> [(level.last, level.steps) for level in levels(4096)]
+    [(256, 64), (512, 64), (1024, 128), (2048, 128), (4096, 128)]
+    """
+    bounds = [min(max_new_tokens, max(FIRST[0], min(FIRST[1], max_new_tokens // 16)))]
+    while bounds[-1] < max_new_tokens:
+        bounds.append(min(2 * bounds[-1], max_new_tokens))
+    pairs = zip([0, *bounds], bounds, strict=False)
+    return tuple(Level(first, last, _steps(last - first)) for first, last in pairs)
+
+
+def _steps(span: int) -> int:
+    return min(span, max(STEPS[0], min(STEPS[1], span // 4)))
+
+
+def rounded_up(count: int, devices: int = 1) -> int:
+    """The smallest power of two of rows a device that holds `count` rows.
+
+    >>> rounded_up(5), rounded_up(5, 3)
+    (8, 6)
+    """
+    return devices * 2 ** (-(-count // devices) - 1).bit_length()
+
+
+def rows_within(budget: float, bytes_a_row: float, most: int, devices: int = 1) -> int:
+    """The largest power of two of rows a device, `most` in all, whose caches fit into the budget of
+    each device; at least one row a device.
+
+    >>> rows_within(1000, 100, 512)
+    8
+    """
+    fit = max(1, min(int(budget // bytes_a_row), most // devices))
+    return devices * 2 ** (fit.bit_length() - 1)
+
+
+def prefill_rows(widest: int) -> int:
+    """How many prefixes of a width a device prefills at a time, a power of two.
+
+    >>> prefill_rows(3000), prefill_rows(9000)
+    (2, 1)
+    """
+    return 2 ** (max(1, PREFILL_TOKENS // widest).bit_length() - 1)
+
+
+def bucket(longest: int, widest: int) -> int:
+    """The narrowest of widest, its half and its quarter that holds `longest` tokens.
+
+    >>> bucket(30, 100), bucket(20, 100), bucket(51, 100)
+    (50, 25, 100)
+    """
+    return next(w for w in (-(-widest // 4), -(-widest // 2), widest) if w >= longest)
