@@ -283,6 +283,7 @@ def changed(good: str, **fields) -> str:
 FAULTS = {
     "no JSON": (lambda good: "<html>502</html>", "answered no JSON: '<html>502</html>'"),
     "cut JSON": (lambda good: good[: len(good) // 2], "answered no JSON"),
+    "JSON without end": (lambda good: "[" * 100_000, "answered no JSON: '[["),
     "a list": (lambda good: "[1]", "answered no completion: '[1]'"),
     "an error as a success": (lambda good: '{"error": "busy"}', "answered no completion"),
     "no choice": (lambda good: '{"choices": []}', "0 choices for one prompt"),
@@ -497,7 +498,9 @@ def test_models_that_are_not_served(opened):
     assert "does not serve 'tiny'; it serves 'other'" in said(caught)
 
 
-@pytest.mark.parametrize("models", ["<html>", [], {"data": [3]}, {"data": None}, {"data": [{}]}])
+@pytest.mark.parametrize(
+    "models", ["<html>", "[" * 100_000, [], {"data": [3]}, {"data": None}, {"data": [{}]}]
+)
 def test_what_is_no_engine(opened, models):
     with serving(dict, models=models) as server, pytest.raises(EngineError) as caught:
         opened(server)

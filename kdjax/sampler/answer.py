@@ -64,7 +64,7 @@ def read_answer(
 def _only_choice(text: str) -> dict[str, Any]:
     try:
         answer = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"it answered no JSON: {shortened(text)!r}") from None
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list):

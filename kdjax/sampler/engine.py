@@ -243,7 +243,7 @@ async def _check_model(engine: _Engine) -> int | None:
         text = await _text(engine, "", client.models.with_raw_response.list())
     try:
         cards = {card["id"]: card.get("max_model_len") for card in json.loads(text)["data"]}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise EngineError(
             f"no engine at {engine.url}: /models answered {shortened(text)!r}"
         ) from None
