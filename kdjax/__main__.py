@@ -1,6 +1,6 @@
 """The command line: `kdjax train | evaluate | study | export | export-adapter | plan | bench`.
 
-Exit codes: 0 done, 64 config, 65 data, 70 bug, 74 I/O.
+Exit codes: 0 done, 64 config, 65 data, 69 engine, 70 bug, 74 I/O.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ CONFIG is a Python file with get_config() -> kdjax.Config (a study: get_study() 
 Any field can be overridden: --optimizer.learning_rate 3e-4 --prefix teacher
   --token_loss "mix(forward_kl, reverse_kl, weight=0.8)". `kdjax train CONFIG --help` lists them.
 
-Exit codes: 0 done, 64 wrong config, 65 bad data or model folder, 70 a bug of kdjax,
-74 can't read or write, 86 diverged, 130 interrupted.
+Exit codes: 0 done, 64 wrong config, 65 bad data or model folder, 69 an inference engine failed,
+70 a bug of kdjax, 74 can't read or write, 86 diverged, 130 interrupted.
 """
 
 

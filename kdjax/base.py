@@ -246,3 +246,10 @@ class StorageError(KdjaxError):
     """A file or folder that can't be read or written (exit code 74)."""
 
     exit_code = 74
+
+
+class EngineError(KdjaxError):
+    """An engine behind HTTP that can't be reached, refuses, or answers what can't be used (exit
+    code 69)."""
+
+    exit_code = 69
