@@ -282,7 +282,10 @@ def by_teacher_logp(scores):
 
 
 REFUSED |= {
-    "objective": (dict(objective=by_teacher_logp), "objective by_teacher_logp needs more than its"),
+    "objective": (
+        dict(objective=by_teacher_logp),
+        r"objective \S*by_teacher_logp needs more than its",
+    ),
     "composed": (
         dict(teacher=None, objective=add(negative_log_likelihood, divergence)),
         r"keep nothing of a teacher, and objective add\(.* needs one",
