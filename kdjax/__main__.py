@@ -1,4 +1,4 @@
-"""The command line: `kdjax train | evaluate | study | export | export-adapter | plan | bench`.
+"""The command line: `kdjax train | rollouts | evaluate | study | export | plan | bench ...`.
 
 Exit codes: 0 done, 64 config, 65 data, 69 engine, 70 bug, 74 I/O.
 """
@@ -14,6 +14,9 @@ HELP = """\
 kdjax: distillation of language models in JAX, where a method is two choices
 
   kdjax train CONFIG [--field VALUE ...]     train the run of a config file; resumes it if it exists
+  kdjax rollouts CONFIG [--out FOLDER] [--keep states|top_k=64] [--redo] [--share 0/2]
+                 [--field VALUE ...]         draw a config's responses once, and keep the teacher's
+                                             outputs; train on them with --trajectories FOLDER
   kdjax evaluate TARGET [--out FILE] [--field VALUE ...]
                                              evaluate a model folder (or kdjax:teacher) or a run;
                                              --teacher MODEL adds the KLs to a teacher
@@ -71,6 +74,7 @@ def _run(command: str, args: list[str]) -> None:
 
     commands = {
         "train": _train,
+        "rollouts": _rollouts,
         "evaluate": _evaluate,
         "study": _study,
         "export": _export,
@@ -96,6 +100,27 @@ def _train(args: list[str]) -> None:
     result = train(config)
     _print_table([Row(Path(config.run).name, result, [], [])])
     print(f"report: {Path(config.run) / 'report.html'}")
+
+
+def _rollouts(args: list[str]) -> None:
+    import dataclasses
+
+    from kdjax.command_line import load_file, override
+    from kdjax.prefixes import fill, parse_keep, parse_share
+
+    path, rest = _first(args, "kdjax rollouts CONFIG")
+    out, keep, share = (_option(rest, name) for name in ("--out", "--keep", "--share"))
+    redo = "--redo" in rest
+    rest = [arg for arg in rest if arg != "--redo"]
+    config = override(load_file(path, "get_config"), rest, f"kdjax rollouts {path}")
+    asked = parse_keep(keep), parse_share(share), redo
+    from kdjax.parts import build
+    from kdjax.validation import validate
+
+    parts = build(validate(dataclasses.replace(config, trajectories=None)))
+    for each in parts.asked.values():
+        place, drawn = fill(each, out, *asked)
+        print(f"{place}: {drawn} chunks drawn now, {len(each.rows)} responses in all")
 
 
 def _study(args: list[str]) -> None:
@@ -137,6 +162,7 @@ def _evaluate(args: list[str]) -> None:
     if not any(teacher_models(config).values()):  # its objective may need none, or be unreadable
         config = dataclasses.replace(config, objective=negative_log_likelihood)
     student = config.student
+    config = dataclasses.replace(config, prefix="student", trajectories=None)
     config = override(config, rest, f"kdjax evaluate {target}")
     if config.student != student:
         raise ConfigError("kdjax evaluate: TARGET is the student; give another TARGET")
@@ -146,7 +172,7 @@ def _evaluate(args: list[str]) -> None:
     from kdjax.page import Row
     from kdjax.parts import build, evaluate_params
 
-    parts = build(dataclasses.replace(config, prefix="student", lora=Lora()))
+    parts = build(dataclasses.replace(config, prefix="student", trajectories=None, lora=Lora()))
     result, _ = evaluate_params(parts, parts.initial_params if params is None else params)
     _print_table([Row(Path(target).name, result, [], [])])
     if file is not None:

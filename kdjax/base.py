@@ -59,6 +59,21 @@ class Batch(NamedTuple):
     row_b: Array
 
 
+class TopK(NamedTuple):
+    """A teacher by its k most probable tokens (kdjax/topk.py): ids int [..., k], distinct, their
+    log-probabilities [..., k] over the whole vocabulary, and the log-probability of all other
+    tokens together, tail_logp [...].
+
+    The tail is kept, since 1 - sum exp(logp) is only rounding where a teacher is sure. Merging
+    tokens never raises a divergence: KLs between the k + 1 buckets are at most those over the
+    vocabulary, and equal at k = V.
+    """
+
+    ids: jax.Array
+    logp: jax.Array
+    tail_logp: jax.Array
+
+
 class Rollout(NamedTuple):
     """Prefixes to train on: each row of `tokens_bs` is prompt, response, padding, without a gap.
 
@@ -68,6 +83,7 @@ class Rollout(NamedTuple):
     truncated_b:      True where no stop token came before the length limit.
     teacher_states_btd:  the teacher's last hidden state before each response token, where it was
                       computed elsewhere; None where the teacher still has to read the rows.
+    teacher_top_k_bt:    its most probable tokens at each response token, in the states' place.
 
     The last response token of a finished row is its stop token: it is trained on like any other.
     """
@@ -78,6 +94,7 @@ class Rollout(NamedTuple):
     sampler_logp_bt: jax.Array
     truncated_b: jax.Array
     teacher_states_btd: jax.Array | None = None
+    teacher_top_k_bt: TopK | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +145,16 @@ class Samples(NamedTuple):
     def truncated_b(self) -> Array:
         """True where no stop token came before the limit."""
         return self.stop_b < 0
+
+
+class Trajectories(NamedTuple):
+    """Responses that were drawn before, and what was kept of a teacher's reading of them: its last
+    hidden state before each response token (`Rollout.teacher_states_btd`), or its most probable
+    tokens there, or neither."""
+
+    samples: Samples
+    states_btd: Array | None = None
+    top_k_bt: TopK | None = None
 
 
 class Scores(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import jax
 import numpy as np
 
 from kdjax.base import ConfigError, Rollout
@@ -49,6 +50,4 @@ def trim(rollout: Rollout) -> Rollout:
     """
     lengths = np.asarray(rollout.prompt_length_b) + np.asarray(rollout.response_length_b)
     width = bucket(int(lengths.max()), rollout.tokens_bs.shape[1])
-    return rollout._replace(
-        tokens_bs=rollout.tokens_bs[:, :width], sampler_logp_bt=rollout.sampler_logp_bt[:, :width]
-    )
+    return jax.tree.map(lambda x: x[:, :width] if np.ndim(x) > 1 else x, rollout)

@@ -143,6 +143,9 @@ class Config:
     backward pass (all, its products, its input alone). head_memory_mib: what the loss head may
     spend on a chunk's logits, a device; by default 8 % of an accelerator's memory or 128 MiB on a
     CPU, and at most 1,024 tokens. The last three change rounding only.
+    trajectories: a folder that `kdjax rollouts` wrote, of this prefix: responses are read from it,
+    not drawn. Where it keeps the teacher's outputs, no teacher is loaded (of its states, its head
+    alone), and the evaluation has no KLs; with its top-k, teacher may be None.
     stops: what loss and statistics make of stop tokens, where student and teacher end differently
     (`kdjax.stops`): raw, like any other token; mask, left out; merge, all of them one event.
     teachers: several in place of `teacher`, each "tag=model": a problem is taught by that of its
@@ -154,6 +157,7 @@ class Config:
     teacher: str | None = "kdjax:teacher"
     teachers: tuple[str, ...] = ()
     prefix: Literal["dataset", "teacher", "student"] = "student"
+    trajectories: str | None = None
     token_loss: Annotated[TokenLoss, _written(TOKEN_LOSSES)] = forward_kl
     objective: Annotated[Objective, _written(OBJECTIVES)] = divergence
     reduction: Annotated[Reduction, _written(REDUCTIONS)] = sequence_mean
@@ -192,13 +196,15 @@ class Study:
 WHERE_IT_RUNS = (
     "run",
     "cache",
+    "trajectories",
     "wandb_project",
     "log_every_steps",
     "save_every_steps",
     "evaluation",
     "layout",
 )
-"""Fields that may differ when a run is resumed: they don't change what is trained."""
+"""Fields that may differ when a run is resumed: they don't change what is trained. (A folder of
+trajectories may have moved; what is in it is checked by its identity.)"""
 
 
 def teacher_models(config: Config) -> dict[str, str | None]:

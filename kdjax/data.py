@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -239,8 +238,11 @@ def _encode_response(source: Source, index: int, tokenizer: Tokenizer) -> tuple[
     return (*tokenizer.encode(solution), tokenizer.stop_ids[0]) if solution else ()
 
 
-def source_key(source: Source, tokenizer: Tokenizer, max_prompt_tokens: int) -> str:
-    """A text that is equal when the same prompts reach the model as the same ids."""
-    return json.dumps(
-        [source.identity, tokenizer.fingerprint, tokenizer.render("?"), max_prompt_tokens]
-    )
+def source_key(source: Source, tokenizer: Tokenizer, max_prompt_tokens: int) -> dict[str, Any]:
+    """JSON values that are equal when the same prompts reach the model as the same ids."""
+    return {
+        "problems": source.identity,
+        "tokenizer": tokenizer.fingerprint,
+        "template": repr(tokenizer.render("?")),
+        "max_prompt_tokens": max_prompt_tokens,
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from kdjax import data, models, startup
+from kdjax import data, models, startup, stored
 from kdjax.base import (
     Batch,
     ConfigError,
@@ -28,6 +27,7 @@ from kdjax.base import (
 )
 from kdjax.config import WHERE_IT_RUNS, Config, as_dict, teacher_models
 from kdjax.evaluate import EvalReport, evaluate
+from kdjax.prefixes import NOTHING, Asked, from_cache
 from kdjax.programs import (
     Programs,
     Shapes,
@@ -37,17 +37,16 @@ from kdjax.programs import (
     head_chunk,
     jitted_score,
     sampler_of,
-    to_sampler,
 )
 from kdjax.progress import announce
-from kdjax.rollout import from_dataset, from_student, from_teacher
+from kdjax.rollout import from_dataset, from_student
 from kdjax.sharding import data_size, shard_batch
+from kdjax.stored import Stored
 from kdjax.student import Student, open_student
 from kdjax.teachers import Teacher, load_teachers, load_tokenizers, read_shapes, title
 from kdjax.tokenizer import Tokenizer
-from kdjax.trajectories import open_trajectories
 
-ROLLOUT, MEASURE, EVALUATE, TEACHER, ADAPTER = range(5)  # purposes of the run key
+ROLLOUT, MEASURE, EVALUATE, TRAJECTORIES, ADAPTER = range(5)  # purposes of the run key
 
 
 class Parts(NamedTuple):
@@ -55,7 +54,8 @@ class Parts(NamedTuple):
 
     initial_params are those that are trained, frozen those that are not; steps take the trained
     ones, `whole` makes of them what `programs.student` reads. teachers, groups (the rows of
-    source) and prefixes are by tag.
+    source), prefixes, what is asked of them, and the folders that they are stored in, if any, are
+    by tag.
     """
 
     config: Config
@@ -69,6 +69,8 @@ class Parts(NamedTuple):
     groups: data.Groups
     prefixes: dict[str, PrefixSource]
     identities: dict[str, str]
+    asked: dict[str, Asked]
+    stored: dict[str, Stored]
 
     @property
     def mesh(self) -> Mesh:
@@ -77,14 +79,17 @@ class Parts(NamedTuple):
 
 def build(config: Config) -> Parts:
     """Load models and data, compose the programs. Here names become folders and weights."""
-    folder = models.find(config.student)
+    folder, kept = models.find(config.student), stored.open_stored(config)
     tokenizer, tokenizers = load_tokenizers(config)
+    tokenizer = stored.tokenizer_of(kept, tokenizer, known=None not in tokenizers)
+    keep = stored.kept_of(kept)
     shapes = Shapes(
         models.read_config(folder),
-        read_shapes(config),
+        read_shapes(config) if keep == NOTHING else dict.fromkeys(tokenizers),
         tokenizer.size,
         tokenizer.stop_ids,
-        tuple(i for teacher in tokenizers.values() for i in teacher.stop_ids),
+        (*(i for t in tokenizers.values() for i in t.stop_ids), *stored.stop_ids(kept)),
+        heads_alone=keep.kind == "states",
     )
     programs = compose(config, choose_meshes(config, jax.local_devices(), shapes), shapes)
     source = training_source(config)
@@ -93,19 +98,22 @@ def build(config: Config) -> Parts:
     student = _open_student(config, folder, programs)
     teachers = load_teachers(config, programs, tokenizers)
     draw = _student_draw(config, programs, tokenizer, student)
+    key, draw_first = run_key(config, TRAJECTORIES), functools.partial(draw, student.trained)
+    asked = {
+        tag: Asked(config, programs, tokenizer, teacher, source, tag, groups[tag], key, draw_first)
+        for tag, teacher in teachers.items()
+    }
     prefixes: dict[str, Callable[[str], PrefixSource]] = {
         "dataset": lambda tag: from_dataset,
         "student": lambda tag: from_student(draw),
-        "teacher": lambda tag: from_teacher(
-            _teacher_trajectories(
-                config, programs.teacher_mesh, tokenizer, teachers[tag], source, tag, groups[tag]
-            )
-        ),
+        "teacher": lambda tag: from_cache(asked[tag]),
+        "stored": lambda tag: stored.from_stored(asked[tag], kept[tag]),
     }
     return Parts(
         config, programs, tokenizer, student.trained, student.frozen, student.whole, source,
-        teachers, groups, {tag: prefixes[config.prefix](tag) for tag in teachers},
-        identities(config),
+        teachers, groups,
+        {tag: prefixes["stored" if kept else config.prefix](tag) for tag in teachers},
+        identities(config), asked, kept,
     )  # fmt: skip
 
 
@@ -189,6 +197,12 @@ def startup_report(parts: Parts) -> str:
         frozen=programs.frozen,
         stops=programs.stops,
         chunk=head_chunk(parts.config, parts.mesh, parts.tokenizer.size),
+        stored=stored.describe(parts.config, parts.stored),
+        heads=[
+            teacher.given
+            for tag, teacher in parts.teachers.items()
+            if teacher.params is None and teacher.given is not None and tag == first[teacher.name]
+        ],
     )
 
 
@@ -199,6 +213,7 @@ def identities(config: Config) -> dict[str, str]:
         if name is not None:
             found[title(tag)] = models.identity(models.find(name))
     found["problems"] = training_source(config).identity
+    found |= stored.identities(config)
     if len(config.curriculum.lengths) > 1:
         found["heldout problems"] = heldout_source(config).identity
     return found
@@ -292,8 +307,15 @@ def _scorer(parts: Parts, params: Params, source: data.Source):
     programs, teachers = parts.programs, parts.teachers
     tags = data.tags_of(source, list(teachers))
     foreign = sorted({*tags.tolist()} - {*teachers})
-    if foreign:
+    kept = stored.kept_of(parts.stored) != NOTHING
+    if kept:
+        announce(
+            "evaluation: no KL to a teacher, as its outputs were read from a folder and it is not"
+            f" loaded; kdjax evaluate {parts.config.run} --teacher MODEL has it"
+        )
+    elif foreign:
         announce(f"evaluation: no KL to a teacher, as problems have the tags {foreign} of none")
+    if kept or foreign:
         nobody = Teacher(None, TeacherPrograms(None), None, None, parts.tokenizer)
         tags, teachers = np.full(source.size, ""), {"": nobody}
     chunk = head_chunk(parts.config, parts.mesh, parts.tokenizer.size)
@@ -316,34 +338,3 @@ def _scorer(parts: Parts, params: Params, source: data.Source):
         return scores
 
     return score_by_tag
-
-
-def _teacher_trajectories(config, mesh, tokenizer, teacher: Teacher, source, tag: str, rows):
-    """read(rows of a tag) -> its teacher's responses, drawn once for all runs that ask for the
-    same: to the student's prompts, token by token, stopping in the teacher's own way."""
-    tokenizer = tokenizer._replace(stop_ids=teacher.tokenizer.stop_ids)
-    model = teacher.programs.sampler
-    assert teacher.name is not None  # validate: prefix teacher has one
-    assert model is not None
-    draw = sampler_of(config, mesh, model, config.sampling, tokenizer.stop_ids, tokenizer.size)
-    length = config.curriculum.lengths[-1]
-    settings = {
-        "weights": models.identity(models.find(teacher.name)),
-        "prompts": data.source_key(source, tokenizer, config.data.max_prompt_tokens),
-        "sampling": dataclasses.asdict(config.sampling),
-        "max_new_tokens": length,
-        "stop_ids": list(tokenizer.stop_ids),
-        "seed": config.seed,
-        "dtype": config.dtype,
-        "kv_cache": config.rollouts.kv_cache,
-        "teacher_weights": config.teacher_weights,
-    } | ({"tag": tag} if tag else {})
-
-    def draw_places(places: np.ndarray) -> Samples:
-        announce(f"{title(tag)}: drawing trajectories once; they are kept in {config.cache}")
-        reads = to_sampler(teacher.programs.params, jnp.dtype(config.dtype), mesh)
-        batch = encode(source, tokenizer, rows[places], config, length)
-        return draw(reads(teacher.params), batch, run_key(config, TEACHER), length)
-
-    read = open_trajectories(Path(config.cache), settings, len(rows), draw_places)
-    return lambda asked: read(np.asarray(np.searchsorted(rows, asked)))

@@ -45,7 +45,8 @@ class Shapes(NamedTuple):
     """What a config's programs depend on besides the config: no weight and no file is read.
 
     teachers are by the name of their model; {None: None} is no teacher. teacher_stop_ids are those
-    of all of them.
+    of all of them. heads_alone: rollouts bring the teachers' states, so that of a teacher, which
+    has no shape here, its LM head is read.
     """
 
     student: DecoderConfig
@@ -53,6 +54,7 @@ class Shapes(NamedTuple):
     vocabulary: int
     stop_ids: tuple[int, ...]
     teacher_stop_ids: tuple[int, ...] = ()
+    heads_alone: bool = False
 
 
 class TeacherPrograms(NamedTuple):
@@ -64,6 +66,7 @@ class TeacherPrograms(NamedTuple):
     - A teacher on a mesh of its own is read there: read(params, rollout) -> the rollout with its
       states, and give(params) -> what remains to be read of it (its head), both on the student's
       mesh. guide is the model of what is given: the step takes it in place of params.
+    - Of a teacher whose states were kept (kdjax/prefixes.py) there is the guide alone.
     """
 
     step: Any
@@ -126,7 +129,7 @@ def compose(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> Progra
 
     @functools.cache
     def taught_by(decoder: DecoderConfig | None) -> TeacherPrograms:
-        taught = TeacherPrograms(None)
+        taught = TeacherPrograms(None, guide=HEAD if shapes.heads_alone else None)
         if decoder is not None:
             model = build(decoder, mesh=teacher_mesh)
             sampler = build(decoder, mesh=rollout_mesh(teacher_mesh), kv_cache=kv_cache)
@@ -186,11 +189,19 @@ def read_elsewhere(taught: TeacherPrograms, teacher_mesh: Mesh, mesh: Mesh) -> T
         head = model.head(params)
         return jax.device_put(head, head_sharding(mesh, head.weight_vd.shape))
 
-    return taught._replace(guide=model._replace(head=_itself), read=read, give=give)
+    return taught._replace(guide=HEAD, read=read, give=give)
 
 
 def _itself(head):
     return head
+
+
+def _nothing(*args):
+    raise TypeError("this model is its LM head alone")
+
+
+HEAD = Model(None, _nothing, _itself, _nothing, _nothing, _nothing)
+"""The model of a head alone, for rollouts that bring its states."""
 
 
 def to_sampler(params: Params, dtype, mesh: Mesh) -> Any:

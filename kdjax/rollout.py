@@ -1,7 +1,7 @@
 """The prefix axis: where the sequences that the student is trained on come from.
 
-`from_dataset`, `from_student` and `from_teacher` are, or return, a `PrefixSource`:
-(batch, student parameters, key, max_new_tokens) -> Rollout.
+`from_dataset`, `from_student`, `from_teacher` and `from_trajectories` are, or return, a
+`PrefixSource`: (batch, student parameters, key, max_new_tokens) -> Rollout.
 """
 
 from __future__ import annotations
@@ -12,22 +12,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.base import Array, Batch, Key, Params, PrefixSource, Rollout, Sampler, Samples
+from kdjax.base import (
+    Array,
+    Batch,
+    Key,
+    Params,
+    PrefixSource,
+    Rollout,
+    Sampler,
+    Samples,
+    Trajectories,
+)
 
 
 def from_dataset(batch: Batch, params: Params, key: Key, max_new_tokens: int) -> Rollout:
     """The dataset's own worked responses, cut at max_new_tokens; neither model is asked."""
     del params, key
+    return assemble_samples(batch, dataset_samples(batch, max_new_tokens))
+
+
+def dataset_samples(batch: Batch, max_new_tokens: int) -> Samples:
+    """The dataset's own worked responses as samples; no model drew them, so logp_bt and entropy_bt
+    are None and sampler_logp_bt is 0."""
     response = batch.response_bt[:, :max_new_tokens]
     length = jnp.minimum(batch.response_length_b, max_new_tokens)
+    last = jnp.take_along_axis(response, jnp.maximum(length - 1, 0)[:, None], axis=1)[:, 0]
+    truncated = batch.response_truncated_b | (batch.response_length_b > length)
     logp = jnp.zeros(response.shape, jnp.float32)
-    return assemble(
-        batch,
-        response,
-        length,
-        logp,
-        batch.response_truncated_b | (batch.response_length_b > length),
-    )
+    return Samples(response, length, None, logp, None, jnp.where(truncated, -1, last))
 
 
 def from_student(generate: Sampler) -> PrefixSource:
@@ -44,10 +56,19 @@ def from_teacher(read: Callable[[np.ndarray], Samples]) -> PrefixSource:
 
     A trajectory drawn at a longer limit and cut is distributed as one drawn at the shorter limit.
     """
+    return from_trajectories(lambda rows: Trajectories(read(rows)))
+
+
+def from_trajectories(read: Callable[[np.ndarray], Trajectories]) -> PrefixSource:
+    """Anybody's responses, read by row number from what was drawn once, with what was kept of the
+    teacher's reading of them."""
 
     def look_up(batch: Batch, params: Params, key: Key, max_new_tokens: int) -> Rollout:
         del params, key
-        return assemble_samples(batch, cut(read(np.asarray(batch.row_b)), max_new_tokens))
+        kept = read(np.asarray(batch.row_b))
+        theirs = jax.tree.map(lambda x: x[:, :max_new_tokens], (kept.states_btd, kept.top_k_bt))
+        rollout = assemble_samples(batch, cut(kept.samples, max_new_tokens))
+        return rollout._replace(teacher_states_btd=theirs[0], teacher_top_k_bt=theirs[1])
 
     return look_up
 

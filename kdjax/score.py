@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from kdjax.base import Model, Objective, Params, Reduction, Rollout, Scores, TokenLoss, WeightedSum
 from kdjax.comparison import Comparison, compare, is_top
-from kdjax.head import TeacherStates, TokenFunction, head_loss
+from kdjax.head import Teacher, TeacherStates, TokenFunction, head_loss
 from kdjax.kl import forward_kl
 from kdjax.numerics import gather_last, log_probs
 from kdjax.objective import (
@@ -20,7 +20,7 @@ from kdjax.objective import (
 )
 from kdjax.sharding import collect_rows, own_rows, vocabulary_axis, whole_rows
 from kdjax.stops import RAW, Stops, kept, merged
-from kdjax.topk import TopK, buckets
+from kdjax.topk import TopK, buckets, top_k
 
 
 def scored_loss(
@@ -44,7 +44,8 @@ def scored_loss(
     token, and nothing after the stop token is scored. The gradient flows to the student's
     parameters through the loss's total alone; Scores are constants, 0 outside the mask. What counts
     as a token where a response stops is the policy `stops`.
-    Where the rollout brings the teacher's states, its head alone is read of the teacher.
+    Where the rollout brings the teacher's states, its head alone is read of the teacher; where it
+    brings its top-k, nothing.
     chunk, vocabulary and mesh as in `head_loss`.
     """
     steps = jnp.arange(rollout.sampler_logp_bt.shape[1])[None]
@@ -52,19 +53,19 @@ def scored_loss(
     targets = jnp.take_along_axis(rollout.tokens_bs, _response_slots(rollout), axis=1)
     mask = kept(stops, targets, mask)
 
-    teacher_states = None
-    if teacher is not None:
+    theirs: Teacher = rollout.teacher_top_k_bt
+    if theirs is None and teacher is not None:
         constant = jax.lax.stop_gradient(teacher_params)
         states = rollout.teacher_states_btd
         if states is None:
             states = response_states(teacher, constant, rollout)
-        teacher_states = TeacherStates(states, teacher.head(constant))
+        theirs = TeacherStates(states, teacher.head(constant))
     weights = reduction(mask)
     total, scores = head_loss(
         token_function(token_loss, objective, vocabulary_axis(mesh), stops=stops),
         response_states(student, student_params, rollout),
         student.head(student_params),
-        teacher_states,
+        theirs,
         {"targets": targets, "sampler_logp": rollout.sampler_logp_bt},
         weights,
         mask,
@@ -79,6 +80,34 @@ def response_states(model: Model, params: Params, rollout: Rollout) -> jax.Array
     """A model's last hidden state before each response token, [B, T, D]."""
     states = model.hidden(params, rollout.tokens_bs)
     return jnp.take_along_axis(states, (_response_slots(rollout) - 1)[..., None], axis=1)
+
+
+def response_top_k(
+    model: Model,
+    params: Params,
+    rollout: Rollout,
+    *,
+    k: int,
+    chunk: int = 1024,
+    vocabulary: int | None = None,
+    mesh: Mesh | None = None,
+) -> TopK:
+    """A model's k most probable tokens at each response token, [B, T, k], of the `vocabulary` that
+    exists; zeros beyond the response. chunk, vocabulary and mesh as in `head_loss`: [B, T, V] is
+    not made."""
+    axis = vocabulary_axis(mesh)
+
+    def best(logits, teacher, extra):
+        own = top_k(log_probs(whole_rows(logits, axis)), k)
+        return jnp.zeros(logits.shape[0]), jax.tree.map(lambda x: collect_rows(x, axis), own)
+
+    steps = jnp.arange(rollout.sampler_logp_bt.shape[1])[None]
+    mask = steps < rollout.response_length_b[:, None]
+    states, head = response_states(model, params, rollout), model.head(params)
+    weights = jnp.zeros(mask.shape)
+    return head_loss(
+        best, states, head, None, (), weights, mask, chunk=chunk, vocabulary=vocabulary, mesh=mesh
+    )[1]
 
 
 def _response_slots(rollout: Rollout) -> jax.Array:

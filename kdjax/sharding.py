@@ -293,3 +293,9 @@ def shard_batch(tree: T, mesh: Mesh) -> T:
             f" make it a multiple of {data_size(mesh)}"
         )
     return jax.device_put(tree, batch_spec(mesh))
+
+
+def pad_rows(rows: np.ndarray, mesh: Mesh, at_least: int = 1) -> np.ndarray:
+    """The rows, the last one repeated until they can be dealt over the mesh."""
+    wanted = -(-max(len(rows), at_least) // data_size(mesh)) * data_size(mesh)
+    return np.concatenate([rows, np.full(wanted - len(rows), rows[-1])])

@@ -35,12 +35,15 @@ def report(
     frozen: Params | None,
     stops: Stops,
     chunk: int,
+    stored: str | None = None,
+    heads: Params | None = None,
 ) -> str:
     """The start-up report of a run; every line says its subject, so that a line may stand alone.
 
     meshes are the student's and the teachers'; teachers are by what they are called, such as
     "teacher"; trained and frozen are what the student's parameters are held as (arrays, or shapes
-    with shardings).
+    with shardings). stored says what is read from folders of trajectories, if anything is, and
+    heads are those of teachers that are loaded without the rest.
     Errors: DataError where a model has fewer vocabulary rows than its tokenizer tokens in use, or
     where the self-test fails.
     """
@@ -57,6 +60,7 @@ def report(
     lines += [
         f"loss: token loss {loss} (gradients {way}), objective {describe(config.objective)},"
         f" reduction {describe(config.reduction)}",
+        *([] if stored is None else [f"trajectories: {stored}"]),
         f"sampling: rollouts {config.sampling}; evaluation {config.evaluation.sampling};"
         f" temperature of the loss {tempered}1.0",
         f"layers: attention {config.attention}, remat {config.remat}"
@@ -66,7 +70,7 @@ def report(
         + (", kernels of its layers int8" if config.teacher_weights == "int8" else ""),
         f"devices: {len(devices)} x {devices[0].device_kind}, mesh "
         + ", ".join(f"{name} {size}" for name, size in mesh.shape.items()),
-        _about_sizes(models, (trained, frozen), tokenizer.size, mesh, chunk),
+        _about_sizes(models, (trained, frozen), tokenizer.size, mesh, chunk, heads),
     ]
     if teacher_mesh is not mesh:
         lines.append(f"teacher's devices: {teacher_mesh.size} more, for the teacher alone")
@@ -185,13 +189,19 @@ def _about_vocabulary(models: dict[str, Any], size: int) -> str:
 
 
 def _about_sizes(
-    models: dict[str, Any], student: tuple[Params, Params], size: int, mesh: Mesh, chunk: int
+    models: dict[str, Any],
+    student: tuple[Params, Params],
+    size: int,
+    mesh: Mesh,
+    chunk: int,
+    heads: Params | None,
 ) -> str:
     """Parameters, and what they and the loss head hold on a device."""
     counts = {name: parameter_total(params) for name, (_, params) in models.items()}
     shown = ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
     axis = vocabulary_axis(mesh)
-    logits = 4 * min(2, len(models)) * chunk * size / (mesh.shape[axis] if axis else 1)
+    sides = 2 if len(models) > 1 or heads else 1
+    logits = 4 * sides * chunk * size / (mesh.shape[axis] if axis else 1)
     trained, frozen = student
     parts = {"what is trained, its gradient and Adam moments": 4 * device_bytes(trained, 4)}
     if frozen is not None:
@@ -199,6 +209,8 @@ def _about_sizes(
     parts |= {
         name: device_bytes(params) for name, (_, params) in models.items() if name != "student"
     }
+    if heads:
+        parts["teachers' LM heads"] = device_bytes(heads)
     parts[f"head chunk of {chunk} tokens"] = logits
     memory = ", ".join(f"{name} {count / 2**20:,.1f}" for name, count in parts.items())
     return (

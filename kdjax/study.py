@@ -62,6 +62,8 @@ def _cell(name: str, config: Config) -> Row:
 def _reference(name: str, config: Config, folder: Path) -> Row:
     """A model as it is, evaluated like the cells."""
     config = dataclasses.replace(config, lora=Lora())
+    if config.trajectories is not None:  # they are of the cells
+        config = dataclasses.replace(config, trajectories=None, prefix="student")
     place, key = folder / "references" / quote(name, safe=" "), evaluation_key(config)
     if report.read_evaluation(place, key) is None:
         announce(f"{name}: evaluating {config.student}")

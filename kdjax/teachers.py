@@ -31,18 +31,20 @@ class Teacher(NamedTuple):
 def load_teachers(
     config: Config, programs: Programs, tokenizers: dict[str | None, Tokenizer]
 ) -> dict[str, Teacher]:
-    """Tag -> its teacher, in the compute dtype; a model that several tags name is loaded once."""
+    """Tag -> its teacher, in the compute dtype; a model that several tags name is loaded once. Of
+    one whose programs have no model, its head is loaded if they are guided by it, or nothing."""
     loaded = {}
     for name, own in programs.teachers.items():
-        params = None
-        if name is not None:
-            _, params = models.load(
-                models.find(name),
-                programs.teacher_mesh,
-                params_dtype=jnp.dtype(config.dtype),
-                hold=TEACHER_WEIGHTS[config.teacher_weights],
-            )
-        loaded[name] = Teacher(name, own, params, own.give(params), tokenizers[name])
+        params, given, dtype = None, None, jnp.dtype(config.dtype)
+        if name is not None and own.model is not None:
+            hold = TEACHER_WEIGHTS[config.teacher_weights]
+            folder, mesh = models.find(name), programs.teacher_mesh
+            _, params = models.load(folder, mesh, params_dtype=dtype, hold=hold)
+            given = own.give(params)
+        elif name is not None and own.guide is not None:
+            folder = models.find(name)
+            given = models.read_head(folder, models.read_config(folder), dtype, programs.mesh)
+        loaded[name] = Teacher(name, own, params, given, tokenizers[name])
     return {tag: loaded[name] for tag, name in teacher_models(config).items()}
 
 

@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
-
-class TopK(NamedTuple):
-    """ids int [..., k], distinct, their log-probabilities [..., k] over the whole vocabulary, and
-    the log-probability of all other tokens together, tail_logp [...].
-
-    The tail is kept, since 1 - sum exp(logp) is only rounding where a teacher is sure. Merging
-    tokens never raises a divergence: KLs between the k + 1 buckets are at most those over the
-    vocabulary, and equal at k = V.
-    """
-
-    ids: jax.Array
-    logp: jax.Array
-    tail_logp: jax.Array
+from kdjax.base import TopK
 
 
 def top_k(logp: jax.Array, k: int) -> TopK:

@@ -210,7 +210,8 @@ def _training_flops(parts: Parts, folder: Path) -> float:
     """Model FLOPs of the run, from the mean logged length: rollouts, teacher, student.
 
     Teacher trajectories count once for each problem that the run visited, as if drawn for this run
-    alone and at its mean length. The gate's measurements and the evaluation are not counted.
+    alone and at its mean length. What is read from a folder of trajectories, the gate's
+    measurements and the evaluation are not counted.
     """
     config = parts.config
     programs = parts.programs
@@ -234,9 +235,9 @@ def _training_flops(parts: Parts, folder: Path) -> float:
         model, rows = parts.teachers[tag].programs.model, steps * config.batch_size
         teacher = model and model.config
         total += flops.training(student, teacher, rows * prompt, rows * mean_new, length, adapter)
-        if config.prefix == "student":
+        if config.prefix == "student" and not parts.stored:
             total += flops.sampling(student, rows * prompt, rows * mean_new, length)
-        if config.prefix == "teacher" and teacher is not None:
+        if config.prefix == "teacher" and teacher is not None and not parts.stored:
             drawn = min(rows, len(parts.groups[tag]))
             total += flops.sampling(teacher, drawn * prompt, drawn * mean_new, length)
     return total

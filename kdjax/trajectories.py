@@ -1,90 +1,346 @@
-"""The teacher's trajectories, drawn once and kept on disk as Arrow files, in chunks of problems.
+"""Trajectories on disk: responses drawn once, with what was kept of a teacher, as Arrow files.
 
-A folder is named by everything that decides its contents (the weights' identity, the prompts, the
-sampling settings), which also stand in its settings.json. A chunk is drawn when it is first asked
-for, written beside its place and renamed: a killed run loses at most the chunk in flight.
+    FOLDER/settings.json    everything that decides the contents
+    FOLDER/chunk-00000/     `chunk_rows` problems: Arrow files, and sha256.json of them
+
+A chunk is written beside its place and renamed: a killed process loses at most the chunk in flight.
+A row is as long as its response. bfloat16, which Arrow does not know, is kept as uint16, bit for
+bit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
-from kdjax.base import DataError, Samples, StorageError
+from kdjax.base import Array, ConfigError, DataError, Samples, StorageError, TopK, Trajectories
+from kdjax.config import differences
+from kdjax.models.folder import one_line
+from kdjax.progress import announce
 
 CHUNK_ROWS = 256
+SETTINGS, SUMS = "settings.json", "sha256.json"
+
+Draw = Callable[[np.ndarray], Trajectories]
+"""places (0 .. settings["rows"] - 1) -> their trajectories, max_new_tokens wide."""
 
 
-def open_trajectories(
-    cache: Path, settings: dict[str, Any], size: int, draw: Callable[[np.ndarray], Samples]
-) -> Callable[[np.ndarray], Samples]:
-    """read(rows) -> Samples as host arrays, drawing missing chunks with `draw(rows)`.
+def place_of(cache: Path, settings: dict[str, Any]) -> Path:
+    """The folder of these settings in a cache: other settings have another.
 
-    `settings` names the contents. Errors: StorageError when the folder can't be written, DataError
-    naming a damaged chunk.
+    >>> place_of(Path("cache"), {"seed": 0}).name
+    '9463faa209d6c2a8'
     """
     text = json.dumps(settings, sort_keys=True, indent=2)
-    folder = cache / "trajectories" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    return cache / "trajectories" / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def open_trajectories(path: Path, settings: dict[str, Any], draw: Draw) -> Draw:
+    """read(places) -> Trajectories as host arrays; missing chunks are drawn when first asked for.
+
+    Errors: as `open_folder`, and as `reader`.
+    """
 
     @functools.cache
-    def chunk(number: int) -> Samples:
-        place = folder / f"chunk-{number:05d}"
-        if not place.is_dir():
-            rows = np.arange(number * CHUNK_ROWS, min(size, (number + 1) * CHUNK_ROWS))
-            _write_chunk(place, rows, draw(rows), text)
-        return _read_chunk(place)
+    def read_chunks() -> Draw:
+        open_folder(path, settings)
+        return reader(path, settings, draw)
 
-    def read(rows: np.ndarray) -> Samples:
-        numbers, offsets = np.divmod(rows, CHUNK_ROWS)
-        picked = [
-            jax.tree.map(lambda field, o=o: field[o], chunk(int(n)))
-            for n, o in zip(numbers, offsets, strict=True)
-        ]
-        return jax.tree.map(lambda *column: np.stack(column), *picked)
+    return lambda places: read_chunks()(places)
+
+
+def open_folder(path: Path, settings: dict[str, Any]) -> None:
+    """Make the folder of these settings, or find it.
+
+    Settings hold rows, chunk_rows and max_new_tokens beside whatever else decides the contents.
+    Errors: ConfigError naming settings that differ from those of the folder, StorageError where it
+    holds something else or can't be written.
+    """
+    with _storing(path):
+        if (path / SETTINGS).exists():
+            changed = differences(read_settings(path), json.loads(json.dumps(settings)))
+            if changed:
+                raise ConfigError(
+                    f"{path} holds trajectories of other settings: {'; '.join(changed)};"
+                    " choose another --out, or the old values"
+                )
+            return
+        path.mkdir(parents=True, exist_ok=True)
+        foreign = sorted(p.name for p in path.iterdir() if not p.name.endswith(".partial"))
+        if foreign and not (path / SETTINGS).exists():  # another process may have made it just now
+            raise StorageError(
+                f"{path} holds {foreign[:3]} but no trajectories; choose another --out,"
+                " nothing was overwritten"
+            )
+        partial = _partial(path / SETTINGS)
+        partial.write_text(json.dumps(settings, sort_keys=True, indent=2) + "\n")
+        partial.replace(path / SETTINGS)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a folder. Errors: DataError where there are none, or they are damaged."""
+    if not (path / SETTINGS).is_file():
+        raise DataError(
+            f"{path} holds no trajectories (no {SETTINGS}); give a folder that kdjax rollouts wrote"
+        )
+    try:
+        found = json.loads((path / SETTINGS).read_text())
+        found["rows"], found["chunk_rows"], found["max_new_tokens"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path / SETTINGS} is damaged ({one_line(error)}); restore it, or draw anew"
+        ) from error
+    return found
+
+
+def fill(
+    path: Path,
+    settings: dict[str, Any],
+    draw: Draw,
+    *,
+    share: tuple[int, int] = (0, 1),
+    redo: bool = False,
+) -> int:
+    """Draw the chunks that a folder lacks, those n with n % count = index of share (index, count),
+    so that count processes fill it together; returns how many were drawn.
+
+    redo: finished chunks are read through too, and the damaged ones drawn anew. Errors: as
+    `open_folder`; StorageError where a chunk can't be written, what is finished stays.
+    """
+    open_folder(path, settings)
+    index, count = share
+    drawn, total = 0, _chunks(settings)
+    for number in range(index, total, count):
+        place = _chunk_place(path, number)
+        if redo and place.is_dir():
+            try:
+                _load(place)
+            except DataError as error:
+                announce(f"{path}: drawing anew: {error}")
+                _remove(place)
+        if not place.is_dir():
+            announce(f"{path}: drawing chunk {number + 1} of {total}")
+            _keep(place, _rows(settings, number), draw)
+            drawn += 1
+    return drawn
+
+
+def require_complete(path: Path, settings: dict[str, Any]) -> None:
+    """DataError unless every chunk is there (what is in them is checked when they are read)."""
+    total = _chunks(settings)
+    missing = [n for n in range(total) if not _chunk_place(path, n).is_dir()]
+    if missing:
+        raise DataError(
+            f"{path}: {len(missing)} of {total} chunks are missing;"
+            f" kdjax rollouts CONFIG --out {path} completes it"
+        )
+
+
+def identity(path: Path) -> str:
+    """A text that is equal for equal settings and responses: of the sums kept with the chunks.
+
+    Errors: DataError where a chunk is missing or its sums are damaged.
+    """
+    settings = read_settings(path)
+    require_complete(path, settings)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for number in range(_chunks(settings)):
+        sums = _read_sums(_chunk_place(path, number))
+        digest.update(str(sorted(v for name, v in sums.items() if ".arrow" in name)).encode())
+    return digest.hexdigest()[:16]
+
+
+def reader(path: Path, settings: dict[str, Any], draw: Draw | None = None) -> Draw:
+    """read(places) -> Trajectories as host arrays, right-padded to max_new_tokens; a chunk that is
+    missing is drawn, if `draw` is given.
+
+    Rows are read from the disk when they are asked for; the first row of a chunk has its sums
+    verified. Errors: DataError naming a damaged or missing chunk, StorageError.
+    """
+
+    @functools.cache
+    def chunk(number: int):
+        place = _chunk_place(path, number)
+        if not place.is_dir() and draw is not None:
+            _keep(place, _rows(settings, number), draw)
+        return _load(place)
+
+    def read(places: np.ndarray) -> Trajectories:
+        numbers, offsets = np.divmod(places, settings["chunk_rows"])
+        rows = [_row(chunk(int(n))[int(o)]) for n, o in zip(numbers, offsets, strict=True)]
+        fields = {
+            name: _padded([row[name] for row in rows], settings["max_new_tokens"])
+            for name in rows[0]
+        }
+        samples = Samples(**{name: fields.get(name) for name in Samples._fields})  # type: ignore[arg-type]
+        top_k: list[Any] = [fields.get(f"top_k_{name}") for name in TopK._fields]
+        return Trajectories(
+            samples, fields.get("states_btd"), None if top_k[0] is None else TopK(*top_k)
+        )
 
     return read
 
 
-def _write_chunk(place: Path, rows: np.ndarray, samples: Samples, settings: str) -> None:
+def _chunks(settings: dict[str, Any]) -> int:
+    return -(-settings["rows"] // settings["chunk_rows"])
+
+
+def _rows(settings: dict[str, Any], number: int) -> np.ndarray:
+    first = number * settings["chunk_rows"]
+    return np.arange(first, min(settings["rows"], first + settings["chunk_rows"]))
+
+
+def _chunk_place(path: Path, number: int) -> Path:
+    return path / f"chunk-{number:05d}"
+
+
+def _partial(place: Path) -> Path:
+    return place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")
+
+
+@contextlib.contextmanager
+def _storing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"can't keep trajectories in {path}: {one_line(error)}; finished chunks stay: make room"
+            " and run it again, or set --cache (or --out of kdjax rollouts)"
+        ) from error
+
+
+def _keep(place: Path, rows: np.ndarray, draw: Draw) -> None:
+    """Draw a chunk and write it, whole or not at all."""
+    partial = _partial(place)
+    try:
+        with _storing(place.parent):
+            partial.mkdir()  # before anything is drawn, in case it can't be kept
+        kept = draw(rows)
+        try:
+            with _storing(place.parent):
+                _write(partial, rows, kept)
+                partial.rename(place)
+        except StorageError:
+            if not place.is_dir():  # else another process was faster, with the same contents
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for left in place.parent.glob(f"{place.name}.*.partial"):  # of processes that were killed
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _remove(place: Path) -> None:
+    """Delete a chunk; one that is half deleted does not stand in its place."""
+    partial = _partial(place)
+    with _storing(place.parent):
+        place.rename(partial)
+        shutil.rmtree(partial)
+
+
+def _write(folder: Path, rows: np.ndarray, kept: Trajectories) -> None:
     import datasets
 
     datasets.disable_progress_bars()
-    columns = {name: np.asarray(value) for name, value in samples._asdict().items()}
-    partial = place.with_name(f"{place.name}.{os.getpid()}.partial")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        (place.parent / "settings.json").write_text(settings + "\n")
-        table = datasets.Dataset.from_dict(
-            {"row": rows, **{name: list(v) for name, v in columns.items()}}
-        )
-        table.save_to_disk(str(partial))
-        if place.is_dir():  # another process was faster, with the same contents
-            shutil.rmtree(partial)
-        else:
-            partial.rename(place)
-    except OSError as error:
-        raise StorageError(
-            f"can't keep teacher trajectories in {place.parent}: {error}; set --cache"
-        ) from error
+    table = datasets.Dataset(_table(rows, kept))
+    table.save_to_disk(str(folder), num_shards=1)
+    sums = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    (folder / SUMS).write_text(json.dumps(sums, indent=2) + "\n")
 
 
-def _read_chunk(place: Path) -> Samples:
+def _table(rows: np.ndarray, kept: Trajectories):
+    """An Arrow table, a row a response: what is [B] is a number there, what is [B, T, ...] a list
+    of the response's length."""
+    import pyarrow
+
+    fields: dict[str, Array | None] = {**kept.samples._asdict(), "states_btd": kept.states_btd}
+    if kept.top_k_bt is not None:
+        fields |= {f"top_k_{name}": value for name, value in kept.top_k_bt._asdict().items()}
+    columns = {name: np.asarray(value) for name, value in fields.items() if value is not None}
+    lengths = np.asarray(kept.samples.length_b)
+    inside = np.arange(columns["tokens_bt"].shape[1])[None] < lengths[:, None]
+    ends = pyarrow.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+    def column(values: np.ndarray):
+        if values.ndim == 1:
+            return pyarrow.array(values)
+        inner = values[inside]
+        bits = inner.view(np.uint16) if inner.dtype == jnp.bfloat16 else inner
+        flat = pyarrow.array(bits.reshape(-1))
+        if inner.ndim > 1:
+            flat = pyarrow.FixedSizeListArray.from_arrays(flat, inner.shape[1])
+        return pyarrow.LargeListArray.from_arrays(ends, flat)
+
+    named = {name: column(values) for name, values in columns.items()}
+    return pyarrow.table({"row": pyarrow.array(rows), **named})
+
+
+def _row(table) -> dict[str, np.ndarray]:
+    """The fields of a table of one row."""
+    fields = {}
+    for name in table.column_names:
+        values, shape = table.column(name).combine_chunks(), ()  # type: Any, tuple[int, ...]
+        if "list" in str(values.type):
+            values, shape = values.flatten(), (-1,)
+        if "list" in str(values.type):
+            shape = (len(values), values.type.list_size)
+            values = values.flatten()
+        found = values.to_numpy()
+        found = found.view(jnp.bfloat16) if found.dtype == np.uint16 else found
+        fields[name] = found.reshape(shape)
+    return fields
+
+
+def _padded(rows: list[np.ndarray], width: int) -> np.ndarray:
+    """Numbers as [B]; arrays [t, ...] as [B, width, ...], zeros beyond t."""
+    if rows[0].ndim == 0:
+        return np.stack(rows)
+    padded = np.zeros((len(rows), width, *rows[0].shape[1:]), rows[0].dtype)
+    for place, row in zip(padded, rows, strict=True):
+        place[: len(row)] = row
+    return padded
+
+
+def _load(place: Path):
+    """A chunk as a table on the disk, once its files are those that were written."""
     import datasets
 
     try:
-        table = datasets.load_from_disk(str(place)).with_format("numpy")
-        fields = {name: table[name][:] for name in Samples._fields}
+        sums = _read_sums(place)
+        there = {path.name for path in place.iterdir()} - {SUMS}
+        changed = sorted(n for n in {*sums, *there} if _digest(place / n) != sums.get(n))
+        if changed:
+            raise ValueError(f"{', '.join(changed)} is not what was written")
+        return datasets.load_from_disk(str(place)).with_format("arrow")
     except Exception as error:  # the library raises many kinds; all mean a damaged folder
-        raise DataError(
-            f"teacher trajectories in {place} are damaged ({error}); delete that folder"
-        ) from error
-    return Samples(**fields)
+        raise _damaged(place, error) from error
+
+
+def _read_sums(place: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads((place / SUMS).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(place, error) from error
+
+
+def _damaged(place: Path, error: Exception) -> DataError:
+    if isinstance(error, DataError):
+        return error
+    return DataError(
+        f"trajectories in {place} are damaged ({one_line(error)}); kdjax rollouts with --redo draws"
+        " them anew, or delete that folder"
+    )
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -75,9 +75,10 @@ def _check_teachers(config: Config) -> None:
             f"layout.teacher_devices is {config.layout.teacher_devices}; set it to 0, or beside a"
             " teacher to a number of devices"
         )
-    if not taught and config.prefix == "teacher":
+    stored = config.trajectories is not None  # what is stored there may be all that is needed
+    if not taught and not stored and config.prefix == "teacher":
         raise ConfigError("prefix teacher needs a teacher; set teacher, or prefix dataset")
-    if not taught and config.objective is divergence:
+    if not taught and not stored and config.objective is divergence:
         raise ConfigError(
             "objective divergence needs a teacher; set teacher,"
             " or objective negative_log_likelihood"

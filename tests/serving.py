@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kdjax.base import Batch
+from kdjax.base import Batch, Sampling
 from kdjax.sampler import generate
 
 CONTEXT = 64
@@ -111,13 +111,6 @@ def engine_core(model, params, limit: int):
     Log-probabilities are raw, or (mode "processed") of the tempered distribution; a greedy row's
     are raw in both modes, as in vLLM and SGLang.
     """
-    jitted = jax.jit(
-        lambda batch, key, stop_ids, temperature: generate(
-            model, params, batch, key,
-            max_new_tokens=limit, stop_ids=stop_ids, temperature=temperature,
-        ),
-        static_argnums=(2, 3),
-    )  # fmt: skip
 
     def core(body: dict, mode: str = "raw") -> Text:
         prompt = np.zeros((1, WIDTH), np.int32)
@@ -125,9 +118,10 @@ def engine_core(model, params, limit: int):
         none, length = np.zeros((1, 1), np.int32), np.array([len(body["prompt"])], np.int32)
         batch = Batch(prompt, length, none, none[0], none[0] > 0, none[0])
         temperature = body["temperature"]
-        out = jitted(
-            batch, jax.random.key(body.get("seed", 0)), tuple(body["stop_token_ids"]), temperature
-        )
+        out = generate(
+            model, params, batch, jax.random.key(body.get("seed", 0)), max_new_tokens=limit,
+            stop_ids=tuple(body["stop_token_ids"]), sampling=Sampling(temperature),
+        )  # fmt: skip
         count = min(int(out.length_b[0]), body["max_tokens"])
         logp = out.sampler_logp_bt if mode == "processed" and temperature else out.logp_bt
         tokens = np.asarray(out.tokens_bt[0, :count]).tolist()

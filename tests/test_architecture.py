@@ -18,6 +18,8 @@ ROWS = [
     "rollout trajectories step checkpoint report student validation",
     "evaluate export command_line programs",
     "page teachers startup",
+    "prefixes",
+    "stored",
     "parts",
     "train bench plan",
     "study",

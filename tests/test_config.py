@@ -42,6 +42,7 @@ FULL = Config(
     teacher=None,
     teachers=("math=a folder", "code=kdjax:teacher"),
     prefix="dataset",
+    trajectories="kept",
     token_loss=mix(at_temperature(forward_kl, 2.0), clip(reverse_kl, 5.0), weight=0.8),
     objective=add(negative_log_likelihood, scale(divergence, -0.1)),
     reduction=token_mean,

@@ -4,7 +4,6 @@ servers that misbehave in every way."""
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import socket
 import sys
@@ -57,10 +56,10 @@ def batch(tokenizer) -> Batch:
 @pytest.fixture(scope="module")
 def own_greedy(decoder, batch) -> Samples:
     model, params = decoder
-    own = jax.jit(
-        functools.partial(generate, model, max_new_tokens=LIMIT, stop_ids=STOP_IDS, temperature=0.0)
-    )
-    return jax.tree.map(np.asarray, own(params, batch, jax.random.key(0)))
+    return generate(
+        model, params, batch, jax.random.key(0), max_new_tokens=LIMIT, stop_ids=STOP_IDS,
+        sampling=Sampling(0.0),
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")

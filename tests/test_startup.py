@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from kdjax import forward_kl, models, report, startup
 from kdjax import parts as parts_module
+from kdjax import prefixes as prefixes_module
 from kdjax import programs as programs_module
 from kdjax.base import ConfigError, DataError, Rollout, Sampling
 from kdjax.config import Config, Curriculum, Data, Evaluation
@@ -272,16 +273,17 @@ def test_a_teacher_reads_the_student_s_prompt(tiny, tokenizer, monkeypatch):
     end, pad = tokenizer.stop_ids
     edit_json(Path(tiny.teacher) / "generation_config.json", eos_token_id=pad)
     taken = []
-    encode = parts_module.encode
-    monkeypatch.setattr(parts_module, "encode", lambda *a: taken.append(a[1]) or encode(*a))
-    drawn = parts_module.sampler_of
-    monkeypatch.setattr(parts_module, "sampler_of", lambda *a: taken.append(a[4]) or drawn(*a))
+    encode, drawn = prefixes_module._encode, prefixes_module.sampler_of
+    monkeypatch.setattr(
+        prefixes_module, "_encode", lambda asked, rows: taken.append(asked) or encode(asked, rows)
+    )
+    monkeypatch.setattr(prefixes_module, "sampler_of", lambda *a: taken.append(a[4]) or drawn(*a))
     parts = build(dataclasses.replace(tiny, prefix="teacher"))
-    del taken[:-1]  # the student's sampler
     batch = parts_module.encode(parts.source, parts.tokenizer, [3], tiny, 8)
     parts.prefixes[""](batch, parts.initial_params, None, 8)
-    assert taken[0] == (pad, end)
-    assert taken[-1].encode_prompt("1+1=") == tokenizer.encode_prompt("1+1=")
+    asked, stop_ids = taken
+    assert stop_ids == (pad, end)
+    assert asked.tokenizer.encode_prompt("1+1=") == tokenizer.encode_prompt("1+1=")
 
 
 def test_thinking_reaches_both(tiny, tokenizer):

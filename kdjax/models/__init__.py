@@ -38,7 +38,7 @@ from kdjax.models.hub import is_hub_name, snapshot
 from kdjax.models.identity import identity
 from kdjax.models.quantized import Hold, int8
 from kdjax.models.shards import COPIED_FILES, write_folder
-from kdjax.models.weights import read_params
+from kdjax.models.weights import read_head, read_params
 
 EMBEDDED = Path(__file__).parent.parent / "tasks" / "assets"
 EMBEDDED_PREFIX = "kdjax:"
@@ -117,6 +117,7 @@ __all__ = [
     "narrow",
     "parameter_count",
     "read_config",
+    "read_head",
     "unstacked",
     "unstacked_axes",
     "write_folder",

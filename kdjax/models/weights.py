@@ -24,6 +24,7 @@ from kdjax.models.families import Path, Place
 from kdjax.models.families import tensors as expected_tensors
 from kdjax.models.folder import StoredTensor, listed, open_tensors, shown
 from kdjax.models.quantized import Hold
+from kdjax.numerics import LMHead
 
 READABLE = ("BF16", "F16", "F32")
 PIECE_BYTES = 128 << 20
@@ -61,6 +62,19 @@ def read_params(
     abstract = abstract_params(config, dtype, mesh)
     final = abstract if hold is None else abstract_params(config, dtype, mesh, hold=hold)
     return jax.tree_util.tree_map_with_path(read, abstract, final)
+
+
+def read_head(
+    folder: Folder, config: DecoderConfig, dtype=jnp.float32, mesh: Mesh | None = None
+) -> LMHead:
+    """The LM head alone of a folder, dealt as `read_params` deals it; no other tensor is read.
+
+    Errors: as `read_params`.
+    """
+    places = _checked(open_tensors(folder), config, folder)
+    name = "embed" if config.tie_word_embeddings else "head"
+    abstract = abstract_params(config, dtype, mesh)[name]
+    return LMHead(_filled(abstract, places[name,]))
 
 
 def _checked(

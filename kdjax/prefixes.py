@@ -1,0 +1,246 @@
+"""A config's trajectories: whose responses, drawn how, with what is kept of its teacher.
+
+`kdjax rollouts` fills a folder with them (kdjax/trajectories.py), ahead of training; the prefix
+source teacher fills one in the cache, as problems are asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from kdjax import data, models
+from kdjax import trajectories as folders
+from kdjax.base import Batch, ConfigError, Key, PrefixSource, Samples, Trajectories
+from kdjax.buckets import trim
+from kdjax.config import Config
+from kdjax.programs import Programs, head_chunk, sampler_of, to_sampler
+from kdjax.rollout import assemble_samples, dataset_samples, from_trajectories
+from kdjax.score import response_states, response_top_k
+from kdjax.sharding import pad_rows, shard_batch
+from kdjax.teachers import Teacher, title
+from kdjax.tokenizer import Tokenizer
+
+
+class Keep(NamedTuple):
+    """What is kept of the teacher at each response token: nothing, its last hidden state in the
+    compute dtype (states), or its k most probable tokens and their tail (top_k)."""
+
+    kind: Literal["nothing", "states", "top_k"] = "nothing"
+    k: int = 0
+
+    def __str__(self) -> str:
+        return f"top_k={self.k}" if self.kind == "top_k" else self.kind
+
+
+NOTHING = Keep()
+
+
+def parse_keep(text: str | None) -> Keep:
+    """What --keep says. Errors: ConfigError.
+
+    >>> parse_keep("top_k=64")
+    Keep(kind='top_k', k=64)
+    """
+    if text in (None, "nothing"):
+        return NOTHING
+    if text == "states":
+        return Keep("states")
+    found = re.fullmatch(r"top_k=([1-9]\d*)", text or "")
+    if not found:
+        raise ConfigError(f"--keep is states or top_k=K, such as top_k=64, got {text!r}")
+    return Keep("top_k", int(found[1]))
+
+
+def parse_share(text: str | None) -> tuple[int, int]:
+    """(index, count) of the processes that fill a folder together, by default those of
+    `jax.distributed`. Errors: ConfigError.
+
+    >>> parse_share("1/4")
+    (1, 4)
+    """
+    if text is None:
+        return jax.process_index(), jax.process_count()
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise ConfigError(f"--share is INDEX/COUNT with INDEX below COUNT, such as 0/2, got {text}")
+    return int(found[1]), int(found[2])
+
+
+class Asked(NamedTuple):
+    """A tag's problems and everything that answers them: `rows` of the source, the teacher that
+    reads the responses, and what draws them as the student, with its initial parameters."""
+
+    config: Config
+    programs: Programs
+    tokenizer: Tokenizer
+    teacher: Teacher
+    source: data.Source
+    tag: str
+    rows: np.ndarray
+    key: Key
+    draw_student: Callable[[Batch, Key, int], Samples]
+
+
+def settings_of(asked: Asked, keep: Keep) -> dict[str, Any]:
+    """Everything that decides what the trajectories of these problems are, as JSON values; of a
+    teacher without a name nothing is known."""
+    config, tokenizer, teacher = asked.config, asked.tokenizer, asked.teacher
+    found = data.source_key(asked.source, tokenizer, config.data.max_prompt_tokens) | {
+        "prefix": config.prefix,
+        "vocabulary": tokenizer.size,
+        "rows": len(asked.rows),
+        "chunk_rows": folders.CHUNK_ROWS,
+        "max_new_tokens": config.curriculum.lengths[-1],
+        "dtype": config.dtype,
+        "keep": str(keep),
+    }
+    if asked.tag:
+        found["tag"] = asked.tag
+    if config.prefix != "dataset":
+        found |= {"sampling": dataclasses.asdict(config.sampling), "seed": config.seed}
+        found["kv_cache"] = config.rollouts.kv_cache
+    if config.prefix != "teacher":
+        found["stop_ids"] = list(tokenizer.stop_ids)
+    if config.prefix == "student":
+        found["weights"] = models.identity(models.find(config.student))
+    if teacher.name is None:
+        return found
+    identity = models.identity(models.find(teacher.name))
+    if config.prefix == "teacher":
+        found |= {"weights": identity, "stop_ids": list(teacher.tokenizer.stop_ids)}
+    if keep != NOTHING:
+        found |= {"teacher": identity, "teacher_stop_ids": list(teacher.tokenizer.stop_ids)}
+    if keep != NOTHING or config.prefix == "teacher":
+        found["teacher_weights"] = config.teacher_weights
+    return found
+
+
+def from_cache(asked: Asked) -> PrefixSource:
+    """The teacher's responses, drawn into the cache when they are first asked for, once for all
+    runs that ask for the same."""
+
+    @functools.cache
+    def read() -> folders.Draw:
+        settings = settings_of(asked, NOTHING)
+        place = folders.place_of(Path(asked.config.cache), settings)
+        return folders.open_trajectories(place, settings, drawer(asked, NOTHING))
+
+    return from_trajectories(lambda rows: read()(np.searchsorted(asked.rows, rows)))
+
+
+def fill(
+    asked: Asked, out: str | None, keep: Keep, share: tuple[int, int], redo: bool
+) -> tuple[Path, int]:
+    """(a tag's folder, the chunks drawn now): filled, or one process's share of it. Without `out`
+    it is the folder in the cache that the prefix source teacher reads, if nothing is kept.
+
+    Errors: ConfigError for something to keep without a teacher, or more than its vocabulary; and
+    as `trajectories.fill`.
+    """
+    if keep != NOTHING and asked.teacher.name is None:
+        raise ConfigError(f"--keep {keep} needs a teacher; set teacher, or leave --keep out")
+    if keep.k > asked.tokenizer.size:
+        raise ConfigError(
+            f"--keep {keep} is over the vocabulary of {asked.tokenizer.size} tokens; keep fewer"
+        )
+    settings = settings_of(asked, keep)
+    place = folders.place_of(Path(asked.config.cache), settings)
+    if out is not None:
+        place = of_tag(Path(out), asked.tag)
+    made = folders.fill(place, settings, drawer(asked, keep), share=share, redo=redo)
+    return place, made
+
+
+def of_tag(folder: Path, tag: str) -> Path:
+    """Where a tag's trajectories lie: in a folder beneath, unless it is everybody's."""
+    return folder / quote(title(tag), safe=" ") if tag else folder
+
+
+def drawer(asked: Asked, keep: Keep) -> folders.Draw:
+    """draw(places in asked.rows) -> Trajectories as host arrays."""
+
+    def draw(places: np.ndarray) -> Trajectories:
+        rows = asked.rows[places]
+        samples = _draw_samples(asked, rows)
+        return Trajectories(samples) if keep == NOTHING else _read(asked, keep, rows, samples)
+
+    return draw
+
+
+def _draw_samples(asked: Asked, rows: np.ndarray) -> Samples:
+    """Responses to the student's prompts, token by token; the teacher stops in its own way."""
+    prefix, length = asked.config.prefix, asked.config.curriculum.lengths[-1]
+    if prefix == "dataset":
+        data.require_solutions(asked.source, [int(row) for row in rows])
+    sources: dict[str, Callable[[Batch], Samples]] = {
+        "dataset": lambda batch: dataset_samples(batch, length),
+        "student": lambda batch: asked.draw_student(batch, asked.key, length),
+        "teacher": lambda batch: _as_teacher(asked, batch, length),
+    }
+    return jax.tree.map(np.asarray, sources[prefix](_encode(asked, rows)))
+
+
+def _as_teacher(asked: Asked, batch: Batch, length: int) -> Samples:
+    config, teacher, mesh = asked.config, asked.teacher, asked.programs.teacher_mesh
+    model, stop_ids = teacher.programs.sampler, teacher.tokenizer.stop_ids
+    assert model is not None  # validate: prefix teacher has one
+    draw = sampler_of(config, mesh, model, config.sampling, stop_ids, asked.tokenizer.size)
+    reads = to_sampler(teacher.programs.params, jnp.dtype(config.dtype), mesh)
+    return draw(reads(teacher.params), batch, asked.key, length)
+
+
+def _encode(asked: Asked, rows: np.ndarray) -> Batch:
+    return data.encode_batch(
+        asked.source,
+        [int(row) for row in rows],
+        asked.tokenizer,
+        max_prompt_tokens=asked.config.data.max_prompt_tokens,
+        max_new_tokens=asked.config.curriculum.lengths[-1],
+    )
+
+
+def _read(asked: Asked, keep: Keep, rows: np.ndarray, samples: Samples) -> Trajectories:
+    """The samples with what is kept of the teacher, which reads them in pieces of so many rows as
+    in a training step."""
+    config, programs, teacher = asked.config, asked.programs, asked.teacher
+    mesh, model = programs.teacher_mesh, teacher.programs.model
+    assert model is not None
+    apart = mesh is not programs.mesh
+    at_once = config.batch_size if apart else config.batch_size // config.micro_batches
+    chunk = head_chunk(config, mesh, asked.tokenizer.size)
+    read = _reader(model, keep, chunk, asked.tokenizer.size, mesh)
+    width, whole = samples.tokens_bt.shape[1], None
+    for first in range(0, len(rows), at_once):
+        own = np.arange(first, min(first + at_once, len(rows)))
+        places = pad_rows(own, mesh, at_least=at_once)
+        piece = jax.tree.map(lambda x, p=places: x[p], samples)
+        rollout = trim(assemble_samples(_encode(asked, rows[places]), piece))
+        made = read(teacher.params, shard_batch(rollout, mesh))
+        if whole is None:  # pages of zeros that nothing is written to take no memory
+            shape = (len(rows), width)
+            whole = jax.tree.map(lambda x, s=shape: np.zeros(s + x.shape[2:], x.dtype), made)
+        for kept, new in zip(jax.tree.leaves(whole), jax.tree.leaves(made), strict=True):
+            kept[own, : new.shape[1]] = np.asarray(new)[: len(own)]
+    if keep.kind == "states":
+        return Trajectories(samples, states_btd=whole)
+    return Trajectories(samples, top_k_bt=whole)
+
+
+@functools.lru_cache(maxsize=8)  # compiled once for all chunks
+def _reader(model, keep: Keep, chunk: int, vocabulary: int, mesh: Mesh):
+    """read(params, rollout) -> what is kept of the teacher, [B, T, ...]."""
+    if keep.kind == "states":
+        return jax.jit(functools.partial(response_states, model))
+    best = functools.partial(response_top_k, model, k=keep.k, chunk=chunk)
+    return jax.jit(functools.partial(best, vocabulary=vocabulary, mesh=mesh))
