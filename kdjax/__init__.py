@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         at_temperature,
         clip,
         divergence,
+        importance,
         mix,
         negative_log_likelihood,
         scale,
@@ -43,8 +44,8 @@ _HOME = {
     "gate": ("entropy_gate", "rollout_length"),
     "kl": ("forward_kl", "reverse_kl"),
     "objective": (
-        "add", "at_temperature", "clip", "divergence", "mix", "negative_log_likelihood", "scale",
-        "sequence_mean", "token_mean",
+        "add", "at_temperature", "clip", "divergence", "importance", "mix",
+        "negative_log_likelihood", "scale", "sequence_mean", "token_mean",
     ),
     "optimizer": ("make_optimizer",),
     "rollout": ("from_dataset", "from_student", "from_teacher"),

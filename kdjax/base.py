@@ -84,6 +84,10 @@ class Rollout(NamedTuple):
     teacher_states_btd:  the teacher's last hidden state before each response token, where it was
                       computed elsewhere; None where the teacher still has to read the rows.
     teacher_top_k_bt:    its most probable tokens at each response token, in the states' place.
+    own_logp_bt:      log-probability of each response token under the student's own distribution
+                      by its sampler, where the student drew the rows.
+    staleness_b:      int32, updates of the student between the weights that drew a row and those
+                      that it trains, where rollouts are drawn ahead.
 
     The last response token of a finished row is its stop token: it is trained on like any other.
     """
@@ -95,6 +99,8 @@ class Rollout(NamedTuple):
     truncated_b: jax.Array
     teacher_states_btd: jax.Array | None = None
     teacher_top_k_bt: TopK | None = None
+    own_logp_bt: jax.Array | None = None
+    staleness_b: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

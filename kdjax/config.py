@@ -109,11 +109,22 @@ class Rollouts:
     rows: decoded at a time, at most. cache_gib: what their KV cache may take of a device; by
     default a quarter of an accelerator's memory, or 1 GiB. kv_cache: keys and values as they are
     computed, or in int8, half of bfloat16's memory, which changes log-probabilities a little.
+    gap_limit_nats: training stops where sampler and scorer differ by more, in the mean over a
+    batch's tokens, about the log-probability of what the student drew. ahead: draw (or
+    read) the next step's rollout while this step trains; the student's are then one update old.
+    engine: the URL of an OpenAI-compatible server (docs/engines.md) that draws in place of this
+    process, for teacher prefixes and `kdjax rollouts`; engine_model is its name for the model (by
+    default the config's), engine_log_probs what its log-probabilities describe.
     """
 
     rows: int = 512
     cache_gib: float | None = None
     kv_cache: Literal["compute", "int8"] = "compute"
+    gap_limit_nats: float = 0.1
+    ahead: bool = False
+    engine: str | None = None
+    engine_model: str | None = None
+    engine_log_probs: Literal["raw", "tempered", "drawn"] = "raw"
 
 
 @dataclasses.dataclass(frozen=True)

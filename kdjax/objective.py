@@ -110,6 +110,24 @@ def negative_log_likelihood(scores: Scores) -> jax.Array:
     return -scores.student_logp
 
 
+def importance(objective: Objective, maximum: float) -> Objective:
+    """min(ratio, maximum) * objective, ratio = student(token) / sampler(token) as a constant: what
+    was drawn by older weights, or from a cut or tempered distribution, weighs as if it were drawn
+    from the student's own (truncated importance sampling, Ionides 2008).
+
+    >>> describe(importance(divergence, 2.0))
+    'importance(divergence, 2.0)'
+    """
+    if not maximum > 0:
+        raise ConfigError(f"importance: maximum must be above 0, got {maximum}")
+
+    def weighed(scores: Scores) -> jax.Array:
+        ratio = jnp.exp(jax.lax.stop_gradient(scores.student_logp) - scores.sampler_logp)
+        return jnp.minimum(ratio, maximum) * objective(scores)
+
+    return _composed(weighed, importance, objective, numbers=(maximum,))
+
+
 def require_per_token(objective: Objective) -> None:
     """ConfigError unless an objective's value at a token depends on that token's scores alone.
 
@@ -193,7 +211,7 @@ def closed_form(token_loss: TokenLoss, temperature: float = 1.0) -> Callable | N
     return None if None in parts else combinator(*parts, *numbers, **named)
 
 
-COMBINATORS = {f.__name__: f for f in (mix, scale, add, clip, at_temperature)}
+COMBINATORS = {f.__name__: f for f in (mix, scale, add, clip, at_temperature, importance)}
 TOKEN_LOSSES = {f.__name__: f for f in (kl.forward_kl, kl.reverse_kl)}
 OBJECTIVES = {f.__name__: f for f in (divergence, negative_log_likelihood)}
 REDUCTIONS = {f.__name__: f for f in (sequence_mean, token_mean)}
@@ -304,6 +322,7 @@ def _composed(function, combinator: Callable, *losses: Callable, numbers: tuple 
 
 
 __all__ = [
-    "Objective", "TokenLoss", "add", "at_temperature", "clip", "describe", "divergence", "mix",
+    "Objective", "TokenLoss", "add", "at_temperature", "clip", "describe", "divergence",
+    "importance", "mix",
     "negative_log_likelihood", "parse", "reduce", "scale", "sequence_mean", "token_mean",
 ]  # fmt: skip

@@ -26,6 +26,7 @@ from kdjax.buckets import trim
 from kdjax.config import Config
 from kdjax.programs import Programs, head_chunk, sampler_of, to_sampler
 from kdjax.rollout import assemble_samples, dataset_samples, from_trajectories
+from kdjax.sampler import open_engine
 from kdjax.score import response_states, response_top_k
 from kdjax.sharding import pad_rows, shard_batch
 from kdjax.teachers import Teacher, title
@@ -110,6 +111,8 @@ def settings_of(asked: Asked, keep: Keep) -> dict[str, Any]:
     if config.prefix != "dataset":
         found |= {"sampling": dataclasses.asdict(config.sampling), "seed": config.seed}
         found["kv_cache"] = config.rollouts.kv_cache
+        if config.rollouts.engine is not None:
+            found["engine"] = config.rollouts.engine_model or "the model's own name"
     if config.prefix != "teacher":
         found["stop_ids"] = list(tokenizer.stop_ids)
     if config.prefix == "student":
@@ -188,6 +191,8 @@ def _draw_samples(asked: Asked, rows: np.ndarray) -> Samples:
         "student": lambda batch: asked.draw_student(batch, asked.key, length),
         "teacher": lambda batch: _as_teacher(asked, batch, length),
     }
+    if asked.config.rollouts.engine is not None and prefix != "dataset":
+        sources[prefix] = lambda batch: _by_engine(asked, batch, length)
     return jax.tree.map(np.asarray, sources[prefix](_encode(asked, rows)))
 
 
@@ -198,6 +203,24 @@ def _as_teacher(asked: Asked, batch: Batch, length: int) -> Samples:
     draw = sampler_of(config, mesh, model, config.sampling, stop_ids, asked.tokenizer.size)
     reads = to_sampler(teacher.programs.params, jnp.dtype(config.dtype), mesh)
     return draw(reads(teacher.params), batch, asked.key, length)
+
+
+def _by_engine(asked: Asked, batch: Batch, length: int) -> Samples:
+    """Drawn by a server with weights of its own: those of the teacher, or of the student as it
+    was."""
+    config, rollouts = asked.config, asked.config.rollouts
+    assert rollouts.engine is not None
+    as_teacher = config.prefix == "teacher"
+    own = asked.teacher.name if as_teacher else config.student
+    sampler = open_engine(
+        rollouts.engine,
+        rollouts.engine_model or str(own),
+        stop_ids=(asked.teacher.tokenizer if as_teacher else asked.tokenizer).stop_ids,
+        vocabulary=asked.tokenizer.size,
+        sampling=config.sampling,
+        log_probs=rollouts.engine_log_probs,
+    )
+    return sampler(None, batch, asked.key, length)
 
 
 def _encode(asked: Asked, rows: np.ndarray) -> Batch:

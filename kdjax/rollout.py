@@ -46,7 +46,9 @@ def from_student(generate: Sampler) -> PrefixSource:
     """The student's own responses, drawn anew with its present parameters (on-policy)."""
 
     def draw(batch: Batch, params: Params, key: Key, max_new_tokens: int) -> Rollout:
-        return assemble_samples(batch, generate(params, batch, key, max_new_tokens))
+        samples = generate(params, batch, key, max_new_tokens)
+        own = None if samples.logp_bt is None else jnp.asarray(samples.logp_bt)
+        return assemble_samples(batch, samples)._replace(own_logp_bt=own)
 
     return draw
 

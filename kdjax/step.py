@@ -107,6 +107,8 @@ def make_step(
     def totals(params: Params, frozen: Params, teacher_params: Params, rollout: Rollout):
         whole = join(frozen, params)
         loss, scores = loss_of(student, whole, teacher, teacher_params, rollout)
+        if stops.policy == "merge":  # of other distributions than the sampler's
+            rollout = rollout._replace(own_logp_bt=None)
         return loss.total, {"loss": loss, **_summaries(scores, rollout)}
 
     gradient = jax.grad(totals, has_aux=True)
@@ -158,6 +160,14 @@ def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
         if value is not None and name not in ("mask", "divergence")
     }
     rows = jnp.float32(rollout.truncated_b.shape[0])
+    if rollout.own_logp_bt is not None:
+        gap = jnp.abs(scores.student_logp - rollout.own_logp_bt)
+        token_level["sampler_gap"] = reduce(gap, scores.mask, weights)
+        # mean squares show tails that means hide, and add up over micro-batches as a maximum can't
+        token_level["sampler_gap_squared"] = reduce(gap**2, scores.mask, weights)
+    if rollout.staleness_b is not None:
+        total = jnp.sum(rollout.staleness_b.astype(jnp.float32))
+        token_level["staleness"] = WeightedSum(total, rows)
     return token_level | {
         "response_length": WeightedSum(
             jnp.sum(rollout.response_length_b.astype(jnp.float32)), rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import data, flops, report
-from kdjax.base import ConfigError, DataError, DivergedError, Rollout, Sampling, TrainState
+from kdjax.base import ConfigError, DataError, DivergedError, Params, Rollout, Sampling, TrainState
 from kdjax.buckets import trim
 from kdjax.checkpoint import Checkpoints, open_checkpoints
 from kdjax.config import WHERE_IT_RUNS, Config, as_dict, differences
@@ -48,6 +49,11 @@ def train(config: Config) -> EvalReport:
     Errors: KdjaxError kinds, each one line with the remedy.
     """
     folder = Path(validate(config).run)
+    if config.rollouts.engine is not None and config.prefix == "student":
+        raise ConfigError(
+            "rollouts.engine has weights of its own, which do not follow the student's: leave it"
+            " out, or draw once by `kdjax rollouts` and train from that folder (trajectories)"
+        )
     parts = build(config)
     about = startup_report(parts)
     for line in about.splitlines():  # one by one: a study's next cell says only what differs
@@ -87,8 +93,13 @@ def _start(parts: Parts, checkpoints: Checkpoints) -> tuple[TrainState, float]:
 
 
 def _trained_by(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields that decide what is trained."""
-    return {name: value for name, value in config.items() if name not in WHERE_IT_RUNS}
+    """The fields that decide what is trained: with rollouts drawn ahead, where checkpoints fall."""
+    fields = {name: value for name, value in config.items() if name not in WHERE_IT_RUNS}
+    rollouts = dict(config.get("rollouts", {}))
+    if rollouts.get("ahead"):
+        fields["save_every_steps"] = config["save_every_steps"]
+    decisive = {name: rollouts.get(name) for name in ("kv_cache", "ahead")}
+    return fields | {"rollouts": decisive}
 
 
 def _loop(
@@ -98,11 +109,13 @@ def _loop(
     first = int(state.step)
     metrics = report.open_metrics(folder, first, config.wandb_project)
     began = time.perf_counter() - seconds
+    pool, drawn = ThreadPoolExecutor(1), None
     try:
         with training_progress(folder.name, config.steps, first) as show:
             for number in range(first, config.steps):
                 entropy = _measure_entropy(parts, state, number)
-                rollout = _rollout(parts, state, number)
+                rollout = drawn.result() if drawn else _rollout(parts, state, number)
+                drawn = _draw_ahead(parts, pool, state, number + 1)
                 teacher = parts.teachers[batch_at(parts, number)[0]]
                 rollout = teacher.programs.read(teacher.params, rollout)
                 state, values = teacher.programs.step(
@@ -116,24 +129,51 @@ def _loop(
                     record = _record(state, values, entropy, time.perf_counter() - began)
                     metrics.write(done, record)
                     _check_finite(record, done)
+                    _check_gap(config, record, done)
                 show(done, record)
                 if saves:
                     checkpoints.save(done, state, _about(parts, done, time.perf_counter() - began))
     finally:
+        pool.shutdown(cancel_futures=True)
         metrics.close()
     jax.block_until_ready(state)
     return state, time.perf_counter() - began
 
 
+def _draw_ahead(
+    parts: Parts, pool: ThreadPoolExecutor, state: TrainState, number: int
+) -> Future[Rollout] | None:
+    """Begin to draw the rollout of step `number` from the weights before the step that now trains,
+    of which a copy is made; None where rollouts are not drawn ahead.
+
+    Across a checkpoint nothing is drawn ahead, so that a resumed run draws what an uninterrupted
+    one draws.
+    """
+    config = parts.config
+    if not config.rollouts.ahead or number >= config.steps or number % config.save_every_steps == 0:
+        return None
+    params, length = jax.tree.map(jnp.copy, state.params), _length(parts, state)
+    return pool.submit(_drawn, parts, params, number, length, 1)
+
+
 def _rollout(parts: Parts, state: TrainState, number: int) -> Rollout:
     """The training data of step `number`: a pure function of (config, state, number)."""
+    return _drawn(parts, state.params, number, _length(parts, state), 0)
+
+
+def _length(parts: Parts, state: TrainState) -> int:
+    return rollout_length(gate_state(state.opt_state), parts.config.curriculum.lengths)
+
+
+def _drawn(parts: Parts, params: Params, number: int, length: int, staleness: int) -> Rollout:
     config = parts.config
-    length = rollout_length(gate_state(state.opt_state), config.curriculum.lengths)
     tag, indices = batch_at(parts, number)
     if config.prefix == "dataset":
         data.require_solutions(parts.source, indices)
     batch = encode(parts.source, parts.tokenizer, indices, config, length)
-    rollout = parts.prefixes[tag](batch, state.params, run_key(config, ROLLOUT, number), length)
+    rollout = parts.prefixes[tag](batch, params, run_key(config, ROLLOUT, number), length)
+    if config.rollouts.ahead and config.prefix == "student":
+        rollout = rollout._replace(staleness_b=jnp.full(len(indices), staleness, jnp.int32))
     return shard_batch(trim(rollout), parts.mesh)
 
 
@@ -165,6 +205,17 @@ def _check_finite(record: dict[str, float], step: int) -> None:
                 f"{name} is {record[name]} at step {step}; the last checkpoint is from before:"
                 " lower optimizer.learning_rate or optimizer.clip_norm in another --run"
             )
+
+
+def _check_gap(config: Config, record: dict[str, float], step: int) -> None:
+    """Stop where the sampler's distribution is not the one that is trained. Rollouts drawn ahead
+    are of older weights, so their gap is no fault."""
+    gap, limit = record.get("sampler_gap", 0.0), config.rollouts.gap_limit_nats
+    if gap > limit and not config.rollouts.ahead:
+        raise DivergedError(
+            f"sampler and scorer differ by {gap:.3g} nats a token at step {step}, over"
+            f" rollouts.gap_limit_nats {limit}; set rollouts.kv_cache compute or a wider dtype"
+        )
 
 
 def _about(parts: Parts, done: int, seconds: float) -> dict[str, Any]:

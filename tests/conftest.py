@@ -174,6 +174,7 @@ def bigram():
         hidden=lambda params, tokens_bs: params["embed"][tokens_bs],
         head=lambda params: LMHead(params["head"]),
         init_cache=None,
+        prefill=None,
         extend=None,
     )
 

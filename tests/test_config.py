@@ -51,7 +51,7 @@ FULL = Config(
     batch_size=6,
     micro_batches=2,
     sampling=Sampling(0.0, 0.9, 20, 0.1),
-    rollouts=Rollouts(rows=8, cache_gib=0.5, kv_cache="int8"),
+    rollouts=Rollouts(8, 0.5, "int8", 0.2, True, "http://localhost:1/v1", "m", "drawn"),
     seed=3,
     data=Data(
         task="calc", terms=(2,), problems=9, file="p.jsonl", max_prompt_tokens=5, thinking=True

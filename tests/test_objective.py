@@ -20,6 +20,7 @@ from kdjax import (
     clip,
     divergence,
     forward_kl,
+    importance,
     mix,
     negative_log_likelihood,
     reverse_kl,
@@ -69,6 +70,23 @@ LEVELS = {
 def level(request):
     """(a, b, arguments) for each kind of function that combinators accept."""
     return request.param
+
+
+def test_importance_weighs_by_the_ratio():
+    """min(q / sampler, maximum) times the objective, by hand; the ratio carries no gradient."""
+    student = jnp.log(jnp.array([0.5, 0.2, 0.9]))
+    sampler = jnp.log(jnp.array([0.25, 0.4, 0.1]))
+
+    def weighed(student):
+        mask = jnp.ones(3, bool)
+        return importance(negative_log_likelihood, 3.0)(Scores(student, student, sampler, mask))
+
+    ratios = np.array([2.0, 0.5, 3.0])
+    np.testing.assert_allclose(weighed(student), -ratios * student, rtol=1e-6)
+    slope = jax.grad(lambda s: weighed(s).sum())(student)
+    np.testing.assert_allclose(slope, -ratios, rtol=1e-6)
+    with pytest.raises(ConfigError, match="importance: maximum must be above 0, got 0"):
+        importance(negative_log_likelihood, 0)
 
 
 def test_mixing_a_loss_with_itself_is_the_loss(level):

@@ -18,7 +18,7 @@ from kdjax import parts as parts_module
 from kdjax import train as train_module
 from kdjax.base import ConfigError, DataError, DivergedError, StorageError
 from kdjax.checkpoint import open_checkpoints
-from kdjax.config import Config, Curriculum, Data, Evaluation
+from kdjax.config import Config, Curriculum, Data, Evaluation, Rollouts
 from kdjax.objective import negative_log_likelihood
 from kdjax.optimizer import gate_state, make_optimizer
 from kdjax.step import init_state, make_step
@@ -126,6 +126,61 @@ def test_a_run_killed_at_a_measurement_resumes_to_the_same_decision(tiny, tmp_pa
     assert int(gate_state(state.opt_state).stage) == 1
     assert int(gate_state(state.opt_state).measurements) == 1
     assert_bitwise_equal(state, resumed)
+
+
+def test_rollouts_drawn_ahead(tiny, tmp_path, monkeypatch):
+    """Every second rollout is of weights one update old, and says so; where a run is interrupted,
+    and resumed, changes nothing; other checkpoints would, and are refused."""
+    ahead = dataclasses.replace(tiny, rollouts=Rollouts(ahead=True))
+    train_module.train(ahead)
+    assert [r["staleness"] for r in logged(ahead)] == [0, 1, 0, 1]
+    halves = dataclasses.replace(ahead, run=str(tmp_path / "halves"))
+    drawn = train_module._drawn
+
+    def interrupted(parts, params, number, *rest):
+        if number == 3:
+            raise KeyboardInterrupt
+        return drawn(parts, params, number, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module, "_drawn", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_module.train(halves)
+    with pytest.raises(ConfigError, match="save_every_steps: 2 -> 3"):
+        train_module.train(dataclasses.replace(halves, save_every_steps=3))
+    train_module.train(halves)
+    assert_bitwise_equal(final_state(ahead)[1], final_state(halves)[1])
+    present = dataclasses.replace(tiny, run=str(tmp_path / "present"))
+    train_module.train(present)
+    first, second = ([r["loss"] for r in logged(c)] for c in (ahead, present))
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+
+
+def test_sampler_and_scorer_are_compared(tiny, monkeypatch):
+    """The gap is logged, of float32 rounding; where it is over its limit the run stops at once."""
+    train_module.train(tiny)
+    assert all(0 < r["sampler_gap"] < 1e-4 for r in logged(tiny))
+    with pytest.raises(DivergedError, match=r"sampler and scorer differ by .* at step 1") as caught:
+        train_module.train(
+            dataclasses.replace(tiny, run=f"{tiny.run}2", rollouts=Rollouts(gap_limit_nats=1e-9))
+        )
+    assert "\n" not in str(caught.value)
+
+
+def test_a_resume_may_draw_in_other_batches(tiny):
+    """How many rows are decoded at a time is where a run runs; how the cache keeps them is not."""
+    train_module.train(tiny)
+    train_module.train(dataclasses.replace(tiny, rollouts=Rollouts(rows=4)))
+    with pytest.raises(ConfigError, match=r"rollouts.kv_cache: compute -> int8"):
+        train_module.train(dataclasses.replace(tiny, rollouts=Rollouts(kv_cache="int8")))
+
+
+def test_an_engine_does_not_follow_the_student(tiny):
+    """On-policy training by an engine of fixed weights is refused, with what to do."""
+    engine = Rollouts(engine="http://localhost:1/v1")
+    with pytest.raises(ConfigError, match="kdjax rollouts"):
+        train_module.train(dataclasses.replace(tiny, rollouts=engine))
 
 
 def test_different_runs_differ(tiny, tmp_path):
