@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdjax import models, tasks
-    from kdjax.base import Batch, Model, Rollout, Scores, TrainState, WeightedSum
+    from kdjax.base import Batch, Model, Rollout, Sampling, Scores, TrainState, WeightedSum
     from kdjax.config import Config, Study
     from kdjax.data import encode_batch, file_source, task_source
     from kdjax.gate import entropy_gate, rollout_length
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     )
     from kdjax.optimizer import make_optimizer
     from kdjax.rollout import from_dataset, from_student, from_teacher
-    from kdjax.sampler import generate
+    from kdjax.sampler import generate, open_sampler
     from kdjax.step import init_state, make_step
     from kdjax.stops import Stops
     from kdjax.tokenizer import load_tokenizer
 
 # No name here may also be the name of a module: importing the module would hide it.
 _HOME = {
-    "base": ("Batch", "Model", "Rollout", "Scores", "TrainState", "WeightedSum"),
+    "base": ("Batch", "Model", "Rollout", "Sampling", "Scores", "TrainState", "WeightedSum"),
     "config": ("Config", "Study"),
     "data": ("encode_batch", "file_source", "task_source"),
     "gate": ("entropy_gate", "rollout_length"),
@@ -49,7 +49,7 @@ _HOME = {
     ),
     "optimizer": ("make_optimizer",),
     "rollout": ("from_dataset", "from_student", "from_teacher"),
-    "sampler": ("generate",),
+    "sampler": ("generate", "open_sampler",),
     "step": ("init_state", "make_step"),
     "stops": ("Stops",),
     "tokenizer": ("load_tokenizer",),

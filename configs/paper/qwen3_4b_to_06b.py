@@ -12,8 +12,7 @@ question as the only user turn, thinking off.
 No training figure of this config was measured yet; README has its plans.
 """
 
-from kdjax import Config, reverse_kl
-from kdjax.base import Sampling
+from kdjax import Config, Sampling, reverse_kl
 from kdjax.config import Curriculum, Data, Evaluation, Optimizer
 
 

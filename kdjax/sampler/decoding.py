@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from kdjax.base import Key, Model, Params, Sampling
 from kdjax.numerics import project
 from kdjax.sampler.choose import choose, uniforms
-from kdjax.sharding import BATCH, KV_HEADS, constrain, data_size
+from kdjax.sharding import BATCH, KV_HEADS, data_size, spec
 
 
 class Decoding(NamedTuple):
@@ -75,10 +75,15 @@ def decoder(
     def dealt(x: jax.Array) -> jax.Array:
         return x.reshape(devices, -1, *x.shape[1:])
 
+    def placed(x: jax.Array) -> jax.Array:
+        if mesh is None:
+            return x
+        axes = (BATCH, KV_HEADS, None, None) if x.ndim == 4 else (BATCH, None)[: x.ndim]
+        place = NamedSharding(mesh, spec(mesh, x.shape, axes))
+        return jax.lax.with_sharding_constraint(x, place)
+
     def joined(x: jax.Array) -> jax.Array:
-        whole = x.reshape(-1, *x.shape[2:])
-        axes = (BATCH, KV_HEADS, None, None) if whole.ndim == 4 else (BATCH, None)[: whole.ndim]
-        return constrain(mesh, whole, *axes)
+        return placed(x.reshape(-1, *x.shape[2:]))
 
     def rows_of(x: jax.Array, which_r: jax.Array) -> jax.Array:
         return joined(jax.vmap(lambda own, which: own[which])(dealt(x), dealt(which_r)))
@@ -90,9 +95,9 @@ def decoder(
     def empty(params: Params, rows: int, slots: int) -> Decoding:
         token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
         hidden = jax.eval_shape(model.prefill, params, token)[0]
-        states = constrain(mesh, jnp.zeros((rows, hidden.shape[-1]), hidden.dtype), BATCH, None)
-        numbers = constrain(mesh, jnp.zeros(rows, jnp.int32), BATCH)
-        return Decoding(states, model.init_cache(rows, slots), numbers, numbers)
+        states, numbers = jnp.zeros((rows, hidden.shape[-1]), hidden.dtype), jnp.zeros(rows, int)
+        made = Decoding(states, model.init_cache(rows, slots), numbers, numbers)
+        return jax.tree.map(placed, made)
 
     def prefill(params: Params, state: Decoding, prompts: Prompts, at, width: int) -> Decoding:
         hidden, cache = model.prefill(params, prompts.tokens_uw)
