@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdjax.base import PLAIN, Sampling
-from kdjax.sampler.choose import choose, uniforms
+from kdjax.sampler.choose import _top_k, choose, uniforms
 
 V, DRAWS = 300, 20_000  # more than two blocks of the inverse CDF
 chosen = jax.jit(choose, static_argnums=2)
@@ -83,6 +83,20 @@ def test_own_log_probability_and_entropy(sampling):
     np.testing.assert_allclose(drawn.logp_b, np.log(own), atol=1e-5)
     terms = np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0)
     np.testing.assert_allclose(drawn.entropy_b, -terms.sum(axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "k"), [(1000, 5), (1000, 8), (1000, 9), (128, 1), (131, 2)])
+def test_top_k_by_blocks_is_top_k(size, k):
+    """The same values as a sort of everything, at places that hold them; also all in one block."""
+    rng = np.random.default_rng(size)
+    values = rng.normal(size=(4, size)).astype(np.float32)
+    values[1] = np.arange(size)
+    values[2] = -np.inf
+    values[2, -1] = 0
+    best, ids = _top_k(jnp.asarray(values), k)
+    np.testing.assert_array_equal(best, -np.sort(-values, axis=1)[:, :k])
+    np.testing.assert_array_equal(np.take_along_axis(values, np.asarray(ids) % size, axis=1), best)
+    assert (np.asarray(ids)[[0, 1, 3]] < size).all()
 
 
 def test_greedy():

@@ -209,7 +209,7 @@ def _bandwidth_model(bench: _Bench) -> Iterator[Figure]:
 def _soak(bench: _Bench) -> Iterator[Figure]:
     """Many sequences through a batch of 64: what memory grows by, and every response scored again
     from its own tokens alone."""
-    sizes, count = bench.sizes, 500
+    sizes, count = bench.sizes, min(500, max(1, bench.sizes.soak))
     limit = sizes.limit // 8
     draw = open_sampler(bench.model, stop_ids=_stops(bench, 8), rows=64)
     scorer = jax.jit(lambda rollout: score(bench.model, bench.stacked, None, None, rollout))

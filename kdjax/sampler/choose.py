@@ -12,7 +12,7 @@ from kdjax.base import PLAIN, ConfigError, Sampling
 from kdjax.numerics import gather_last
 
 BLOCK = 128
-"""Entries that the inverse CDF sums first: two short running sums in place of a long one."""
+"""Entries that are summed, or whose best is found, first: two short rows in place of a long one."""
 
 
 class Choice(NamedTuple):
@@ -50,7 +50,7 @@ def choose(logits_bv: jax.Array, uniform_b: jax.Array, sampling: Sampling = PLAI
 
     tempered, ids = below_bv, None
     if 0 < sampling.top_k < logits_bv.shape[-1]:
-        best, ids = jax.lax.top_k(-below_bv, sampling.top_k)
+        best, ids = _top_k(-below_bv, sampling.top_k)
         tempered = -best
     weights = _cut(jnp.exp(-tempered / sampling.temperature), sampling)
     place_b = _inverse_cdf(weights, uniform_b)
@@ -83,6 +83,21 @@ def check_sampling(sampling: Sampling, prefix: str = "") -> None:
         if not good:
             got = getattr(sampling, name)
             raise ConfigError(f"{prefix}{name} must be {wanted}, got {got}")
+
+
+def _top_k(values_bv: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`jax.lax.top_k`, which sorts all on a GPU: the k best lie in the k blocks of the best maxima,
+    so that two short rows are sorted instead."""
+    rows, size = values_bv.shape
+    count = -(-size // BLOCK)
+    if k > count:
+        return jax.lax.top_k(values_bv, k)
+    padded = jnp.pad(values_bv, ((0, 0), (0, -size % BLOCK)), constant_values=-jnp.inf)
+    blocks = padded.reshape(rows, count, BLOCK)
+    _, best = jax.lax.top_k(blocks.max(axis=-1), k)
+    chosen = jnp.take_along_axis(blocks, best[..., None], axis=1).reshape(rows, -1)
+    values, place = jax.lax.top_k(chosen, k)
+    return values, jnp.take_along_axis(best, place // BLOCK, axis=1) * BLOCK + place % BLOCK
 
 
 def _cut(weights: jax.Array, sampling: Sampling) -> jax.Array:

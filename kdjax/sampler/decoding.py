@@ -95,7 +95,10 @@ def decoder(
     def empty(params: Params, rows: int, slots: int) -> Decoding:
         token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
         hidden = jax.eval_shape(model.prefill, params, token)[0]
-        states, numbers = jnp.zeros((rows, hidden.shape[-1]), hidden.dtype), jnp.zeros(rows, int)
+        states, numbers = (
+            jnp.zeros((rows, hidden.shape[-1]), hidden.dtype),
+            jnp.zeros(rows, jnp.int32),
+        )
         made = Decoding(states, model.init_cache(rows, slots), numbers, numbers)
         return jax.tree.map(placed, made)
 
