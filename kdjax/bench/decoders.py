@@ -69,7 +69,7 @@ def scanned_decode(
 def _norm(config: DecoderConfig, x: jax.Array, own: Params) -> jax.Array:
     wide = x.astype(jnp.float32)
     scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.rms_norm_eps)
-    return (wide * scale * own["scale"]).astype(x.dtype)
+    return (wide * scale * own["scale"][(None,) * (x.ndim - 1)]).astype(x.dtype)
 
 
 def _projected(config: DecoderConfig, own: Params, x: jax.Array, positions: jax.Array):
