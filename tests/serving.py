@@ -113,7 +113,7 @@ def engine_core(model, params, limit: int):
     """
 
     def core(body: dict, mode: str = "raw") -> Text:
-        prompt = np.zeros((1, WIDTH), np.int32)
+        prompt = np.zeros((1, max(WIDTH, len(body["prompt"]))), np.int32)
         prompt[0, : len(body["prompt"])] = body["prompt"]
         none, length = np.zeros((1, 1), np.int32), np.array([len(body["prompt"])], np.int32)
         batch = Batch(prompt, length, none, none[0], none[0] > 0, none[0])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from serving import engine_core, serving, vllm
 from test_main import fails
 from test_teachers import other_folder, write_problems  # noqa: F401  (a fixture)
 from test_train import assert_bitwise_equal, final_state, interrupt_at, logged, padded
@@ -20,7 +21,7 @@ from kdjax import parts as parts_module
 from kdjax import train as train_module
 from kdjax.__main__ import main
 from kdjax.base import ConfigError, DataError, Sampling
-from kdjax.config import Config, Curriculum, Data, Evaluation, Layout, Optimizer
+from kdjax.config import Config, Curriculum, Data, Evaluation, Layout, Optimizer, Rollouts
 from kdjax.objective import add, divergence, negative_log_likelihood
 from kdjax.parts import build, encode, fresh_state, startup_report
 from kdjax.prefixes import Keep, fill, parse_keep, parse_share
@@ -417,3 +418,32 @@ def test_only_the_head_is_read(tiny, monkeypatch):
         model, params = models.load(folder)
         np.testing.assert_array_equal(found.weight_vd, model.head(params).weight_vd)
         pieces.clear()
+
+
+@pytest.mark.parametrize("prefix", ["teacher", "student"])
+def test_an_engine_draws_in_place_of_this_process(tiny, prefix, teacher, student):
+    """`rollouts.engine`: the responses of a server that holds the model, greedily those drawn here;
+    kept apart from them, without the entropy that it does not say; training reads them."""
+    greedy = dataclasses.replace(tiny, prefix=prefix, sampling=Sampling(0.0), trajectories=None)
+    model, params = {"teacher": teacher, "student": student}[prefix]
+    core = engine_core(model, params, 8)
+    with serving(lambda body: vllm(core(body), body)) as server:
+        engine = Rollouts(engine=server.url, engine_model="tiny")
+        config = stored(dataclasses.replace(greedy, rollouts=engine), "states", "engine's")
+        assert len(server.asked) == 24
+    own = stored(greedy, "states", "own")
+    drawn, wanted = (
+        trajectories.reader(Path(c.trajectories), trajectories.read_settings(Path(c.trajectories)))(
+            np.arange(24)
+        )
+        for c in (config, own)
+    )
+    assert drawn.samples.entropy_bt is None
+    for name in ("tokens_bt", "length_b", "stop_b"):
+        np.testing.assert_array_equal(
+            getattr(drawn.samples, name), getattr(wanted.samples, name), name
+        )
+    settings = trajectories.read_settings(Path(config.trajectories))
+    assert settings["engine"] == "tiny"
+    _, _, values = step_of(build(config))
+    assert values["forward_kl"] > 0
