@@ -299,12 +299,18 @@ def test_a_second_draw_compiles_nothing(decoder, draw, batch, short_levels):
     ("changes", "says"),
     [
         ({"stop_ids": ()}, "stop_ids is empty"),
+        ({"stop_ids": (3, 96), "vocabulary": 96}, "stop id 96 is beyond the model's 96 tokens"),
+        ({"stop_ids": (3,), "vocabulary": 90}, "a prompt holds id "),
+        ({"batch": "empty"}, "the prompt of row 19 is empty"),
         ({"sampling": Sampling(-0.1)}, "temperature must be at least 0"),
         ({"limit": 0}, "max_new_tokens must be at least 1"),
     ],
 )
 def test_bad_arguments(draw, batch, changes, says):
     """A ConfigError at trace, of one line that names the argument."""
+    if changes == {"batch": "empty"}:
+        changes = {}
+        batch = batch._replace(prompt_length_b=np.where(np.arange(8) == 2, 0, LENGTHS))
     with pytest.raises(ConfigError) as caught:
         draw(batch, **changes)
     assert says in str(caught.value)

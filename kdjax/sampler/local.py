@@ -51,11 +51,16 @@ def open_sampler(
     Responses grow level by level (levels.py) in batches of up to `rows` rows whose KV cache takes
     at most `cache_bytes` of a device, dealt over the mesh's data axes. Rows with one prompt share
     its prefill. Logits past the first `vocabulary` are padding, and never drawn.
-    Errors: ConfigError for a sampling that can't be or no stop id, and, when it draws, for an empty
-    prompt or a limit under 1.
+    Errors: ConfigError for a sampling that can't be, no stop id or one beyond the vocabulary, and,
+    when it draws, for an empty prompt, an unknown token or a limit under 1.
     """
     if not stop_ids:
         raise ConfigError("sampler: stop_ids is empty; a response needs a token that ends it")
+    if vocabulary is not None and max(stop_ids) >= vocabulary:
+        raise ConfigError(
+            f"sampler: stop id {max(stop_ids)} is beyond the model's {vocabulary} tokens and would"
+            " never be drawn; use the stop ids of the model's own tokenizer"
+        )
     check_sampling(sampling)
     programs = decoder(model, sampling, vocabulary, mesh)
     devices = 1 if mesh is None else data_size(mesh)
