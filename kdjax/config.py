@@ -91,7 +91,10 @@ class Curriculum:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The report at the end of a run: test problems, samples a problem, and the k of Pass@k."""
+    """The report at the end of a run: test problems, samples a problem, and the k of Pass@k.
+
+    batch_size: rows that are scored at a time; how many are drawn at a time is of `Rollouts`.
+    """
 
     problems: int = 100
     file: str | None = None
