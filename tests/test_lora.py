@@ -88,7 +88,7 @@ def test_merged_equals_adapted(family):
     assert np.abs(found - hidden(plain, base)).max() > 0.1
     np.testing.assert_allclose(found, hidden(with_adapter, joined), atol=5e-5)
     last, _ = jax.jit(with_adapter.extend)(
-        joined, TOKENS, with_adapter.init_cache(3, 12), 0, jnp.zeros(3, jnp.int32)
+        models.unstacked(joined), TOKENS, with_adapter.init_cache(3, 12), 0, jnp.zeros(3, jnp.int32)
     )
     np.testing.assert_allclose(found, last, atol=5e-5)
 
