@@ -49,7 +49,8 @@ def train(config: Config) -> EvalReport:
     Errors: KdjaxError kinds, each one line with the remedy.
     """
     folder = Path(validate(config).run)
-    if config.rollouts.engine is not None and config.prefix == "student":
+    draws = config.prefix == "student" and config.trajectories is None
+    if draws and config.rollouts.engine is not None:
         raise ConfigError(
             "rollouts.engine has weights of its own, which do not follow the student's: leave it"
             " out, or draw once by `kdjax rollouts` and train from that folder (trajectories)"

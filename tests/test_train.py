@@ -181,6 +181,10 @@ def test_an_engine_does_not_follow_the_student(tiny):
     engine = Rollouts(engine="http://localhost:1/v1")
     with pytest.raises(ConfigError, match="kdjax rollouts"):
         train_module.train(dataclasses.replace(tiny, rollouts=engine))
+    with pytest.raises(DataError, match="no trajectories"):  # reading what it drew is not refused
+        train_module.train(
+            dataclasses.replace(tiny, rollouts=engine, trajectories=f"{tiny.run} none")
+        )
 
 
 def test_different_runs_differ(tiny, tmp_path):
