@@ -130,6 +130,20 @@ def lively(params, seed: int = 0):
     return jax.tree_util.tree_map_with_path(redraw, params)
 
 
+def random_prompts(vocabulary: int, lengths: list[int], rows: list[int]):
+    """A Batch of random prompts of these lengths, right-padded, without worked responses."""
+    from kdjax.base import Batch
+
+    rng, count = np.random.default_rng(0), len(lengths)
+    prompt = np.zeros((count, max(lengths)), np.int32)
+    for row, length in enumerate(lengths):
+        prompt[row, :length] = rng.integers(0, vocabulary, length)
+    none = np.zeros(count, np.int32)
+    return Batch(
+        prompt, np.array(lengths, np.int32), none[:, None], none, none > 0, np.array(rows, np.int32)
+    )
+
+
 def random_rollout(
     seed: int,
     vocab_size: int,

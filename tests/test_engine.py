@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import lively
+from conftest import lively, random_prompts
 from serving import CONTEXT, Reply, engine_core, old_vllm, serving, sglang, trimmed, vllm
 
 from kdjax.base import Batch, ConfigError, EngineError, KdjaxError, Samples, Sampling
@@ -43,14 +43,7 @@ def core(decoder):
 
 @pytest.fixture(scope="module")
 def batch(tokenizer) -> Batch:
-    rng = np.random.default_rng(0)
-    prompt = np.zeros((8, 8), np.int32)
-    for row, length in enumerate(LENGTHS):
-        prompt[row, :length] = rng.integers(0, tokenizer.size, length)
-    none = np.zeros(8, np.int32)
-    return Batch(
-        prompt, np.array(LENGTHS, np.int32), none[:, None], none, none > 0, np.array(ROWS, np.int32)
-    )
+    return random_prompts(tokenizer.size, LENGTHS, ROWS)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import lively
+from conftest import lively, random_prompts
 
 from kdjax import models
 from kdjax.base import PLAIN, Batch, ConfigError, Samples, Sampling
@@ -36,14 +36,7 @@ def decoder(student):
 
 @pytest.fixture(scope="module")
 def batch(tokenizer) -> Batch:
-    rng = np.random.default_rng(0)
-    prompt = np.zeros((8, 8), np.int32)
-    for row, length in enumerate(LENGTHS):
-        prompt[row, :length] = rng.integers(0, tokenizer.size, length)
-    none = np.zeros(8, np.int32)
-    return Batch(
-        prompt, np.array(LENGTHS, np.int32), none[:, None], none, none > 0, np.array(ROWS, np.int32)
-    )
+    return random_prompts(tokenizer.size, LENGTHS, ROWS)
 
 
 @pytest.fixture(scope="module")
