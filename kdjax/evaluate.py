@@ -79,14 +79,15 @@ def evaluate(
     began = time.perf_counter()
     records: list[dict[str, Any]] = []
     sums: dict[str, float] = defaultdict(float)
-    everything = np.arange(source.size * samples)
-    encoded = data.encode_batch(
+    prompts = data.encode_batch(
         source,
-        (everything // samples).tolist(),
+        range(source.size),
         tokenizer,
         max_prompt_tokens=max_prompt_tokens,
         max_new_tokens=1,
-    )._replace(row_b=everything.astype(np.int32))
+    )
+    encoded = jax.tree.map(lambda x: np.repeat(x, samples, axis=0), prompts)
+    encoded = encoded._replace(row_b=np.arange(source.size * samples, dtype=np.int32))
     drawn = draw(encoded, key, max_new_tokens)
     for rows in _batches(source.size * samples, batch_size):
         padded = np.concatenate([rows, np.full(batch_size - len(rows), rows[-1])])
