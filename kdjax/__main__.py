@@ -94,7 +94,7 @@ def _train(args: list[str]) -> None:
 
     path, rest = _first(args, "kdjax train CONFIG")
     config = override(load_file(path, "get_config"), rest, f"kdjax train {path}")
-    from kdjax.page import Row
+    from kdjax.results import Row
     from kdjax.train import train
 
     result = train(config)
@@ -169,8 +169,8 @@ def _evaluate(args: list[str]) -> None:
     file = _new_file(out)
     from kdjax import report
     from kdjax.evaluate import to_json
-    from kdjax.page import Row
     from kdjax.parts import build, evaluate_params
+    from kdjax.results import Row
 
     parts = build(dataclasses.replace(config, prefix="student", trajectories=None, lora=Lora()))
     result, _ = evaluate_params(parts, parts.initial_params if params is None else params)
@@ -277,7 +277,7 @@ def _print_table(rows) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from kdjax.page import table
+    from kdjax.tables import table
 
     header, cells = table(rows)
     printed = Table(box=box.SIMPLE_HEAD, padding=(0, 1))

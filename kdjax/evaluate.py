@@ -16,7 +16,7 @@ from kdjax.answers import extract_answer, is_equivalent
 from kdjax.base import Batch, ConfigError, Key, Rollout, Samples, Sampling, Scores
 from kdjax.passk import Estimate, avg_at_k, over_problems, pass_at_k
 from kdjax.rollout import assemble_samples
-from kdjax.tokenizer import Tokenizer
+from kdjax.tokenizer import Tokenizer, pieces
 
 
 class EvalReport(NamedTuple):
@@ -65,7 +65,8 @@ def evaluate(
     batch_size: int,
     seed: int,
 ) -> tuple[EvalReport, list[dict[str, Any]]]:
-    """The report, and one record a sample (problem, prompt, answer, response, outcome, tokens).
+    """The report, and one record a sample (problem, prompt, answer, response, outcome, tokens; a
+    few have their `_pieces` too).
 
     All samples are drawn in one go, and scored batch_size rows at a time: scorer gets the rollout
     and the problem of each of its rows.
@@ -95,7 +96,7 @@ def evaluate(
         scores = scorer(assemble_samples(batch, own), (padded // samples).tolist())
         for name, value in _token_sums(scores, len(rows)).items():
             sums[name] += value
-        records += _records(source, tokenizer, rows, samples, own)
+        records += _records(source, tokenizer, rows, samples, own, scores)
     report = EvalReport(
         problems=source.size,
         samples=samples,
@@ -180,15 +181,23 @@ def _batches(total: int, size: int) -> Iterator[np.ndarray]:
         yield np.arange(first, min(total, first + size))
 
 
-def _records(source, tokenizer, rows, samples: int, drawn: Samples) -> Iterator[dict[str, Any]]:
+SHOWN_PROBLEMS, SHOWN_TOKENS = 4, 300
+"""Of how many problems, spread over the set, the first sample is kept token by token; how far."""
+
+
+def _records(
+    source, tokenizer, rows, samples: int, drawn: Samples, scores: Scores
+) -> Iterator[dict[str, Any]]:
+    shown = {*range(0, source.size, -(-source.size // SHOWN_PROBLEMS))}
     for position, row in enumerate(rows):
-        problem = source.problem(int(row) // samples)
-        length = int(drawn.length_b[position])
-        response = tokenizer.decode(drawn.tokens_bt[position, :length].tolist())
+        number, sample = divmod(int(row), samples)
+        problem = source.problem(number)
+        ids = drawn.tokens_bt[position, : int(drawn.length_b[position])].tolist()
+        response = tokenizer.decode(ids)
         answer = extract_answer(response)
-        yield {
+        record = {
             "problem": problem.id,
-            "sample": int(row) % samples,
+            "sample": sample,
             "prompt": problem.prompt,
             "gold": problem.answer,
             "response": response,
@@ -196,5 +205,32 @@ def _records(source, tokenizer, rows, samples: int, drawn: Samples) -> Iterator[
             "correct": is_equivalent(answer, problem.answer),
             "no_answer": answer is None,
             "truncated": bool(drawn.truncated_b[position]),
-            "tokens": length,
+            "tokens": len(ids),
         }
+        if sample == 0 and number in shown:
+            record["pieces"] = _pieces(tokenizer, ids, _log_ratios(scores, position))
+        yield record
+
+
+def _log_ratios(scores: Scores, position: int) -> list[float | None]:
+    """log p(teacher) - log q(student) in nats of each token of a row; None where no teacher says
+    it, or where the stop policy leaves the token out."""
+    kept = np.asarray(scores.mask[position])
+    if scores.teacher_logp is None:
+        return [None] * len(kept)
+    rows = (np.asarray(x[position], np.float64) for x in (scores.teacher_logp, scores.student_logp))
+    ratios = np.subtract(*rows)
+    return [float(ratio) if keep else None for ratio, keep in zip(ratios, kept, strict=True)]
+
+
+def _pieces(tokenizer: Tokenizer, ids: list[int], log_ratios: list[float | None]) -> list[list]:
+    """[text, log-ratio] of a response's first pieces (`kdjax.tokenizer.pieces`); that of several
+    tokens is their sum, and None where one of them has none."""
+    found, at = [], 0
+    for text, tokens in pieces(tokenizer, ids[:SHOWN_TOKENS]):
+        known = [ratio for ratio in log_ratios[at : at + tokens] if ratio is not None]
+        found.append([text, round(sum(known), 3) if len(known) == tokens else None])
+        at += tokens
+    if len(ids) > SHOWN_TOKENS:
+        found.append([f" ... and {len(ids) - SHOWN_TOKENS} tokens more", None])
+    return found

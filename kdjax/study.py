@@ -12,9 +12,11 @@ from kdjax import report
 from kdjax.base import ConfigError, StorageError
 from kdjax.config import Config, Lora, Study, teacher_models
 from kdjax.evaluate import from_json, to_json
-from kdjax.page import Row, render_page, table
+from kdjax.page import render_page
 from kdjax.parts import build, evaluate_params, evaluation_key
 from kdjax.progress import announce
+from kdjax.results import Cell, Row
+from kdjax.tables import table
 from kdjax.teachers import title
 from kdjax.train import about_run, train
 
@@ -34,10 +36,10 @@ def run_study(study: Study) -> list[Row]:
         rows.append(_cell(name, dataclasses.replace(config, run=str(folder / name))))
     abouts = [about_run(folder / name) for name in study.cells]
     shared = {k: v for k, v in abouts[0].items() if all(about[k] == v for about in abouts)}
-    report.write_text(folder / report.PAGE, render_page(f"Study {folder.name}", rows, shared))
-    header, cells = table(rows)
-    lines = [dict(zip(header, line, strict=True)) for line in cells]
-    report.write_json(folder / "table.json", lines)
+    cells = [Cell(row.name, [row]) for row in rows]
+    report.write_text(folder / report.PAGE, render_page(f"Study {folder.name}", cells, shared))
+    header, lines = table(rows)
+    report.write_json(folder / "table.json", [dict(zip(header, x, strict=True)) for x in lines])
     return rows
 
 

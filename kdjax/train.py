@@ -21,7 +21,7 @@ from kdjax.config import WHERE_IT_RUNS, Config, as_dict, differences
 from kdjax.evaluate import EvalReport, mean_entropy, to_json
 from kdjax.gate import rollout_length
 from kdjax.optimizer import gate_state
-from kdjax.page import Row, render_page
+from kdjax.page import render_page
 from kdjax.parts import (
     MEASURE,
     ROLLOUT,
@@ -39,7 +39,9 @@ from kdjax.parts import (
     test_source,
 )
 from kdjax.progress import announce, training_progress
+from kdjax.results import Cell, Row
 from kdjax.sharding import shard_batch
+from kdjax.tables import render_csv, render_markdown
 from kdjax.validation import validate
 
 
@@ -237,9 +239,10 @@ def _finish(parts: Parts, state: TrainState, seconds: float, folder: Path) -> Ev
     )
     report.write_evaluation(folder, evaluation_key(parts.config), to_json(result), records)
     row = Row(folder.name, result, report.read_metrics(folder), records)
-    report.write_text(
-        folder / report.PAGE, render_page(f"Run {folder.name}", [row], about_run(folder))
-    )
+    cells, about = [Cell(folder.name, [row])], about_run(folder)
+    report.write_text(folder / report.PAGE, render_page(f"Run {folder.name}", cells, about))
+    report.write_text(folder / report.MARKDOWN, render_markdown(cells, about))
+    report.write_text(folder / report.TABLE, render_csv(cells))
     return result
 
 

@@ -10,14 +10,17 @@ import pytest
 ROOT = Path(__file__).parent.parent / "kdjax"
 
 ROWS = [
-    "numerics answers passk progress claims",
-    "base",
+    "numerics answers passk progress claims figure",
+    "base drawing",
     "kl comparison topk gate sharding topology hlo",
     "objective head optimizer stops tasks models tokenizer buckets",
     "config data sampler score flops",
     "rollout trajectories step checkpoint report student validation",
     "evaluate export command_line programs",
     "results teachers startup",
+    "tables",
+    "plots",
+    "compute",
     "page",
     "prefixes",
     "stored",
