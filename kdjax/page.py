@@ -6,24 +6,13 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from kdjax.evaluate import EvalReport
 from kdjax.passk import over_problems
-
-Record = dict[str, Any]
-
-
-class Row(NamedTuple):
-    """One line of the table: a trained run, or a reference (start, teacher) without metrics."""
-
-    name: str
-    report: EvalReport
-    metrics: list[dict[str, float]]
-    samples: list[Record]
-
+from kdjax.results import Row as Row
 
 CURVES = (
     ("loss", "trained loss (nats)"),

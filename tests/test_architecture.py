@@ -10,14 +10,15 @@ import pytest
 ROOT = Path(__file__).parent.parent / "kdjax"
 
 ROWS = [
-    "numerics answers passk progress",
+    "numerics answers passk progress claims",
     "base",
     "kl comparison topk gate sharding topology hlo",
     "objective head optimizer stops tasks models tokenizer buckets",
     "config data sampler score flops",
     "rollout trajectories step checkpoint report student validation",
     "evaluate export command_line programs",
-    "page teachers startup",
+    "results teachers startup",
+    "page",
     "prefixes",
     "stored",
     "parts",
