@@ -11,18 +11,19 @@ ROOT = Path(__file__).parent.parent / "kdjax"
 
 ROWS = [
     "numerics answers passk progress claims",
-    "base",
+    "base bootstrap",
     "kl comparison topk gate sharding topology hlo",
     "objective head optimizer stops tasks models tokenizer buckets",
     "config data sampler score flops",
     "rollout trajectories step checkpoint report student validation",
     "evaluate export command_line programs",
     "results teachers startup",
-    "page",
+    "page verdicts",
     "prefixes",
     "stored",
     "parts",
-    "train bench plan",
+    "accounting bench plan",
+    "train",
     "study",
     "__main__",
 ]
