@@ -67,8 +67,8 @@ def paper_claims(
             "length", fixed, (short,),
         ),
         Claim(
-            "mix_avg", f"A forward-heavy mix keeps reverse KL's Avg@k within {100 * margin:g} points",
-            "avg", mix, (student_reverse,), margin,
+            "mix_avg", "A forward-heavy mix keeps reverse KL's Avg@k, within"
+            f" {100 * margin:g} points", "avg", mix, (student_reverse,), margin,
         ),
         Claim(
             "mix_entropy", "A forward-heavy mix keeps more entropy than reverse KL",

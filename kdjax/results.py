@@ -21,10 +21,14 @@ class Row(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """A config of a study, or a reference: one run a seed, in the order of the study's seeds."""
+    """A config of a study, or a reference: one run a seed, in the order of the study's seeds.
+
+    weight: that of forward KL, where the cell belongs to a sweep of `mix`.
+    """
 
     name: str
     runs: list[Row]
+    weight: float | None = None
 
 
 class Verdict(NamedTuple):

@@ -29,7 +29,7 @@ def judge(claim: Claim, cells: Sequence[Cell]) -> Verdict:
     values = (
         [values_of(cell, claim.metric) for cell in chosen]
         if claim.reading == "steps"
-        else _at_equal_flops(chosen, by_name["start"].runs[0])
+        else at_equal_flops(chosen, by_name["start"].runs[0])
     )
     more, less = values[: len(claim.more)], values[len(claim.more) :]
     found = interval(np.mean(more, axis=0) - np.mean(less, axis=0))
@@ -82,7 +82,7 @@ def avg_at_flops(run: Row, start: Row, budget: float) -> np.ndarray:
     return np.array([np.interp(budget, spent, share) for share in shares.T])
 
 
-def _at_equal_flops(cells: Sequence[Cell], start: Row) -> list[np.ndarray]:
+def at_equal_flops(cells: Sequence[Cell], start: Row) -> list[np.ndarray]:
     """Avg of each cell [seeds, problems] at the largest budget that all of them reached, by
     seed."""
     budgets = [

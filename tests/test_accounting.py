@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,7 @@ def test_a_run_logs_its_cost_and_its_quality(tiny, tmp_path, monkeypatch):  # no
     records = report.read_metrics(Path(tested.run))
     assert result.flops_by_part == {name: records[-1][name] for name in PARTS}
     assert result.training_flops == sum(result.flops_by_part.values())
-    assert all(a[n] < b[n] for a, b in zip(records, records[1:], strict=False) for n in PARTS)
+    assert all(a[n] < b[n] for a, b in itertools.pairwise(records) for n in PARTS)
     for record in records:
         assert len(record["test_correct"]) == 4
         assert record["test_avg"] == sum(record["test_correct"]) / 12
