@@ -95,14 +95,14 @@ def _legend(canvas, axes) -> None:
             handlelength=2.6,
             columnspacing=1.2,
             borderpad=0,
-            borderaxespad=0,
+            borderaxespad=0.4,
             labelspacing=0.35,
         )
 
 
 def _lines_below(names: Collection[str]) -> float:
     """The height of the legend: the axes keep their size, however many names there are."""
-    return _LINE * -(-len(names) // _legend_columns(names)) if len(names) > 1 else 0
+    return 4 + _LINE * -(-len(names) // _legend_columns(names)) if len(names) > 1 else 0
 
 
 _LONGEST = 44  # letters of a name that a line of the legend holds
@@ -127,7 +127,7 @@ def _curve(axes, series: Series, look: Style) -> None:
     line.set_gid("series")
     if series.y_range is not None:
         low, high = zip(*series.y_range, strict=True)
-        axes.fill_between(series.x, low, high, color=line.get_color(), alpha=0.16, linewidth=0)
+        axes.fill_between(series.x, low, high, color=line.get_color(), alpha=0.1, linewidth=0)
 
 
 def _scatter(axes, series: Series, look: Style):

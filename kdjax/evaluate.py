@@ -28,6 +28,7 @@ class EvalReport(NamedTuple):
       exact over the vocabulary, or over what the run's stop policy makes of it (`kdjax.stops`); the
       divergences are to the teacher (None without one).
     - correct: right responses of each problem, in problem order (for paired comparisons).
+    - flops_by_part: what training_flops consists of (`kdjax.accounting`).
     """
 
     problems: int
@@ -47,6 +48,7 @@ class EvalReport(NamedTuple):
     correct: list[int]
     seconds: float
     training_flops: float | None = None
+    flops_by_part: dict[str, float] | None = None
     training_seconds: float | None = None
 
 
@@ -80,23 +82,18 @@ def evaluate(
     began = time.perf_counter()
     records: list[dict[str, Any]] = []
     sums: dict[str, float] = defaultdict(float)
-    prompts = data.encode_batch(
-        source,
-        range(source.size),
-        tokenizer,
-        max_prompt_tokens=max_prompt_tokens,
-        max_new_tokens=1,
+    encoded, drawn = _draw_all(
+        draw, source, tokenizer, key, samples, max_prompt_tokens, max_new_tokens
     )
-    encoded = jax.tree.map(lambda x: np.repeat(x, samples, axis=0), prompts)
-    encoded = encoded._replace(row_b=np.arange(source.size * samples, dtype=np.int32))
-    drawn = draw(encoded, key, max_new_tokens)
     for rows in _batches(source.size * samples, batch_size):
         padded = np.concatenate([rows, np.full(batch_size - len(rows), rows[-1])])
         batch, own = jax.tree.map(lambda x, at=padded: x[at], (encoded, drawn))
         scores = scorer(assemble_samples(batch, own), (padded // samples).tolist())
         for name, value in _token_sums(scores, len(rows)).items():
             sums[name] += value
-        records += _records(source, tokenizer, rows, samples, own, scores)
+        counted = _records(source, tokenizer, rows, samples, own)
+        read = _readings(tokenizer, rows, samples, source.size, own, scores)
+        records += [a | b for a, b in zip(counted, read, strict=True)]
     report = EvalReport(
         problems=source.size,
         samples=samples,
@@ -111,6 +108,53 @@ def evaluate(
         **_estimates(records, samples, k),
     )
     return report, records
+
+
+def progress(
+    draw: Callable[[Batch, Key, int], Samples],
+    source: data.Source,
+    tokenizer: Tokenizer,
+    key: Key,
+    *,
+    samples: int,
+    max_new_tokens: int,
+    max_prompt_tokens: int,
+) -> dict[str, Any]:
+    """Quality of a student that is still in training, for its metrics: test_avg, test_length
+    (tokens), test_entropy (nats a token, exact, of the sampler), test_truncated, and test_correct,
+    the right ones of test_samples responses of each problem. Nothing is scored."""
+    _, drawn = _draw_all(draw, source, tokenizer, key, samples, max_prompt_tokens, max_new_tokens)
+    rows = np.arange(source.size * samples)
+    found = _estimates(list(_records(source, tokenizer, rows, samples, drawn)), samples, (1,))
+    means = {f"test_{name}": found[name].mean for name in ("avg", "length", "truncated")}
+    return means | {
+        "test_entropy": mean_entropy(drawn),
+        "test_correct": found["correct"],
+        "test_samples": samples,
+    }
+
+
+def _draw_all(
+    draw, source, tokenizer, key: Key, samples: int, max_prompt_tokens: int, max_new_tokens: int
+) -> tuple[Batch, Samples]:
+    """Every problem `samples` times: what was asked, and what came."""
+    prompts = data.encode_batch(
+        source,
+        range(source.size),
+        tokenizer,
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=1,
+    )
+    encoded = jax.tree.map(lambda x: np.repeat(x, samples, axis=0), prompts)
+    encoded = encoded._replace(row_b=np.arange(source.size * samples, dtype=np.int32))
+    return encoded, draw(encoded, key, max_new_tokens)
+
+
+def _mean_entropies(scores: Scores) -> list[float]:
+    """Of each row, the student's entropy in nats a token; 0 for a response without a token."""
+    mask = np.asarray(scores.mask)
+    nats = np.where(mask, np.asarray(scores.student_entropy), 0.0).sum(axis=1, dtype=np.float64)
+    return (nats / np.maximum(mask.sum(axis=1), 1)).tolist()
 
 
 def _token_sums(scores: Scores, rows: int) -> dict[str, float]:
@@ -181,23 +225,15 @@ def _batches(total: int, size: int) -> Iterator[np.ndarray]:
         yield np.arange(first, min(total, first + size))
 
 
-SHOWN_PROBLEMS, SHOWN_TOKENS = 4, 300
-"""Of how many problems, spread over the set, the first sample is kept token by token; how far."""
-
-
-def _records(
-    source, tokenizer, rows, samples: int, drawn: Samples, scores: Scores
-) -> Iterator[dict[str, Any]]:
-    shown = {*range(0, source.size, -(-source.size // SHOWN_PROBLEMS))}
+def _records(source, tokenizer, rows, samples: int, drawn: Samples) -> Iterator[dict[str, Any]]:
     for position, row in enumerate(rows):
-        number, sample = divmod(int(row), samples)
-        problem = source.problem(number)
-        ids = drawn.tokens_bt[position, : int(drawn.length_b[position])].tolist()
-        response = tokenizer.decode(ids)
+        problem = source.problem(int(row) // samples)
+        length = int(drawn.length_b[position])
+        response = tokenizer.decode(drawn.tokens_bt[position, :length].tolist())
         answer = extract_answer(response)
-        record = {
+        yield {
             "problem": problem.id,
-            "sample": sample,
+            "sample": int(row) % samples,
             "prompt": problem.prompt,
             "gold": problem.answer,
             "response": response,
@@ -205,11 +241,27 @@ def _records(
             "correct": is_equivalent(answer, problem.answer),
             "no_answer": answer is None,
             "truncated": bool(drawn.truncated_b[position]),
-            "tokens": len(ids),
+            "tokens": length,
         }
-        if sample == 0 and number in shown:
-            record["pieces"] = _pieces(tokenizer, ids, _log_ratios(scores, position))
-        yield record
+
+
+SHOWN_PROBLEMS, SHOWN_TOKENS = 4, 300
+"""Of how many problems, spread over the set, the first sample is kept token by token; how far."""
+
+
+def _readings(
+    tokenizer, rows, samples: int, problems: int, drawn: Samples, scores: Scores
+) -> Iterator[dict[str, Any]]:
+    """What scoring adds to the records: the response's entropy, and the pieces of shown samples."""
+    shown = {*range(0, problems, -(-problems // SHOWN_PROBLEMS))}
+    entropies = _mean_entropies(scores)
+    for position, row in enumerate(rows):
+        problem, sample = divmod(int(row), samples)
+        found: dict[str, Any] = {"entropy": entropies[position]}
+        if sample == 0 and problem in shown:
+            ids = drawn.tokens_bt[position, : int(drawn.length_b[position])].tolist()
+            found["pieces"] = _pieces(tokenizer, ids, _log_ratios(scores, position))
+        yield found
 
 
 def _log_ratios(scores: Scores, position: int) -> list[float | None]:

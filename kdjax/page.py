@@ -5,14 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from kdjax.compute import equal_readings, flops_by_part
 from kdjax.drawing import draw
 from kdjax.figure import table_of
-from kdjax.plots import COST, figures, styles
-from kdjax.results import Cell, Record, Verdict
-from kdjax.tables import comparison, setting_of, verdict_table
+from kdjax.plots import figures, styles
+from kdjax.results import Cell, Outcome, Record, Verdict
+from kdjax.tables import sections
 
 SHADES = (0.1, 0.3, 1.0, 3.0)
 """A token's colour deepens where its log-ratio passes one of these, in nats."""
@@ -25,22 +24,20 @@ def render_page(
     SVG. One run is one cell with one run."""
     import jinja2
 
-    looks, costs = styles(cells), (equal_readings(cells), flops_by_part(cells))
+    looks = styles(cells)
     template = (Path(__file__).parent / "templates" / "report.html").read_text()
     return (
         jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
         .from_string(template)
         .render(
             title=title,
-            setting=setting_of(cells),
             seeds=max(len(cell.runs) for cell in cells),
-            comparison=comparison(cells),
-            verdicts=verdict_table(verdicts),
+            sections=sections(cells, verdicts),
+            outcomes=get_args(Outcome),
             groups={
                 group: [(f, draw(f, looks), table_of(f)) for f in made]
                 for group, made in figures(cells).items()
             },
-            costs={"group": COST, "tables": [table for table in costs if table[1]]},
             problems=side_by_side(cells),
             legend=legend(),
             shade=shade,

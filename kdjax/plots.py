@@ -11,15 +11,11 @@ import numpy as np
 from kdjax.drawing import Style, reference_style, style
 from kdjax.figure import MOST_POINTS, Figure, Range, Series
 from kdjax.passk import Estimate
-from kdjax.results import Cell
+from kdjax.results import Cell, Record
 from kdjax.tables import summarise
 
-Record = dict[str, float]
 Reading = Callable[[Record], float | None]
 """A number of a record of metrics, None where it was not measured."""
-
-FLOPS = ("flops_sampling", "flops_teacher", "flops_student_forward", "flops_student_backward")
-"""The parts of a run's training FLOPs so far."""
 
 STEP = "training step"
 
@@ -131,12 +127,10 @@ def mixing_sweep(cells: Sequence[Cell]) -> list[Figure]:
     ]
 
 
-COST = "Cost"
-
 FIGURES: dict[str, Callable[[Sequence[Cell]], list[Figure]]] = {
     "Accuracy and diversity": accuracy_and_diversity,
     "Mixing sweep": mixing_sweep,
-    COST: accuracy_at_equal_cost,
+    "Cost": accuracy_at_equal_cost,
     "Training": training_curves,
 }
 """What a page shows, group by group: add a figure here."""
@@ -170,8 +164,9 @@ def _thinned(steps: list[float]) -> list[float]:
 
 
 def flops_so_far(record: Record) -> float | None:
-    """All parts together."""
-    return sum(record[name] for name in FLOPS) if all(name in record for name in FLOPS) else None
+    """All parts together (`flops_...` of a record)."""
+    parts = [value for name, value in record.items() if name.startswith("flops_")]
+    return sum(parts) if parts else None
 
 
 def si_unit(flops: float) -> tuple[float, str]:

@@ -16,7 +16,7 @@ class Row(NamedTuple):
 
     name: str
     report: EvalReport
-    metrics: list[dict[str, float]]
+    metrics: list[dict[str, Any]]
     samples: list[Record]
 
 
@@ -32,8 +32,8 @@ class Cell(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the numbers say of a claim: the difference (more - less + margin, in the metric's unit),
-    its 95 % interval, and the outcome, which the interval alone decides."""
+    """What the numbers say of a claim: the difference (more - less, in the metric's unit), its 95 %
+    interval, and the outcome, which the interval and the claim's margin alone decide."""
 
     claim: Claim
     estimate: float

@@ -35,33 +35,65 @@ def a_sample(problem: str, pieces=PIECES, **changes) -> dict:
     }  # fmt: skip
 
 
+PROBLEMS, SAMPLES = 40, 4
+FLOPS = dict(sampling=2e9, teacher=1e9, student_forward=1.3e9, student_backward=2.6e9)
+
+
 def a_run(name: str, seed: int, skill: float, steps: int = 120, pieces=PIECES) -> Row:
     """A run that has learnt `skill` of everything at its end, with all metrics of a study."""
     rng = np.random.default_rng([seed, *name.encode()])
-    flops = dict(sampling=2e9, teacher=1e9, student_forward=1.3e9, student_backward=2.6e9)
-    metrics = []
-    for step in range(5, steps + 1, 5):
-        done, noise = step / steps, lambda size: size * rng.normal()
-        record = {
-            "step": step, "seconds": 0.3 * step, "loss": 1.4 - done * skill + noise(0.02),
-            "forward_kl": 0.9 - 0.6 * done * skill + noise(0.02),
-            "reverse_kl": 1.1 - 0.7 * done * skill + noise(0.02),
-            "student_entropy": 0.5 - 0.3 * done * skill + noise(0.01),
-            "response_length": 30 + 20 * done * skill + noise(1), "truncated": abs(noise(0.02)),
-            "gradient_norm": 2 + noise(0.2),
-        }  # fmt: skip
-        if step % 20 == 0:
-            record |= {f"flops_{part}": step * per_step for part, per_step in flops.items()}
-            record |= {"test_avg": 0.1 + 0.6 * done * skill + noise(0.01)}
-            record |= {"test_length": 31 + 20 * done * skill, "test_entropy": 0.5 - 0.3 * done}
-        metrics.append(record)
-    correct = rng.binomial(8, 0.1 + 0.6 * skill, size=50).tolist()
+    metrics = [a_record(rng, step, step / steps * skill) for step in range(5, steps + 1, 5)]
+    right = rng.random((PROBLEMS, SAMPLES)) < 0.1 + 0.6 * skill
+    tokens = rng.poisson(30 + 20 * skill, (PROBLEMS, SAMPLES))
+    entropy = 0.5 - 0.3 * skill + 0.05 * rng.random((PROBLEMS, SAMPLES))
+    samples = [
+        a_sample(f"p{i}", pieces, sample=j, correct=bool(right[i, j]), tokens=int(tokens[i, j]),
+                 entropy=float(entropy[i, j]), truncated=bool(tokens[i, j] > 55))
+        for i in range(PROBLEMS) for j in range(SAMPLES)
+    ]  # fmt: skip
+    for sample in samples:
+        if sample["sample"] or sample["problem"] not in ("p0", "p20"):
+            del sample["pieces"]
     report = a_report(
-        correct, 8, seed=seed, length=over_problems(30 + rng.normal(size=50)), reverse_kl=0.4,
-        entropy=0.5 - 0.3 * skill + 0.01 * rng.normal(), training_flops=6.9e9 * steps,
-        training_seconds=0.3 * steps,
+        right.sum(axis=1).tolist(), SAMPLES, seed=seed, length=over_problems(tokens.mean(axis=1)),
+        truncated=over_problems((tokens > 55).mean(axis=1)), reverse_kl=0.4,
+        entropy=float((entropy * tokens).sum() / tokens.sum()),
+        training_flops=sum(FLOPS.values()) * steps, training_seconds=0.3 * steps,
+        flops_by_part={f"flops_{part}": steps * cost for part, cost in FLOPS.items()},
     )  # fmt: skip
-    return Row(name, report, metrics, [a_sample(f"p{n}", pieces) for n in range(2)])
+    return Row(name, report, metrics, samples)
+
+
+def a_record(rng, step: int, learnt: float) -> dict:
+    """A record of metrics after so many steps; every 20th has the tests during training."""
+
+    def about(value: float, noise: float) -> float:
+        return value + noise * rng.normal()
+
+    record = {
+        "step": step, "seconds": 0.3 * step, "loss": about(1.4 - learnt, 0.02),
+        "forward_kl": about(0.9 - 0.6 * learnt, 0.02),
+        "reverse_kl": about(1.1 - 0.7 * learnt, 0.02),
+        "student_entropy": about(0.5 - 0.3 * learnt, 0.01),
+        "response_length": about(30 + 20 * learnt, 1), "truncated": abs(about(0.0, 0.02)),
+        "gradient_norm": about(2, 0.2),
+        **{f"flops_{part}": step * cost for part, cost in FLOPS.items()},
+    }  # fmt: skip
+    if step % 20:
+        return record
+    right = rng.binomial(2, 0.1 + 0.6 * learnt, PROBLEMS)
+    return record | {
+        "test_avg": right.mean() / 2, "test_correct": right.tolist(), "test_samples": 2,
+        "test_length": about(30 + 20 * learnt, 0.5), "test_truncated": 0.0,
+        "test_entropy": about(0.5 - 0.3 * learnt, 0.01), "test_seconds": 0.1,
+    }  # fmt: skip
+
+
+def a_reference(name: str, skill: float, pieces=PIECES) -> Cell:
+    """A model that was not trained here."""
+    run = a_run(name, 0, skill, pieces=pieces)
+    untrained = dict(training_flops=None, training_seconds=None, flops_by_part=None)
+    return Cell(name, [run._replace(report=run.report._replace(**untrained), metrics=[])])
 
 
 NAMES = (
@@ -72,10 +104,7 @@ NAMES = (
 
 def a_study(cells: int = 12, seeds: int = 3, pieces=PIECES) -> list[Cell]:
     """Two references and so many cells of so many seeds, five of them a sweep of `mix`."""
-    references = [
-        Cell(name, [Row(name, a_run(name, 0, skill).report, [], [a_sample("p0", pieces)])])
-        for name, skill in (("start", 0.0), ("teacher", 0.95))
-    ]
+    references = [a_reference("start", 0.0, pieces), a_reference("teacher", 0.95, pieces)]
     made = []
     for number, name in enumerate(NAMES[:cells]):
         runs = [a_run(name, seed, 0.3 + 0.05 * number, pieces=pieces) for seed in range(seeds)]
