@@ -20,8 +20,9 @@ from kdjax.base import ConfigError, DataError, DivergedError, StorageError
 from kdjax.checkpoint import open_checkpoints
 from kdjax.config import Config, Curriculum, Data, Evaluation, Rollouts
 from kdjax.objective import negative_log_likelihood
-from kdjax.optimizer import gate_state, make_optimizer
+from kdjax.optimizer import gate_state
 from kdjax.step import init_state, make_step
+from kdjax.student import optimizer_of
 
 CELLS = [
     ("teacher", forward_kl),
@@ -51,11 +52,10 @@ def tiny(tmp_path, student_folder, teacher_folder) -> Config:
 def final_state(config: Config):
     """The newest checkpoint of a run: (step, state, what was saved beside it)."""
     _, params = models.load(config.student)
-    optimizer = make_optimizer(learning_rate=1.0, steps=1, lengths=config.curriculum.lengths)
     checkpoints = open_checkpoints(Path(config.run) / "checkpoints")
     step = checkpoints.steps()[-1]
     state, about = (
-        checkpoints.restore(step, init_state(params, optimizer)),
+        checkpoints.restore(step, init_state(params, optimizer_of(config))),
         checkpoints.read_about(step),
     )
     checkpoints.close()
