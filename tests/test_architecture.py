@@ -13,7 +13,7 @@ ROWS = [
     "numerics answers passk progress",
     "base",
     "kl comparison topk gate sharding topology hlo",
-    "objective head optimizer stops tasks models tokenizer buckets",
+    "objective head optimizer timeline stops tasks models tokenizer buckets",
     "config data sampler score flops",
     "rollout trajectories step checkpoint report student validation",
     "evaluate export command_line programs",

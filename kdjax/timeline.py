@@ -1,0 +1,50 @@
+"""The length curriculum of a run over its steps: limits, held-out entropy, what was decided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kdjax.gate import DECISIONS
+
+MARKERS = dict(zip(DECISIONS, ("D", "^", "o", "X", "s", "v", "."), strict=True))
+
+
+def curriculum_timeline(
+    metrics: Sequence[dict[str, float]],
+) -> Callable[[Any, dict[str, str]], None] | None:
+    """draw(axes, colours) of a run's records, or None where its gate decided nothing.
+
+    The limit of the next rollout (tokens) is a line of steps on the left axis; the held-out entropy
+    (nats a token) stands on the right one, above or under its threshold, each measurement with the
+    mark of its decision. Colours are of runs, and this is a plot of one: it has its own.
+    """
+    measured = [record for record in metrics if "gate_decision" in record]
+    if not measured:
+        return None
+
+    def draw(axes, colours: dict[str, str]) -> None:
+        del colours
+        limits = [(r["step"], r["gate_length"]) for r in metrics if "gate_length" in r]
+        axes.step(*zip(*limits, strict=True), where="post", color="C0", label="length limit")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("training step")
+        axes.set_ylabel("response length limit (tokens)")
+        entropies = axes.twinx()
+        for name, values, style in (
+            ("held-out entropy", "heldout_entropy", "-"),
+            ("threshold", "gate_threshold_nats", "--"),
+        ):
+            points = [(r["step"], r[values]) for r in measured]
+            entropies.plot(*zip(*points, strict=True), style, color="C1", label=name)
+        for code in sorted({int(r["gate_decision"]) for r in measured}):
+            name = DECISIONS[code]
+            points = [
+                (r["step"], r["heldout_entropy"]) for r in measured if r["gate_decision"] == code
+            ]
+            style = {"marker": MARKERS[name], "color": "C3", "zorder": 3}
+            entropies.scatter(*zip(*points, strict=True), label=name, **style)
+        entropies.set_ylim(bottom=0)
+        entropies.set_ylabel("held-out entropy (nats a token)")
+
+    return draw
