@@ -1,9 +1,9 @@
 """On-policy distillation with the entropy-gated length curriculum: 16, 32, then 64 tokens.
 
     kdjax train configs/curriculum.py
-    kdjax train configs/curriculum.py --curriculum.policy hold        # or fall_back; stop is default
+    kdjax train configs/curriculum.py --curriculum.policy hold        # or fall_back
     kdjax train configs/curriculum.py --curriculum.entropy_threshold_nats None \\
-        --curriculum.entropy_threshold_share 0.5                       # half of the start's entropy
+        --curriculum.entropy_threshold_share 0.5         # half of the start's entropy
 
 Every 30 steps the student's held-out entropy is measured on its own responses; the limit rises
 while it is at least the threshold, and stays for good at the last stable length once it is not.

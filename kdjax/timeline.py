@@ -29,8 +29,9 @@ def curriculum_timeline(
         axes.step(*zip(*limits, strict=True), where="post", color="C0", label="length limit")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("training step")
-        axes.set_ylabel("response length limit (tokens)")
+        axes.set_ylabel("response length limit (tokens)", color="C0")
         entropies = axes.twinx()
+        entropies.spines[["top", "left"]].set_visible(False)
         for name, values, style in (
             ("held-out entropy", "heldout_entropy", "-"),
             ("threshold", "gate_threshold_nats", "--"),
@@ -38,13 +39,16 @@ def curriculum_timeline(
             points = [(r["step"], r[values]) for r in measured]
             entropies.plot(*zip(*points, strict=True), style, color="C1", label=name)
         for code in sorted({int(r["gate_decision"]) for r in measured}):
-            name = DECISIONS[code]
-            points = [
-                (r["step"], r["heldout_entropy"]) for r in measured if r["gate_decision"] == code
-            ]
-            style = {"marker": MARKERS[name], "color": "C3", "zorder": 3}
-            entropies.scatter(*zip(*points, strict=True), label=name, **style)
+            made = [r for r in measured if r["gate_decision"] == code]
+            entropies.scatter(
+                [r["step"] for r in made],
+                [r["heldout_entropy"] for r in made],
+                marker=MARKERS[DECISIONS[code]],
+                color="C3",
+                zorder=3,
+                label=DECISIONS[code],
+            )
         entropies.set_ylim(bottom=0)
-        entropies.set_ylabel("held-out entropy (nats a token)")
+        entropies.set_ylabel("held-out entropy (nats a token)", color="C1")
 
     return draw
