@@ -81,11 +81,20 @@ class Lora:
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
-    """Response length limits in tokens and the gate between them; one is a fixed horizon."""
+    """Response length limits in tokens and the gate between them; one is a fixed horizon.
+
+    Several need one threshold of the held-out entropy: in nats, or as a share of what is measured
+    before step 0. policy: what happens under it (`kdjax.gate`): stop for good, hold until a later
+    measurement passes, or fall_back to the last stable length and parameters (a copy of which is
+    kept). heldout_responses: whose tokens are measured, of all or of those that a stop token ended.
+    """
 
     lengths: tuple[int, ...] = (64,)
-    entropy_threshold_nats: float = 0.0
+    entropy_threshold_nats: float | None = None
+    entropy_threshold_share: float | None = None
+    policy: Literal["stop", "hold", "fall_back"] = "stop"
     measure_every_steps: int = 50
+    heldout_responses: Literal["all", "finished"] = "all"
     heldout_problems: int = 64
     heldout_file: str | None = None
 
@@ -254,6 +263,21 @@ def teacher_models(config: Config) -> dict[str, str | None]:
             raise ConfigError(f"teachers: tag {tag!r} has two; name one model a tag")
         models[tag] = model
     return models
+
+
+def measured_before(config: Config) -> range:
+    """The steps (from 0) before which the held-out entropy is measured: none of a fixed horizon,
+    and step 0 for a threshold that is relative to it.
+
+    >>> curriculum = Curriculum(lengths=(8, 16), entropy_threshold_nats=0.1, measure_every_steps=50)
+    >>> list(measured_before(Config(steps=120, curriculum=curriculum)))
+    [50, 100]
+    """
+    curriculum = config.curriculum
+    if len(curriculum.lengths) == 1:
+        return range(0)
+    every, relative = curriculum.measure_every_steps, curriculum.entropy_threshold_share is not None
+    return range(0 if relative else every, config.steps, every)
 
 
 def as_dict(config: Any) -> dict[str, Any]:

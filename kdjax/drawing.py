@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -35,9 +36,9 @@ def style(number: int) -> Style:
     return Style(number % COLOURS, MARKERS[number % 12], DASHES[number % len(DASHES)])
 
 
-def reference_style(number: int) -> Style:
-    """The style of what was not trained: in the colour of the text."""
-    return Style(None, "D*ph"[number % 4], DASHES[2])
+def plain_style(number: int) -> Style:
+    """The style of what is no trained cell: in the colour of the text."""
+    return Style(None, "oD*X^svP<>ph"[number % 12], DASHES[number % len(DASHES)])
 
 
 def draw(figure: Figure, styles: Mapping[str, Style]) -> str:
@@ -66,9 +67,10 @@ def draw(figure: Figure, styles: Mapping[str, Style]) -> str:
         box = (54 / _WIDTH, (40 + below) / height, (_WIDTH - 64) / _WIDTH, (_HEIGHT - 64) / height)
         axes = canvas.add_axes(box)
         axes.patch.set_gid("frame")
-        plain = Style(None, "o", "-")
+        others = dict.fromkeys(series.name for series in shown if series.name not in styles)
+        looks = {**styles, **{name: plain_style(n) for n, name in enumerate(others)}}
         for series in shown:
-            _SHAPES[series.kind](axes, series, styles.get(series.name, plain))
+            _SHAPES[series.kind](axes, series, looks[series.name])
         _dress(axes, figure)
         _legend(canvas, axes)
         buffer = io.StringIO()
@@ -151,7 +153,26 @@ def _points(axes, series: Series, look: Style) -> None:
     _scatter(axes, series, look).set_linestyle(look.dashes)
 
 
-_SHAPES = {"curve": _curve, "points": _points, "scatter": _scatter}
+def _line(axes, series: Series, look: Style, drawstyle: str = "default") -> None:
+    (line,) = axes.plot(
+        series.x,
+        series.y,
+        label=series.name,
+        color=_colour(look.colour),
+        linestyle=look.dashes,
+        linewidth=1.6,
+        drawstyle=drawstyle,
+    )
+    line.set_gid("series")
+
+
+_SHAPES: dict[str, Callable] = {
+    "line": _line,
+    "steps": functools.partial(_line, drawstyle="steps-post"),
+    "curve": _curve,
+    "points": _points,
+    "scatter": _scatter,
+}
 
 
 def _lengths(values: Sequence[float], ranges: Sequence[Range] | None):
@@ -175,19 +196,6 @@ def _dress(axes, figure: Figure) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(figure.x_ticks, [number(x) for x in figure.x_ticks])
         axes.minorticks_off()
-    for x, label in figure.marks:
-        axes.axvline(x, color=_colour(None), linewidth=0.9, linestyle=":")
-        axes.annotate(
-            label,
-            (x, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(-2, -2),
-            textcoords="offset points",
-            rotation=90,
-            ha="right",
-            va="top",
-            fontsize=9,
-        )
 
 
 _GRID, _INK = 254, 253

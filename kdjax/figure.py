@@ -15,14 +15,14 @@ class Series(NamedTuple):
     """Points (x, y) in the order of x; the ranges, where known, hold each point's lowest and
     highest value.
 
-    kind: a curve is a line with a band; points, markers with error bars, joined; scatter, not
-    joined.
+    kind: a line; steps, each value until the next; a curve, a line with markers and a band; points,
+    markers with error bars, joined; scatter, not joined.
     """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    kind: Literal["curve", "points", "scatter"]
+    kind: Literal["line", "steps", "curve", "points", "scatter"]
     y_range: Sequence[Range] | None = None
     x_range: Sequence[Range] | None = None
 
@@ -31,7 +31,7 @@ class Figure(NamedTuple):
     """What a plot shows; labels carry the units. Several series may have one name, and then one
     style.
 
-    x_ticks: where the x axis is marked, on a scale of doublings. marks: (x, what happened there).
+    x_ticks: where the x axis is marked, on a scale of doublings.
     """
 
     title: str
@@ -39,7 +39,6 @@ class Figure(NamedTuple):
     y_label: str
     series: Sequence[Series]
     x_ticks: Sequence[float] | None = None
-    marks: Sequence[tuple[float, str]] = ()
 
 
 def table_of(figure: Figure) -> tuple[list[str], list[list[str]]]:
@@ -49,7 +48,9 @@ def table_of(figure: Figure) -> tuple[list[str], list[list[str]]]:
     """
     shown = [series for series in figure.series if len(series.x)]
     grid = sorted({x for s in shown for x in s.x})
-    if all(s.kind == "curve" for s in shown) and len(grid) <= 2 * max(len(s.x) for s in shown):
+    if all(s.kind in ("curve", "steps") for s in shown) and len(grid) <= 2 * max(
+        len(s.x) for s in shown
+    ):
         held = [dict(zip(s.x, _cells(s.y, s.y_range), strict=True)) for s in shown]
         lines = [[number(x), *(column.get(x, "") for column in held)] for x in grid]
         return [figure.x_label, *(s.name for s in shown)], lines

@@ -8,16 +8,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kdjax.drawing import Style, reference_style, style
+from kdjax.drawing import Style, plain_style, style
 from kdjax.figure import MOST_POINTS, Figure, Range, Series
 from kdjax.passk import Estimate
 from kdjax.results import Cell, Record
 from kdjax.tables import summarise
+from kdjax.timeline import STEP, curriculum_timeline
 
 Reading = Callable[[Record], float | None]
 """A number of a record of metrics, None where it was not measured."""
-
-STEP = "training step"
 
 
 def figures(cells: Sequence[Cell]) -> dict[str, list[Figure]]:
@@ -34,7 +33,7 @@ def styles(cells: Sequence[Cell]) -> dict[str, Style]:
     trained = [cell.name for cell in cells if cell.runs[0].metrics]
     others = [cell.name for cell in cells if not cell.runs[0].metrics]
     looks = {name: style(number) for number, name in enumerate(trained)}
-    return looks | {name: reference_style(number) for number, name in enumerate(others)}
+    return looks | {name: plain_style(number + 1) for number, name in enumerate(others)}
 
 
 def accuracy_and_diversity(cells: Sequence[Cell]) -> list[Figure]:
@@ -131,6 +130,7 @@ FIGURES: dict[str, Callable[[Sequence[Cell]], list[Figure]]] = {
     "Accuracy and diversity": accuracy_and_diversity,
     "Mixing sweep": mixing_sweep,
     "Cost": accuracy_at_equal_cost,
+    "Curriculum": curriculum_timeline,
     "Training": training_curves,
 }
 """What a page shows, group by group: add a figure here."""

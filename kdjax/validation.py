@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from kdjax.base import ConfigError
 from kdjax.config import Config, Lora, teacher_models
+from kdjax.gate import entropy_gate
 from kdjax.objective import divergence
 from kdjax.sampler import check_sampling
 
@@ -92,7 +93,13 @@ def _check_teachers(config: Config) -> None:
 
 def _check_measurements(config: Config) -> None:
     """The gate's held-out measurements, and the evaluation."""
-    if config.curriculum.measure_every_steps < 1 or config.curriculum.heldout_problems < 1:
+    curriculum = config.curriculum
+    entropy_gate(
+        curriculum.lengths,
+        curriculum.entropy_threshold_nats,
+        entropy_threshold_share=curriculum.entropy_threshold_share,
+    )
+    if curriculum.measure_every_steps < 1 or curriculum.heldout_problems < 1:
         raise ConfigError("curriculum.measure_every_steps and heldout_problems must be at least 1")
     evaluation = config.evaluation
     if not evaluation.k or not all(1 <= k <= evaluation.samples for k in evaluation.k):

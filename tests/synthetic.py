@@ -43,6 +43,8 @@ def a_run(name: str, seed: int, skill: float, steps: int = 120, pieces=PIECES) -
     """A run that has learnt `skill` of everything at its end, with all metrics of a study."""
     rng = np.random.default_rng([seed, *name.encode()])
     metrics = [a_record(rng, step, step / steps * skill) for step in range(5, steps + 1, 5)]
+    if name == "curriculum":
+        metrics = [gated(record) for record in metrics]
     right = rng.random((PROBLEMS, SAMPLES)) < 0.1 + 0.6 * skill
     tokens = rng.poisson(30 + 20 * skill, (PROBLEMS, SAMPLES))
     entropy = 0.5 - 0.3 * skill + 0.05 * rng.random((PROBLEMS, SAMPLES))
@@ -87,6 +89,16 @@ def a_record(rng, step: int, learnt: float) -> dict:
         "test_length": about(30 + 20 * learnt, 0.5), "test_truncated": 0.0,
         "test_entropy": about(0.5 - 0.3 * learnt, 0.01), "test_seconds": 0.1,
     }  # fmt: skip
+
+
+def gated(record: dict) -> dict:
+    """The record with what a gate measured and decided, where there is a test."""
+    length, entropy = 16 if record["step"] < 40 else 32, record["student_entropy"]
+    decided = {
+        "heldout_entropy": entropy, "gate_threshold_nats": 0.4,
+        "gate_decision": 1 if entropy > 0.4 else 4,
+    }  # fmt: skip
+    return record | {"gate_length": length} | (decided if "test_avg" in record else {})
 
 
 def a_reference(name: str, skill: float, pieces=PIECES) -> Cell:

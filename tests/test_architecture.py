@@ -18,7 +18,7 @@ ROWS = [
     "rollout trajectories step checkpoint report student validation",
     "evaluate export command_line programs",
     "results teachers startup",
-    "verdicts",
+    "verdicts timeline",
     "tables",
     "plots summary",
     "page",
