@@ -19,6 +19,6 @@ def get_config() -> Config:
         prefix="student",
         token_loss=reverse_kl,
         curriculum=Curriculum(
-            lengths=(16, 32, 64), entropy_threshold_nats=0.1, measure_every_steps=30
+            lengths=(16, 32, 64), entropy_threshold_nats=0.155, measure_every_steps=30
         ),
     )

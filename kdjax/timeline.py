@@ -7,6 +7,7 @@ from typing import Any
 
 from kdjax.gate import DECISIONS
 
+HEADROOM = 1.1  # over the highest value
 MARKERS = dict(zip(DECISIONS, ("D", "^", "o", "X", "s", "v", "."), strict=True))
 
 
@@ -27,7 +28,7 @@ def curriculum_timeline(
         del colours
         limits = [(r["step"], r["gate_length"]) for r in metrics if "gate_length" in r]
         axes.step(*zip(*limits, strict=True), where="post", color="C0", label="length limit")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, HEADROOM * max(length for _, length in limits))
         axes.set_xlabel("training step")
         axes.set_ylabel("response length limit (tokens)", color="C0")
         entropies = axes.twinx()
@@ -48,7 +49,8 @@ def curriculum_timeline(
                 zorder=3,
                 label=DECISIONS[code],
             )
-        entropies.set_ylim(bottom=0)
+        highest = max(r[y] for r in measured for y in ("heldout_entropy", "gate_threshold_nats"))
+        entropies.set_ylim(0, HEADROOM * highest or 1.0)
         entropies.set_ylabel("held-out entropy (nats a token)", color="C1")
 
     return draw

@@ -40,6 +40,8 @@ def test_what_is_drawn_is_what_was_logged():
     marks = {c.get_label(): c.get_offsets().tolist() for c in entropies.collections}
     named = ("start", "rise", "fall back", "stopped")
     assert marks == {name: [list(at)] for name, at in zip(named, expected, strict=True)}
+    for plot, highest in ((axes, 32), (entropies, 0.8)):
+        assert plot.get_ylim() == (0, pytest.approx(1.1 * highest))
     labels = (axes.get_xlabel(), axes.get_ylabel(), entropies.get_ylabel())
     assert labels == (
         "training step", "response length limit (tokens)", "held-out entropy (nats a token)",
