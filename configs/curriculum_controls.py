@@ -14,7 +14,7 @@ from kdjax.config import Curriculum
 
 
 def get_study() -> Study:
-    gate = Curriculum(lengths=(16, 32, 64), entropy_threshold_nats=0.1, measure_every_steps=30)
+    gate = Curriculum(lengths=(16, 32, 64), entropy_threshold_nats=0.155, measure_every_steps=30)
     curricula = {
         "long": Curriculum(lengths=(64,)),
         "short": Curriculum(lengths=(16,)),

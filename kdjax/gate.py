@@ -11,6 +11,7 @@ optimizer's. It returns the updates unchanged, but for the one step at which `fa
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -170,14 +171,14 @@ def entropy_gate(
     threshold = float("nan") if share is not None else entropy_threshold_nats or 0.0
 
     def init(params: Params) -> GateState:
-        unused, unknown = jnp.full(measurements, -1), jnp.full(measurements, jnp.nan)
+        empty = functools.partial(jnp.full, measurements)  # arrays apart: a step donates them
         return GateState(
             step=jnp.int32(0),
             stage=jnp.int32(0),
             stopped=jnp.bool_(False),
             threshold_nats=jnp.float32(threshold),
             measurements=jnp.int32(0),
-            history=History(unused, unused, unknown, unused),
+            history=History(empty(-1), empty(-1), empty(jnp.nan), empty(-1)),
             stable=jax.tree.map(jnp.copy, params) if returns else None,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import typing
 
 import pytest
 
@@ -34,6 +35,8 @@ from kdjax.config import (
     differences,
     from_dict,
 )
+from kdjax.gate import POLICIES
+from kdjax.train import HELDOUT_RESPONSES
 from kdjax.validation import validate
 
 FULL = Config(
@@ -102,6 +105,13 @@ def test_round_trip_through_json(config):
     plain = {name: None for name in functions}
     assert dataclasses.replace(again, **plain) == dataclasses.replace(config, **plain)
     assert validate(again) is again
+
+
+def test_a_curriculum_can_name_what_there_is():
+    """The names that validation lets through are those of the tables, no more and no fewer."""
+    hints = typing.get_type_hints(Curriculum)
+    assert typing.get_args(hints["policy"]) == tuple(POLICIES)
+    assert typing.get_args(hints["heldout_responses"]) == tuple(HELDOUT_RESPONSES)
 
 
 def test_losses_are_written_as_text():

@@ -205,6 +205,14 @@ def test_the_copy_is_there_under_fall_back_alone():
         assert sum(leaf.size for leaf in jax.tree.leaves(state.stable)) == kept
 
 
+def test_a_fresh_state_can_be_donated():
+    """No two of its arrays are one buffer, and none is a parameter's."""
+    params = {"w": jnp.ones(3)}
+    state = entropy_gate(LENGTHS, 0.3, policy=fall_back).init(params)
+    arrays = jax.tree.leaves((params, state))
+    assert len({array.unsafe_buffer_pointer() for array in arrays}) == len(arrays)
+
+
 def test_one_length_is_a_fixed_horizon():
     """With a single stage no threshold is needed, and an entropy changes nothing but the record."""
     gate = entropy_gate((64,))
