@@ -205,7 +205,7 @@ def _check_claim(study: Study, claim) -> None:
         raise ConfigError(f"claim {claim.name} needs cells on both sides (more and less)")
     if claim.reading == "flops" and claim.metric != "avg":
         raise ConfigError(
-            f"claim {claim.name}: only avg is read at equal FLOPs, not {claim.metric}"
+            f"claim {claim.name}: only avg is read at equal FLOPs, got {claim.metric}"
         )
     untested = [n for n in named if not study.cells[n].evaluation.every_steps]
     if claim.reading == "flops" and untested:
