@@ -17,7 +17,7 @@ from kdjax import data, flops, report
 from kdjax.base import ConfigError, DataError, DivergedError, Params, Rollout, Sampling, TrainState
 from kdjax.buckets import trim
 from kdjax.checkpoint import Checkpoints, open_checkpoints
-from kdjax.config import WHERE_IT_RUNS, Config, as_dict, differences
+from kdjax.config import WHERE_IT_RUNS, Config, as_dict, differences, methods, turn_at
 from kdjax.evaluate import EvalReport, mean_entropy, to_json
 from kdjax.gate import rollout_length
 from kdjax.optimizer import gate_state
@@ -49,8 +49,8 @@ def train(config: Config) -> EvalReport:
     Errors: KdjaxError kinds, each one line with the remedy.
     """
     folder = Path(validate(config).run)
-    draws = config.prefix == "student" and config.trajectories is None
-    if draws and config.rollouts.engine is not None:
+    drawn = config.trajectories is None and any(m.prefix == "student" for m in methods(config))
+    if drawn and config.rollouts.engine is not None:
         raise ConfigError(
             "rollouts.engine has weights of its own, which do not follow the student's: leave it"
             " out, or draw once by `kdjax rollouts` and train from that folder (trajectories)"
@@ -118,8 +118,8 @@ def _loop(
                 rollout = drawn.result() if drawn else _rollout(parts, state, number)
                 drawn = _draw_ahead(parts, pool, state, number + 1)
                 teacher = parts.teachers[batch_at(parts, number)[0]]
-                rollout = teacher.programs.read(teacher.params, rollout)
-                state, values = teacher.programs.step(
+                rollout = parts.refer(teacher.programs.read(teacher.params, rollout))
+                state, values = teacher.programs.steps[turn_at(config, number)](
                     state, teacher.given, rollout, jnp.float32(entropy), parts.frozen
                 )
                 done = number + 1
@@ -168,12 +168,14 @@ def _length(parts: Parts, state: TrainState) -> int:
 
 def _drawn(parts: Parts, params: Params, number: int, length: int, staleness: int) -> Rollout:
     config = parts.config
+    prefix = methods(config)[turn_at(config, number)].prefix
     tag, indices = batch_at(parts, number)
-    if config.prefix == "dataset":
+    if prefix == "dataset":
         data.require_solutions(parts.source, indices)
     batch = encode(parts.source, parts.tokenizer, indices, config, length)
-    rollout = parts.prefixes[tag](batch, params, run_key(config, ROLLOUT, number), length)
-    if config.rollouts.ahead and config.prefix == "student":
+    draw = parts.prefixes[prefix][tag]
+    rollout = draw(batch, params, run_key(config, ROLLOUT, number), length)
+    if config.rollouts.ahead and prefix == "student":
         rollout = rollout._replace(staleness_b=jnp.full(len(indices), staleness, jnp.int32))
     return shard_batch(trim(rollout), parts.mesh)
 
@@ -250,6 +252,8 @@ def about_run(folder: Path) -> dict[str, Any]:
         name: config[name]
         for name in ("prefix", "token_loss", "objective", "reduction", "steps", "batch_size")
     }
+    if config.get("turns"):
+        method["turns"] = config["turns"]
     return {
         **method,
         "rollouts": str(Sampling(**config["sampling"])),
@@ -282,14 +286,17 @@ def _training_flops(parts: Parts, folder: Path) -> float:
     if parts.frozen is not None:
         adapter = sum(leaf.size for leaf in jax.tree.leaves(parts.initial_params))
     total = 0.0
-    turns = Counter(batch_at(parts, number)[0] for number in range(config.steps))
-    for tag, steps in turns.items():
+    taken = Counter(
+        (batch_at(parts, number)[0], methods(config)[turn_at(config, number)].prefix)
+        for number in range(config.steps)
+    )
+    for (tag, prefix), steps in taken.items():
         model, rows = parts.teachers[tag].programs.model, steps * config.batch_size
         teacher = model and model.config
         total += flops.training(student, teacher, rows * prompt, rows * mean_new, length, adapter)
-        if config.prefix == "student" and not parts.stored:
+        if prefix == "student" and not parts.stored:
             total += flops.sampling(student, rows * prompt, rows * mean_new, length)
-        if config.prefix == "teacher" and teacher is not None and not parts.stored:
+        if prefix == "teacher" and teacher is not None and not parts.stored:
             drawn = min(rows, len(parts.groups[tag]))
             total += flops.sampling(teacher, drawn * prompt, drawn * mean_new, length)
     return total
