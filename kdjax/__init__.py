@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         log_ratio,
         policy_gradient,
         power_difference,
+        reference_log_ratio,
     )
     from kdjax.base import Batch, Model, Rollout, Sampling, Scores, TrainState, WeightedSum
     from kdjax.composition import linear, switch
@@ -35,6 +36,14 @@ if TYPE_CHECKING:
         total_variation,
     )
     from kdjax.gate import entropy_gate, rollout_length
+    from kdjax.grpo import (
+        centered,
+        clipped_surrogate,
+        group_advantage,
+        leave_one_out,
+        negative_entropy,
+        standardized,
+    )
     from kdjax.kl import forward_kl, reverse_kl
     from kdjax.objective import (
         add,
@@ -50,7 +59,15 @@ if TYPE_CHECKING:
         where_teacher_unsure,
     )
     from kdjax.optimizer import make_optimizer
-    from kdjax.reduction import first_tokens, most_uncertain, sequence_mean, token_mean
+    from kdjax.reduction import (
+        finished_only,
+        first_tokens,
+        most_uncertain,
+        paced,
+        sequence_mean,
+        token_mean,
+    )
+    from kdjax.rewards import accuracy
     from kdjax.rollout import from_dataset, from_student, from_teacher
     from kdjax.sampler import generate, open_sampler
     from kdjax.step import init_state, make_step
@@ -61,7 +78,7 @@ if TYPE_CHECKING:
 _HOME = {
     "advantage": (
         "bounded", "extrapolated", "log_compressed", "log_ratio", "policy_gradient",
-        "power_difference",
+        "power_difference", "reference_log_ratio",
     ),
     "base": ("Batch", "Model", "Rollout", "Sampling", "Scores", "TrainState", "WeightedSum"),
     "composition": ("linear", "switch"),
@@ -72,13 +89,20 @@ _HOME = {
         "skew_reverse_kl", "token_wise_kl", "total_variation",
     ),
     "gate": ("entropy_gate", "rollout_length"),
+    "grpo": (
+        "centered", "clipped_surrogate", "group_advantage", "leave_one_out",
+        "negative_entropy", "standardized",
+    ),
     "kl": ("forward_kl", "reverse_kl"),
     "objective": (
         "add", "at_temperature", "clip", "divergence", "forward_divergence", "importance", "mix",
         "negative_log_likelihood", "reverse_divergence", "scale", "where_teacher_unsure",
     ),
     "optimizer": ("make_optimizer",),
-    "reduction": ("first_tokens", "most_uncertain", "sequence_mean", "token_mean"),
+    "reduction": (
+        "finished_only", "first_tokens", "most_uncertain", "paced", "sequence_mean", "token_mean",
+    ),
+    "rewards": ("accuracy",),
     "rollout": ("from_dataset", "from_student", "from_teacher"),
     "sampler": ("generate", "open_sampler",),
     "step": ("init_state", "make_step"),

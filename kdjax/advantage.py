@@ -37,6 +37,12 @@ def log_ratio(scores: Scores) -> jax.Array:
     return _known(scores, "teacher_logp") - scores.student_logp
 
 
+def reference_log_ratio(scores: Scores) -> jax.Array:
+    """log ref - log q of the sampled token, in nats: `policy_gradient(reference_log_ratio)` has the
+    gradient of KL(student || reference) in expectation, which the k3 estimator has not."""
+    return _known(scores, "reference_logp") - scores.student_logp
+
+
 def power_difference(exponent: Number) -> Objective:
     """p^a - q^a of the sampled token, bounded by 1 for a in (0, 1] where the log-ratio has no bound
     (PowerOPD); divided by a it is the log-ratio in the limit a -> 0.

@@ -91,6 +91,9 @@ class Rollout(NamedTuple):
                       that it trains, where rollouts are drawn ahead.
     reference_logp_bt:  log-probability of each response token under a reference model, if there is
                       one.
+    old_logp_bt:      the same under the student that drew the rows, where it is another by now.
+    advantage_bt:     of each response token, where responses were rewarded.
+    reward_b, pass_rate_b:  the row's reward, and the mean reward of its problem's group.
 
     The last response token of a finished row is its stop token: it is trained on like any other.
     """
@@ -106,6 +109,10 @@ class Rollout(NamedTuple):
     entropy_bt: jax.Array | None = None
     staleness_b: jax.Array | None = None
     reference_logp_bt: jax.Array | None = None
+    old_logp_bt: jax.Array | None = None
+    advantage_bt: jax.Array | None = None
+    reward_b: jax.Array | None = None
+    pass_rate_b: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +197,8 @@ class Scores(NamedTuple):
     reverse_kl: jax.Array | None = None
     top1_agreement: jax.Array | None = None
     reference_logp: jax.Array | None = None
+    old_logp: jax.Array | None = None
+    advantage: jax.Array | None = None
     parts: dict[str, jax.Array] | None = None
 
 

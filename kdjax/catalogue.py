@@ -8,7 +8,16 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple, TypeGuard
 
-from kdjax import advantage, composition, divergences, kl, objective, reduction
+from kdjax import (
+    advantage,
+    composition,
+    divergences,
+    grpo,
+    kl,
+    objective,
+    reduction,
+    rewards,
+)
 from kdjax.base import ConfigError
 from kdjax.composition import Number, Schedule
 
@@ -47,6 +56,9 @@ OBJECTIVES = Names(
         objective.forward_divergence,
         objective.reverse_divergence,
         advantage.log_ratio,
+        advantage.reference_log_ratio,
+        grpo.group_advantage,
+        grpo.negative_entropy,
     ),
     _by_name(
         *_BOTH_LEVELS,
@@ -57,12 +69,17 @@ OBJECTIVES = Names(
         advantage.extrapolated,
         advantage.log_compressed,
         advantage.bounded,
+        grpo.clipped_surrogate,
     ),
 )
 REDUCTIONS = Names(
     _by_name(reduction.sequence_mean, reduction.token_mean),
-    _by_name(reduction.first_tokens, reduction.most_uncertain),
+    _by_name(
+        reduction.first_tokens, reduction.most_uncertain, reduction.finished_only, reduction.paced
+    ),
 )
+GROUP_ADVANTAGES = Names(_by_name(grpo.standardized, grpo.centered, grpo.leave_one_out), {})
+REWARDS = Names(_by_name(rewards.accuracy), {})
 SCHEDULES = _by_name(composition.linear, composition.switch)
 
 
@@ -128,7 +145,7 @@ def _belongs(value: object, kind: object) -> bool:
         return isinstance(value, int)
     if kind is float:
         return isinstance(value, int | float)
-    if kind == Number:
+    if kind in (Number, Number | None):
         return isinstance(value, int | float | Schedule)
     return callable(value)
 

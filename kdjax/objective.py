@@ -151,8 +151,9 @@ def _of_teacher(scores: Scores, name: str) -> jax.Array:
 
 def importance(objective: Objective, maximum: Number) -> Objective:
     """min(ratio, maximum) * objective, ratio = student(token) / sampler(token) as a constant: what
-    was drawn by older weights, or from a cut or tempered distribution, weighs as if it were drawn
-    from the student's own (truncated importance sampling, Ionides 2008).
+    was drawn by another program, or from a cut or tempered distribution, weighs as if it were drawn
+    from the student's own (truncated importance sampling, Ionides 2008). Where an objective has a
+    ratio of its own to the student that drew (`old_logp`), this one is of that student.
 
     >>> describe(importance(divergence, 2.0))
     'importance(divergence, 2.0)'
@@ -160,7 +161,9 @@ def importance(objective: Objective, maximum: Number) -> Objective:
     require("importance: maximum", maximum, lambda m: m > 0, "above 0")
 
     def weighed(scores: Scores) -> jax.Array:
-        ratio = jnp.exp(jax.lax.stop_gradient(scores.student_logp) - scores.sampler_logp)
+        old = jax.lax.stop_gradient(scores.student_logp)
+        old = old if scores.old_logp is None else scores.old_logp
+        ratio = jnp.exp(old - scores.sampler_logp)
         return jnp.minimum(ratio, maximum) * objective(scores)
 
     return composed(weighed, importance, objective, numbers=(maximum,))

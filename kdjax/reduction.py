@@ -90,3 +90,36 @@ def most_uncertain(reduction: Reduction, share: float) -> Reduction:
         return reduction(mask & (entropy >= least), rollout)
 
     return composed(weigh, most_uncertain, reduction, numbers=(share,))
+
+
+def finished_only(reduction: Reduction) -> Reduction:
+    """The reduction over responses that ended by themselves: those that the limit cut are masked
+    (overlong filtering, arXiv 2503.14476).
+
+    >>> finished_only(token_mean).__name__
+    'finished_only(token_mean)'
+    """
+
+    def weigh(mask: jax.Array, rollout: Rollout) -> jax.Array:
+        return reduction(mask & ~rollout.truncated_b[:, None], rollout)
+
+    return composed(weigh, finished_only, reduction)
+
+
+def paced(reduction: Reduction, power: float) -> Reduction:
+    """The reduction's weights times (4 p (1 - p))^power, p the pass rate of the row's problem in
+    its group: most where the student is neither sure of it nor without a chance (PACED).
+
+    >>> paced(token_mean, 1.0).__name__
+    'paced(token_mean, 1.0)'
+    """
+    if not power >= 0:
+        raise ConfigError(f"paced: power must be at least 0, got {power}")
+
+    def weigh(mask: jax.Array, rollout: Rollout) -> jax.Array:
+        rate = rollout.pass_rate_b
+        if rate is None:
+            raise ConfigError("paced: pass rates need rl.group_size over 1, and prefix student")
+        return reduction(mask, rollout) * ((4 * rate * (1 - rate)) ** power)[:, None]
+
+    return composed(weigh, paced, reduction, numbers=(power,))

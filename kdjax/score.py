@@ -68,8 +68,8 @@ def scored_loss(
         theirs = TeacherStates(states, teacher.head(constant))
     weights = reduction(mask, rollout)
     extra = {"targets": targets, "sampler_logp": rollout.sampler_logp_bt}
-    if rollout.reference_logp_bt is not None:
-        extra["reference_logp"] = rollout.reference_logp_bt
+    known = {name: getattr(rollout, f"{name}_bt") for name in KNOWN_BEFORE}
+    extra |= {name: value for name, value in known.items() if value is not None}
     total, scores = head_loss(
         token_function(token_loss, objective, vocabulary_axis(mesh), stops=stops),
         response_states(student, student_params, rollout),
@@ -180,7 +180,7 @@ def token_function(
             against = functools.partial(_divergence, logits, teacher, comparison, axis)
         scores = Scores(
             sampler_logp=extra["sampler_logp"],
-            reference_logp=extra.get("reference_logp"),
+            **{name: extra.get(name) for name in KNOWN_BEFORE},
             mask=jnp.ones(targets.shape, bool),
             divergence=None if teacher is None else against(token_loss),
             **comparison._asdict(),
@@ -198,6 +198,9 @@ def _parts(loss: Callable) -> list[Callable]:
     summed = terms(loss)
     return [one for one in summed if one not in SCORED] if len(summed) > 1 else []
 
+
+KNOWN_BEFORE = ("reference_logp", "old_logp", "advantage")
+"""The `Scores` that a rollout may bring."""
 
 SCORED = (
     forward_kl,

@@ -13,7 +13,8 @@ ROWS = [
     "numerics answers passk progress",
     "base",
     "composition kl comparison topk gate sharding topology hlo",
-    "objective reduction advantage divergences head optimizer stops tasks models tokenizer buckets",
+    "objective reduction advantage divergences grpo rewards head optimizer stops tasks models"
+    " tokenizer buckets",
     "catalogue data sampler score flops",
     "config",
     "rollout trajectories step checkpoint report student validation",
