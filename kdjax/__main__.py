@@ -20,7 +20,9 @@ kdjax: distillation of language models in JAX, where a method is two choices
   kdjax evaluate TARGET [--out FILE] [--field VALUE ...]
                                              evaluate a model folder (or kdjax:teacher) or a run;
                                              --teacher MODEL adds the KLs to a teacher
-  kdjax study CONFIG [--folder FOLDER]       train and compare the runs of a study file
+  kdjax study CONFIG [--folder FOLDER] [--jobs 2] [--only RUN]
+                                             train and compare the runs of a study file, several at
+                                             once on CPUs and GPUs; or one alone (CELL/seed_0)
   kdjax export RUN OUT [--dtype bfloat16]    write a run's student as a Hugging Face folder
   kdjax export-adapter RUN OUT               write a run's LoRA adapter as peft reads it
   kdjax plan CONFIG [--topology v5e:4x4] [--out FILE] [--field VALUE ...]
@@ -94,7 +96,7 @@ def _train(args: list[str]) -> None:
 
     path, rest = _first(args, "kdjax train CONFIG")
     config = override(load_file(path, "get_config"), rest, f"kdjax train {path}")
-    from kdjax.page import Row
+    from kdjax.results import Row
     from kdjax.train import train
 
     result = train(config)
@@ -130,17 +132,31 @@ def _study(args: list[str]) -> None:
     from kdjax.command_line import load_file
 
     path, rest = _first(args, "kdjax study CONFIG")
-    folder = _option(rest, "--folder")
+    folder, jobs, only = (_option(rest, name) for name in ("--folder", "--jobs", "--only"))
     if rest:
         raise ConfigError(
-            f"kdjax study takes --folder FOLDER only, got {' '.join(rest)}; cells are set in {path}"
+            "kdjax study takes --folder FOLDER, --jobs N and --only RUN, got"
+            f" {' '.join(rest)}; cells are set in {path}"
         )
+    if jobs is not None and not jobs.isdecimal():
+        raise ConfigError(f"--jobs must be a number of runs at once, got {jobs}")
     study = load_file(path, "get_study")
     if folder is not None:
         study = dataclasses.replace(study, folder=folder)
-    from kdjax.study import run_study
+    from kdjax.study import find_piece, run_piece, run_study, side_by_side
 
-    _print_table(run_study(study))
+    if only is not None:
+        run_piece(find_piece(study, only))
+        return
+    command = f"kdjax study {' '.join(args)}"
+    at_once = None if jobs is None else side_by_side(path, study.folder, int(jobs))
+    cells, verdicts = run_study(study, at_once, command)
+    one_seed = len(study.seeds) == 1
+    _print_table(
+        [run._replace(name=cell.name) if one_seed else run for cell in cells for run in cell.runs]
+    )
+    for claim, estimate, low, high, outcome in verdicts:
+        print(f"{claim.statement}: {outcome} ({estimate:+.3g}, {low:+.3g} to {high:+.3g})")
     print(f"report: {Path(study.folder) / 'report.html'}")
 
 
@@ -169,8 +185,8 @@ def _evaluate(args: list[str]) -> None:
     file = _new_file(out)
     from kdjax import report
     from kdjax.evaluate import to_json
-    from kdjax.page import Row
     from kdjax.parts import build, evaluate_params
+    from kdjax.results import Row
 
     parts = build(dataclasses.replace(config, prefix="student", trajectories=None, lora=Lora()))
     result, _ = evaluate_params(parts, parts.initial_params if params is None else params)

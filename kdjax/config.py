@@ -12,6 +12,7 @@ import tyro
 
 from kdjax.base import PLAIN, ConfigError, Objective, Reduction, Sampling, TokenLoss
 from kdjax.catalogue import OBJECTIVES, REDUCTIONS, TOKEN_LOSSES, Names, parse
+from kdjax.claims import Claim
 from kdjax.composition import describe
 from kdjax.kl import forward_kl
 from kdjax.objective import divergence
@@ -96,6 +97,8 @@ class Evaluation:
     """The report at the end of a run: test problems, samples a problem, and the k of Pass@k.
 
     batch_size: rows that are scored at a time; how many are drawn at a time is of `Rollouts`.
+    every_steps: also during training, with samples_during_training a problem, into the metrics as
+    test_avg, test_length, test_entropy and test_truncated; 0: only at the end.
     """
 
     problems: int = 100
@@ -105,6 +108,8 @@ class Evaluation:
     sampling: Sampling = PLAIN
     max_new_tokens: int = 64
     batch_size: int = 128
+    every_steps: int = 0
+    samples_during_training: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,10 +229,13 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Runs to compare, by name, in one folder; the first one's start and teacher are references."""
+    """Configs to compare, by name, each trained once a seed, in folder/NAME/seed_S; the start and
+    the teacher of the first are references. claims: what the report gives a verdict on."""
 
     folder: str
     cells: dict[str, Config]
+    seeds: tuple[int, ...] = (0,)
+    claims: tuple[Claim, ...] = ()
 
 
 WHERE_IT_RUNS = (

@@ -28,6 +28,7 @@ class EvalReport(NamedTuple):
       exact over the vocabulary, or over what the run's stop policy makes of it (`kdjax.stops`); the
       divergences are to the teacher (None without one).
     - correct: right responses of each problem, in problem order (for paired comparisons).
+    - flops_by_part: what training_flops consists of (`kdjax.accounting`).
     """
 
     problems: int
@@ -47,6 +48,7 @@ class EvalReport(NamedTuple):
     correct: list[int]
     seconds: float
     training_flops: float | None = None
+    flops_by_part: dict[str, float] | None = None
     training_seconds: float | None = None
 
 
@@ -79,23 +81,20 @@ def evaluate(
     began = time.perf_counter()
     records: list[dict[str, Any]] = []
     sums: dict[str, float] = defaultdict(float)
-    prompts = data.encode_batch(
-        source,
-        range(source.size),
-        tokenizer,
-        max_prompt_tokens=max_prompt_tokens,
-        max_new_tokens=1,
+    encoded, drawn = _draw_all(
+        draw, source, tokenizer, key, samples, max_prompt_tokens, max_new_tokens
     )
-    encoded = jax.tree.map(lambda x: np.repeat(x, samples, axis=0), prompts)
-    encoded = encoded._replace(row_b=np.arange(source.size * samples, dtype=np.int32))
-    drawn = draw(encoded, key, max_new_tokens)
     for rows in _batches(source.size * samples, batch_size):
         padded = np.concatenate([rows, np.full(batch_size - len(rows), rows[-1])])
         batch, own = jax.tree.map(lambda x, at=padded: x[at], (encoded, drawn))
         scores = scorer(assemble_samples(batch, own), (padded // samples).tolist())
         for name, value in _token_sums(scores, len(rows)).items():
             sums[name] += value
-        records += _records(source, tokenizer, rows, samples, own)
+        entropies = _mean_entropies(scores)
+        for record, entropy in zip(
+            _records(source, tokenizer, rows, samples, own), entropies, strict=False
+        ):
+            records.append({**record, "entropy": entropy})
     report = EvalReport(
         problems=source.size,
         samples=samples,
@@ -110,6 +109,53 @@ def evaluate(
         **_estimates(records, samples, k),
     )
     return report, records
+
+
+def progress(
+    draw: Callable[[Batch, Key, int], Samples],
+    source: data.Source,
+    tokenizer: Tokenizer,
+    key: Key,
+    *,
+    samples: int,
+    max_new_tokens: int,
+    max_prompt_tokens: int,
+) -> dict[str, Any]:
+    """Quality of a student that is still in training, for its metrics: test_avg, test_length
+    (tokens), test_entropy (nats a token, exact, of the sampler), test_truncated, and test_correct,
+    the right ones of test_samples responses of each problem. Nothing is scored."""
+    _, drawn = _draw_all(draw, source, tokenizer, key, samples, max_prompt_tokens, max_new_tokens)
+    rows = np.arange(source.size * samples)
+    found = _estimates(list(_records(source, tokenizer, rows, samples, drawn)), samples, (1,))
+    means = {f"test_{name}": found[name].mean for name in ("avg", "length", "truncated")}
+    return means | {
+        "test_entropy": mean_entropy(drawn),
+        "test_correct": found["correct"],
+        "test_samples": samples,
+    }
+
+
+def _draw_all(
+    draw, source, tokenizer, key: Key, samples: int, max_prompt_tokens: int, max_new_tokens: int
+) -> tuple[Batch, Samples]:
+    """Every problem `samples` times: what was asked, and what came."""
+    prompts = data.encode_batch(
+        source,
+        range(source.size),
+        tokenizer,
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=1,
+    )
+    encoded = jax.tree.map(lambda x: np.repeat(x, samples, axis=0), prompts)
+    encoded = encoded._replace(row_b=np.arange(source.size * samples, dtype=np.int32))
+    return encoded, draw(encoded, key, max_new_tokens)
+
+
+def _mean_entropies(scores: Scores) -> list[float]:
+    """Of each row, the student's entropy in nats a token; 0 for a response without a token."""
+    mask = np.asarray(scores.mask)
+    nats = np.where(mask, np.asarray(scores.student_entropy), 0.0).sum(axis=1, dtype=np.float64)
+    return (nats / np.maximum(mask.sum(axis=1), 1)).tolist()
 
 
 def _token_sums(scores: Scores, rows: int) -> dict[str, float]:

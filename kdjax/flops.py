@@ -22,34 +22,33 @@ def head(config: DecoderConfig, tokens: float) -> float:
     return 2.0 * tokens * config.vocab_size * config.hidden_size
 
 
-def sampling(
+def response(
     config: DecoderConfig, prompt_tokens: float, new_tokens: float, mean_length: float
 ) -> float:
-    """FLOPs to prefill the prompts and decode `new_tokens` tokens."""
+    """FLOPs of responses to prompts, read or drawn: the layers of all tokens, the head of the new.
+
+    Drawn, the prompts are prefilled and the new tokens decoded, each with a cache; the products are
+    the same.
+    """
     return forward(config, prompt_tokens + new_tokens, mean_length) + head(config, new_tokens)
 
 
-def training(
-    student: DecoderConfig,
-    teacher: DecoderConfig | None,
+def student(
+    config: DecoderConfig,
     prompt_tokens: float,
     new_tokens: float,
     mean_length: float,
-    adapter_parameters: int | None = None,
-) -> float:
-    """FLOPs of scoring and gradient: the student counts three times (forward, backward), the
-    teacher once.
+    adapter_parameters: int = 0,
+) -> tuple[float, float]:
+    """(FLOPs forward, FLOPs backward) of a training step; backward counts twice as much.
 
-    With an adapter of so many parameters the student's own have no gradient, and its own count 6 a
-    token.
+    An adapter of so many parameters costs 2 a token forward and 4 backward, and the student's own
+    then have no gradient: 2 n a token and the head's own gradient are left out.
     """
+    own = response(config, prompt_tokens, new_tokens, mean_length)
+    if not adapter_parameters:
+        return own, 2 * own
     tokens = prompt_tokens + new_tokens
-    total = 3 * (forward(student, tokens, mean_length) + head(student, new_tokens))
-    if adapter_parameters is not None:
-        total += tokens * (6 * adapter_parameters - 2 * parameter_count(student, active=True))
-        total -= head(student, new_tokens)
-    return (
-        total
-        if teacher is None
-        else total + forward(teacher, tokens, mean_length) + head(teacher, new_tokens)
-    )
+    adapter = 2 * tokens * adapter_parameters
+    without = 2 * tokens * parameter_count(config, active=True) + head(config, new_tokens)
+    return own + adapter, 2 * own + 2 * adapter - without

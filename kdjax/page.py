@@ -6,24 +6,13 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from kdjax.evaluate import EvalReport
 from kdjax.passk import over_problems
-
-Record = dict[str, Any]
-
-
-class Row(NamedTuple):
-    """One line of the table: a trained run, or a reference (start, teacher) without metrics."""
-
-    name: str
-    report: EvalReport
-    metrics: list[dict[str, float]]
-    samples: list[Record]
-
+from kdjax.results import Cell, Row, Verdict
 
 CURVES = (
     ("loss", "trained loss (nats)"),
@@ -86,14 +75,19 @@ def optional(value: float | None, form: str) -> str:
 
 
 def render_page(
-    title: str, rows: Sequence[Row], about: dict[str, Any], problems_shown: int = 3
+    title: str,
+    cells: Sequence[Cell],
+    about: dict[str, Any],
+    verdicts: Sequence[Verdict] = (),
+    problems_shown: int = 3,
 ) -> str:
     """The page of one run or of a study, self-contained: no script, no request, plots inline as
     SVG."""
     import jinja2
 
     template = (Path(__file__).parent / "templates" / "report.html").read_text()
-    header, cells = table(rows)
+    rows = [run for cell in cells for run in cell.runs]
+    header, lines = table(rows)
     plots = [
         ("Accuracy against entropy", _accuracy_against_entropy(rows)),
         ("Pass@k", _pass_at_k(rows)),
@@ -109,7 +103,7 @@ def render_page(
         .render(
             title=title,
             header=header,
-            cells=cells,
+            cells=lines,
             report=rows[0].report,
             plots=plots,
             samples=_side_by_side(rows, problems_shown),

@@ -26,7 +26,7 @@ from kdjax.base import (
     TrainState,
 )
 from kdjax.config import WHERE_IT_RUNS, Config, as_dict, methods, teacher_models
-from kdjax.evaluate import EvalReport, evaluate
+from kdjax.evaluate import EvalReport, evaluate, progress
 from kdjax.prefixes import NOTHING, Asked, from_cache
 from kdjax.programs import (
     Programs,
@@ -47,7 +47,7 @@ from kdjax.student import Student, open_student
 from kdjax.teachers import Teacher, load_teachers, load_tokenizers, read_shapes, title
 from kdjax.tokenizer import Tokenizer
 
-ROLLOUT, MEASURE, EVALUATE, TRAJECTORIES, ADAPTER = range(5)  # purposes of the run key
+ROLLOUT, MEASURE, EVALUATE, TRAJECTORIES, ADAPTER, PROGRESS = range(6)  # purposes of the run key
 
 
 class Parts(NamedTuple):
@@ -235,6 +235,11 @@ def evaluation_key(config: Config) -> dict[str, Any]:
     """Everything that decides what an evaluation at the end of a run says."""
     elsewhere = set(WHERE_IT_RUNS) - {"evaluation"}
     fields = {name: value for name, value in as_dict(config).items() if name not in elsewhere}
+    fields["evaluation"] = {
+        name: value
+        for name, value in fields["evaluation"].items()
+        if name not in ("every_steps", "samples_during_training")
+    }
     return {
         "config": fields,
         "identities": identities(config),
@@ -283,22 +288,12 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     """The config's evaluation of any parameters of the student's shape (whole, see `Parts`); its
     KLs and entropy are of the config's stop policy, as the loss's."""
     config, settings, programs = parts.config, parts.config.evaluation, parts.programs
-    places = jax.tree.map(lambda leaf: leaf.sharding, programs.student_params)
-    params = jax.device_put(params, places)
-    sampler_params = programs.to_sampler(params)
-    tokenizer = parts.tokenizer
-    draw = sampler_of(
-        config,
-        programs.mesh,
-        programs.student_sampler,
-        settings.sampling,
-        tokenizer.stop_ids,
-        tokenizer.size,
-    )
+    params = _placed(parts, params)
+    draw, tokenizer = _evaluation_draw(parts, params), parts.tokenizer
     source = test_source(config)
     dealt = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
     return evaluate(
-        lambda batch, key, length: draw(sampler_params, batch, key, length),
+        draw,
         _scorer(parts, params, source),
         source,
         tokenizer,
@@ -311,6 +306,40 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
         batch_size=-(-settings.batch_size // dealt) * dealt,
         seed=config.seed,
     )
+
+
+def progress_of(parts: Parts, params: Params, step: int) -> dict[str, Any]:
+    """The quality after `step` steps of a student with these trained parameters (`progress`): a
+    pure function of its arguments."""
+    config, settings = parts.config, parts.config.evaluation
+    return progress(
+        _evaluation_draw(parts, _placed(parts, parts.whole(params))),
+        test_source(config),
+        parts.tokenizer,
+        run_key(config, PROGRESS, step),
+        samples=settings.samples_during_training,
+        max_new_tokens=settings.max_new_tokens,
+        max_prompt_tokens=config.data.max_prompt_tokens,
+    )
+
+
+def _placed(parts: Parts, params: Params) -> Params:
+    places = jax.tree.map(lambda leaf: leaf.sharding, parts.programs.student_params)
+    return jax.device_put(params, places)
+
+
+def _evaluation_draw(parts: Parts, params: Params):
+    """draw(batch, key, length) of a student with these parameters, as the evaluation samples."""
+    config, programs = parts.config, parts.programs
+    draw = sampler_of(
+        config,
+        programs.mesh,
+        programs.student_sampler,
+        config.evaluation.sampling,
+        parts.tokenizer.stop_ids,
+        parts.tokenizer.size,
+    )
+    return functools.partial(draw, programs.to_sampler(params))
 
 
 def _scorer(parts: Parts, params: Params, source: data.Source):

@@ -49,14 +49,22 @@ def pass_at_k(correct: Sequence[int], samples: int, k: int) -> Estimate:
     >>> pass_at_k([1], samples=2, k=1).mean
     0.5
     """
+    return over_problems(pass_by_problem(correct, samples, k))
+
+
+def pass_by_problem(correct: Sequence[int], samples: int, k: int) -> np.ndarray:
+    """Pass@k of each problem, as `pass_at_k` averages it.
+
+    >>> pass_by_problem([0, 1], samples=2, k=1)
+    array([0. , 0.5])
+    """
     if not 1 <= k <= samples:
         raise ValueError(
             f"pass_at_k: k must be in 1..{samples} (the samples drawn a problem), got {k}"
         )
     wrong = samples - _counts(correct, samples)
     draws = np.arange(k)
-    all_wrong = np.prod(np.maximum(wrong[:, None] - draws, 0) / (samples - draws), axis=1)
-    return over_problems(1 - all_wrong)
+    return 1 - np.prod(np.maximum(wrong[:, None] - draws, 0) / (samples - draws), axis=1)
 
 
 def _counts(correct: Sequence[int], samples: int) -> np.ndarray:

@@ -19,9 +19,9 @@ EVALUATION, SAMPLES, PAGE = "evaluation.json", "samples.jsonl", "report.html"
 
 class MetricsWriter(NamedTuple):
     """write(step, {name: number}) appends to metrics.jsonl, TensorBoard and (if asked for) W&B;
-    close() ends it."""
+    close() ends it. A list of numbers is kept in metrics.jsonl alone."""
 
-    write: Callable[[int, dict[str, float]], None]
+    write: Callable[[int, dict[str, Any]], None]
     close: Callable[[], None]
 
 
@@ -39,6 +39,16 @@ def open_run_folder(folder: Path) -> None:
             f"{folder} holds {sorted(foreign)[:3]} but no run; choose another --run,"
             " nothing was overwritten"
         )
+
+
+def run_name(folder: Path) -> str:
+    """How a run is called where people read it; in a study, by its cell and seed.
+
+    >>> run_name(Path("runs/mine")), run_name(Path("runs/study/forward/seed_0"))
+    ('mine', 'forward/seed_0')
+    """
+    in_study = folder.name.startswith("seed_")
+    return f"{folder.parent.name}/{folder.name}" if in_study else folder.name
 
 
 def write_evaluation(
@@ -98,15 +108,16 @@ def open_metrics(folder: Path, from_step: int, wandb_project: str | None = None)
         raise StorageError(f"can't write metrics to {folder}: {error}") from error
     wandb = _open_wandb(folder, wandb_project)
 
-    def write(step: int, values: dict[str, float]) -> None:
+    def write(step: int, values: dict[str, Any]) -> None:
         try:
             file.write(json.dumps({"step": step, **values}) + "\n")
         except OSError as error:
             raise StorageError(f"can't write {path}: {error}") from error
-        for name, value in values.items():
+        numbers = {n: value for n, value in values.items() if not isinstance(value, list)}
+        for name, value in numbers.items():
             board.add_scalar(name, value, step)
         if wandb is not None:
-            wandb.log(values, step=step)
+            wandb.log(numbers, step=step)
 
     def close() -> None:
         file.close()
@@ -117,7 +128,7 @@ def open_metrics(folder: Path, from_step: int, wandb_project: str | None = None)
     return MetricsWriter(write, close)
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The records of metrics.jsonl; a last line that a kill cut short is left out."""
     path = folder / METRICS
     records = []

@@ -1,79 +1,253 @@
-"""Many runs -> one comparison: each cell its own run folder, then a table and a page."""
+"""Many runs -> one comparison: each cell and seed its own run folder, then tables and a page.
+
+FOLDER/NAME/seed_S      the run of a cell at a seed
+FOLDER/references/NAME  the evaluations of the start and of the teachers
+FOLDER/logs             what runs printed that ran beside others
+FOLDER/report.html, results.md, table.csv, table.json
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
+import sys
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from kdjax import report
-from kdjax.base import ConfigError, StorageError
+from kdjax.base import ConfigError, KdjaxError, StorageError
 from kdjax.config import Config, Lora, Study, teacher_models
 from kdjax.evaluate import from_json, to_json
-from kdjax.page import Row, render_page, table
+from kdjax.jobs import Failure, run_commands, slots
+from kdjax.objective import describe
+from kdjax.page import render_page
 from kdjax.parts import build, evaluate_params, evaluation_key
 from kdjax.progress import announce
+from kdjax.results import Cell, Row, Verdict
+from kdjax.summary import render_results, to_csv, to_lines
 from kdjax.teachers import title
 from kdjax.train import about_run, train
+from kdjax.verdicts import judge
 
-RESERVED = ("references", "start", "teacher")
+REFERENCES, LOGS = "references", "logs"
+RESERVED = (REFERENCES, LOGS, "start", "teacher")
 
 
-def run_study(study: Study) -> list[Row]:
-    """Run what is not finished yet (cells are resumed or reused), and write the study's page."""
+class Piece(NamedTuple):
+    """A part of a study that runs by itself: the run of a cell at a seed, or a reference."""
+
+    name: str
+    config: Config
+    is_reference: bool
+
+
+class CellError(KdjaxError):
+    """Some runs of a study failed; the exit code is the largest of theirs."""
+
+    def __init__(self, failures: dict[str, Failure]):
+        first = max(failures, key=lambda name: failures[name].exit_code)
+        others = [name for name in failures if name != first]
+        more = f" ({', '.join(others)} failed too)" if others else ""
+        super().__init__(
+            f"{first}: {failures[first].message}{more}; what was finished is kept, and the same"
+            " command goes on from there"
+        )
+        self.exit_code = failures[first].exit_code
+
+
+Run = Callable[[Sequence[Piece]], dict[str, Failure]]
+"""Runs the pieces of a study that are not finished, and says which failed."""
+
+
+def run_study(
+    study: Study, run: Run | None = None, command: str = "kdjax study"
+) -> tuple[list[Cell], list[Verdict]]:
+    """Run what is not finished yet (runs are resumed or reused), and write the study's report.
+
+    Errors: CellError, after everything else was run, where a run failed; no report is written then.
+    """
+    began, folder = time.perf_counter(), Path(study.folder)
+    todo = pieces(study)
+    failures = (run or one_by_one)([piece for piece in todo if not _is_finished(piece)])
+    if failures:
+        raise CellError(failures)
+    cells = _cells(study, todo)
+    verdicts = [judge(claim, cells) for claim in study.claims]
+    about = _about(todo) | {
+        "seeds": ", ".join(map(str, study.seeds)),
+        "command": command,
+        "minutes of training": round(_training_seconds(cells) / 60, 1),
+        "minutes of this call": round((time.perf_counter() - began) / 60, 1),
+    }
+    name = f"Study {folder.name}"
+    report.write_text(folder / report.PAGE, render_page(name, cells, about, verdicts))
+    report.write_text(folder / "results.md", render_results(name, cells, about, verdicts))
+    report.write_text(folder / "table.csv", to_csv(cells))
+    report.write_json(folder / "table.json", to_lines(cells))
+    return cells, verdicts
+
+
+def pieces(study: Study) -> list[Piece]:
+    """Everything that a study runs: references, then the cells at the first seed, and so on.
+
+    Errors: ConfigError for names, seeds and claims that can't be.
+    """
+    _check(study)
     folder = Path(study.folder)
-    _check(study, folder)
-    first = next(iter(study.cells.values()))
-    rows = [_reference("start", first, folder)]
-    for tag, model in teacher_models(first).items():
-        if model is not None:
-            rows.append(_reference(title(tag), dataclasses.replace(first, student=model), folder))
-    for name, config in study.cells.items():
-        rows.append(_cell(name, dataclasses.replace(config, run=str(folder / name))))
-    abouts = [about_run(folder / name) for name in study.cells]
-    shared = {k: v for k, v in abouts[0].items() if all(about[k] == v for about in abouts)}
-    report.write_text(folder / report.PAGE, render_page(f"Study {folder.name}", rows, shared))
-    header, cells = table(rows)
-    lines = [dict(zip(header, line, strict=True)) for line in cells]
-    report.write_json(folder / "table.json", lines)
-    return rows
+    first = dataclasses.replace(next(iter(study.cells.values())), seed=study.seeds[0], lora=Lora())
+    if first.trajectories is not None:  # they are of the cells
+        first = dataclasses.replace(first, trajectories=None, prefix="student")
+    models = {"start": first.student} | {title(t): m for t, m in teacher_models(first).items()}
+    return [
+        Piece(name, dataclasses.replace(first, student=model, run=str(_place(folder, name))), True)
+        for name, model in models.items()
+        if model is not None
+    ] + [
+        Piece(
+            f"{name}/seed_{seed}",
+            dataclasses.replace(config, seed=seed, run=str(folder / name / f"seed_{seed}")),
+            False,
+        )
+        for seed in study.seeds
+        for name, config in study.cells.items()
+    ]
 
 
-def _check(study: Study, folder: Path) -> None:
+def find_piece(study: Study, name: str) -> Piece:
+    """The piece of this name. Errors: ConfigError naming the nearest."""
+    found = {piece.name: piece for piece in pieces(study)}
+    if name not in found:
+        near = difflib.get_close_matches(name, found, n=1) or list(found)[-1:]
+        raise ConfigError(f"--only: the study has no run {name}; did you mean {near[0]}?")
+    return found[name]
+
+
+def one_by_one(todo: Sequence[Piece]) -> dict[str, Failure]:
+    """Run pieces in this process. One that fails does not stop the others."""
+    failures = {}
+    for piece in todo:
+        try:
+            run_piece(piece)
+        except KdjaxError as error:
+            failures[piece.name] = Failure(error.exit_code, str(error))
+            announce(f"{piece.name}: failed, {error}")
+    return failures
+
+
+def side_by_side(config_file: str, folder: str, jobs: int) -> Run:
+    """Run pieces as `kdjax study CONFIG --only PIECE`, each in a process of its own, `jobs` at
+    once. Errors: ConfigError where devices don't allow it."""
+    places = slots(jobs)
+    start = [sys.executable, "-m", "kdjax", "study", config_file, "--folder", folder, "--only"]
+
+    def run(todo: Sequence[Piece]) -> dict[str, Failure]:
+        commands = {piece.name: [*start, piece.name] for piece in todo}
+        return run_commands(commands, places, Path(folder) / LOGS)
+
+    return run
+
+
+def run_piece(piece: Piece) -> None:
+    """Train and evaluate, or evaluate a reference like the cells; a finished piece is reused."""
+    if _is_finished(piece):
+        return
+    if not piece.is_reference:
+        train(piece.config)  # resumes, or evaluates anew, or says what differs
+        return
+    announce(f"{piece.name}: evaluating {piece.config.student}")
+    parts = build(piece.config)
+    result, records = evaluate_params(parts, parts.initial_params)
+    key = evaluation_key(piece.config)
+    report.write_evaluation(Path(piece.config.run), key, to_json(result), records)
+
+
+def _place(folder: Path, reference: str) -> Path:
+    return folder / REFERENCES / quote(reference, safe=" ")
+
+
+def _is_finished(piece: Piece) -> bool:
+    return report.read_evaluation(Path(piece.config.run), evaluation_key(piece.config)) is not None
+
+
+def _check(study: Study) -> None:
     if not study.cells:
         raise ConfigError("the study has no cells; get_study() must name at least one config")
     bad = [n for n in study.cells if not re.fullmatch(r"\w[\w.-]*", n) or n in RESERVED]
     if bad:
         raise ConfigError(f"study cells can't be named {bad}: use letters, digits, - and _")
-    if (folder / report.CONFIG).exists():
-        raise StorageError(f"{folder} is the folder of a run; choose another --folder")
+    if not study.seeds or len(set(study.seeds)) < len(study.seeds):
+        raise ConfigError(f"study seeds must be some, each once, got {study.seeds}")
+    for name, config in study.cells.items():
+        if config.seed != Config().seed:
+            raise ConfigError(
+                f"study cell {name} has seed {config.seed}; the study's seeds are {study.seeds}:"
+                " leave the cell's out"
+            )
+    for claim in study.claims:
+        _check_claim(study, claim)
+    if (Path(study.folder) / report.CONFIG).exists():
+        raise StorageError(f"{study.folder} is the folder of a run; choose another --folder")
 
 
-def _cell(name: str, config: Config) -> Row:
-    folder = Path(config.run)
-    key = evaluation_key(config)
-    if report.read_evaluation(folder, key) is None:
-        train(config)  # resumes, or evaluates anew, or says what differs
-    return _row(name, folder, key, report.read_metrics(folder))
+def _check_claim(study: Study, claim) -> None:
+    named = (*claim.more, *claim.less)
+    for name in named:
+        if name not in study.cells:
+            near = difflib.get_close_matches(name, study.cells, n=1, cutoff=0.0)
+            raise ConfigError(
+                f"claim {claim.name}: the study has no cell {name}; did you mean {near[0]}?"
+            )
+    if not claim.more or not claim.less:
+        raise ConfigError(f"claim {claim.name} needs cells on both sides (more and less)")
+    if claim.reading == "flops" and claim.metric != "avg":
+        raise ConfigError(
+            f"claim {claim.name}: only avg is read at equal FLOPs, not {claim.metric}"
+        )
+    untested = [n for n in named if not study.cells[n].evaluation.every_steps]
+    if claim.reading == "flops" and untested:
+        raise ConfigError(
+            f"claim {claim.name}: cell {untested[0]} is not tested during training; set its"
+            " evaluation.every_steps"
+        )
 
 
-def _reference(name: str, config: Config, folder: Path) -> Row:
-    """A model as it is, evaluated like the cells."""
-    config = dataclasses.replace(config, lora=Lora())
-    if config.trajectories is not None:  # they are of the cells
-        config = dataclasses.replace(config, trajectories=None, prefix="student")
-    place, key = folder / "references" / quote(name, safe=" "), evaluation_key(config)
-    if report.read_evaluation(place, key) is None:
-        announce(f"{name}: evaluating {config.student}")
-        parts = build(config)
-        result, records = evaluate_params(parts, parts.initial_params)
-        report.write_evaluation(place, key, to_json(result), records)
-    return _row(name, place, key, [])
+def _cells(study: Study, done: Sequence[Piece]) -> list[Cell]:
+    """References, then the study's cells, each with its runs in the order of the seeds."""
+    rows = {piece.name: _row(piece) for piece in done}
+    references = [Cell(p.name, [rows[p.name]]) for p in done if p.is_reference]
+    return references + [
+        Cell(name, [rows[f"{name}/seed_{seed}"] for seed in study.seeds], _weight(config))
+        for name, config in study.cells.items()
+    ]
 
 
-def _row(name: str, folder: Path, key: dict[str, Any], metrics: list[dict[str, float]]) -> Row:
-    fields = report.read_evaluation(folder, key)
+def _weight(config: Config) -> float | None:
+    """The weight of forward KL in the token loss, on student prefixes at one length; None where the
+    loss is no mix of the two KLs."""
+    if config.prefix != "student" or len(config.curriculum.lengths) > 1:
+        return None
+    loss = describe(config.token_loss)
+    mixed = re.fullmatch(r"mix\(forward_kl, reverse_kl, weight=([\d.e-]+)\)", loss)
+    return float(mixed[1]) if mixed else {"forward_kl": 1.0, "reverse_kl": 0.0}.get(loss)
+
+
+def _row(piece: Piece) -> Row:
+    folder = Path(piece.config.run)
+    fields = report.read_evaluation(folder, evaluation_key(piece.config))
     assert fields is not None, f"{folder} was just evaluated"
-    return Row(name, from_json(fields), metrics, report.read_samples(folder))
+    metrics = [] if piece.is_reference else report.read_metrics(folder)
+    return Row(piece.name, from_json(fields), metrics, report.read_samples(folder))
+
+
+def _about(done: Sequence[Piece]) -> dict[str, Any]:
+    """What all runs have in common."""
+    first, *others = [about_run(Path(p.config.run)) for p in done if not p.is_reference]
+    return {k: v for k, v in first.items() if all(about[k] == v for about in others)}
+
+
+def _training_seconds(cells: Sequence[Cell]) -> float:
+    return sum(run.report.training_seconds or 0.0 for cell in cells for run in cell.runs)

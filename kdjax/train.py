@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import data, flops, report
+from kdjax import data, report
+from kdjax.accounting import PARTS, open_account, spent
 from kdjax.base import ConfigError, DataError, DivergedError, Params, Rollout, Sampling, TrainState
 from kdjax.buckets import trim
 from kdjax.checkpoint import Checkpoints, open_checkpoints
@@ -21,7 +21,7 @@ from kdjax.config import WHERE_IT_RUNS, Config, as_dict, differences, methods, t
 from kdjax.evaluate import EvalReport, mean_entropy, to_json
 from kdjax.gate import rollout_length
 from kdjax.optimizer import gate_state
-from kdjax.page import Row, render_page
+from kdjax.page import render_page
 from kdjax.parts import (
     MEASURE,
     ROLLOUT,
@@ -34,11 +34,13 @@ from kdjax.parts import (
     evaluation_key,
     fresh_state,
     heldout_source,
+    progress_of,
     run_key,
     startup_report,
     test_source,
 )
 from kdjax.progress import announce, training_progress
+from kdjax.results import Cell, Row
 from kdjax.sharding import shard_batch
 from kdjax.validation import validate
 
@@ -109,10 +111,12 @@ def _loop(
     config = parts.config
     first = int(state.step)
     metrics = report.open_metrics(folder, first, config.wandb_project)
+    cost, logged = open_account(parts), first
+    total = spent(cost, report.read_metrics(folder))
     began = time.perf_counter() - seconds
     pool, drawn = ThreadPoolExecutor(1), None
     try:
-        with training_progress(folder.name, config.steps, first) as show:
+        with training_progress(report.run_name(folder), config.steps, first) as show:
             for number in range(first, config.steps):
                 entropy = _measure_entropy(parts, state, number)
                 rollout = drawn.result() if drawn else _rollout(parts, state, number)
@@ -124,10 +128,17 @@ def _loop(
                 )
                 done = number + 1
                 saves = done % config.save_every_steps == 0 or done == config.steps
-                logs = done % config.log_every_steps == 0 or math.isfinite(entropy)
+                tests = is_due(config.evaluation.every_steps, done)
+                logs = done % config.log_every_steps == 0 or math.isfinite(entropy) or tests
                 record = None
                 if saves or logs:
                     record = _record(state, values, entropy, time.perf_counter() - began)
+                    new = cost(logged, done, record["response_length"])
+                    logged, total = done, {name: total[name] + new[name] for name in PARTS}
+                    record |= total
+                    if tests:
+                        record |= _test(parts, state, done)
+                        began += record["test_seconds"]
                     metrics.write(done, record)
                     _check_finite(record, done)
                     _check_gap(config, record, done)
@@ -180,6 +191,19 @@ def _drawn(parts: Parts, params: Params, number: int, length: int, staleness: in
     return shard_batch(trim(rollout), parts.mesh)
 
 
+def is_due(every: int, step: int) -> bool:
+    """Whether what is done every so many steps (0: never) is done after this one."""
+    return every > 0 and step % every == 0
+
+
+def _test(parts: Parts, state: TrainState, done: int) -> dict[str, Any]:
+    """How good the student is after `done` steps; its seconds are not of the training."""
+    jax.block_until_ready(state)
+    began = time.perf_counter()
+    found = progress_of(parts, state.params, done)
+    return found | {"test_seconds": time.perf_counter() - began}
+
+
 def _measure_entropy(parts: Parts, state: TrainState, number: int) -> float:
     """The student's held-out entropy before step `number` if it is due, or NaN."""
     config = parts.config
@@ -193,7 +217,7 @@ def _measure_entropy(parts: Parts, state: TrainState, number: int) -> float:
     return mean_entropy(draw_student(parts, state.params, batch, key, length))
 
 
-def _record(state: TrainState, values, entropy: float, seconds: float) -> dict[str, float]:
+def _record(state: TrainState, values, entropy: float, seconds: float) -> dict[str, Any]:
     """The metrics of a step as host numbers (this waits for the step)."""
     record = {name: float(value) for name, value in values.items()}
     record |= {"gate_stage": int(gate_state(state.opt_state).stage), "seconds": seconds}
@@ -232,16 +256,16 @@ def _about(parts: Parts, done: int, seconds: float) -> dict[str, Any]:
 
 def _finish(parts: Parts, state: TrainState, seconds: float, folder: Path) -> EvalReport:
     """Evaluate the trained student and write what a reader of the run needs."""
-    announce(f"{folder.name}: evaluating on {test_source(parts.config).size} test problems")
+    name, metrics = report.run_name(folder), report.read_metrics(folder)
+    flops = spent(open_account(parts), metrics)
+    announce(f"{name}: evaluating on {test_source(parts.config).size} test problems")
     result, records = evaluate_params(parts, parts.whole(state.params))
     result = result._replace(
-        training_flops=_training_flops(parts, folder), training_seconds=seconds
+        training_flops=sum(flops.values()), flops_by_part=flops, training_seconds=seconds
     )
     report.write_evaluation(folder, evaluation_key(parts.config), to_json(result), records)
-    row = Row(folder.name, result, report.read_metrics(folder), records)
-    report.write_text(
-        folder / report.PAGE, render_page(f"Run {folder.name}", [row], about_run(folder))
-    )
+    cell = Cell(name, [Row(name, result, metrics, records)])
+    report.write_text(folder / report.PAGE, render_page(f"Run {name}", [cell], about_run(folder)))
     return result
 
 
@@ -260,43 +284,3 @@ def about_run(folder: Path) -> dict[str, Any]:
         "seed": config["seed"],
         **report.read_json(folder / report.VERSIONS),
     }
-
-
-def _training_flops(parts: Parts, folder: Path) -> float:
-    """Model FLOPs of the run, from the mean logged length: rollouts, teacher, student.
-
-    Teacher trajectories count once for each problem that the run visited, as if drawn for this run
-    alone and at its mean length. What is read from a folder of trajectories, the gate's
-    measurements and the evaluation are not counted.
-    """
-    config = parts.config
-    programs = parts.programs
-    student = programs.student.config
-    lengths = [r["response_length"] for r in report.read_metrics(folder)]
-    mean_new = float(np.mean(lengths)) if lengths else 0.0
-    prompt = float(
-        np.mean(
-            [
-                len(data.encode_prompt(parts.source, i, parts.tokenizer))
-                for i in range(min(64, parts.source.size))
-            ]
-        )
-    )
-    length, adapter = prompt + mean_new, None
-    if parts.frozen is not None:
-        adapter = sum(leaf.size for leaf in jax.tree.leaves(parts.initial_params))
-    total = 0.0
-    taken = Counter(
-        (batch_at(parts, number)[0], methods(config)[turn_at(config, number)].prefix)
-        for number in range(config.steps)
-    )
-    for (tag, prefix), steps in taken.items():
-        model, rows = parts.teachers[tag].programs.model, steps * config.batch_size
-        teacher = model and model.config
-        total += flops.training(student, teacher, rows * prompt, rows * mean_new, length, adapter)
-        if prefix == "student" and not parts.stored:
-            total += flops.sampling(student, rows * prompt, rows * mean_new, length)
-        if prefix == "teacher" and teacher is not None and not parts.stored:
-            drawn = min(rows, len(parts.groups[tag]))
-            total += flops.sampling(teacher, drawn * prompt, drawn * mean_new, length)
-    return total

@@ -119,6 +119,11 @@ def _check_measurements(config: Config) -> None:
         )
     if min(evaluation.problems, evaluation.max_new_tokens, evaluation.batch_size) < 1:
         raise ConfigError("evaluation.problems, max_new_tokens and batch_size must be at least 1")
+    if evaluation.every_steps < 0 or evaluation.samples_during_training < 1:
+        raise ConfigError(
+            "evaluation.every_steps must be at least 0 and samples_during_training at least 1, got"
+            f" {evaluation.every_steps} and {evaluation.samples_during_training}"
+        )
 
 
 def _check_lora(lora: Lora) -> None:

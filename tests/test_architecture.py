@@ -10,20 +10,23 @@ import pytest
 ROOT = Path(__file__).parent.parent / "kdjax"
 
 ROWS = [
-    "numerics answers passk progress",
-    "base",
-    "composition kl comparison topk gate sharding topology hlo",
+    "numerics answers passk progress claims",
+    "base bootstrap",
+    "composition kl comparison topk gate jobs sharding topology hlo",
     "objective reduction advantage divergences grpo rewards head optimizer stops tasks models"
     " tokenizer buckets",
     "catalogue data sampler score flops",
     "config",
     "rollout trajectories step checkpoint report student validation",
     "evaluate export command_line programs",
-    "page teachers startup reference",
+    "results teachers startup reference",
+    "page verdicts",
+    "summary",
     "prefixes",
     "stored",
     "parts",
-    "train bench plan",
+    "accounting bench plan",
+    "train",
     "study",
     "__main__",
 ]

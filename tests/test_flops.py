@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from conftest import tiny_config
 
 from kdjax import flops
@@ -37,21 +36,17 @@ def test_forward_is_linear_in_tokens_and_in_length():
     assert flops.forward(TINY, 10, 16) > one
 
 
-def test_head_and_sampling():
+def test_head_and_response():
     """The head is read for new tokens alone; prompt and response pass the layers once."""
     assert flops.head(TINY, 5) == 5 * 2 * 10 * 4
-    assert flops.sampling(TINY, 7, 5, 6) == flops.forward(TINY, 12, 6) + flops.head(TINY, 5)
+    assert flops.response(TINY, 7, 5, 6) == flops.forward(TINY, 12, 6) + flops.head(TINY, 5)
 
 
-def test_training_is_three_students_and_one_teacher():
-    """The student forward and backward (3 times forward), the teacher forward, if there is one."""
-    sizes = dict(prompt_tokens=7, new_tokens=5, mean_length=6)
-    student, teacher = (
-        flops.forward(config, 12, 6) + flops.head(config, 5) for config in (TINY, WIDE)
-    )
-    assert flops.training(TINY, None, **sizes) == 3 * student
-    assert flops.training(TINY, WIDE, **sizes) == pytest.approx(3 * student + teacher)
-    assert teacher != student
+def test_the_student_s_backward_counts_twice():
+    """Each product of the forward pass has two in the backward pass."""
+    forward, backward = flops.student(TINY, 7, 5, 6)
+    assert forward == flops.response(TINY, 7, 5, 6)
+    assert backward == 2 * forward
 
 
 def test_of_experts_the_chosen_count():

@@ -244,10 +244,12 @@ def test_experts_have_no_adapter():
 def test_flops_of_an_adapter():
     """Frozen weights spare their dW, 2 a parameter and token; the adapter's own count 6."""
     config = tiny_config(V)
-    whole = flops.training(config, None, 10, 20, 15)
+    forward, backward = flops.student(config, 10, 20, 15)
     head = 2 * 20 * V * config.hidden_size
-    expected = whole - 30 * 2 * models.parameter_count(config) - head + 30 * 6 * 50
-    assert flops.training(config, None, 10, 20, 15, 50) == pytest.approx(expected)
+    spared = 30 * 2 * models.parameter_count(config) + head
+    with_adapter = flops.student(config, 10, 20, 15, 50)
+    assert with_adapter[0] == pytest.approx(forward + 30 * 2 * 50)
+    assert with_adapter[1] == pytest.approx(backward + 30 * 4 * 50 - spared)
 
 
 @pytest.fixture

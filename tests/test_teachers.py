@@ -21,6 +21,7 @@ from kdjax.base import ConfigError, DataError, Problem
 from kdjax.config import Config, Curriculum, Data, Evaluation, Layout
 from kdjax.data import Source, batch_at, file_source, group_by_tag, index_at, task_source
 from kdjax.parts import _scorer, build, encode, fresh_state, startup_report
+from kdjax.parts import batch_at as parts_batch_at
 from kdjax.sharding import shard_batch
 
 TAGS = ["add", "sub", "add"]  # of each three rows; add has twice as many problems
@@ -165,16 +166,16 @@ def test_interrupted_equals_uninterrupted(tiny, tmp_path, monkeypatch):
 
 
 def flops_by_hand(config: Config) -> float:
-    """Three steps with the first teacher, one with the second, each at the mean lengths."""
+    """Three steps with the first teacher, one with the second, each at its own length."""
     parts = build(config)
-    prompts = [len(parts.tokenizer.encode_prompt(f"{n}+1=")) for n in range(36)]
-    new = np.mean([r["response_length"] for r in report.read_metrics(Path(config.run))])
+    prompt = np.mean([len(parts.tokenizer.encode_prompt(f"{n}+1=")) for n in range(36)])
     total = 0.0
-    for tag, rows in (("add", 24), ("sub", 8)):
+    for record in report.read_metrics(Path(config.run)):
+        tag, new = parts_batch_at(parts, int(record["step"]) - 1)[0], record["response_length"]
         teacher = models.read_config(Path(parts.teachers[tag].name))
-        sizes = (rows * np.mean(prompts), rows * new, np.mean(prompts) + new)
-        total += flops.training(parts.programs.student.config, teacher, *sizes)
-        total += flops.sampling(teacher, *sizes)
+        sizes = (8 * prompt, 8 * new, prompt + new)
+        total += sum(flops.student(parts.programs.student.config, *sizes))
+        total += 2 * flops.response(teacher, *sizes)
     return total
 
 

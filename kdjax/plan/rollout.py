@@ -55,7 +55,7 @@ def rollout_phase(config: Config, programs: Programs, shapes: Shapes) -> Phase:
         for kind, gib in sent_gib(program.as_text(), 1).items():
             sent[kind] += gib * times
     weights, cache = device_gib(params), device_gib(state.cache)
-    total = flops.sampling(model.config, rows * prompt, rows * response, prompt + response)
+    total = flops.response(model.config, rows * prompt, rows * response, prompt + response)
     chip = topology.chip(mesh.devices.flat[0])
     moved = batches * response * (weights + cache / 2) * GIB  # all weights and half a cache a token
     floor = chip and max(total / mesh.size / (chip.tflops * 1e12), moved / (chip.memory_gbps * 1e9))

@@ -40,7 +40,9 @@ def step_phase(config: Config, programs: Programs, shapes: Shapes) -> tuple[Phas
     activations = _activation_gib(programs, rows // config.micro_batches, length)
     temporaries = compiled.memory_analysis().temp_size_in_bytes / GIB
     decoder = teacher.model and teacher.model.config
-    total = flops.training(shapes.student, decoder, rows * prompt, rows * response, length)
+    sizes = rows * prompt, rows * response, length
+    total = sum(flops.student(shapes.student, *sizes))
+    total += flops.response(decoder, *sizes) if decoder else 0.0
     chunks = rows * response / data_size(mesh) / head_chunk(config, mesh, shapes.vocabulary)
     text = compiled.as_text()
     chip = topology.chip(mesh.devices.flat[0])

@@ -1,0 +1,101 @@
+"""What a run has cost so far, in model FLOPs of real tokens, by what they were spent on."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from kdjax import data, flops
+from kdjax.config import methods, turn_at
+from kdjax.parts import Parts, batch_at
+
+SAMPLING, TEACHER, FORWARD, BACKWARD = (
+    "flops_sampling",
+    "flops_teacher",
+    "flops_student_forward",
+    "flops_student_backward",
+)
+PARTS = (SAMPLING, TEACHER, FORWARD, BACKWARD)
+
+Cost = Callable[[int, int, float], dict[str, float]]
+"""cost(first, last, length) -> FLOPs of the steps first .. last - 1, whose responses have `length`
+tokens in the mean."""
+
+
+def open_account(parts: Parts) -> Cost:
+    """The cost of any steps of a run, by part (`PARTS`), whoever does the work:
+
+    - sampling: drawing responses. The student draws each step's. The teacher's are drawn once for
+      each problem that the run visits, when it is first visited, as if for this run alone.
+    - teacher: reading every step's responses. Where its states are kept in a folder, its head
+      alone; where its top-k are kept, nothing. A reference model reads them too.
+    - student_forward and student_backward: of the training step.
+
+    Responses that are read from a folder or are of the data cost nothing to draw. The gate's
+    measurements and evaluations are not counted. Prompts count with their mean length (of 64).
+    """
+    config, programs = parts.config, parts.programs
+    shape = programs.student.config
+    tokens = [
+        len(data.encode_prompt(parts.source, i, parts.tokenizer))
+        for i in range(min(64, parts.source.size))
+    ]
+    prompt, adapter = float(np.mean(tokens)), 0
+    if parts.frozen is not None:
+        adapter = sum(leaf.size for leaf in jax.tree.leaves(parts.initial_params))
+
+    whose = [method.prefix for method in methods(config)]
+
+    @functools.cache
+    def kind_at(number: int) -> tuple[str, str]:
+        return batch_at(parts, number)[0], whose[turn_at(config, number)]
+
+    def kinds(first: int, last: int) -> Counter[tuple[str, str]]:
+        return Counter(kind_at(number) for number in range(first, last))
+
+    def cost(first: int, last: int, length: float) -> dict[str, float]:
+        spent = dict.fromkeys(PARTS, 0.0)
+        earlier = kinds(0, first)
+        for (tag, prefix), steps in kinds(first, last).items():
+            teacher, whole = parts.teachers[tag], prompt + length
+            rows = steps * config.batch_size
+            sizes = rows * prompt, rows * length, whole
+            forward, backward = flops.student(shape, *sizes, adapter)
+            spent[FORWARD] += forward
+            spent[BACKWARD] += backward
+            if teacher.programs.model is not None:
+                spent[TEACHER] += flops.response(teacher.programs.model.config, *sizes)
+            elif teacher.given is not None:
+                head = sum(leaf.size for leaf in jax.tree.leaves(teacher.given))
+                spent[TEACHER] += 2.0 * rows * length * head
+            if programs.reference is not None:
+                spent[TEACHER] += flops.response(programs.reference.config, *sizes)
+            if parts.stored:
+                continue
+            if prefix == "student":
+                spent[SAMPLING] += flops.response(shape, *sizes)
+            if prefix == "teacher" and teacher.programs.model is not None:
+                seen, known = earlier[tag, prefix] * config.batch_size, len(parts.groups[tag])
+                drawn = min(seen + rows, known) - min(seen, known)
+                spent[SAMPLING] += flops.response(
+                    teacher.programs.model.config, drawn * prompt, drawn * length, whole
+                )
+        return spent
+
+    return cost
+
+
+def spent(cost: Cost, metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """FLOPs by part up to the last record: the length of a logged step stands for those since the
+    one before."""
+    total, done = dict.fromkeys(PARTS, 0.0), 0
+    for record in metrics:
+        new = cost(done, record["step"], record["response_length"])
+        total = {name: total[name] + new[name] for name in PARTS}
+        done = record["step"]
+    return total

@@ -1,0 +1,105 @@
+"""What a run costs, by part: by hand from its logged lengths, and its quality during training."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_train import assert_bitwise_equal, final_state, interrupt_at, logged, tiny  # noqa: F401
+
+from kdjax import flops, models, report
+from kdjax import train as train_module
+from kdjax.accounting import PARTS, open_account, spent
+from kdjax.parts import build
+
+
+def sizes_of(config, rows: float, length: float):
+    """(prompt tokens, new tokens, mean length) of so many rows."""
+    parts = build(config)
+    prompts = [
+        len(parts.tokenizer.encode_prompt(parts.source.problem(i).prompt)) for i in range(24)
+    ]
+    return rows * np.mean(prompts), rows * length, np.mean(prompts) + length
+
+
+@pytest.mark.parametrize("prefix", ["student", "teacher"])
+def test_parts_by_hand(tiny, prefix):  # noqa: F811
+    """5 steps of 8 rows at length 6 on 24 problems: 40 rows read and trained; drawn are 40 by the
+    student, or by the teacher each problem once."""
+    config = dataclasses.replace(tiny, prefix=prefix)
+    student, teacher = (models.read_config(Path(n)) for n in (config.student, config.teacher))
+    found = open_account(build(config))(0, 5, 6.0)
+    sizes = sizes_of(config, 40, 6.0)
+    forward, backward = flops.student(student, *sizes)
+    own = {"student": (student, 40), "teacher": (teacher, 24)}[prefix]
+    assert found == pytest.approx(
+        {
+            "flops_sampling": flops.response(own[0], *sizes_of(config, own[1], 6.0)),
+            "flops_teacher": flops.response(teacher, *sizes),
+            "flops_student_forward": forward,
+            "flops_student_backward": backward,
+        },
+        rel=1e-12,
+    )
+
+
+def test_steps_add_up(tiny):  # noqa: F811
+    """However the steps are divided, and also where an epoch ends between (after step 3)."""
+    cost = open_account(build(dataclasses.replace(tiny, prefix="teacher")))
+    for name, whole in cost(0, 6, 5.0).items():
+        assert cost(0, 2, 5.0)[name] + cost(2, 6, 5.0)[name] == pytest.approx(whole, rel=1e-12)
+    assert cost(3, 6, 5.0)["flops_sampling"] == 0.0
+    records = [{"step": 2, "response_length": 5.0}, {"step": 6, "response_length": 3.0}]
+    assert spent(cost, records)["flops_teacher"] == pytest.approx(
+        cost(0, 2, 5.0)["flops_teacher"] + cost(2, 6, 3.0)["flops_teacher"]
+    )
+
+
+def test_a_run_logs_its_cost_and_its_quality(tiny, tmp_path, monkeypatch):  # noqa: F811
+    """Cumulative parts in the metrics, whose last sum is the report's total; tested at the steps
+    that were asked for; training is untouched, and resumed runs log the same."""
+    plain = tiny
+    train_module.train(plain)
+    evaluation = dataclasses.replace(tiny.evaluation, every_steps=1, samples_during_training=3)
+    tested = dataclasses.replace(tiny, run=str(tmp_path / "tested"), evaluation=evaluation)
+    result = train_module.train(tested)
+    assert_bitwise_equal(final_state(plain)[1], final_state(tested)[1])
+    records = report.read_metrics(Path(tested.run))
+    assert result.flops_by_part == {name: records[-1][name] for name in PARTS}
+    assert result.training_flops == sum(result.flops_by_part.values())
+    assert all(a[n] < b[n] for a, b in itertools.pairwise(records) for n in PARTS)
+    for record in records:
+        assert len(record["test_correct"]) == 4
+        assert record["test_avg"] == sum(record["test_correct"]) / 12
+        assert 0 < record["test_length"] <= 8
+        assert record["test_entropy"] > 0
+    assert not any(name.startswith("test_") for name in report.read_metrics(Path(plain.run))[0])
+    halves = dataclasses.replace(tested, run=str(tmp_path / "halves"))
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 3)
+        with pytest.raises(KeyboardInterrupt):
+            train_module.train(halves)
+    train_module.train(halves)
+    assert logged(halves) == logged(tested)
+    assert [r["step"] for r in logged(halves) if "test_avg" in r] == [1, 2, 3, 4]
+
+
+def test_the_time_of_tests_is_not_training(tiny, monkeypatch):  # noqa: F811
+    """Tests that take 100 seconds each leave the training seconds as they are."""
+    evaluation = dataclasses.replace(tiny.evaluation, every_steps=2)
+    clock, real = [0.0], train_module.time.perf_counter
+
+    def slow(parts, params, step):
+        clock[0] += 100.0
+        return {}
+
+    monkeypatch.setattr(train_module, "progress_of", slow)
+    monkeypatch.setattr(train_module.time, "perf_counter", lambda: real() + clock[0])
+    result = train_module.train(dataclasses.replace(tiny, evaluation=evaluation))
+    records = report.read_metrics(Path(tiny.run))
+    assert [r["test_seconds"] > 100 for r in records if "test_seconds" in r] == [True, True]
+    assert records[-1]["seconds"] < 100
+    assert result.training_seconds < 100
