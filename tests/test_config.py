@@ -95,7 +95,7 @@ def test_round_trip_through_json(config):
     again = from_dict(written)
     assert as_dict(again) == as_dict(config)
     functions = ("token_loss", "objective", "reduction")
-    plain = {name: None for name in functions}
+    plain = {name: None for name in (*functions, "turns")}
     assert dataclasses.replace(again, **plain) == dataclasses.replace(config, **plain)
     assert validate(again) is again
 
