@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
 import typing
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from kdjax.base import PLAIN, ConfigError, Objective, Reduction, Sampling, TokenLoss
+from kdjax.catalogue import OBJECTIVES, REDUCTIONS, TOKEN_LOSSES, Names, parse
 from kdjax.claims import Claim
+from kdjax.composition import describe
 from kdjax.kl import forward_kl
-from kdjax.objective import (
-    OBJECTIVES,
-    REDUCTIONS,
-    TOKEN_LOSSES,
-    describe,
-    divergence,
-    parse,
-    sequence_mean,
-)
+from kdjax.objective import divergence
+from kdjax.reduction import sequence_mean
 
-FUNCTIONS: dict[Any, dict[str, Any]] = {
+FUNCTIONS: dict[Any, Names] = {
     TokenLoss: TOKEN_LOSSES,
     Objective: OBJECTIVES,
     Reduction: REDUCTIONS,
+    TokenLoss | None: TOKEN_LOSSES,
+    Objective | None: OBJECTIVES,
 }
 """The names that a function-valued field can be written with, by its type."""
 
 
-def _written(names: dict[str, Callable]) -> tyro.constructors.PrimitiveConstructorSpec:
+Prefix = Literal["dataset", "teacher", "student"]
+"""Whose responses are trained on."""
+
+
+def _written(names: Names) -> tyro.constructors.PrimitiveConstructorSpec:
     """How the command line reads a function: by name, or as a combinator call."""
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar="|".join(names),
+        metavar="|".join(names.functions),
         instance_from_str=lambda texts: parse(texts[0], names),
         is_instance=callable,
         str_from_instance=lambda function: [describe(function)],
@@ -151,6 +153,22 @@ class Layout:
 
 
 @dataclasses.dataclass(frozen=True)
+class Turn:
+    """Another method that takes steps of a run: this share of them, evenly spread, from a step on.
+    What is None is the config's own.
+
+    Data of two sources in one run are a turn of a share, one method after the other is a turn of
+    share 1 from a later step on.
+    """
+
+    share: float = 1.0
+    from_step: int = 0
+    prefix: Prefix | None = None
+    token_loss: TokenLoss | None = None
+    objective: Objective | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run. A method is two choices: `prefix` (whose trajectories) and `token_loss` (which
     comparison).
@@ -167,6 +185,9 @@ class Config:
     alone), and the evaluation has no KLs; with its top-k, teacher may be None.
     stops: what loss and statistics make of stop tokens, where student and teacher end differently
     (`kdjax.stops`): raw, like any other token; mask, left out; merge, all of them one event.
+    turns: other methods that take some of the steps; each takes its share of those that the ones
+    before it leave, and of the config's own.
+    reference: a model whose log-probabilities of the sampled tokens objectives may use.
     teachers: several in place of `teacher`, each "tag=model": a problem is taught by that of its
     tag (column `tag` of data.file), and every batch holds problems of one tag.
     """
@@ -175,11 +196,13 @@ class Config:
     student: str = "kdjax:student"
     teacher: str | None = "kdjax:teacher"
     teachers: tuple[str, ...] = ()
-    prefix: Literal["dataset", "teacher", "student"] = "student"
+    reference: str | None = None
+    prefix: Prefix = "student"
     trajectories: str | None = None
     token_loss: Annotated[TokenLoss, _written(TOKEN_LOSSES)] = forward_kl
     objective: Annotated[Objective, _written(OBJECTIVES)] = divergence
     reduction: Annotated[Reduction, _written(REDUCTIONS)] = sequence_mean
+    turns: Annotated[tuple[Turn, ...], tyro.conf.Suppress] = ()
     stops: Literal["raw", "mask", "merge"] = "raw"
     steps: int = 120
     batch_size: int = 48
@@ -227,6 +250,39 @@ WHERE_IT_RUNS = (
 )
 """Fields that may differ when a run is resumed: they don't change what is trained. (A folder of
 trajectories may have moved; what is in it is checked by its identity.)"""
+
+
+def methods(config: Config) -> tuple[Config, ...]:
+    """The config's own method and those of its turns, each as a config without turns."""
+    alone = dataclasses.replace(config, turns=())
+    others = (
+        {
+            name: getattr(turn, name)
+            for name in ("prefix", "token_loss", "objective")
+            if getattr(turn, name) is not None
+        }
+        for turn in config.turns
+    )
+    return (alone, *(dataclasses.replace(alone, **fields) for fields in others))
+
+
+def turn_at(config: Config, step: int) -> int:
+    """Which of `methods` takes a step. The golden ratio's multiples spread the turns evenly: after
+    n steps each has had its share of them to within a few.
+
+    >>> half = Config(turns=(Turn(share=0.5),))
+    >>> [turn_at(half, step) for step in range(6)]
+    [0, 1, 0, 1, 1, 0]
+    """
+    shares = [1.0]
+    for turn in config.turns:
+        taken = turn.share if step >= turn.from_step else 0.0
+        shares = [*(share * (1 - taken) for share in shares), taken]
+    place = step * GOLDEN_RATIO % 1.0
+    return min(bisect.bisect_right(list(itertools.accumulate(shares)), place), len(shares) - 1)
+
+
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def teacher_models(config: Config) -> dict[str, str | None]:
@@ -290,7 +346,7 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return as_dict(value)
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(one) for one in value]
     return describe(value) if callable(value) else value
 
 
@@ -302,7 +358,9 @@ def _build(kind: Any, fields: dict[str, Any]) -> Any:
         value = fields[name]
         if dataclasses.is_dataclass(hint):
             value = _build(hint, value)
-        elif hint in FUNCTIONS:
+        elif hint == tuple[Turn, ...]:
+            value = [_build(Turn, one) for one in value]
+        elif hint in FUNCTIONS and value is not None:
             try:
                 value = parse(value, FUNCTIONS[hint])
             except ConfigError:

@@ -17,7 +17,7 @@ from kdjax.accounting import PARTS, open_account, spent
 from kdjax.base import ConfigError, DataError, DivergedError, Params, Rollout, Sampling, TrainState
 from kdjax.buckets import trim
 from kdjax.checkpoint import Checkpoints, open_checkpoints
-from kdjax.config import WHERE_IT_RUNS, Config, as_dict, differences
+from kdjax.config import WHERE_IT_RUNS, Config, as_dict, differences, methods, turn_at
 from kdjax.evaluate import EvalReport, mean_entropy, to_json
 from kdjax.gate import rollout_length
 from kdjax.optimizer import gate_state
@@ -51,8 +51,8 @@ def train(config: Config) -> EvalReport:
     Errors: KdjaxError kinds, each one line with the remedy.
     """
     folder = Path(validate(config).run)
-    draws = config.prefix == "student" and config.trajectories is None
-    if draws and config.rollouts.engine is not None:
+    drawn = config.trajectories is None and any(m.prefix == "student" for m in methods(config))
+    if drawn and config.rollouts.engine is not None:
         raise ConfigError(
             "rollouts.engine has weights of its own, which do not follow the student's: leave it"
             " out, or draw once by `kdjax rollouts` and train from that folder (trajectories)"
@@ -122,8 +122,8 @@ def _loop(
                 rollout = drawn.result() if drawn else _rollout(parts, state, number)
                 drawn = _draw_ahead(parts, pool, state, number + 1)
                 teacher = parts.teachers[batch_at(parts, number)[0]]
-                rollout = teacher.programs.read(teacher.params, rollout)
-                state, values = teacher.programs.step(
+                rollout = parts.refer(teacher.programs.read(teacher.params, rollout))
+                state, values = teacher.programs.steps[turn_at(config, number)](
                     state, teacher.given, rollout, jnp.float32(entropy), parts.frozen
                 )
                 done = number + 1
@@ -179,12 +179,14 @@ def _length(parts: Parts, state: TrainState) -> int:
 
 def _drawn(parts: Parts, params: Params, number: int, length: int, staleness: int) -> Rollout:
     config = parts.config
+    prefix = methods(config)[turn_at(config, number)].prefix
     tag, indices = batch_at(parts, number)
-    if config.prefix == "dataset":
+    if prefix == "dataset":
         data.require_solutions(parts.source, indices)
     batch = encode(parts.source, parts.tokenizer, indices, config, length)
-    rollout = parts.prefixes[tag](batch, params, run_key(config, ROLLOUT, number), length)
-    if config.rollouts.ahead and config.prefix == "student":
+    draw = parts.prefixes[prefix][tag]
+    rollout = draw(batch, params, run_key(config, ROLLOUT, number), length)
+    if config.rollouts.ahead and prefix == "student":
         rollout = rollout._replace(staleness_b=jnp.full(len(indices), staleness, jnp.int32))
     return shard_batch(trim(rollout), parts.mesh)
 
@@ -274,6 +276,8 @@ def about_run(folder: Path) -> dict[str, Any]:
         name: config[name]
         for name in ("prefix", "token_loss", "objective", "reduction", "steps", "batch_size")
     }
+    if config.get("turns"):
+        method["turns"] = config["turns"]
     return {
         **method,
         "rollouts": str(Sampling(**config["sampling"])),

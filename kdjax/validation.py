@@ -8,7 +8,7 @@ import typing
 from typing import Any, Literal
 
 from kdjax.base import ConfigError
-from kdjax.config import Config, Lora, teacher_models
+from kdjax.config import Config, Lora, Turn, methods, teacher_models
 from kdjax.objective import divergence
 from kdjax.sampler import check_sampling
 
@@ -43,7 +43,9 @@ def validate(config: Config) -> Config:
             f"batch_size {config.batch_size} is not a multiple of"
             f" micro_batches {config.micro_batches}"
         )
-    _check_teachers(config)
+    _check_turns(config)
+    for method in methods(config):
+        _check_teachers(method)
     if config.rollouts.rows < 1 or not (config.rollouts.cache_gib or 1.0) > 0:
         raise ConfigError(
             f"rollouts.rows and rollouts.cache_gib must be over 0, got {config.rollouts.rows} and"
@@ -66,6 +68,22 @@ def validate(config: Config) -> Config:
     _check_measurements(config)
     _check_lora(config.lora)
     return config
+
+
+def _check_turns(config: Config) -> None:
+    for turn in config.turns:
+        if not 0 < turn.share <= 1:
+            raise ConfigError(f"turns: share must be in (0, 1], got {turn.share}")
+        if not 0 <= turn.from_step < config.steps:
+            raise ConfigError(
+                f"turns: from_step must be in 0..{config.steps - 1} (steps - 1), got"
+                f" {turn.from_step}"
+            )
+    if config.turns and config.trajectories is not None:
+        raise ConfigError(
+            "turns and trajectories are both set, and a folder holds the responses of one prefix;"
+            " leave trajectories out (the teacher's are drawn once, into the cache)"
+        )
 
 
 def _check_teachers(config: Config) -> None:
@@ -126,13 +144,16 @@ def _check_types(node: Any, prefix: str) -> None:
             _check_types(value, f"{prefix}{name}.")
         elif not _fits(value, kind):
             raise ConfigError(f"{prefix}{name} must be {_spelled(kind)}, got {value!r}")
+        elif kind == tuple[Turn, ...]:
+            for turn in value:
+                _check_types(turn, f"{prefix}{name}.")
 
 
 def _fits(value: Any, kind: Any) -> bool:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return value in args
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         return any(_fits(value, option) for option in args)
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)

@@ -12,12 +12,14 @@ ROOT = Path(__file__).parent.parent / "kdjax"
 ROWS = [
     "numerics answers passk progress claims",
     "base bootstrap",
-    "kl comparison topk gate jobs sharding topology hlo",
-    "objective head optimizer stops tasks models tokenizer buckets",
-    "config data sampler score flops",
+    "composition kl comparison topk gate jobs sharding topology hlo",
+    "objective reduction advantage divergences grpo rewards head optimizer stops tasks models"
+    " tokenizer buckets",
+    "catalogue data sampler score flops",
+    "config",
     "rollout trajectories step checkpoint report student validation",
     "evaluate export command_line programs",
-    "results teachers startup",
+    "results teachers startup reference",
     "page verdicts",
     "summary",
     "prefixes",

@@ -14,6 +14,7 @@ from kdjax import (
     clip,
     divergence,
     forward_kl,
+    log_ratio,
     mix,
     negative_log_likelihood,
     reverse_kl,
@@ -30,6 +31,7 @@ from kdjax.config import (
     Lora,
     Optimizer,
     Rollouts,
+    Turn,
     as_dict,
     differences,
     from_dict,
@@ -37,6 +39,8 @@ from kdjax.config import (
 from kdjax.validation import validate
 
 FULL = Config(
+    turns=(Turn(0.25, 3, "dataset", forward_kl, mix(divergence, log_ratio, weight=0.5)), Turn(0.5)),
+    reference="d",
     run="runs/other",
     student="a folder",
     teacher=None,
@@ -91,7 +95,7 @@ def test_round_trip_through_json(config):
     again = from_dict(written)
     assert as_dict(again) == as_dict(config)
     functions = ("token_loss", "objective", "reduction")
-    plain = {name: None for name in functions}
+    plain = {name: None for name in (*functions, "turns")}
     assert dataclasses.replace(again, **plain) == dataclasses.replace(config, **plain)
     assert validate(again) is again
 
