@@ -228,7 +228,7 @@ def _cells(study: Study, done: Sequence[Piece]) -> list[Cell]:
 def _weight(config: Config) -> float | None:
     """The weight of forward KL in the token loss, on student prefixes at one length; None where the
     loss is no mix of the two KLs."""
-    if config.prefix != "student" or len(config.curriculum.lengths) > 1:
+    if config.prefix != "student" or config.turns or len(config.curriculum.lengths) > 1:
         return None
     loss = describe(config.token_loss)
     mixed = re.fullmatch(r"mix\(forward_kl, reverse_kl, weight=([\d.e-]+)\)", loss)
