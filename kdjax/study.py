@@ -244,9 +244,16 @@ def _row(piece: Piece) -> Row:
 
 
 def _about(done: Sequence[Piece]) -> dict[str, Any]:
-    """What all runs have in common."""
-    first, *others = [about_run(Path(p.config.run)) for p in done if not p.is_reference]
-    return {k: v for k, v in first.items() if all(about[k] == v for about in others)}
+    """What all runs have in common, and every version that some of them were made with."""
+    folders = [Path(piece.config.run) for piece in done if not piece.is_reference]
+    abouts = [about_run(folder) for folder in folders]
+    versions = report.read_json(folders[0] / report.VERSIONS)
+    values = {name: list(dict.fromkeys(str(x.get(name)) for x in abouts)) for name in abouts[0]}
+    return {
+        name: ", ".join(found)
+        for name, found in values.items()
+        if len(found) == 1 or name in versions
+    }
 
 
 def _training_seconds(cells: Sequence[Cell]) -> float:

@@ -21,6 +21,7 @@ from kdjax.config import Config, Study, as_dict
 from kdjax.evaluate import EvalReport
 from kdjax.page import gain, render_page, table
 from kdjax.passk import Estimate, avg_at_k, pass_at_k
+from kdjax.report import git_commit
 from kdjax.results import Cell, Row
 
 
@@ -129,6 +130,8 @@ def test_study_trains_once_and_reports(study, monkeypatch):
         patched.setattr(study_module, "train", fails_at())
         cells, verdicts = study_module.run_study(study)
         assert trained == [RUNS[1]]
+        versions = folder / RUNS[3] / "versions.json"
+        versions.write_text(json.dumps(json.loads(versions.read_text()) | {"git_commit": "other"}))
         trained.clear()
         patched.setattr(study_module, "evaluate_params", lambda *_: pytest.fail("evaluated again"))
         again = study_module.run_study(study)
@@ -157,7 +160,10 @@ def _check_written(folder: Path, cells: list[Cell], verdicts) -> None:
     for name in RUNS:
         assert (folder / name / "metrics.jsonl").exists()
     assert "forward" in (folder / "report.html").read_text()
-    assert "reverse is longer" in (folder / "results.md").read_text()
+    results = (folder / "results.md").read_text()
+    assert "reverse is longer" in results
+    assert f"| git_commit | {git_commit()}, other |" in results
+    assert "token_loss" not in results
     lines = json.loads((folder / "table.json").read_text())
     with (folder / "table.csv").open() as file:
         assert [x["cell"] for x in csv.DictReader(file)] == [x["cell"] for x in lines]
