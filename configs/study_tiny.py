@@ -37,11 +37,12 @@ def get_study() -> Study:
 
 
 def two_by_two(base: Config) -> dict[str, Config]:
-    """Whose prefixes, and which KL."""
+    """Whose prefixes, and which KL. The two that read the teacher's responses don't stand side by
+    side, so that with --jobs 2 one draws them for both."""
     return {
         f"{prefix}_{name}": dataclasses.replace(base, prefix=prefix, token_loss=token_loss)
-        for prefix in ("teacher", "student")
         for name, token_loss in (("forward", forward_kl), ("reverse", reverse_kl))
+        for prefix in ("teacher", "student")
     }
 
 
