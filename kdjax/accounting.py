@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from kdjax import data, flops
-from kdjax.config import methods, turn_at
+from kdjax.config import methods, turn_at, updates_at
 from kdjax.parts import Parts, batch_at
 
 SAMPLING, TEACHER, FORWARD, BACKWARD = (
@@ -52,22 +52,23 @@ def open_account(parts: Parts) -> Cost:
     whose = [method.prefix for method in methods(config)]
 
     @functools.cache
-    def kind_at(number: int) -> tuple[str, str]:
-        return batch_at(parts, number)[0], whose[turn_at(config, number)]
+    def kind_at(number: int) -> tuple[str, str, int]:
+        updates = updates_at(config, number)
+        return batch_at(parts, number)[0], whose[turn_at(config, number)], updates
 
-    def kinds(first: int, last: int) -> Counter[tuple[str, str]]:
+    def kinds(first: int, last: int) -> Counter[tuple[str, str, int]]:
         return Counter(kind_at(number) for number in range(first, last))
 
     def cost(first: int, last: int, length: float) -> dict[str, float]:
         spent = dict.fromkeys(PARTS, 0.0)
         earlier = kinds(0, first)
-        for (tag, prefix), steps in kinds(first, last).items():
+        for (tag, prefix, updates), steps in kinds(first, last).items():
             teacher, whole = parts.teachers[tag], prompt + length
             rows = steps * config.batch_size
             sizes = rows * prompt, rows * length, whole
             forward, backward = flops.student(shape, *sizes, adapter)
-            spent[FORWARD] += forward
-            spent[BACKWARD] += backward
+            spent[FORWARD] += updates * forward
+            spent[BACKWARD] += updates * backward
             if teacher.programs.model is not None:
                 spent[TEACHER] += flops.response(teacher.programs.model.config, *sizes)
             elif teacher.given is not None:
@@ -80,7 +81,10 @@ def open_account(parts: Parts) -> Cost:
             if prefix == "student":
                 spent[SAMPLING] += flops.response(shape, *sizes)
             if prefix == "teacher" and teacher.programs.model is not None:
-                seen, known = earlier[tag, prefix] * config.batch_size, len(parts.groups[tag])
+                seen, known = (
+                    earlier[tag, prefix, updates] * config.batch_size,
+                    len(parts.groups[tag]),
+                )
                 drawn = min(seen + rows, known) - min(seen, known)
                 spent[SAMPLING] += flops.response(
                     teacher.programs.model.config, drawn * prompt, drawn * length, whole

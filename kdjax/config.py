@@ -11,12 +11,22 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from kdjax.base import PLAIN, ConfigError, Objective, Reduction, Sampling, TokenLoss
-from kdjax.catalogue import OBJECTIVES, REDUCTIONS, TOKEN_LOSSES, Names, parse
+from kdjax.catalogue import (
+    GROUP_ADVANTAGES,
+    OBJECTIVES,
+    REDUCTIONS,
+    REWARDS,
+    TOKEN_LOSSES,
+    Names,
+    parse,
+)
 from kdjax.claims import Claim
 from kdjax.composition import describe
+from kdjax.grpo import GroupAdvantage, standardized
 from kdjax.kl import forward_kl
 from kdjax.objective import divergence
 from kdjax.reduction import sequence_mean
+from kdjax.rewards import Reward, accuracy
 
 FUNCTIONS: dict[Any, Names] = {
     TokenLoss: TOKEN_LOSSES,
@@ -24,6 +34,8 @@ FUNCTIONS: dict[Any, Names] = {
     Reduction: REDUCTIONS,
     TokenLoss | None: TOKEN_LOSSES,
     Objective | None: OBJECTIVES,
+    Reward: REWARDS,
+    GroupAdvantage: GROUP_ADVANTAGES,
 }
 """The names that a function-valued field can be written with, by its type."""
 
@@ -124,7 +136,8 @@ class Rollouts:
     read) the next step's rollout while this step trains; the student's are then one update old.
     engine: the URL of an OpenAI-compatible server (docs/engines.md) that draws in place of this
     process, for teacher prefixes and `kdjax rollouts`; engine_model is its name for the model (by
-    default the config's), engine_log_probs what its log-probabilities describe.
+    default the config's), engine_log_probs what its log-probabilities describe. reward_workers,
+    reward_seconds: rewards that are computed at a time, and how long those of a batch may take.
     """
 
     rows: int = 512
@@ -135,6 +148,8 @@ class Rollouts:
     engine: str | None = None
     engine_model: str | None = None
     engine_log_probs: Literal["raw", "tempered", "drawn"] = "raw"
+    reward_workers: int = 4
+    reward_seconds: float = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +165,25 @@ class Layout:
     fsdp: int | None = None
     tensor: int = 1
     teacher_devices: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RL:
+    """What the student's responses are rewarded for, and how an objective sees it.
+
+    group_size: samples of each problem in a batch (1: nothing is rewarded); a step takes the first
+    batch_size / group_size problems of its batch. reward: a function of (prompt, response, answer).
+    advantage: of rewards within a group (kdjax/grpo.py). epochs: updates over one rollout. redraws:
+    times that groups without signal, all of whose rewards are equal, are drawn anew.
+    overlong_buffer_tokens: the reward falls by 1 over so many tokens before the limit.
+    """
+
+    group_size: int = 1
+    reward: Annotated[Reward, _written(REWARDS)] = accuracy
+    advantage: Annotated[GroupAdvantage, _written(GROUP_ADVANTAGES)] = standardized
+    epochs: int = 1
+    redraws: int = 0
+    overlong_buffer_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +245,7 @@ class Config:
     rollouts: Rollouts = Rollouts()
     seed: int = 0
     data: Data = Data()
+    rl: RL = RL()
     optimizer: Optimizer = Optimizer()
     lora: Lora = Lora()
     curriculum: Curriculum = Curriculum()
@@ -280,6 +315,12 @@ def turn_at(config: Config, step: int) -> int:
         shares = [*(share * (1 - taken) for share in shares), taken]
     place = step * GOLDEN_RATIO % 1.0
     return min(bisect.bisect_right(list(itertools.accumulate(shares)), place), len(shares) - 1)
+
+
+def updates_at(config: Config, step: int) -> int:
+    """Updates that a step makes: `rl.epochs` over a rollout that is rewarded, else one."""
+    rewarded = config.rl.group_size > 1 and methods(config)[turn_at(config, step)].prefix
+    return config.rl.epochs if rewarded == "student" else 1
 
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from kdjax import models, topology
 from kdjax.base import ConfigError, Model, Params, Rollout, Sampler, Sampling, Scores
-from kdjax.config import Config, as_dict, methods
+from kdjax.config import Config, as_dict, methods, updates_at
 from kdjax.head import chunk_tokens
 from kdjax.models import DecoderConfig, parameter_count
 from kdjax.models.linear import LoRA
@@ -120,7 +120,7 @@ def compose(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> Progra
     lora = lora_of(config, shapes.student)
     learner = build(shapes.student, remat=config.remat, mesh=mesh, lora=lora)
     optimizer = make_optimizer(
-        steps=config.steps,
+        steps=sum(updates_at(config, step) for step in range(config.steps)),
         lengths=config.curriculum.lengths,
         entropy_threshold_nats=config.curriculum.entropy_threshold_nats,
         **as_dict(config.optimizer),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kdjax.answers import extract_answer, is_equivalent
-from kdjax.base import ConfigError, DataError, Problem
+from kdjax.base import DataError, Problem
 
 Reward = Callable[[str, str, str], float]
 """(prompt, response, gold answer) -> a number, most often in [0, 1]."""
@@ -58,7 +58,7 @@ def _value(problem: Problem, future: concurrent.futures.Future, deadline_seconds
     if not future.done():
         raise DataError(
             f"{problem.id}: its reward did not come within {deadline_seconds:g} s"
-            " (rl.reward_seconds); make it quicker, or bound it in a process of its own"
+            " (rollouts.reward_seconds); make it quicker, or bound it in a process of its own"
         )
     error = future.exception()
     if error is not None:
@@ -76,11 +76,6 @@ def overlong_penalty(length_b: np.ndarray, limit: int, buffer_tokens: int) -> np
     >>> overlong_penalty(np.array([10, 15, 20]), limit=20, buffer_tokens=10).tolist()
     [0.0, -0.5, -1.0]
     """
-    if not 0 <= buffer_tokens <= limit:
-        raise ConfigError(
-            f"rl.overlong_buffer_tokens must be in 0..{limit} (the response limit), got"
-            f" {buffer_tokens}"
-        )
     if not buffer_tokens:
         return np.zeros(len(length_b))
     return np.minimum(0.0, (limit - buffer_tokens - length_b) / buffer_tokens)

@@ -183,9 +183,13 @@ def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
         token_level["sampler_gap"] = reduce(gap, scores.mask, weights)
         # mean squares show tails that means hide, and add up over micro-batches as a maximum can't
         token_level["sampler_gap_squared"] = reduce(gap**2, scores.mask, weights)
-    if rollout.staleness_b is not None:
-        total = jnp.sum(rollout.staleness_b.astype(jnp.float32))
-        token_level["staleness"] = WeightedSum(total, rows)
+    for name in ("staleness", "reward"):
+        value = getattr(rollout, f"{name}_b")
+        if value is not None:
+            token_level[name] = WeightedSum(jnp.sum(value.astype(jnp.float32)), rows)
+    if rollout.pass_rate_b is not None:
+        signal = jnp.any(rollout.advantage_bt != 0, axis=1).astype(jnp.float32)
+        token_level["reward_signal"] = WeightedSum(jnp.sum(signal), rows)
     return token_level | {
         "response_length": WeightedSum(
             jnp.sum(rollout.response_length_b.astype(jnp.float32)), rows

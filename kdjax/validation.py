@@ -44,6 +44,7 @@ def validate(config: Config) -> Config:
             f" micro_batches {config.micro_batches}"
         )
     _check_turns(config)
+    _check_rl(config)
     for method in methods(config):
         _check_teachers(method)
     if config.rollouts.rows < 1 or not (config.rollouts.cache_gib or 1.0) > 0:
@@ -83,6 +84,35 @@ def _check_turns(config: Config) -> None:
         raise ConfigError(
             "turns and trajectories are both set, and a folder holds the responses of one prefix;"
             " leave trajectories out (the teacher's are drawn once, into the cache)"
+        )
+
+
+def _check_rl(config: Config) -> None:
+    rl = config.rl
+    for name in ("group_size", "epochs"):
+        if getattr(rl, name) < 1:
+            raise ConfigError(f"rl.{name} must be at least 1, got {getattr(rl, name)}")
+    if rl.redraws < 0:
+        raise ConfigError(f"rl.redraws must be at least 0, got {rl.redraws}")
+    if config.rollouts.reward_workers < 1 or not config.rollouts.reward_seconds > 0:
+        raise ConfigError(
+            f"rollouts.reward_workers and reward_seconds must be over 0, got"
+            f" {config.rollouts.reward_workers} and {config.rollouts.reward_seconds}"
+        )
+    if not 0 <= rl.overlong_buffer_tokens <= config.curriculum.lengths[0]:
+        raise ConfigError(
+            f"rl.overlong_buffer_tokens must be in 0..{config.curriculum.lengths[0]} (the shortest"
+            f" of curriculum.lengths), got {rl.overlong_buffer_tokens}"
+        )
+    if config.batch_size % rl.group_size:
+        raise ConfigError(
+            f"batch_size {config.batch_size} is not a multiple of rl.group_size {rl.group_size}"
+        )
+    drawn = config.trajectories is None and any(m.prefix == "student" for m in methods(config))
+    if rl.group_size > 1 and not drawn:
+        raise ConfigError(
+            f"rl.group_size {rl.group_size} rewards what the student draws; set prefix student, and"
+            " no trajectories, or rl.group_size 1"
         )
 
 

@@ -25,7 +25,7 @@ ROWS = [
     "prefixes",
     "stored",
     "parts",
-    "accounting bench plan",
+    "accounting drawing bench plan",
     "train",
     "study",
     "__main__",

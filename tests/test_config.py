@@ -9,8 +9,10 @@ import math
 import pytest
 
 from kdjax import (
+    accuracy,
     add,
     at_temperature,
+    centered,
     clip,
     divergence,
     forward_kl,
@@ -23,6 +25,7 @@ from kdjax import (
 )
 from kdjax.base import ConfigError, Sampling
 from kdjax.config import (
+    RL,
     Config,
     Curriculum,
     Data,
@@ -55,8 +58,9 @@ FULL = Config(
     batch_size=6,
     micro_batches=2,
     sampling=Sampling(0.0, 0.9, 20, 0.1),
-    rollouts=Rollouts(8, 0.5, "int8", 0.2, True, "http://localhost:1/v1", "m", "drawn"),
+    rollouts=Rollouts(8, 0.5, "int8", 0.2, True, "http://localhost:1/v1", "m", "drawn", 2, 3.0),
     seed=3,
+    rl=RL(3, accuracy, centered, 2, 1, 1),
     data=Data(
         task="calc", terms=(2,), problems=9, file="p.jsonl", max_prompt_tokens=5, thinking=True
     ),
@@ -97,7 +101,8 @@ def test_round_trip_through_json(config):
     functions = ("token_loss", "objective", "reduction")
     plain = {name: None for name in (*functions, "turns")}
     assert dataclasses.replace(again, **plain) == dataclasses.replace(config, **plain)
-    assert validate(again) is again
+    possible = dataclasses.replace(again, turns=(), rl=RL())  # these are not beside trajectories
+    assert validate(possible) is possible
 
 
 def test_losses_are_written_as_text():

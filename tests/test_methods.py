@@ -49,6 +49,8 @@ def test_a_method_is_short_and_trains(path):
     rollout = rollout._replace(
         entropy_bt=jnp.asarray(np.random.default_rng(0).uniform(0, 3, (4, 9)), jnp.float32),
         reference_logp_bt=rollout.sampler_logp_bt - 0.3,
+        advantage_bt=jnp.where(jnp.arange(4)[:, None] < 2, 1.0, -1.0) * jnp.ones((4, 9)),
+        pass_rate_b=jnp.array([0.5, 0.5, 0.25, 0.25]),
     )
     for method in methods(config):
         step = make_step(

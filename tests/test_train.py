@@ -171,7 +171,7 @@ def test_rollouts_drawn_ahead(tiny, tmp_path, monkeypatch):
     train_module.train(ahead)
     assert [r["staleness"] for r in logged(ahead)] == [0, 1, 0, 1]
     halves = dataclasses.replace(ahead, run=str(tmp_path / "halves"))
-    drawn = train_module._drawn
+    drawn = train_module.draw
 
     def interrupted(parts, params, number, *rest):
         if number == 3:
@@ -179,7 +179,7 @@ def test_rollouts_drawn_ahead(tiny, tmp_path, monkeypatch):
         return drawn(parts, params, number, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_module, "_drawn", interrupted)
+        patched.setattr(train_module, "draw", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_module.train(halves)
     with pytest.raises(ConfigError, match="save_every_steps: 2 -> 3"):

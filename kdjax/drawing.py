@@ -1,0 +1,113 @@
+"""What a step trains on: its problems, whose responses, what they are rewarded with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax import data
+from kdjax.base import Params, Rollout, TrainState
+from kdjax.buckets import trim
+from kdjax.config import methods, turn_at
+from kdjax.gate import rollout_length
+from kdjax.optimizer import gate_state
+from kdjax.parts import ROLLOUT, Parts, batch_at, encode, run_key
+from kdjax.programs import head_chunk, jitted_score
+from kdjax.rewards import overlong_penalty, reward_all
+from kdjax.sharding import shard_batch
+
+
+def length_of(parts: Parts, state: TrainState) -> int:
+    """The limit of the next rollout's responses, in tokens."""
+    return rollout_length(gate_state(state.opt_state), parts.config.curriculum.lengths)
+
+
+def draw(parts: Parts, params: Params, number: int, length: int, staleness: int) -> Rollout:
+    """The training data of step `number` by these parameters of the student, of so many updates
+    ago: a pure function of its arguments."""
+    config = parts.config
+    prefix = methods(config)[turn_at(config, number)].prefix
+    if prefix == "student" and config.rl.group_size > 1:
+        rollout = _rewarded(parts, params, number, length)
+    else:
+        tag, indices = batch_at(parts, number)
+        if prefix == "dataset":
+            data.require_solutions(parts.source, indices)
+        batch = encode(parts.source, parts.tokenizer, indices, config, length)
+        source = parts.prefixes[prefix][tag]
+        rollout = source(batch, params, run_key(config, ROLLOUT, number), length)
+    if config.rollouts.ahead and prefix == "student":
+        stale = jnp.full(config.batch_size, staleness, jnp.int32)
+        rollout = rollout._replace(staleness_b=stale, old_logp_bt=rollout.own_logp_bt)
+    return shard_batch(trim(rollout), parts.mesh)
+
+
+def with_old_policy(parts: Parts, params: Params, rollout: Rollout) -> Rollout:
+    """The rollout with its log-probabilities under these parameters of the student, from which the
+    ratios of several updates are counted."""
+    programs, size = parts.programs, parts.tokenizer.size
+    chunk, whole = head_chunk(parts.config, parts.mesh, size), parts.whole(params)
+    scores = jitted_score(
+        programs.student, None, programs.stops, chunk, size, parts.mesh, whole, None, rollout
+    )
+    return rollout._replace(old_logp_bt=scores.student_logp)
+
+
+def _rewarded(parts: Parts, params: Params, number: int, length: int) -> Rollout:
+    """Groups of responses with their advantages. Groups whose rewards are all equal are drawn anew
+    with another key, up to `rl.redraws` times, and kept as they are if that does not help."""
+    rl, key = parts.config.rl, run_key(parts.config, ROLLOUT, number)
+    tag, indices = batch_at(parts, number)
+    problems = np.repeat(indices[: parts.config.batch_size // rl.group_size], rl.group_size)
+    rollout, reward = _attempt(
+        parts, params, (tag, problems, np.arange(len(problems))), key, length
+    )
+    for again in range(1, rl.redraws + 1):
+        flat = np.ptp(reward.reshape(-1, rl.group_size), axis=1) == 0
+        rows = np.flatnonzero(np.repeat(flat, rl.group_size))
+        if not len(rows):
+            break
+        asked = tag, problems[rows], rows
+        fresh, new = _attempt(parts, params, asked, jax.random.fold_in(key, again), length)
+        useful = np.repeat(np.ptp(new.reshape(-1, rl.group_size), axis=1) > 0, rl.group_size)
+        reward[rows[useful]] = new[useful]
+        for old, drawn in zip(jax.tree.leaves(rollout), jax.tree.leaves(fresh), strict=True):
+            old[rows[useful]] = drawn[useful]
+    lengths = np.asarray(rollout.response_length_b)
+    shaped = reward + overlong_penalty(lengths, length, rl.overlong_buffer_tokens)
+    advantage = rl.advantage(shaped.reshape(-1, rl.group_size)).reshape(-1, 1)
+    rate = np.repeat(reward.reshape(-1, rl.group_size).mean(axis=1), rl.group_size)
+    tokens = np.broadcast_to(advantage, rollout.sampler_logp_bt.shape)
+    return rollout._replace(
+        advantage_bt=jnp.asarray(tokens, jnp.float32),
+        reward_b=jnp.asarray(reward, jnp.float32),
+        pass_rate_b=jnp.asarray(rate, jnp.float32),
+    )
+
+
+def _attempt(
+    parts: Parts, params: Params, asked: tuple[str, np.ndarray, np.ndarray], key: Any, length: int
+) -> tuple[Rollout, np.ndarray]:
+    """(responses as host arrays that can be written, their rewards) of (tag, problems, rows)."""
+    (tag, problems, rows), config = asked, parts.config
+    batch = encode(parts.source, parts.tokenizer, problems, config, length)
+    samples = problems * config.rl.group_size + rows % config.rl.group_size
+    batch = batch._replace(row_b=samples.astype(np.int32))
+    rollout = parts.prefixes["student"][tag](batch, params, key, length)
+    rollout = jax.tree.map(np.array, rollout)
+    starts, counts = rollout.prompt_length_b, rollout.response_length_b
+    texts = [
+        parts.tokenizer.decode(tokens[start : start + count].tolist())
+        for tokens, start, count in zip(rollout.tokens_bs, starts, counts, strict=True)
+    ]
+    reward = reward_all(
+        config.rl.reward,
+        [parts.source.problem(int(index)) for index in problems],
+        texts,
+        workers=config.rollouts.reward_workers,
+        deadline_seconds=config.rollouts.reward_seconds,
+    )
+    return rollout, reward
