@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from kdjax import data, flops
-from kdjax.config import methods, turn_at, updates_at
 from kdjax.parts import Parts, batch_at
+from kdjax.timetable import methods, turn_at, updates_at
 
 SAMPLING, TEACHER, FORWARD, BACKWARD = (
     "flops_sampling",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-import itertools
 import typing
 from typing import Annotated, Any, Literal
 
@@ -95,11 +93,20 @@ class Lora:
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
-    """Response length limits in tokens and the gate between them; one is a fixed horizon."""
+    """Response length limits in tokens and the gate between them; one is a fixed horizon.
+
+    Several need one threshold of the held-out entropy: in nats, or as a share of what is measured
+    before step 0. policy: what happens under it (`kdjax.gate`): stop for good, hold until a later
+    measurement passes, or fall_back to the last stable length and parameters (a copy of which is
+    kept). heldout_responses: whose tokens are measured, of all or of those that a stop token ended.
+    """
 
     lengths: tuple[int, ...] = (64,)
-    entropy_threshold_nats: float = 0.0
+    entropy_threshold_nats: float | None = None
+    entropy_threshold_share: float | None = None
+    policy: Literal["stop", "hold", "fall_back"] = "stop"
     measure_every_steps: int = 50
+    heldout_responses: Literal["all", "finished"] = "all"
     heldout_problems: int = 64
     heldout_file: str | None = None
 
@@ -285,45 +292,6 @@ WHERE_IT_RUNS = (
 )
 """Fields that may differ when a run is resumed: they don't change what is trained. (A folder of
 trajectories may have moved; what is in it is checked by its identity.)"""
-
-
-def methods(config: Config) -> tuple[Config, ...]:
-    """The config's own method and those of its turns, each as a config without turns."""
-    alone = dataclasses.replace(config, turns=())
-    others = (
-        {
-            name: getattr(turn, name)
-            for name in ("prefix", "token_loss", "objective")
-            if getattr(turn, name) is not None
-        }
-        for turn in config.turns
-    )
-    return (alone, *(dataclasses.replace(alone, **fields) for fields in others))
-
-
-def turn_at(config: Config, step: int) -> int:
-    """Which of `methods` takes a step. The golden ratio's multiples spread the turns evenly: after
-    n steps each has had its share of them to within a few.
-
-    >>> half = Config(turns=(Turn(share=0.5),))
-    >>> [turn_at(half, step) for step in range(6)]
-    [0, 1, 0, 1, 1, 0]
-    """
-    shares = [1.0]
-    for turn in config.turns:
-        taken = turn.share if step >= turn.from_step else 0.0
-        shares = [*(share * (1 - taken) for share in shares), taken]
-    place = step * GOLDEN_RATIO % 1.0
-    return min(bisect.bisect_right(list(itertools.accumulate(shares)), place), len(shares) - 1)
-
-
-def updates_at(config: Config, step: int) -> int:
-    """Updates that a step makes: `rl.epochs` over a rollout that is rewarded, else one."""
-    rewarded = config.rl.group_size > 1 and methods(config)[turn_at(config, step)].prefix
-    return config.rl.epochs if rewarded == "student" else 1
-
-
-GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def teacher_models(config: Config) -> dict[str, str | None]:

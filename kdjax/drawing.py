@@ -11,13 +11,13 @@ import numpy as np
 from kdjax import data
 from kdjax.base import Params, Rollout, TrainState
 from kdjax.buckets import trim
-from kdjax.config import methods, turn_at
 from kdjax.gate import rollout_length
 from kdjax.optimizer import gate_state
 from kdjax.parts import ROLLOUT, Parts, batch_at, encode, run_key
 from kdjax.programs import head_chunk, jitted_score
 from kdjax.rewards import overlong_penalty, reward_all
 from kdjax.sharding import shard_batch
+from kdjax.timetable import methods, turn_at
 
 
 def length_of(parts: Parts, state: TrainState) -> int:

@@ -186,14 +186,25 @@ def _estimates(records: list[dict[str, Any]], samples: int, k: tuple[int, ...]) 
     }
 
 
-def mean_entropy(samples: Samples) -> float:
-    """Mean predictive entropy a token over responses, in nats; NaN if there is no token."""
-    tokens = int(np.asarray(samples.length_b).sum())
-    return (
-        float(np.asarray(samples.entropy_bt).sum(dtype=np.float64)) / tokens
-        if tokens
-        else float("nan")
-    )
+def all_responses(samples: Samples) -> np.ndarray:
+    """Every row, [B]."""
+    return np.ones(len(samples.length_b), bool)
+
+
+def finished_responses(samples: Samples) -> np.ndarray:
+    """The rows that a stop token ended before the length limit did, [B]."""
+    return ~np.asarray(samples.truncated_b)
+
+
+def mean_entropy(
+    samples: Samples, responses: Callable[[Samples], np.ndarray] = all_responses
+) -> float:
+    """Mean predictive entropy a token over these responses, in nats; NaN if they have no token."""
+    counted = responses(samples)
+    tokens = int(np.asarray(samples.length_b)[counted].sum())
+    total = float(np.asarray(samples.entropy_bt)[counted].sum(dtype=np.float64))
+    # an entropy of 0 may come out a rounding below it, where a threshold of 0 stands
+    return max(total, 0.0) / tokens if tokens else float("nan")
 
 
 def to_json(result: EvalReport) -> dict[str, Any]:

@@ -13,10 +13,9 @@ from kdjax.checkpoint import open_checkpoints
 from kdjax.config import Config, from_dict
 from kdjax.models import DecoderConfig
 from kdjax.models.lora import adapter_of, write_adapter
-from kdjax.optimizer import make_optimizer
 from kdjax.sharding import make_mesh
 from kdjax.step import abstract_state
-from kdjax.student import Student, lora_of
+from kdjax.student import Student, lora_of, optimizer_of
 
 
 def export(run: str | Path, out: str | Path, dtype=jnp.float32) -> None:
@@ -65,8 +64,7 @@ def _restore(run: str | Path) -> tuple[Config, DecoderConfig, Student, Params]:
         if lora is not None:
             trained = adapter_of(trained)
             _, frozen = models.load(config.student)
-        optimizer = make_optimizer(learning_rate=1.0, steps=1, lengths=config.curriculum.lengths)
-        like = abstract_state(trained, optimizer, mesh)
+        like = abstract_state(trained, optimizer_of(config), mesh)
         state = checkpoints.restore(checkpoints.steps()[-1], like)
     finally:
         checkpoints.close()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import optax
 
 from kdjax.base import ConfigError
-from kdjax.gate import GateState, entropy_gate
+from kdjax.gate import FIXED_HORIZON, GateState
 
 
 def make_optimizer(
@@ -20,12 +19,12 @@ def make_optimizer(
     clip_norm: float = 1.0,
     weight_decay: float = 0.0,
     b2: float = 0.95,
-    lengths: Sequence[int] = (64,),
-    entropy_threshold_nats: float = 0.0,
+    gate: optax.GradientTransformationExtraArgs = FIXED_HORIZON,
 ) -> optax.GradientTransformationExtraArgs:
     """Clip by global norm, AdamW, gate; the rate warms up, then goes to final_fraction by cosine.
 
-    final_fraction 1 is a constant rate (the paper's). Weight decay is off unless asked for.
+    final_fraction 1 is a constant rate (the paper's). Weight decay is off unless asked for. gate:
+    the length curriculum's (`entropy_gate`).
 
     >>> optimizer = make_optimizer(learning_rate=1e-3, steps=10)
     >>> list(optimizer.init({}))
@@ -60,7 +59,7 @@ def make_optimizer(
     return optax.named_chain(
         ("clip", optax.clip_by_global_norm(clip_norm)),
         ("adamw", optax.adamw(schedule, b2=b2, weight_decay=weight_decay)),
-        ("gate", entropy_gate(lengths, entropy_threshold_nats)),
+        ("gate", gate),
     )
 
 

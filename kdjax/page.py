@@ -13,6 +13,7 @@ import numpy as np
 from kdjax.evaluate import EvalReport
 from kdjax.passk import over_problems
 from kdjax.results import Cell, Row, Verdict
+from kdjax.timeline import curriculum_timeline
 
 CURVES = (
     ("loss", "trained loss (nats)"),
@@ -96,6 +97,11 @@ def render_page(
         (label.split(" (")[0], _curve(rows, name, label))
         for name, label in CURVES
         if any(name in record for row in rows for record in row.metrics)
+    ]
+    plots += [
+        (f"Curriculum of {row.name}", _svg(timeline, [row]))
+        for row in rows
+        if (timeline := curriculum_timeline(row.metrics))
     ]
     return (
         jinja2.Environment(autoescape=True)

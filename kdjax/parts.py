@@ -25,7 +25,7 @@ from kdjax.base import (
     Scores,
     TrainState,
 )
-from kdjax.config import WHERE_IT_RUNS, Config, as_dict, methods, teacher_models
+from kdjax.config import WHERE_IT_RUNS, Config, as_dict, teacher_models
 from kdjax.evaluate import EvalReport, evaluate, progress
 from kdjax.prefixes import NOTHING, Asked, from_cache
 from kdjax.programs import (
@@ -45,6 +45,7 @@ from kdjax.sharding import data_size, shard_batch
 from kdjax.stored import Stored
 from kdjax.student import Student, open_student
 from kdjax.teachers import Teacher, load_teachers, load_tokenizers, read_shapes, title
+from kdjax.timetable import methods
 from kdjax.tokenizer import Tokenizer
 
 ROLLOUT, MEASURE, EVALUATE, TRAJECTORIES, ADAPTER, PROGRESS = range(6)  # purposes of the run key

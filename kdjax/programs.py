@@ -15,12 +15,11 @@ from jax.sharding import Mesh
 
 from kdjax import models, topology
 from kdjax.base import ConfigError, Model, Params, Rollout, Sampler, Sampling, Scores
-from kdjax.config import Config, as_dict, methods, updates_at
+from kdjax.config import Config
 from kdjax.head import chunk_tokens
 from kdjax.models import DecoderConfig, parameter_count
 from kdjax.models.linear import LoRA
 from kdjax.models.lora import adapter_of
-from kdjax.optimizer import make_optimizer
 from kdjax.sampler import CACHE_BYTES, open_sampler
 from kdjax.score import response_states, score
 from kdjax.sharding import (
@@ -33,9 +32,11 @@ from kdjax.sharding import (
 )
 from kdjax.step import abstract_state, make_step
 from kdjax.stops import Stops
-from kdjax.student import lora_of
+from kdjax.student import lora_of, optimizer_of
+from kdjax.timetable import methods
 
 ADAM_BYTES = 16  # float32 parameter, gradient and two moments
+COPY_BYTES = 4  # the parameter that the entropy gate may fall back to
 TEACHER_WEIGHTS: dict[str, models.Hold | None] = {"compute": None, "int8": models.int8}
 """How the teacher's parameters are held, by the config's `teacher_weights`."""
 SHARE_OF_MEMORY = 0.4  # of a device, that states may fill before they are dealt over fsdp
@@ -119,12 +120,7 @@ def compose(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> Progra
     stops = Stops(config.stops, tuple(dict.fromkeys((*shapes.stop_ids, *shapes.teacher_stop_ids))))
     lora = lora_of(config, shapes.student)
     learner = build(shapes.student, remat=config.remat, mesh=mesh, lora=lora)
-    optimizer = make_optimizer(
-        steps=sum(updates_at(config, step) for step in range(config.steps)),
-        lengths=config.curriculum.lengths,
-        entropy_threshold_nats=config.curriculum.entropy_threshold_nats,
-        **as_dict(config.optimizer),
-    )
+    optimizer = optimizer_of(config)
     whole = models.abstract_params(shapes.student, jnp.float32, mesh)
     trained, frozen = whole, None
     if lora is not None:
@@ -319,7 +315,8 @@ def held_bytes(config: Config, shapes: Shapes) -> float:
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(teachers))
     if shapes.reference is not None:
         held += jnp.dtype(config.dtype).itemsize * parameter_count(shapes.reference)
-    return ADAM_BYTES * sum(x.size for x in trained) + held
+    kept = COPY_BYTES if config.curriculum.policy == "fall_back" else 0
+    return (ADAM_BYTES + kept) * sum(x.size for x in trained) + held
 
 
 def check_layout(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> None:

@@ -1,4 +1,4 @@
-"""What of a student is trained: its own parameters, or an adapter beside them, frozen."""
+"""What of a student is trained, its own parameters or an adapter beside them, frozen; and how."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import functools
 from typing import NamedTuple
 
 import jax
+import optax
 
 from kdjax.base import Key, Params
-from kdjax.config import Config
+from kdjax.config import Config, as_dict
+from kdjax.gate import POLICIES, entropy_gate
 from kdjax.models import DecoderConfig
 from kdjax.models.linear import LoRA
 from kdjax.models.lora import init_adapter, join, make_lora, merge
+from kdjax.optimizer import make_optimizer
+from kdjax.timetable import measured_before, updates_at
 
 
 class Student(NamedTuple):
@@ -39,6 +43,20 @@ def lora_of(config: Config, decoder: DecoderConfig) -> LoRA | None:
     if not config.lora.rank:
         return None
     return make_lora(decoder, config.lora.rank, config.lora.alpha, config.lora.targets)
+
+
+def optimizer_of(config: Config) -> optax.GradientTransformationExtraArgs:
+    """The optimizer that a config asks for, the gate's history as long as its run needs."""
+    curriculum = config.curriculum
+    gate = entropy_gate(
+        curriculum.lengths,
+        curriculum.entropy_threshold_nats,
+        entropy_threshold_share=curriculum.entropy_threshold_share,
+        policy=POLICIES[curriculum.policy],
+        measurements=max(1, len(measured_before(config))),  # Orbax keeps no empty array
+    )
+    updates = sum(updates_at(config, step) for step in range(config.steps))
+    return make_optimizer(steps=updates, gate=gate, **as_dict(config.optimizer))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -16,10 +16,16 @@ from kdjax import report
 from kdjax.accounting import PARTS, open_account, spent
 from kdjax.base import ConfigError, DataError, DivergedError, Rollout, Sampling, TrainState
 from kdjax.checkpoint import Checkpoints, open_checkpoints
-from kdjax.config import WHERE_IT_RUNS, Config, as_dict, differences, methods, turn_at, updates_at
+from kdjax.config import WHERE_IT_RUNS, Config, as_dict, differences
 from kdjax.drawing import draw, length_of, with_old_policy
-from kdjax.evaluate import EvalReport, mean_entropy, to_json
-from kdjax.gate import rollout_length
+from kdjax.evaluate import (
+    EvalReport,
+    all_responses,
+    finished_responses,
+    mean_entropy,
+    to_json,
+)
+from kdjax.gate import last_decision
 from kdjax.optimizer import gate_state
 from kdjax.page import render_page
 from kdjax.parts import (
@@ -40,7 +46,11 @@ from kdjax.parts import (
 )
 from kdjax.progress import announce, training_progress
 from kdjax.results import Cell, Row
+from kdjax.timetable import measured_before, methods, turn_at, updates_at
 from kdjax.validation import validate
+
+HELDOUT_RESPONSES = {"all": all_responses, "finished": finished_responses}
+"""Whose tokens the gate measures, by the config's `curriculum.heldout_responses`."""
 
 
 def train(config: Config) -> EvalReport:
@@ -126,7 +136,7 @@ def _loop(
                 logs = done % config.log_every_steps == 0 or math.isfinite(entropy) or tests
                 record = None
                 if saves or logs:
-                    record = _record(state, values, entropy, time.perf_counter() - began)
+                    record = _record(parts, state, values, entropy, time.perf_counter() - began)
                     new = cost(logged, done, record["response_length"])
                     logged, total = done, {name: total[name] + new[name] for name in PARTS}
                     record |= total
@@ -206,21 +216,34 @@ def _test(parts: Parts, state: TrainState, done: int) -> dict[str, Any]:
 def _measure_entropy(parts: Parts, state: TrainState, number: int) -> float:
     """The student's held-out entropy before step `number` if it is due, or NaN."""
     config = parts.config
-    curriculum = config.curriculum
-    if len(curriculum.lengths) == 1 or number == 0 or number % curriculum.measure_every_steps:
+    if number not in measured_before(config):
         return float("nan")
-    length = rollout_length(gate_state(state.opt_state), curriculum.lengths)
-    source = heldout_source(config)
+    length, source = length_of(parts, state), heldout_source(config)
     batch = encode(source, parts.tokenizer, np.arange(source.size), config, length)
     key = run_key(config, MEASURE, number)
-    return mean_entropy(draw_student(parts, state.params, batch, key, length))
+    samples = draw_student(parts, state.params, batch, key, length)
+    entropy = mean_entropy(samples, HELDOUT_RESPONSES[config.curriculum.heldout_responses])
+    if math.isnan(entropy):
+        announce(
+            f"{config.run}: a held-out entropy was not measured, as no stop token ended a response;"
+            " the gate waits (curriculum.heldout_responses all measures truncated ones too)"
+        )
+    return entropy
 
 
-def _record(state: TrainState, values, entropy: float, seconds: float) -> dict[str, Any]:
-    """The metrics of a step as host numbers (this waits for the step)."""
+def _record(
+    parts: Parts, state: TrainState, values, entropy: float, seconds: float
+) -> dict[str, Any]:
+    """The metrics of a step as host numbers (this waits for the step). gate_length is the limit of
+    the next rollout; at a measurement gate_decision says what was decided (`gate.DECISIONS`)."""
+    gate = gate_state(state.opt_state)
     record = {name: float(value) for name, value in values.items()}
-    record |= {"gate_stage": int(gate_state(state.opt_state).stage), "seconds": seconds}
-    return record | ({"heldout_entropy": entropy} if math.isfinite(entropy) else {})
+    record |= {"gate_stage": int(gate.stage), "gate_length": length_of(parts, state)}
+    record["seconds"] = seconds
+    if math.isfinite(entropy):
+        record |= {"heldout_entropy": entropy, "gate_decision": last_decision(gate)}
+        record["gate_threshold_nats"] = float(gate.threshold_nats)
+    return record
 
 
 def _check_finite(record: dict[str, float], step: int) -> None:

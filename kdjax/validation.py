@@ -8,9 +8,11 @@ import typing
 from typing import Any, Literal
 
 from kdjax.base import ConfigError
-from kdjax.config import Config, Lora, Turn, methods, teacher_models
+from kdjax.config import Config, Lora, Turn, teacher_models
+from kdjax.gate import entropy_gate
 from kdjax.objective import divergence
 from kdjax.sampler import check_sampling
+from kdjax.timetable import methods
 
 
 def validate(config: Config) -> Config:
@@ -140,7 +142,13 @@ def _check_teachers(config: Config) -> None:
 
 def _check_measurements(config: Config) -> None:
     """The gate's held-out measurements, and the evaluation."""
-    if config.curriculum.measure_every_steps < 1 or config.curriculum.heldout_problems < 1:
+    curriculum = config.curriculum
+    entropy_gate(
+        curriculum.lengths,
+        curriculum.entropy_threshold_nats,
+        entropy_threshold_share=curriculum.entropy_threshold_share,
+    )
+    if curriculum.measure_every_steps < 1 or curriculum.heldout_problems < 1:
         raise ConfigError("curriculum.measure_every_steps and heldout_problems must be at least 1")
     evaluation = config.evaluation
     if not evaluation.k or not all(1 <= k <= evaluation.samples for k in evaluation.k):

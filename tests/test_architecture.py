@@ -13,10 +13,11 @@ ROWS = [
     "numerics answers passk progress claims",
     "base bootstrap",
     "composition kl comparison topk gate jobs sharding topology hlo",
-    "objective reduction advantage divergences grpo rewards head optimizer stops tasks models"
-    " tokenizer buckets",
+    "objective reduction advantage divergences grpo rewards head optimizer timeline stops tasks"
+    " models tokenizer buckets",
     "catalogue data sampler score flops",
     "config",
+    "timetable",
     "rollout trajectories step checkpoint report student validation",
     "evaluate export command_line programs",
     "results teachers startup reference",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import typing
 
 import pytest
 
@@ -39,6 +40,8 @@ from kdjax.config import (
     differences,
     from_dict,
 )
+from kdjax.gate import POLICIES
+from kdjax.train import HELDOUT_RESPONSES
 from kdjax.validation import validate
 
 FULL = Config(
@@ -65,7 +68,15 @@ FULL = Config(
         task="calc", terms=(2,), problems=9, file="p.jsonl", max_prompt_tokens=5, thinking=True
     ),
     optimizer=Optimizer(3e-4, 0.1, 0.5, 2.0, 0.01, 0.99),
-    curriculum=Curriculum((8, 16), 0.25, 3, 4, "h.jsonl"),
+    curriculum=Curriculum(
+        lengths=(8, 16),
+        entropy_threshold_share=0.25,
+        policy="hold",
+        measure_every_steps=3,
+        heldout_responses="finished",
+        heldout_problems=4,
+        heldout_file="h.jsonl",
+    ),
     evaluation=Evaluation(5, "t.jsonl", 4, (1, 4), Sampling(0.6), 32, 16),
     save_every_steps=2,
     log_every_steps=1,
@@ -103,6 +114,13 @@ def test_round_trip_through_json(config):
     assert dataclasses.replace(again, **plain) == dataclasses.replace(config, **plain)
     possible = dataclasses.replace(again, turns=(), rl=RL())  # these are not beside trajectories
     assert validate(possible) is possible
+
+
+def test_a_curriculum_can_name_what_there_is():
+    """The names that validation lets through are those of the tables, no more and no fewer."""
+    hints = typing.get_type_hints(Curriculum)
+    assert typing.get_args(hints["policy"]) == tuple(POLICIES)
+    assert typing.get_args(hints["heldout_responses"]) == tuple(HELDOUT_RESPONSES)
 
 
 def test_losses_are_written_as_text():
@@ -209,6 +227,12 @@ WRONG = [
         ON_FILE | dict(evaluation=Evaluation(file="t"), curriculum=Curriculum(lengths=(8, 16))),
         "a curriculum on data.file needs curriculum.heldout_file",
     ),
+    (nested("curriculum", lengths=(8, 16)), "entropy_threshold_share, got None and None"),
+    (
+        nested("curriculum", entropy_threshold_nats=0.1, entropy_threshold_share=0.5),
+        "set one of entropy_threshold_nats and entropy_threshold_share, got 0.1 and 0.5",
+    ),
+    (nested("curriculum", policy="leave"), "curriculum.policy must be Literal["),
     (nested("curriculum", measure_every_steps=0), "curriculum.measure_every_steps and"),
     (nested("curriculum", heldout_problems=0), "heldout_problems must be at least 1"),
     (nested("evaluation", k=()), "evaluation.k must lie in 1..samples (8), got ()"),

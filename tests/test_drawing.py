@@ -14,9 +14,10 @@ from test_train import assert_bitwise_equal, final_state, interrupt_at, logged, 
 from kdjax import add, clipped_surrogate, divergence, forward_kl, reverse_kl, scale
 from kdjax import train as train_module
 from kdjax.base import ConfigError, DataError
-from kdjax.config import RL, Config, Turn, updates_at
+from kdjax.config import RL, Config, Turn
 from kdjax.drawing import draw
 from kdjax.parts import batch_at, build, fresh_state
+from kdjax.timetable import updates_at
 from kdjax.validation import validate
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from kdjax.base import ConfigError, Problem, Samples, Sampling
 from kdjax.data import Source, task_source
-from kdjax.evaluate import evaluate, from_json, mean_entropy, to_json
+from kdjax.evaluate import evaluate, finished_responses, from_json, mean_entropy, to_json
 from kdjax.models import unstacked
 from kdjax.sampler import open_sampler
 from kdjax.score import score
@@ -104,3 +104,16 @@ def test_mean_entropy_weighs_tokens():
     samples = Samples(zeros, np.array([1, 3]), zeros, zeros, entropy, np.zeros(2, int))
     assert mean_entropy(samples) == 2.5
     assert np.isnan(mean_entropy(samples._replace(length_b=np.zeros(2, int))))
+    assert np.isnan(mean_entropy(samples._replace(entropy_bt=np.full_like(entropy, np.nan))))
+    assert mean_entropy(samples._replace(entropy_bt=np.full_like(entropy, -1e-9))) == 0.0
+
+
+def test_mean_entropy_of_finished_responses():
+    """Rows that the limit cut are masked: as if they were not there, and NaN where all were."""
+    zeros, length = np.zeros((3, 3), np.float32), np.array([1, 3, 2])
+    entropy = np.array([[1.0, 0, 0], [2.0, 3.0, 4.0], [5.0, 6.0, 0.0]], np.float32)
+    samples = Samples(zeros, length, zeros, zeros, entropy, np.array([7, -1, 7]))
+    assert mean_entropy(samples, finished_responses) == (1 + 5 + 6) / 3
+    assert mean_entropy(samples) == entropy.sum() / 6
+    cut = samples._replace(stop_b=np.full(3, -1))
+    assert np.isnan(mean_entropy(cut, finished_responses))

@@ -16,8 +16,9 @@ from conftest import bigram, bigram_params, random_rollout
 
 from kdjax import make_optimizer
 from kdjax.base import ConfigError
-from kdjax.config import Config, Turn, as_dict, from_dict, methods, turn_at
+from kdjax.config import Config, Turn, as_dict, from_dict
 from kdjax.step import init_state, make_step
+from kdjax.timetable import methods, turn_at
 from kdjax.validation import validate
 
 ROOT = Path(__file__).parent.parent

@@ -102,7 +102,6 @@ def test_clipping_is_by_the_global_norm():
         ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
         ({"b2": 1.0}, "b2 must be in [0, 1), got 1.0"),
         ({"b2": -0.1}, "b2 must be in [0, 1), got -0.1"),
-        ({"lengths": (8, 4)}, "lengths must be positive and rise, got (8, 4)"),
     ],
 )
 def test_bad_arguments(changes, says):

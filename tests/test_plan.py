@@ -17,7 +17,7 @@ from kdjax.config import Config, Curriculum, Data, Layout, Lora
 from kdjax.models.known import KNOWN
 from kdjax.plan import device_gib, plan, shapes_of, to_json
 from kdjax.plan.show import advice
-from kdjax.programs import Shapes, choose_meshes
+from kdjax.programs import Shapes, choose_meshes, held_bytes
 from kdjax.sharding import make_mesh
 
 GIB = 2**30
@@ -161,6 +161,10 @@ def test_states_are_dealt_where_they_would_fill_a_device(monkeypatch):
     ):
         choose_meshes(config, devices, Shapes(student, {None: None}, 96, (0,)))
     assert asked == [(1, 1), (8, 1), (4, 2), (4, 1)]
+    shapes = Shapes(small, {None: None}, 96, (0,))
+    copied = Config(curriculum=Curriculum(policy="fall_back"))
+    parameters = sum(x.size for x in jax.tree.leaves(models.abstract_params(small, np.float32)))
+    assert held_bytes(copied, shapes) - held_bytes(Config(), shapes) == 4 * parameters
 
 
 def test_device_gib_counts_shards():

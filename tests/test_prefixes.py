@@ -157,7 +157,8 @@ def test_top_k_is_of_the_real_vocabulary(tiny, tmp_path):
 def test_a_shorter_curriculum_cuts_what_is_kept(tiny):
     """Lengths 4, 8 from a folder of 8: the first stage has the first four tokens and states."""
     whole = stored(tiny, "states")
-    short = dataclasses.replace(whole, curriculum=Curriculum(lengths=(4, 8)))
+    curriculum = Curriculum(lengths=(4, 8), entropy_threshold_nats=0.1)
+    short = dataclasses.replace(whole, curriculum=curriculum)
     (long_one, *_), (cut_one, _, values) = step_of(build(whole)), step_of(build(short))
     assert cut_one.teacher_states_btd.shape[1] == 4
     np.testing.assert_array_equal(
@@ -265,7 +266,7 @@ REFUSED = {
     "sampling": (dict(sampling=Sampling(0.5)), r"sampling\.temperature: 1\.0 -> 0\.5; set the old"),
     "dtype": (dict(dtype="bfloat16"), "dtype: float32 -> bfloat16"),
     "length": (
-        dict(curriculum=Curriculum(lengths=(8, 16))),
+        dict(curriculum=Curriculum(lengths=(8, 16), entropy_threshold_nats=0.1)),
         r"end at 8 tokens, and curriculum\.lengths reach 16; lower those",
     ),
     "head": (dict(teacher=None), "keep the teacher's states, which its LM head .* set teacher to"),

@@ -79,3 +79,19 @@ def test_the_quickstart_is_the_2x2_and_the_mix():
     for name, cell in study.cells.items():
         single = runpy.run_path(str(ROOT / f"configs/{name}.py"))["get_config"]()
         assert {**as_dict(cell), "run": ""} == {**as_dict(single), "run": ""}
+
+
+def test_the_controls_differ_in_their_curriculum_alone():
+    """Of the study's cells one is the curriculum's own config, the others change nothing else."""
+    study = runpy.run_path(str(ROOT / "configs/curriculum_controls.py"))["get_study"]()
+    assert list(study.cells) == ["long", "short", "ungated", "stop", "hold", "fall_back"]
+    single = runpy.run_path(str(ROOT / "configs/curriculum.py"))["get_config"]()
+    cells = {name: {**as_dict(cell), "run": ""} for name, cell in study.cells.items()}
+    assert cells["stop"] == {**as_dict(single), "run": ""}
+    for name in cells:
+        assert {**cells[name], "curriculum": 0} == {**cells["stop"], "curriculum": 0}
+    policies = {name: cells[name]["curriculum"]["policy"] for name in ("stop", "hold", "fall_back")}
+    assert policies == {name: name for name in policies}
+    assert cells["long"]["curriculum"]["lengths"] == [single.curriculum.lengths[-1]]
+    assert cells["short"]["curriculum"]["lengths"] == [single.curriculum.lengths[0]]
+    assert cells["ungated"]["curriculum"]["entropy_threshold_nats"] == 0.0

@@ -26,10 +26,14 @@ from kdjax import parts as parts_module
 from kdjax import train as train_module
 from kdjax.base import ConfigError, DataError, DivergedError, StorageError
 from kdjax.checkpoint import open_checkpoints
-from kdjax.config import Config, Curriculum, Data, Evaluation, Rollouts, Turn, turn_at
+from kdjax.config import Config, Curriculum, Data, Evaluation, Rollouts, Turn
+from kdjax.evaluate import mean_entropy
+from kdjax.gate import DECISIONS
 from kdjax.objective import negative_log_likelihood
-from kdjax.optimizer import gate_state, make_optimizer
+from kdjax.optimizer import gate_state
 from kdjax.step import init_state, make_step
+from kdjax.student import optimizer_of
+from kdjax.timetable import turn_at
 
 CELLS = [
     ("teacher", forward_kl),
@@ -59,11 +63,10 @@ def tiny(tmp_path, student_folder, teacher_folder) -> Config:
 def final_state(config: Config):
     """The newest checkpoint of a run: (step, state, what was saved beside it)."""
     _, params = models.load(config.student)
-    optimizer = make_optimizer(learning_rate=1.0, steps=1, lengths=config.curriculum.lengths)
     checkpoints = open_checkpoints(Path(config.run) / "checkpoints")
     step = checkpoints.steps()[-1]
     state, about = (
-        checkpoints.restore(step, init_state(params, optimizer)),
+        checkpoints.restore(step, init_state(params, optimizer_of(config))),
         checkpoints.read_about(step),
     )
     checkpoints.close()
@@ -145,23 +148,62 @@ def test_turns_and_a_reference(tiny, tmp_path, monkeypatch):
         train_module.train(other)
 
 
-def test_a_run_killed_at_a_measurement_resumes_to_the_same_decision(tiny, tmp_path, monkeypatch):
-    """The gate is in the checkpoint, and a measurement repeated on resume decides the same."""
-    whole = dataclasses.replace(
-        tiny,
-        curriculum=dataclasses.replace(tiny.curriculum, lengths=(4, 8), entropy_threshold_nats=0.1),
-    )
+@pytest.mark.parametrize(
+    ("policy", "threshold", "made"),
+    [
+        ("stop", {"entropy_threshold_nats": 0.1}, {3: "rise"}),
+        ("fall_back", {"entropy_threshold_share": 2.0}, {1: "start", 3: "fall back"}),
+    ],
+)
+def test_a_run_killed_in_a_measurement_resumes_to_the_same_decision(
+    tiny, tmp_path, monkeypatch, policy, threshold, made
+):
+    """The gate is in the checkpoint, with what it may return to, and a measurement repeated on
+    resume decides the same: the same bits and metrics as in one go. Where nothing passed before,
+    what is returned to is the model that the run began with."""
+    curriculum = dataclasses.replace(tiny.curriculum, lengths=(4, 8), policy=policy, **threshold)
+    whole = dataclasses.replace(tiny, curriculum=curriculum, steps=3)
     train_module.train(whole)
     halves = dataclasses.replace(whole, run=str(tmp_path / "halves"))
+    calls = []
+
+    def killed(samples, responses):
+        calls.append(1)
+        if len(calls) == len(made):  # that of step 2, after a checkpoint
+            raise KeyboardInterrupt
+        return mean_entropy(samples, responses)
+
     with monkeypatch.context() as patched:
-        interrupt_at(patched, 2)  # step 2 begins with a measurement
+        patched.setattr(train_module, "mean_entropy", killed)
         with pytest.raises(KeyboardInterrupt):
             train_module.train(halves)
+    assert final_state(halves)[0] == 2
     train_module.train(halves)
     state, resumed = final_state(whole)[1], final_state(halves)[1]
-    assert int(gate_state(state.opt_state).stage) == 1
-    assert int(gate_state(state.opt_state).measurements) == 1
     assert_bitwise_equal(state, resumed)
+    assert logged(whole) == logged(halves)
+    seen = {r["step"]: DECISIONS[r["gate_decision"]] for r in logged(whole) if "gate_decision" in r}
+    assert seen == made
+    history = gate_state(state.opt_state).history
+    measured = [r["heldout_entropy"] for r in logged(whole) if "heldout_entropy" in r]
+    np.testing.assert_array_equal(history.entropy_nats, np.float32(measured))
+    np.testing.assert_array_equal(history.step + 1, list(made))
+    assert logged(whole)[-1]["gate_length"] == (4 if policy == "fall_back" else 8)
+    if policy == "fall_back":
+        assert logged(whole)[-1]["gate_threshold_nats"] == pytest.approx(2 * measured[0])
+        chex.assert_trees_all_close(state.params, models.load(whole.student)[1], atol=1e-6)
+
+
+def test_unfinished_responses_are_not_measured_where_they_are_masked(tiny, capsys):
+    """With limits that no response ends within, the gate waits, and says why, once."""
+    curriculum = dataclasses.replace(
+        tiny.curriculum, lengths=(1, 2), heldout_responses="finished", entropy_threshold_nats=0.0
+    )
+    config = dataclasses.replace(tiny, curriculum=curriculum, steps=5)
+    train_module.train(config)
+    assert [r["gate_length"] for r in logged(config)] == [1] * 5
+    assert not any("heldout_entropy" in r or "gate_decision" in r for r in logged(config))
+    assert capsys.readouterr().out.count("no stop token ended a response") == 1
 
 
 def test_rollouts_drawn_ahead(tiny, tmp_path, monkeypatch):
@@ -464,11 +506,14 @@ def test_training_on_a_file(tiny, tmp_path):
         )
 
 
-def test_one_compile_a_length(tiny):
-    """The step is traced once for a fixed horizon, and once more when the length rises."""
-    config = dataclasses.replace(
-        tiny, curriculum=dataclasses.replace(tiny.curriculum, lengths=(4, 8)), steps=6
+def test_one_compile_a_length(tiny, monkeypatch):
+    """The step is traced once a length: anew when it rises, not when it returns to one before."""
+    curriculum = dataclasses.replace(
+        tiny.curriculum, lengths=(4, 8), policy="fall_back", entropy_threshold_nats=0.3
     )
+    config = dataclasses.replace(tiny, curriculum=curriculum, steps=6)
+    entropies = iter([0.5, 0.1])
+    monkeypatch.setattr(train_module, "mean_entropy", lambda *_: next(entropies))
     parts = parts_module.build(config)
     traces = []
     programs = parts.programs
@@ -486,4 +531,5 @@ def test_one_compile_a_length(tiny):
     checkpoints = open_checkpoints(folder / "checkpoints")
     train_module._loop(parts, parts_module.fresh_state(parts), 0.0, folder, checkpoints)
     checkpoints.close()
+    assert [r["gate_length"] for r in logged(config)] == [4, 4, 8, 8, 4, 4]
     assert len(traces) == 2
