@@ -155,8 +155,8 @@ def _study(args: list[str]) -> None:
     _print_table(
         [run._replace(name=cell.name) if one_seed else run for cell in cells for run in cell.runs]
     )
-    for claim, estimate, low, high, outcome in verdicts:
-        print(f"{claim.statement}: {outcome} ({estimate:+.3g}, {low:+.3g} to {high:+.3g})")
+    for verdict in verdicts:
+        print(f"{verdict.outcome:12} {verdict.claim.statement}")
     print(f"report: {Path(study.folder) / 'report.html'}")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from kdjax import data, flops
 from kdjax.parts import Parts, batch_at
+from kdjax.timetable import methods, turn_at, updates_at
 
 SAMPLING, TEACHER, FORWARD, BACKWARD = (
     "flops_sampling",
@@ -32,7 +33,7 @@ def open_account(parts: Parts) -> Cost:
     - sampling: drawing responses. The student draws each step's. The teacher's are drawn once for
       each problem that the run visits, when it is first visited, as if for this run alone.
     - teacher: reading every step's responses. Where its states are kept in a folder, its head
-      alone; where its top-k are kept, nothing.
+      alone; where its top-k are kept, nothing. A reference model reads them too.
     - student_forward and student_backward: of the training step.
 
     Responses that are read from a folder or are of the data cost nothing to draw. The gate's
@@ -48,34 +49,42 @@ def open_account(parts: Parts) -> Cost:
     if parts.frozen is not None:
         adapter = sum(leaf.size for leaf in jax.tree.leaves(parts.initial_params))
 
-    @functools.cache
-    def tag_at(number: int) -> str:
-        return batch_at(parts, number)[0]
+    whose = [method.prefix for method in methods(config)]
 
-    def turns(first: int, last: int) -> Counter[str]:
-        return Counter(tag_at(number) for number in range(first, last))
+    @functools.cache
+    def kind_at(number: int) -> tuple[str, str, int]:
+        updates = updates_at(config, number)
+        return batch_at(parts, number)[0], whose[turn_at(config, number)], updates
+
+    def kinds(first: int, last: int) -> Counter[tuple[str, str, int]]:
+        return Counter(kind_at(number) for number in range(first, last))
 
     def cost(first: int, last: int, length: float) -> dict[str, float]:
         spent = dict.fromkeys(PARTS, 0.0)
-        earlier = turns(0, first)
-        for tag, steps in turns(first, last).items():
+        earlier = kinds(0, first)
+        for (tag, prefix, updates), steps in kinds(first, last).items():
             teacher, whole = parts.teachers[tag], prompt + length
             rows = steps * config.batch_size
             sizes = rows * prompt, rows * length, whole
             forward, backward = flops.student(shape, *sizes, adapter)
-            spent[FORWARD] += forward
-            spent[BACKWARD] += backward
+            spent[FORWARD] += updates * forward
+            spent[BACKWARD] += updates * backward
             if teacher.programs.model is not None:
                 spent[TEACHER] += flops.response(teacher.programs.model.config, *sizes)
             elif teacher.given is not None:
                 head = sum(leaf.size for leaf in jax.tree.leaves(teacher.given))
                 spent[TEACHER] += 2.0 * rows * length * head
+            if programs.reference is not None:
+                spent[TEACHER] += flops.response(programs.reference.config, *sizes)
             if parts.stored:
                 continue
-            if config.prefix == "student":
+            if prefix == "student":
                 spent[SAMPLING] += flops.response(shape, *sizes)
-            if config.prefix == "teacher" and teacher.programs.model is not None:
-                seen, known = earlier[tag] * config.batch_size, len(parts.groups[tag])
+            if prefix == "teacher" and teacher.programs.model is not None:
+                seen, known = (
+                    earlier[tag, prefix, updates] * config.batch_size,
+                    len(parts.groups[tag]),
+                )
                 drawn = min(seen + rows, known) - min(seen, known)
                 spent[SAMPLING] += flops.response(
                     teacher.programs.model.config, drawn * prompt, drawn * length, whole

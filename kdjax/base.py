@@ -86,8 +86,14 @@ class Rollout(NamedTuple):
     teacher_top_k_bt:    its most probable tokens at each response token, in the states' place.
     own_logp_bt:      log-probability of each response token under the student's own distribution
                       by its sampler, where the student drew the rows.
+    entropy_bt:       predictive entropy of that distribution in nats, likewise.
     staleness_b:      int32, updates of the student between the weights that drew a row and those
                       that it trains, where rollouts are drawn ahead.
+    reference_logp_bt:  log-probability of each response token under a reference model, if there is
+                      one.
+    old_logp_bt:      the same under the student that drew the rows, where it is another by now.
+    advantage_bt:     of each response token, where responses were rewarded.
+    reward_b, pass_rate_b:  the row's reward, and the mean reward of its problem's group.
 
     The last response token of a finished row is its stop token: it is trained on like any other.
     """
@@ -100,7 +106,13 @@ class Rollout(NamedTuple):
     teacher_states_btd: jax.Array | None = None
     teacher_top_k_bt: TopK | None = None
     own_logp_bt: jax.Array | None = None
+    entropy_bt: jax.Array | None = None
     staleness_b: jax.Array | None = None
+    reference_logp_bt: jax.Array | None = None
+    old_logp_bt: jax.Array | None = None
+    advantage_bt: jax.Array | None = None
+    reward_b: jax.Array | None = None
+    pass_rate_b: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,9 +178,11 @@ class Trajectories(NamedTuple):
 class Scores(NamedTuple):
     """What the trainer knows of each response token, [B, T] or packed; log-probabilities in nats.
 
-    divergence is the token loss in use. To an objective, the student's log-probability and entropy,
-    both KLs and the divergence carry a gradient to the student (write jax.lax.stop_gradient around
-    what only weighs); Scores that are handed out carry none. Fields that need a teacher are None
+    divergence is the token loss in use; parts are the values, by their text, of what token loss and
+    objective are sums of and no other field holds. To an objective, the student's log-probability
+    and entropy, both KLs and the divergence carry a gradient to the student (write
+    jax.lax.stop_gradient around what only weighs); Scores that are handed out carry none. Fields
+    that need a teacher are None
     when there is none (plain SFT).
     """
 
@@ -182,6 +196,10 @@ class Scores(NamedTuple):
     forward_kl: jax.Array | None = None
     reverse_kl: jax.Array | None = None
     top1_agreement: jax.Array | None = None
+    reference_logp: jax.Array | None = None
+    old_logp: jax.Array | None = None
+    advantage: jax.Array | None = None
+    parts: dict[str, jax.Array] | None = None
 
 
 class WeightedSum(NamedTuple):
@@ -234,9 +252,9 @@ TokenLoss = Callable[[jax.Array, jax.Array], jax.Array]
 Objective = Callable[[Scores], jax.Array]
 """Scores -> the quantity to minimise at each token, from that token's scores alone."""
 
-Reduction = Callable[[jax.Array], jax.Array]
-"""mask [B, T] -> weights [B, T]: how tokens are weighed before totals are divided by total
-weight."""
+Reduction = Callable[..., jax.Array]
+"""(mask [B, T], Rollout) -> weights [B, T]: how tokens are weighed before totals are divided by
+total weight."""
 
 PrefixSource = Callable[[Batch, Params, Key, int], Rollout]
 """(batch, student parameters, key, max_new_tokens) -> Rollout: the prefix axis of the design

@@ -4,37 +4,49 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from kdjax.base import PLAIN, ConfigError, Objective, Reduction, Sampling, TokenLoss
-from kdjax.claims import Claim
-from kdjax.kl import forward_kl
-from kdjax.objective import (
+from kdjax.catalogue import (
+    GROUP_ADVANTAGES,
     OBJECTIVES,
     REDUCTIONS,
+    REWARDS,
     TOKEN_LOSSES,
-    describe,
-    divergence,
+    Names,
     parse,
-    sequence_mean,
 )
+from kdjax.claims import Claim
+from kdjax.composition import describe
+from kdjax.grpo import GroupAdvantage, standardized
+from kdjax.kl import forward_kl
+from kdjax.objective import divergence
+from kdjax.reduction import sequence_mean
+from kdjax.rewards import Reward, accuracy
 
-FUNCTIONS: dict[Any, dict[str, Any]] = {
+FUNCTIONS: dict[Any, Names] = {
     TokenLoss: TOKEN_LOSSES,
     Objective: OBJECTIVES,
     Reduction: REDUCTIONS,
+    TokenLoss | None: TOKEN_LOSSES,
+    Objective | None: OBJECTIVES,
+    Reward: REWARDS,
+    GroupAdvantage: GROUP_ADVANTAGES,
 }
 """The names that a function-valued field can be written with, by its type."""
 
 
-def _written(names: dict[str, Callable]) -> tyro.constructors.PrimitiveConstructorSpec:
+Prefix = Literal["dataset", "teacher", "student"]
+"""Whose responses are trained on."""
+
+
+def _written(names: Names) -> tyro.constructors.PrimitiveConstructorSpec:
     """How the command line reads a function: by name, or as a combinator call."""
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar="|".join(names),
+        metavar="|".join(names.functions),
         instance_from_str=lambda texts: parse(texts[0], names),
         is_instance=callable,
         str_from_instance=lambda function: [describe(function)],
@@ -131,7 +143,8 @@ class Rollouts:
     read) the next step's rollout while this step trains; the student's are then one update old.
     engine: the URL of an OpenAI-compatible server (docs/engines.md) that draws in place of this
     process, for teacher prefixes and `kdjax rollouts`; engine_model is its name for the model (by
-    default the config's), engine_log_probs what its log-probabilities describe.
+    default the config's), engine_log_probs what its log-probabilities describe. reward_workers,
+    reward_seconds: rewards that are computed at a time, and how long those of a batch may take.
     """
 
     rows: int = 512
@@ -142,6 +155,8 @@ class Rollouts:
     engine: str | None = None
     engine_model: str | None = None
     engine_log_probs: Literal["raw", "tempered", "drawn"] = "raw"
+    reward_workers: int = 4
+    reward_seconds: float = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +172,41 @@ class Layout:
     fsdp: int | None = None
     tensor: int = 1
     teacher_devices: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class RL:
+    """What the student's responses are rewarded for, and how an objective sees it.
+
+    group_size: samples of each problem in a batch (1: nothing is rewarded); a step takes the first
+    batch_size / group_size problems of its batch. reward: a function of (prompt, response, answer).
+    advantage: of rewards within a group (kdjax/grpo.py). epochs: updates over one rollout. redraws:
+    times that groups without signal, all of whose rewards are equal, are drawn anew.
+    overlong_buffer_tokens: the reward falls by 1 over so many tokens before the limit.
+    """
+
+    group_size: int = 1
+    reward: Annotated[Reward, _written(REWARDS)] = accuracy
+    advantage: Annotated[GroupAdvantage, _written(GROUP_ADVANTAGES)] = standardized
+    epochs: int = 1
+    redraws: int = 0
+    overlong_buffer_tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """Another method that takes steps of a run: this share of them, evenly spread, from a step on.
+    What is None is the config's own.
+
+    Data of two sources in one run are a turn of a share, one method after the other is a turn of
+    share 1 from a later step on.
+    """
+
+    share: float = 1.0
+    from_step: int = 0
+    prefix: Prefix | None = None
+    token_loss: TokenLoss | None = None
+    objective: Objective | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +226,9 @@ class Config:
     alone), and the evaluation has no KLs; with its top-k, teacher may be None.
     stops: what loss and statistics make of stop tokens, where student and teacher end differently
     (`kdjax.stops`): raw, like any other token; mask, left out; merge, all of them one event.
+    turns: other methods that take some of the steps; each takes its share of those that the ones
+    before it leave, and of the config's own.
+    reference: a model whose log-probabilities of the sampled tokens objectives may use.
     teachers: several in place of `teacher`, each "tag=model": a problem is taught by that of its
     tag (column `tag` of data.file), and every batch holds problems of one tag.
     """
@@ -184,11 +237,13 @@ class Config:
     student: str = "kdjax:student"
     teacher: str | None = "kdjax:teacher"
     teachers: tuple[str, ...] = ()
-    prefix: Literal["dataset", "teacher", "student"] = "student"
+    reference: str | None = None
+    prefix: Prefix = "student"
     trajectories: str | None = None
     token_loss: Annotated[TokenLoss, _written(TOKEN_LOSSES)] = forward_kl
     objective: Annotated[Objective, _written(OBJECTIVES)] = divergence
     reduction: Annotated[Reduction, _written(REDUCTIONS)] = sequence_mean
+    turns: Annotated[tuple[Turn, ...], tyro.conf.Suppress] = ()
     stops: Literal["raw", "mask", "merge"] = "raw"
     steps: int = 120
     batch_size: int = 48
@@ -197,6 +252,7 @@ class Config:
     rollouts: Rollouts = Rollouts()
     seed: int = 0
     data: Data = Data()
+    rl: RL = RL()
     optimizer: Optimizer = Optimizer()
     lora: Lora = Lora()
     curriculum: Curriculum = Curriculum()
@@ -265,21 +321,6 @@ def teacher_models(config: Config) -> dict[str, str | None]:
     return models
 
 
-def measured_before(config: Config) -> range:
-    """The steps (from 0) before which the held-out entropy is measured: none of a fixed horizon,
-    and step 0 for a threshold that is relative to it.
-
-    >>> curriculum = Curriculum(lengths=(8, 16), entropy_threshold_nats=0.1, measure_every_steps=50)
-    >>> list(measured_before(Config(steps=120, curriculum=curriculum)))
-    [50, 100]
-    """
-    curriculum = config.curriculum
-    if len(curriculum.lengths) == 1:
-        return range(0)
-    every, relative = curriculum.measure_every_steps, curriculum.entropy_threshold_share is not None
-    return range(0 if relative else every, config.steps, every)
-
-
 def as_dict(config: Any) -> dict[str, Any]:
     """JSON values of a config; functions by the text they are written as."""
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
@@ -314,7 +355,7 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return as_dict(value)
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(one) for one in value]
     return describe(value) if callable(value) else value
 
 
@@ -326,7 +367,9 @@ def _build(kind: Any, fields: dict[str, Any]) -> Any:
         value = fields[name]
         if dataclasses.is_dataclass(hint):
             value = _build(hint, value)
-        elif hint in FUNCTIONS:
+        elif hint == tuple[Turn, ...]:
+            value = [_build(Turn, one) for one in value]
+        elif hint in FUNCTIONS and value is not None:
             try:
                 value = parse(value, FUNCTIONS[hint])
             except ConfigError:

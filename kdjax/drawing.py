@@ -1,244 +1,113 @@
-"""A `Figure` drawn as an inline SVG, in the page's colours and font."""
+"""What a step trains on: its problems, whose responses, what they are rewarded with."""
 
 from __future__ import annotations
 
-import functools
-import io
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
-from kdjax.figure import Figure, Range, Series, number
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-COLOURS = 12
-"""The page defines --c0 .. --c11, each for light and dark (kdjax/templates/report.html)."""
-
-MARKERS = "os^DvPX<>*ph"
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 3)))
-
-
-class Style(NamedTuple):
-    """How a name is drawn in every figure: number of its colour (None is the text's own), marker,
-    dashes."""
-
-    colour: int | None
-    marker: str
-    dashes: Any
+from kdjax import data
+from kdjax.base import Params, Rollout, TrainState
+from kdjax.buckets import trim
+from kdjax.gate import rollout_length
+from kdjax.optimizer import gate_state
+from kdjax.parts import ROLLOUT, Parts, batch_at, encode, run_key
+from kdjax.programs import head_chunk, jitted_score
+from kdjax.rewards import overlong_penalty, reward_all
+from kdjax.sharding import shard_batch
+from kdjax.timetable import methods, turn_at
 
 
-def style(number: int) -> Style:
-    """The style of the number-th name: marker and dashes tell apart what colour alone may not.
-
-    >>> style(0) == style(1), style(0).colour == style(12).colour, style(0) == style(12)
-    (False, True, False)
-    """
-    return Style(number % COLOURS, MARKERS[number % 12], DASHES[number % len(DASHES)])
+def length_of(parts: Parts, state: TrainState) -> int:
+    """The limit of the next rollout's responses, in tokens."""
+    return rollout_length(gate_state(state.opt_state), parts.config.curriculum.lengths)
 
 
-def plain_style(number: int) -> Style:
-    """The style of what is no trained cell: in the colour of the text."""
-    return Style(None, "oD*X^svP<>ph"[number % 12], DASHES[number % len(DASHES)])
+def draw(parts: Parts, params: Params, number: int, length: int, staleness: int) -> Rollout:
+    """The training data of step `number` by these parameters of the student, of so many updates
+    ago: a pure function of its arguments."""
+    config = parts.config
+    prefix = methods(config)[turn_at(config, number)].prefix
+    if prefix == "student" and config.rl.group_size > 1:
+        rollout = _rewarded(parts, params, number, length)
+    else:
+        tag, indices = batch_at(parts, number)
+        if prefix == "dataset":
+            data.require_solutions(parts.source, indices)
+        batch = encode(parts.source, parts.tokenizer, indices, config, length)
+        source = parts.prefixes[prefix][tag]
+        rollout = source(batch, params, run_key(config, ROLLOUT, number), length)
+    if config.rollouts.ahead and prefix == "student":
+        stale = jnp.full(config.batch_size, staleness, jnp.int32)
+        rollout = rollout._replace(staleness_b=stale, old_logp_bt=rollout.own_logp_bt)
+    return shard_batch(trim(rollout), parts.mesh)
 
 
-def draw(figure: Figure, styles: Mapping[str, Style]) -> str:
-    """The figure as an SVG to stand inside HTML, 360 units wide; names keep their style.
-
-    Colours are the page's variables, text is in its font and colour, ids don't clash. Errors:
-    ValueError where there is no point to show.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure as Canvas
-
-    shown = [series for series in figure.series if len(series.x)]
-    if not shown:
-        raise ValueError(f"figure {figure.title!r} has no point")
-    settings: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "kdjax",
-        "font.sans-serif": ["DejaVu Sans"],
-        "font.size": 11,
-        "axes.labelsize": 11,
-    }
-    with matplotlib.rc_context(settings):
-        below = _lines_below({s.name for s in shown})
-        height = _HEIGHT + below
-        canvas = Canvas(figsize=(_WIDTH / 72, height / 72))
-        box = (54 / _WIDTH, (40 + below) / height, (_WIDTH - 64) / _WIDTH, (_HEIGHT - 64) / height)
-        axes = canvas.add_axes(box)
-        axes.patch.set_gid("frame")
-        others = dict.fromkeys(series.name for series in shown if series.name not in styles)
-        looks = {**styles, **{name: plain_style(n) for n, name in enumerate(others)}}
-        for series in shown:
-            _SHAPES[series.kind](axes, series, looks[series.name])
-        _dress(axes, figure)
-        _legend(canvas, axes)
-        buffer = io.StringIO()
-        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        canvas.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    return _inline(buffer.getvalue(), figure.title)
-
-
-_WIDTH, _HEIGHT, _LINE = 360, 256, 15
-"""Of a figure without legend, and of a legend's line, in the SVG's units."""
-
-
-def _legend(canvas, axes) -> None:
-    """One entry a name, below the axes, where there are several."""
-    handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    if len(handles) > 1:
-        canvas.legend(
-            handles.values(),
-            [name if len(name) <= _LONGEST else name[: _LONGEST - 3] + "..." for name in handles],
-            loc="lower center",
-            ncols=_legend_columns(handles),
-            fontsize=10,
-            frameon=False,
-            handlelength=2.6,
-            columnspacing=1.2,
-            borderpad=0,
-            borderaxespad=0.4,
-            labelspacing=0.35,
-        )
-
-
-def _lines_below(names: Collection[str]) -> float:
-    """The height of the legend: the axes keep their size, however many names there are."""
-    return 4 + _LINE * -(-len(names) // _legend_columns(names)) if len(names) > 1 else 0
-
-
-_LONGEST = 44  # letters of a name that a line of the legend holds
-
-
-def _legend_columns(names: Iterable[str]) -> int:
-    return max(1, min(4, 56 // (max(map(len, names)) + 7)))
-
-
-def _curve(axes, series: Series, look: Style) -> None:
-    (line,) = axes.plot(
-        series.x,
-        series.y,
-        label=series.name,
-        color=_colour(look.colour),
-        linestyle=look.dashes,
-        linewidth=1.6,
-        marker=look.marker,
-        markersize=4,
-        markevery=max(1, len(series.x) // 6),
+def with_old_policy(parts: Parts, params: Params, rollout: Rollout) -> Rollout:
+    """The rollout with its log-probabilities under these parameters of the student, from which the
+    ratios of several updates are counted."""
+    programs, size = parts.programs, parts.tokenizer.size
+    chunk, whole = head_chunk(parts.config, parts.mesh, size), parts.whole(params)
+    scores = jitted_score(
+        programs.student, None, programs.stops, chunk, size, parts.mesh, whole, None, rollout
     )
-    line.set_gid("series")
-    if series.y_range is not None:
-        low, high = zip(*series.y_range, strict=True)
-        axes.fill_between(series.x, low, high, color=line.get_color(), alpha=0.1, linewidth=0)
+    return rollout._replace(old_logp_bt=scores.student_logp)
 
 
-def _scatter(axes, series: Series, look: Style):
-    drawn = axes.errorbar(
-        series.x,
-        series.y,
-        xerr=_lengths(series.x, series.x_range),
-        yerr=_lengths(series.y, series.y_range),
-        fmt=look.marker,
-        markersize=6,
-        capsize=2.5,
-        elinewidth=1,
-        label=series.name,
-        color=_colour(look.colour),
+def _rewarded(parts: Parts, params: Params, number: int, length: int) -> Rollout:
+    """Groups of responses with their advantages. Groups whose rewards are all equal are drawn anew
+    with another key, up to `rl.redraws` times, and kept as they are if that does not help."""
+    rl, key = parts.config.rl, run_key(parts.config, ROLLOUT, number)
+    tag, indices = batch_at(parts, number)
+    problems = np.repeat(indices[: parts.config.batch_size // rl.group_size], rl.group_size)
+    rollout, reward = _attempt(
+        parts, params, (tag, problems, np.arange(len(problems))), key, length
     )
-    drawn.lines[0].set_gid("series")
-    return drawn.lines[0]
-
-
-def _points(axes, series: Series, look: Style) -> None:
-    _scatter(axes, series, look).set_linestyle(look.dashes)
-
-
-def _line(axes, series: Series, look: Style, drawstyle: str = "default") -> None:
-    (line,) = axes.plot(
-        series.x,
-        series.y,
-        label=series.name,
-        color=_colour(look.colour),
-        linestyle=look.dashes,
-        linewidth=1.6,
-        drawstyle=drawstyle,
+    for again in range(1, rl.redraws + 1):
+        flat = np.ptp(reward.reshape(-1, rl.group_size), axis=1) == 0
+        rows = np.flatnonzero(np.repeat(flat, rl.group_size))
+        if not len(rows):
+            break
+        asked = tag, problems[rows], rows
+        fresh, new = _attempt(parts, params, asked, jax.random.fold_in(key, again), length)
+        useful = np.repeat(np.ptp(new.reshape(-1, rl.group_size), axis=1) > 0, rl.group_size)
+        reward[rows[useful]] = new[useful]
+        for old, drawn in zip(jax.tree.leaves(rollout), jax.tree.leaves(fresh), strict=True):
+            old[rows[useful]] = drawn[useful]
+    lengths = np.asarray(rollout.response_length_b)
+    shaped = reward + overlong_penalty(lengths, length, rl.overlong_buffer_tokens)
+    advantage = rl.advantage(shaped.reshape(-1, rl.group_size)).reshape(-1, 1)
+    rate = np.repeat(reward.reshape(-1, rl.group_size).mean(axis=1), rl.group_size)
+    tokens = np.broadcast_to(advantage, rollout.sampler_logp_bt.shape)
+    return rollout._replace(
+        advantage_bt=jnp.asarray(tokens, jnp.float32),
+        reward_b=jnp.asarray(reward, jnp.float32),
+        pass_rate_b=jnp.asarray(rate, jnp.float32),
     )
-    line.set_gid("series")
 
 
-_SHAPES: dict[str, Callable] = {
-    "line": _line,
-    "steps": functools.partial(_line, drawstyle="steps-post"),
-    "curve": _curve,
-    "points": _points,
-    "scatter": _scatter,
-}
-
-
-def _lengths(values: Sequence[float], ranges: Sequence[Range] | None):
-    """Error bars as matplotlib takes them: lengths below and above."""
-    if ranges is None:
-        return None
-    pairs = list(zip(values, ranges, strict=True))
-    return [[v - low for v, (low, _) in pairs], [high - v for v, (_, high) in pairs]]
-
-
-def _dress(axes, figure: Figure) -> None:
-    axes.set_xlabel(figure.x_label)
-    axes.set_title(figure.y_label, loc="left", fontsize=11)  # where a long one has room
-    axes.grid(color=_colour(_GRID), linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.margins(0.06)
-    axes.yaxis.set_major_formatter(lambda y, _: number(y))
-    axes.xaxis.set_major_formatter(lambda x, _: number(x))
-    if figure.x_ticks is not None:
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(figure.x_ticks, [number(x) for x in figure.x_ticks])
-        axes.minorticks_off()
-
-
-_GRID, _INK = 254, 253
-
-
-def _colour(index: int | None) -> str:
-    """A stand-in that matplotlib takes for a colour; `_inline` puts the page's variable there."""
-    return f"#ab{_INK if index is None else index:02x}cd"
-
-
-def _inline(svg: str, title: str) -> str:
-    """What matplotlib wrote, made small and at home in the page."""
-    slug = re.sub(r"\W+", "-", title.lower()).strip("-")
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(_SUPERFLUOUS, "", svg, flags=re.DOTALL)
-    referenced = {*re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg)}
-
-    def rename(match: re.Match) -> str:
-        if match[1] in ("series", "frame"):
-            return f' class="{match[1]}"'
-        return f' id="{slug}-{match[1]}"' if match[1] in referenced else ""
-
-    svg = re.sub(r' id="([^"]*)"', rename, svg)
-    svg = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{slug}-", svg)
-    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"\d+\.\d{3,}", _rounded, tag[0]), svg)
-    svg = re.sub(r"#ab([0-9a-f]{2})cd", _variable, svg)
-    svg = re.sub(r"#000000\b|\bblack\b", "currentColor", svg)
-    svg = re.sub(r"<text (?![^>]*fill)", '<text fill="currentColor" ', svg)
-    svg = re.sub(r"\s*\n\s*", "\n", svg)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)
-
-
-_SUPERFLUOUS = (
-    r"<!--.*?-->|<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>"
-    r"| transform=\"rotate\(-?0 [^\"]*\"| font-family: [^;\"]*;?"
-    r"| (?:width|height)=\"[\d.]+pt\""
-)
-
-
-def _rounded(match: re.Match) -> str:
-    return f"{float(match[0]):.2f}".rstrip("0").rstrip(".")
-
-
-def _variable(match: re.Match) -> str:
-    index = int(match[1], 16)
-    return {_GRID: "var(--line)", _INK: "currentColor"}.get(index, f"var(--c{index})")
+def _attempt(
+    parts: Parts, params: Params, asked: tuple[str, np.ndarray, np.ndarray], key: Any, length: int
+) -> tuple[Rollout, np.ndarray]:
+    """(responses as host arrays that can be written, their rewards) of (tag, problems, rows)."""
+    (tag, problems, rows), config = asked, parts.config
+    batch = encode(parts.source, parts.tokenizer, problems, config, length)
+    samples = problems * config.rl.group_size + rows % config.rl.group_size
+    batch = batch._replace(row_b=samples.astype(np.int32))
+    rollout = parts.prefixes["student"][tag](batch, params, key, length)
+    rollout = jax.tree.map(np.array, rollout)
+    starts, counts = rollout.prompt_length_b, rollout.response_length_b
+    texts = [
+        parts.tokenizer.decode(tokens[start : start + count].tolist())
+        for tokens, start, count in zip(rollout.tokens_bs, starts, counts, strict=True)
+    ]
+    reward = reward_all(
+        config.rl.reward,
+        [parts.source.problem(int(index)) for index in problems],
+        texts,
+        workers=config.rollouts.reward_workers,
+        deadline_seconds=config.rollouts.reward_seconds,
+    )
+    return rollout, reward

@@ -1,4 +1,4 @@
-"""A figure as data, and the table of its numbers; `kdjax.drawing` draws it."""
+"""A figure as data, and the table of its numbers; `kdjax.svg` draws it."""
 
 from __future__ import annotations
 

@@ -6,31 +6,35 @@ They forward their arguments untouched, so the same ones serve both levels and n
     mix(forward_kl, reverse_kl, weight=0.8)          a forward-heavy token loss
     add(divergence, scale(negative_log_likelihood, 0.1))    an objective with a little SFT in it
 
-A composed loss knows how it was written (`describe`), and what was written can be read back
-(`parse`): that is how a config file, a checkpoint and the command line speak of the same loss.
+Every number may be a schedule over training (`kdjax.composition`).
 """
 
 from __future__ import annotations
 
-import ast
-import functools
-import inspect
-import sys
 from collections.abc import Callable
-from typing import NamedTuple, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kdjax import kl
-from kdjax.base import ConfigError, Objective, Scores, TokenLoss, WeightedSum
+from kdjax.base import ConfigError, Objective, Scores, TokenLoss
+from kdjax.composition import (
+    Number,
+    at_progress,
+    composed,
+    composition_of,
+    describe,
+    require,
+    walk,
+)
 from kdjax.numerics import log_probs
 
 F = TypeVar("F", bound=Callable[..., jax.Array])
 
 
-def mix(first: F, second: F, *, weight: float) -> F:
+def mix(first: F, second: F, *, weight: Number) -> F:
     """weight * first + (1 - weight) * second, the weight on the first. Laws: mix(a, a, w) = a.
 
     KL mixing of arXiv 2605.16826: `mix(forward_kl, reverse_kl, weight=0.8)` is forward-heavy.
@@ -40,22 +44,21 @@ def mix(first: F, second: F, *, weight: float) -> F:
     >>> describe(same)
     'mix(forward_kl, forward_kl, weight=0.3)'
     """
-    if not 0 <= weight <= 1:
-        raise ConfigError(f"mix: weight must be in [0, 1], got {weight}")
+    require("mix: weight", weight, lambda w: 0 <= w <= 1, "in [0, 1]")
 
     def mixed(*args):
         return weight * first(*args) + (1 - weight) * second(*args)
 
-    return _composed(mixed, mix, first, second, weight=weight)
+    return composed(mixed, mix, first, second, weight=weight)
 
 
-def scale(loss: F, factor: float) -> F:
+def scale(loss: F, factor: Number) -> F:
     """factor * loss.
 
     >>> describe(scale(kl.reverse_kl, 0.1))
     'scale(reverse_kl, 0.1)'
     """
-    return _composed(lambda *args: factor * loss(*args), scale, loss, numbers=(factor,))
+    return composed(lambda *args: factor * loss(*args), scale, loss, numbers=(factor,))
 
 
 def add(first: F, *rest: F) -> F:
@@ -64,22 +67,20 @@ def add(first: F, *rest: F) -> F:
     >>> describe(add(kl.forward_kl, kl.reverse_kl))
     'add(forward_kl, reverse_kl)'
     """
-    return _composed(lambda *args: sum((f(*args) for f in rest), first(*args)), add, first, *rest)
+    return composed(lambda *args: sum((f(*args) for f in rest), first(*args)), add, first, *rest)
 
 
-def clip(loss: F, maximum: float) -> F:
+def clip(loss: F, maximum: Number) -> F:
     """min(loss, maximum): a token above the bound keeps its value's bound and loses its gradient.
 
     >>> skewed = jnp.log(jnp.array([0.1, 0.9]))
     >>> float(clip(kl.forward_kl, 0.5)(skewed, skewed[::-1]))
     0.5
     """
-    return _composed(
-        lambda *args: jnp.minimum(loss(*args), maximum), clip, loss, numbers=(maximum,)
-    )
+    return composed(lambda *args: jnp.minimum(loss(*args), maximum), clip, loss, numbers=(maximum,))
 
 
-def at_temperature(loss: TokenLoss, temperature: float) -> TokenLoss:
+def at_temperature(loss: TokenLoss, temperature: Number) -> TokenLoss:
     """The token loss between both distributions, each renormalised softmax(log p / temperature).
 
     No factor temperature**2 is put in front: for Hinton's, scale it by that.
@@ -87,13 +88,12 @@ def at_temperature(loss: TokenLoss, temperature: float) -> TokenLoss:
     >>> describe(at_temperature(kl.forward_kl, 2.0))
     'at_temperature(forward_kl, 2.0)'
     """
-    if not temperature > 0:
-        raise ConfigError(f"at_temperature: temperature must be above 0, got {temperature}")
+    require("at_temperature: temperature", temperature, lambda t: t > 0, "above 0")
 
     def tempered(student_logp, teacher_logp):
         return loss(log_probs(student_logp, temperature), log_probs(teacher_logp, temperature))
 
-    return _composed(tempered, at_temperature, loss, numbers=(temperature,))
+    return composed(tempered, at_temperature, loss, numbers=(temperature,))
 
 
 def divergence(scores: Scores) -> jax.Array:
@@ -110,22 +110,63 @@ def negative_log_likelihood(scores: Scores) -> jax.Array:
     return -scores.student_logp
 
 
-def importance(objective: Objective, maximum: float) -> Objective:
+def forward_divergence(scores: Scores) -> jax.Array:
+    """KL(teacher || student), [B, T] in nats, whatever the token loss is."""
+    return _of_teacher(scores, "forward_kl")
+
+
+def reverse_divergence(scores: Scores) -> jax.Array:
+    """KL(student || teacher), [B, T] in nats, whatever the token loss is."""
+    return _of_teacher(scores, "reverse_kl")
+
+
+def where_teacher_unsure(objective: Objective, entropy_nats: Number) -> Objective:
+    """The objective at tokens where the teacher's entropy is at least so many nats, 0 elsewhere.
+
+    EOPD, entropy-aware on-policy distillation, is reverse KL and beside it forward KL where the
+    teacher has several continuations in mind:
+    `add(reverse_divergence, where_teacher_unsure(forward_divergence, 0.5))`.
+
+    >>> describe(where_teacher_unsure(forward_divergence, 0.5))
+    'where_teacher_unsure(forward_divergence, 0.5)'
+    """
+    require("where_teacher_unsure: entropy_nats", entropy_nats, lambda h: h >= 0, "at least 0")
+
+    def selected(scores: Scores) -> jax.Array:
+        unsure = _of_teacher(scores, "teacher_entropy") >= entropy_nats
+        return jnp.where(unsure, objective(scores), 0.0)
+
+    return composed(selected, where_teacher_unsure, objective, numbers=(entropy_nats,))
+
+
+def _of_teacher(scores: Scores, name: str) -> jax.Array:
+    value = getattr(scores, name)
+    if value is None:
+        raise ConfigError(
+            f"the objective needs {name}, which is not known here: set teacher (a kept top-k does"
+            " not know the teacher's entropy)"
+        )
+    return value
+
+
+def importance(objective: Objective, maximum: Number) -> Objective:
     """min(ratio, maximum) * objective, ratio = student(token) / sampler(token) as a constant: what
-    was drawn by older weights, or from a cut or tempered distribution, weighs as if it were drawn
-    from the student's own (truncated importance sampling, Ionides 2008).
+    was drawn by another program, or from a cut or tempered distribution, weighs as if it were drawn
+    from the student's own (truncated importance sampling, Ionides 2008). Where an objective has a
+    ratio of its own to the student that drew (`old_logp`), this one is of that student.
 
     >>> describe(importance(divergence, 2.0))
     'importance(divergence, 2.0)'
     """
-    if not maximum > 0:
-        raise ConfigError(f"importance: maximum must be above 0, got {maximum}")
+    require("importance: maximum", maximum, lambda m: m > 0, "above 0")
 
     def weighed(scores: Scores) -> jax.Array:
-        ratio = jnp.exp(jax.lax.stop_gradient(scores.student_logp) - scores.sampler_logp)
+        old = jax.lax.stop_gradient(scores.student_logp)
+        old = old if scores.old_logp is None else scores.old_logp
+        ratio = jnp.exp(old - scores.sampler_logp)
         return jnp.minimum(ratio, maximum) * objective(scores)
 
-    return _composed(weighed, importance, objective, numbers=(maximum,))
+    return composed(weighed, importance, objective, numbers=(maximum,))
 
 
 def require_per_token(objective: Objective) -> None:
@@ -133,16 +174,16 @@ def require_per_token(objective: Objective) -> None:
 
     The loss head gives it packed tokens, [tokens], where neighbours may be of other sequences.
     """
-    rng = np.random.default_rng(0)
-    names = [name for name in Scores._fields if name != "mask"]
-    values = {
+    rng, now = np.random.default_rng(0), at_progress(objective, 0.5)
+    names = [name for name in Scores._fields if name not in ("mask", "parts")]
+    values: dict[str, Any] = {
         name: jnp.asarray(rng.uniform(0.1, 3.0, 5) * (-1 if "logp" in name else 1), jnp.float32)
         for name in names
     }
     scores = Scores(mask=jnp.ones(5, bool), **values)
     try:
-        whole = np.asarray(objective(scores))
-        alone = [objective(jax.tree.map(lambda x, i=i: x[i : i + 1], scores)) for i in range(5)]
+        whole = np.asarray(now(scores))
+        alone = [now(jax.tree.map(lambda x, i=i: x[i : i + 1], scores)) for i in range(5)]
         per_token = whole.shape == (5,) and np.allclose(whole, np.concatenate(alone))
         reason = "its value at a token depends on other tokens, or is not finite"
     except ConfigError:
@@ -151,42 +192,9 @@ def require_per_token(objective: Objective) -> None:
         per_token, reason = False, f"it does not run ({type(error).__name__}: {error})"
     if not per_token:
         raise ConfigError(
-            f"objective {describe(objective)}: {_short(reason)};"
+            f"objective {describe(objective)}: {reason[:200]};"
             " it must map Scores [tokens] to [tokens], one by one"
         )
-
-
-def sequence_mean(mask: jax.Array) -> jax.Array:
-    """The paper's: the mean over sequences of each one's token mean. [B, T] -> [B, T]
-
-    Rows without a trained token weigh nothing and are not counted.
-
-    >>> sequence_mean(jnp.array([[True, True], [True, False], [False, False]])).tolist()
-    [[0.5, 0.5], [1.0, 0.0], [0.0, 0.0]]
-    """
-    length = jnp.sum(mask, axis=-1, keepdims=True)
-    return jnp.where(mask, 1.0 / jnp.maximum(length, 1), 0.0)
-
-
-def token_mean(mask: jax.Array) -> jax.Array:
-    """The mean over all trained tokens of the global batch. [B, T] -> [B, T]
-
-    >>> token_mean(jnp.array([[True, True], [True, False]])).tolist()
-    [[1.0, 1.0], [1.0, 0.0]]
-    """
-    return jnp.where(mask, 1.0, 0.0)
-
-
-def reduce(loss_bt: jax.Array, mask_bt: jax.Array, weights_bt: jax.Array) -> WeightedSum:
-    """sum of weights * loss over the mask, with the weights' sum: where masks meet a loss.
-
-    It selects before it multiplies: NaN times 0 is NaN.
-
-    >>> mask = jnp.array([[True, False]])
-    >>> float(reduce(jnp.array([[2.0, jnp.nan]]), mask, token_mean(mask)).mean())
-    2.0
-    """
-    return WeightedSum(jnp.sum(jnp.where(mask_bt, loss_bt, 0.0) * weights_bt), jnp.sum(weights_bt))
 
 
 def closed_form(token_loss: TokenLoss, temperature: float = 1.0) -> Callable | None:
@@ -201,128 +209,40 @@ def closed_form(token_loss: TokenLoss, temperature: float = 1.0) -> Callable | N
     if token_loss in (kl.forward_kl, kl.reverse_kl):
         name = token_loss.__name__
         return lambda at: getattr(at(temperature), name)
-    composition: _Composition | None = getattr(token_loss, "composition", None)
+    composition = composition_of(token_loss)
     if composition is None:
         return None
     combinator, losses, numbers, named = composition
     if combinator is at_temperature:
         return closed_form(losses[0], temperature * numbers[0])
+    if combinator not in POINTWISE:
+        return None
     parts = [closed_form(loss, temperature) for loss in losses]
     return None if None in parts else combinator(*parts, *numbers, **named)
 
 
-COMBINATORS = {f.__name__: f for f in (mix, scale, add, clip, at_temperature, importance)}
-TOKEN_LOSSES = {f.__name__: f for f in (kl.forward_kl, kl.reverse_kl)}
-OBJECTIVES = {f.__name__: f for f in (divergence, negative_log_likelihood)}
-REDUCTIONS = {f.__name__: f for f in (sequence_mean, token_mean)}
+POINTWISE = (mix, scale, add, clip)
+"""Combinators that look at the values of their losses alone."""
 
 
-def describe(function: Callable) -> str:
-    """The text that a function is written as: its name, or the combinator call that made it.
+def terms(loss: Callable) -> list[Callable]:
+    """What a loss is a weighted sum of: itself, unless it is a mix, a sum or a multiple.
 
-    >>> describe(kl.forward_kl)
-    'forward_kl'
+    >>> [describe(t) for t in terms(mix(kl.forward_kl, scale(kl.reverse_kl, 2), weight=0.8))]
+    ['forward_kl', 'reverse_kl']
     """
-    if isinstance(function, functools.partial):
-        given = [repr(a) for a in function.args] + [
-            f"{k}={v!r}" for k, v in function.keywords.items()
-        ]
-        return f"partial({', '.join([describe(function.func), *given])})"
-    name = getattr(function, "__name__", type(function).__qualname__)
-    known = {**TOKEN_LOSSES, **OBJECTIVES, **REDUCTIONS}.get(name) is function or "(" in name
-    return name if known else f"{getattr(function, '__module__', '?')}.{name}"
+    composition = composition_of(loss)
+    if composition is None or composition.combinator not in (mix, add, scale):
+        return [loss]
+    return list(dict.fromkeys(term for one in composition.functions for term in terms(one)))
 
 
-def parse(text: str, names: dict[str, Callable]) -> Callable:
-    """The inverse of `describe`: reads `names` and combinator calls, evaluates nothing else.
-
-    >>> describe(parse("mix(forward_kl, reverse_kl, weight=0.8)", TOKEN_LOSSES))
-    'mix(forward_kl, reverse_kl, weight=0.8)'
-    """
-
-    def build(node: ast.expr):
-        match node:
-            case ast.Name(id=name) if name in names:
-                return names[name]
-            case ast.Constant(value=number) if _is_number(number):
-                return number
-            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=n)) if _is_number(n):
-                return -n
-            case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if (
-                name in COMBINATORS
-            ):
-                return _call(
-                    COMBINATORS[name],
-                    [build(a) for a in args],
-                    [(k.arg or "**", build(k.value)) for k in keywords],
-                )
-        raise ValueError(ast.unparse(node))
-
-    try:
-        built = build(ast.parse(text.strip(), mode="eval").body)
-        if callable(built):
-            return built
-        reason = "that is a number"
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        reason = f"can't read {error}"
-    raise ConfigError(
-        f"{_short(repr(text))} is not a loss ({_short(reason)}); "
-        f"names: {sorted(names)}, combinators: {sorted(COMBINATORS)}"
-    )
-
-
-def _is_number(value) -> TypeGuard[int | float]:
-    """A finite int or float: what `describe` writes, and no bool."""
-    is_plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_plain and abs(value) <= sys.float_info.max
-
-
-def _call(function: Callable, positional: list, keyword: list[tuple[str, object]]):
-    """The combinator's call, refused unless losses and numbers stand where each belongs."""
-    if len(dict(keyword)) < len(keyword):
-        raise TypeError(f"{function.__name__}: an argument is given twice")
-    signature = inspect.signature(function, eval_str=True)
-    bound = signature.bind(*positional, **dict(keyword))
-    for name, value in bound.arguments.items():
-        wants_number = signature.parameters[name].annotation is float
-        for one in value if isinstance(value, tuple) else (value,):
-            if callable(one) == wants_number:
-                wanted = "a number" if wants_number else "a loss"
-                raise TypeError(f"{function.__name__}: {name} must be {wanted}")
-    return function(*bound.args, **bound.kwargs)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else text[:200] + "..."
-
-
-def _spelled(number) -> str:
-    """A number as plain Python text, NumPy's included: what `parse` reads back."""
-    return repr(number.item() if isinstance(number, np.generic) else number)
-
-
-class _Composition(NamedTuple):
-    combinator: Callable
-    losses: tuple[Callable, ...]
-    numbers: tuple
-    named: dict[str, float]
-
-
-def _composed(function, combinator: Callable, *losses: Callable, numbers: tuple = (), **named):
-    """The function, made to know how it was written."""
-    arguments = [
-        *(describe(loss) for loss in losses),
-        *(_spelled(n) for n in numbers),
-        *(f"{name}={_spelled(n)}" for name, n in named.items()),
-    ]
-    function.__name__ = f"{combinator.__name__}({', '.join(arguments)})"
-    function.__qualname__ = function.__name__
-    function.composition = _Composition(combinator, losses, numbers, named)
-    return function
+def uses(objective: Objective, function: Callable) -> bool:
+    """Whether an objective is composed of a function."""
+    return function in walk(objective)
 
 
 __all__ = [
-    "Objective", "TokenLoss", "add", "at_temperature", "clip", "describe", "divergence",
-    "importance", "mix",
-    "negative_log_likelihood", "parse", "reduce", "scale", "sequence_mean", "token_mean",
+    "add", "at_temperature", "clip", "closed_form", "divergence", "importance", "mix",
+    "negative_log_likelihood", "require_per_token", "scale", "terms", "uses",
 ]  # fmt: skip

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from kdjax.drawing import draw
 from kdjax.figure import table_of
 from kdjax.plots import figures, styles
 from kdjax.results import Cell, Outcome, Record, Verdict
+from kdjax.svg import draw
 from kdjax.tables import sections
 
 SHADES = (0.1, 0.3, 1.0, 3.0)

@@ -39,11 +39,13 @@ from kdjax.programs import (
     sampler_of,
 )
 from kdjax.progress import announce
+from kdjax.reference import open_reference, read_reference
 from kdjax.rollout import from_dataset, from_student
 from kdjax.sharding import data_size, shard_batch
 from kdjax.stored import Stored
 from kdjax.student import Student, open_student
 from kdjax.teachers import Teacher, load_teachers, load_tokenizers, read_shapes, title
+from kdjax.timetable import methods
 from kdjax.tokenizer import Tokenizer
 
 ROLLOUT, MEASURE, EVALUATE, TRAJECTORIES, ADAPTER, PROGRESS = range(6)  # purposes of the run key
@@ -54,8 +56,8 @@ class Parts(NamedTuple):
 
     initial_params are those that are trained, frozen those that are not; steps take the trained
     ones, `whole` makes of them what `programs.student` reads. teachers, groups (the rows of
-    source), prefixes, what is asked of them, and the folders that they are stored in, if any, are
-    by tag.
+    source), what is asked of them, and the folders that they are stored in, if any, are by tag;
+    prefixes by whose they are and tag. refer(rollout) adds what the reference model says of it.
     """
 
     config: Config
@@ -67,7 +69,8 @@ class Parts(NamedTuple):
     source: data.Source
     teachers: dict[str, Teacher]
     groups: data.Groups
-    prefixes: dict[str, PrefixSource]
+    prefixes: dict[str, dict[str, PrefixSource]]
+    refer: Callable[[Rollout], Rollout]
     identities: dict[str, str]
     asked: dict[str, Asked]
     stored: dict[str, Stored]
@@ -90,6 +93,7 @@ def build(config: Config) -> Parts:
         tokenizer.stop_ids,
         (*(i for t in tokenizers.values() for i in t.stop_ids), *stored.stop_ids(kept)),
         heads_alone=keep.kind == "states",
+        reference=read_reference(config),
     )
     programs = compose(config, choose_meshes(config, jax.local_devices(), shapes), shapes)
     source = training_source(config)
@@ -99,21 +103,28 @@ def build(config: Config) -> Parts:
     teachers = load_teachers(config, programs, tokenizers)
     draw = _student_draw(config, programs, tokenizer, student)
     key, draw_first = run_key(config, TRAJECTORIES), functools.partial(draw, student.trained)
-    asked = {
-        tag: Asked(config, programs, tokenizer, teacher, source, tag, groups[tag], key, draw_first)
-        for tag, teacher in teachers.items()
-    }
-    prefixes: dict[str, Callable[[str], PrefixSource]] = {
-        "dataset": lambda tag: from_dataset,
-        "student": lambda tag: from_student(draw),
-        "teacher": lambda tag: from_cache(asked[tag]),
-        "stored": lambda tag: stored.from_stored(asked[tag], kept[tag]),
-    }
+
+    def asked(config: Config) -> dict[str, Asked]:
+        given = (source, key, draw_first)
+        return {
+            tag: Asked(config, programs, tokenizer, teacher, tag, groups[tag], *given)
+            for tag, teacher in teachers.items()
+        }
+
+    def prefixes(method: Config) -> dict[str, PrefixSource]:
+        own = asked(method)
+        sources: dict[str, Callable[[str], PrefixSource]] = {
+            "dataset": lambda tag: from_dataset,
+            "student": lambda tag: from_student(draw),
+            "teacher": lambda tag: from_cache(own[tag]),
+            "stored": lambda tag: stored.from_stored(own[tag], kept[tag]),
+        }
+        return {tag: sources["stored" if kept else method.prefix](tag) for tag in teachers}
+
     return Parts(
         config, programs, tokenizer, student.trained, student.frozen, student.whole, source,
-        teachers, groups,
-        {tag: prefixes["stored" if kept else config.prefix](tag) for tag in teachers},
-        identities(config), asked, kept,
+        teachers, groups, {method.prefix: prefixes(method) for method in methods(config)},
+        open_reference(config, programs, tokenizer), identities(config), asked(config), kept,
     )  # fmt: skip
 
 
@@ -169,7 +180,7 @@ def _check_data(config: Config, source: data.Source, groups: data.Groups) -> Non
                 f"batch_size {config.batch_size} is over the {len(rows)} training problems{of_tag};"
                 " a problem would be sampled twice with one key"
             )
-    if config.prefix == "dataset":
+    if any(method.prefix == "dataset" for method in methods(config)):
         data.require_solutions(source, [0])
 
 
@@ -212,6 +223,8 @@ def identities(config: Config) -> dict[str, str]:
     for tag, name in teacher_models(config).items():
         if name is not None:
             found[title(tag)] = models.identity(models.find(name))
+    if config.reference is not None:
+        found["reference"] = models.identity(models.find(config.reference))
     found["problems"] = training_source(config).identity
     found |= stored.identities(config)
     if len(config.curriculum.lengths) > 1:
@@ -345,7 +358,7 @@ def _scorer(parts: Parts, params: Params, source: data.Source):
     elif foreign:
         announce(f"evaluation: no KL to a teacher, as problems have the tags {foreign} of none")
     if kept or foreign:
-        nobody = Teacher(None, TeacherPrograms(None), None, None, parts.tokenizer)
+        nobody = Teacher(None, TeacherPrograms(()), None, None, parts.tokenizer)
         tags, teachers = np.full(source.size, ""), {"": nobody}
     chunk = head_chunk(parts.config, parts.mesh, parts.tokenizer.size)
 

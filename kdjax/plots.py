@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from kdjax.drawing import Style, plain_style, style
 from kdjax.figure import MOST_POINTS, Figure, Range, Series
 from kdjax.passk import Estimate
 from kdjax.results import Cell, Record
+from kdjax.svg import Style, plain_style, style
 from kdjax.tables import summarise
 from kdjax.timeline import STEP, curriculum_timeline
 
@@ -92,6 +92,7 @@ CURVES = (
     ("Response length", "response_length", "length in training (tokens)", 1.0),
     ("Test length", "test_length", "length of own responses (tokens)", 1.0),
     ("Truncation", "truncated", "truncated in training (%)", 100.0),
+    ("Reward", "reward", "reward of a response (1: right)", 1.0),
     ("Gradient norm", "gradient_norm", "norm of the loss's gradient (nats)", 1.0),
 )
 """(title, metric, label, factor) of what is drawn over training steps."""

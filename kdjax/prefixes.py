@@ -86,9 +86,9 @@ class Asked(NamedTuple):
     programs: Programs
     tokenizer: Tokenizer
     teacher: Teacher
-    source: data.Source
     tag: str
     rows: np.ndarray
+    source: data.Source
     key: Key
     draw_student: Callable[[Batch, Key, int], Samples]
 

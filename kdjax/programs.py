@@ -17,7 +17,7 @@ from kdjax import models, topology
 from kdjax.base import ConfigError, Model, Params, Rollout, Sampler, Sampling, Scores
 from kdjax.config import Config
 from kdjax.head import chunk_tokens
-from kdjax.models import DecoderConfig
+from kdjax.models import DecoderConfig, parameter_count
 from kdjax.models.linear import LoRA
 from kdjax.models.lora import adapter_of
 from kdjax.sampler import CACHE_BYTES, open_sampler
@@ -33,6 +33,7 @@ from kdjax.sharding import (
 from kdjax.step import abstract_state, make_step
 from kdjax.stops import Stops
 from kdjax.student import lora_of, optimizer_of
+from kdjax.timetable import methods
 
 ADAM_BYTES = 16  # float32 parameter, gradient and two moments
 COPY_BYTES = 4  # the parameter that the entropy gate may fall back to
@@ -45,7 +46,8 @@ class Shapes(NamedTuple):
     """What a config's programs depend on besides the config: no weight and no file is read.
 
     teachers are by the name of their model; {None: None} is no teacher. teacher_stop_ids are those
-    of all of them. heads_alone: rollouts bring the teachers' states, so that of a teacher, which
+    of all of them. reference is the shape of the reference model, if there is one. heads_alone:
+    rollouts bring the teachers' states, so that of a teacher, which
     has no shape here, its LM head is read.
     """
 
@@ -55,13 +57,15 @@ class Shapes(NamedTuple):
     stop_ids: tuple[int, ...]
     teacher_stop_ids: tuple[int, ...] = ()
     heads_alone: bool = False
+    reference: DecoderConfig | None = None
 
 
 class TeacherPrograms(NamedTuple):
-    """What of a config's programs belongs to one teacher; without a teacher the step alone.
+    """What of a config's programs belongs to one teacher; without a teacher the steps alone.
 
-    - step(state, teacher_params, rollout, heldout_entropy_nats, frozen) -> (state, metrics); the
-      state holds what is trained, frozen the student's base where that is an adapter (`lora`).
+    - steps: of each of the config's `methods` a step(state, teacher_params, rollout,
+      heldout_entropy_nats, frozen) -> (state, metrics); the state holds what is trained, frozen the
+      student's base where that is an adapter (`lora`).
     - model reads params (shapes here), sampler what `to_sampler` makes of them.
     - A teacher on a mesh of its own is read there: read(params, rollout) -> the rollout with its
       states, and give(params) -> what remains to be read of it (its head), both on the student's
@@ -69,7 +73,7 @@ class TeacherPrograms(NamedTuple):
     - Of a teacher whose states were kept (kdjax/prefixes.py) there is the guide alone.
     """
 
-    step: Any
+    steps: tuple[Any, ...]
     model: Model | None = None
     sampler: Model | None = None
     params: Params | None = None
@@ -86,6 +90,7 @@ class Programs(NamedTuple):
       compute dtype, and whole on each device but for the tensor axis.
     - student_sampler: the model that reads those.
     - teachers: by the name of their model; those of one shape share their programs.
+    - reference reads reference_params (shapes here).
     """
 
     mesh: Mesh
@@ -101,6 +106,8 @@ class Programs(NamedTuple):
     student_params: Params
     to_sampler: Any
     teachers: dict[str | None, TeacherPrograms]
+    reference: Model | None = None
+    reference_params: Params | None = None
 
 
 def compose(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> Programs:
@@ -124,29 +131,35 @@ def compose(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> Progra
 
     @functools.cache
     def taught_by(decoder: DecoderConfig | None) -> TeacherPrograms:
-        taught = TeacherPrograms(None, guide=HEAD if shapes.heads_alone else None)
+        taught = TeacherPrograms((), guide=HEAD if shapes.heads_alone else None)
         if decoder is not None:
             model = build(decoder, mesh=teacher_mesh)
             sampler = build(decoder, mesh=rollout_mesh(teacher_mesh), kv_cache=kv_cache)
             params = teacher_shapes(config, decoder, teacher_mesh)
-            taught = TeacherPrograms(None, model, sampler, params, model)
+            taught = TeacherPrograms((), model, sampler, params, model)
             if teacher_mesh is not mesh:
                 taught = read_elsewhere(taught, teacher_mesh, mesh)
-        step = make_step(
+        make = functools.partial(
+            make_step,
             learner,
             taught.guide,
             optimizer,
-            token_loss=config.token_loss,
-            objective=config.objective,
             reduction=config.reduction,
             stops=stops,
             micro_batches=config.micro_batches,
             chunk=head_chunk(config, mesh, shapes.vocabulary),
             vocabulary=shapes.vocabulary,
             mesh=mesh,
+            steps=config.steps,
         )
-        return taught._replace(step=jax.jit(step, donate_argnums=0, out_shardings=(placed, None)))
+        steps = (make(token_loss=m.token_loss, objective=m.objective) for m in methods(config))
+        jitted = (jax.jit(s, donate_argnums=0, out_shardings=(placed, None)) for s in steps)
+        return taught._replace(steps=tuple(jitted))
 
+    reference, reference_params = None, None
+    if shapes.reference is not None:
+        reference = build(shapes.reference, mesh=mesh)
+        reference_params = models.abstract_params(shapes.reference, dtype, mesh)
     return Programs(
         mesh,
         teacher_mesh,
@@ -161,6 +174,8 @@ def compose(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> Progra
         whole,
         to_sampler(whole, dtype, mesh),
         {name: taught_by(decoder) for name, decoder in shapes.teachers.items()},
+        reference,
+        reference_params,
     )
 
 
@@ -292,12 +307,14 @@ def choose_meshes(
 
 
 def held_bytes(config: Config, shapes: Shapes) -> float:
-    """Bytes of the training state with its gradient, and of the teachers, where they lie on the
-    student's devices."""
+    """Bytes of the training state with its gradient, of the reference, and of the teachers, where
+    they lie on the student's devices."""
     trained = jax.tree.leaves(models.abstract_params(shapes.student, jnp.float32))
     beside = [] if config.layout.teacher_devices else shapes.teachers.values()
     teachers = [teacher_shapes(config, decoder) for decoder in beside if decoder]
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(teachers))
+    if shapes.reference is not None:
+        held += jnp.dtype(config.dtype).itemsize * parameter_count(shapes.reference)
     kept = COPY_BYTES if config.curriculum.policy == "fall_back" else 0
     return (ADAM_BYTES + kept) * sum(x.size for x in trained) + held
 

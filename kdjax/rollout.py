@@ -47,8 +47,10 @@ def from_student(generate: Sampler) -> PrefixSource:
 
     def draw(batch: Batch, params: Params, key: Key, max_new_tokens: int) -> Rollout:
         samples = generate(params, batch, key, max_new_tokens)
-        own = None if samples.logp_bt is None else jnp.asarray(samples.logp_bt)
-        return assemble_samples(batch, samples)._replace(own_logp_bt=own)
+        own = samples.logp_bt, samples.entropy_bt
+        logp, entropy = (None if x is None else jnp.asarray(x) for x in own)
+        rollout = assemble_samples(batch, samples)
+        return rollout._replace(own_logp_bt=logp, entropy_bt=entropy)
 
     return draw
 

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax.base import Model, Objective, Params, Reduction, Rollout, Scores, TokenLoss, WeightedSum
 from kdjax.comparison import Comparison, compare, is_top
+from kdjax.composition import describe
 from kdjax.head import Teacher, TeacherStates, TokenFunction, head_loss
-from kdjax.kl import forward_kl
+from kdjax.kl import forward_kl, reverse_kl
 from kdjax.numerics import gather_last, log_probs
 from kdjax.objective import (
     closed_form,
     divergence,
+    forward_divergence,
     negative_log_likelihood,
-    sequence_mean,
-    token_mean,
+    reverse_divergence,
+    terms,
 )
+from kdjax.reduction import sequence_mean, token_mean
 from kdjax.sharding import collect_rows, own_rows, vocabulary_axis, whole_rows
 from kdjax.stops import RAW, Stops, kept, merged
 from kdjax.topk import TopK, buckets, top_k
@@ -60,13 +66,16 @@ def scored_loss(
         if states is None:
             states = response_states(teacher, constant, rollout)
         theirs = TeacherStates(states, teacher.head(constant))
-    weights = reduction(mask)
+    weights = reduction(mask, rollout)
+    extra = {"targets": targets, "sampler_logp": rollout.sampler_logp_bt}
+    known = {name: getattr(rollout, f"{name}_bt") for name in KNOWN_BEFORE}
+    extra |= {name: value for name, value in known.items() if value is not None}
     total, scores = head_loss(
         token_function(token_loss, objective, vocabulary_axis(mesh), stops=stops),
         response_states(student, student_params, rollout),
         student.head(student_params),
         theirs,
-        {"targets": targets, "sampler_logp": rollout.sampler_logp_bt},
+        extra,
         weights,
         mask,
         chunk=chunk,
@@ -164,25 +173,46 @@ def token_function(
 
     def function(logits, teacher, extra) -> tuple[jax.Array, Scores]:
         logits, teacher, targets = merged(stops, logits, teacher, extra["targets"], axis)
-        if teacher is None:
-            comparison, divergence = compare(logits, None, targets, axis=axis), None
-        elif isinstance(teacher, TopK):
-            comparison, divergence = _against_top_k(token_loss, logits, teacher, targets, axis)
+        if isinstance(teacher, TopK):
+            comparison, against = _against_top_k(logits, teacher, targets, axis)
         else:
             comparison = compare(logits, teacher, targets, axis=axis)
-            divergence = _divergence(token_loss, logits, teacher, comparison, axis)
+            against = functools.partial(_divergence, logits, teacher, comparison, axis)
         scores = Scores(
             sampler_logp=extra["sampler_logp"],
+            **{name: extra.get(name) for name in KNOWN_BEFORE},
             mask=jnp.ones(targets.shape, bool),
-            divergence=divergence,
+            divergence=None if teacher is None else against(token_loss),
             **comparison._asdict(),
         )
-        return objective(scores), jax.lax.stop_gradient(scores)
+        parts = {describe(part): part(scores) for part in _parts(objective)}
+        if teacher is not None:
+            parts |= {describe(part): against(part) for part in _parts(token_loss)}
+        return objective(scores), jax.lax.stop_gradient(scores._replace(parts=parts or None))
 
     return function
 
 
-def _divergence(token_loss: TokenLoss, student, teacher, plain: Comparison, axis) -> jax.Array:
+def _parts(loss: Callable) -> list[Callable]:
+    """What a loss is a sum of, where that is several and not among the `Scores` already."""
+    summed = terms(loss)
+    return [one for one in summed if one not in SCORED] if len(summed) > 1 else []
+
+
+KNOWN_BEFORE = ("reference_logp", "old_logp", "advantage")
+"""The `Scores` that a rollout may bring."""
+
+SCORED = (
+    forward_kl,
+    reverse_kl,
+    divergence,
+    negative_log_likelihood,
+    forward_divergence,
+    reverse_divergence,
+)
+
+
+def _divergence(student, teacher, plain: Comparison, axis, token_loss: TokenLoss) -> jax.Array:
     """The token loss between logits, [..., V] twice -> [...]; `plain` is their comparison."""
     closed = closed_form(token_loss)
     if closed is None:
@@ -190,7 +220,7 @@ def _divergence(token_loss: TokenLoss, student, teacher, plain: Comparison, axis
         return collect_rows(token_loss(*whole), axis)
 
     def at(temperature: float) -> Comparison:
-        if temperature == 1.0:
+        if isinstance(temperature, int | float) and temperature == 1:
             return plain
         nowhere = jnp.zeros(student.shape[:-1], jnp.int32)
         return compare(student / temperature, teacher / temperature, nowhere, axis=axis)
@@ -198,13 +228,13 @@ def _divergence(token_loss: TokenLoss, student, teacher, plain: Comparison, axis
     return closed(at)
 
 
-def _against_top_k(token_loss: TokenLoss, logits, teacher: TopK, targets, axis):
-    """(Comparison, divergence): the student's own over the vocabulary, the rest over buckets."""
+def _against_top_k(logits, teacher: TopK, targets, axis):
+    """(Comparison, token loss -> divergence): the student's own over the vocabulary, the rest over
+    buckets."""
     whole = whole_rows(logits, axis)
     own = jax.tree.map(lambda x: own_rows(x, axis), teacher)
     both = buckets(whole, own)
     coarse = compare(*both, jnp.zeros(whole.shape[:-1], jnp.int32))
-    divergence = collect_rows(_divergence(token_loss, *both, coarse, None), axis)
     best = gather_last(own.ids, own.logp.argmax(-1))
     top = whole.max(-1)
     agrees = is_top((gather_last(whole, best) - top)[..., None], top)[..., 0].astype(whole.dtype)
@@ -213,4 +243,4 @@ def _against_top_k(token_loss: TokenLoss, logits, teacher: TopK, targets, axis):
         reverse_kl=collect_rows(coarse.reverse_kl, axis),
         top1_agreement=collect_rows(agrees, axis),
     )
-    return comparison, divergence
+    return comparison, lambda loss: collect_rows(_divergence(*both, coarse, None, loss), axis)

@@ -10,9 +10,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from kdjax.base import DataError, Model, Params, Rollout
+from kdjax.composition import describe
 from kdjax.config import Config
 from kdjax.models.quantized import parameter_total
-from kdjax.objective import closed_form, describe
+from kdjax.objective import closed_form
 from kdjax.programs import jitted_score
 from kdjax.sharding import data_size, device_bytes, shard_batch, vocabulary_axis
 from kdjax.stops import Stops

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from kdjax.base import (
+    ConfigError,
     Model,
     Objective,
     Params,
@@ -22,9 +23,11 @@ from kdjax.base import (
     TrainState,
     WeightedSum,
 )
+from kdjax.composition import at_progress, schedules
 from kdjax.kl import forward_kl
 from kdjax.models.lora import join
-from kdjax.objective import divergence, reduce, require_per_token, sequence_mean, token_mean
+from kdjax.objective import divergence, require_per_token
+from kdjax.reduction import reduce, sequence_mean, token_mean
 from kdjax.score import scored_loss
 from kdjax.sharding import replicated
 from kdjax.stops import RAW, Stops
@@ -78,6 +81,7 @@ def make_step(
     chunk: int = 1024,
     vocabulary: int | None = None,
     mesh: Mesh | None = None,
+    steps: int | None = None,
 ) -> Step:
     """step(state, teacher_params, rollout, heldout_entropy_nats=nan, frozen=None) -> (state,
     metrics).
@@ -90,13 +94,17 @@ def make_step(
     frozen: parameters of the student that are read and not trained (of any dtype): the student gets
     the union of them and `state.params`, gradients and optimizer state are of the latter alone.
 
+    steps: of the whole run, over which the schedules of token loss and objective go; their numbers
+    are metrics by their text, and so is each part that the losses are sums of.
+
     Errors: ConfigError for an objective whose value at a token depends on other tokens.
     """
     require_per_token(objective)
+    if not steps and (schedules(token_loss) or schedules(objective)):
+        raise ConfigError("make_step: a loss has a schedule; give `steps`, those of the whole run")
+    moving = schedules(token_loss) | schedules(objective)
     loss_of = functools.partial(
         scored_loss,
-        token_loss=token_loss,
-        objective=objective,
         reduction=reduction,
         stops=stops,
         chunk=chunk,
@@ -104,27 +112,32 @@ def make_step(
         mesh=mesh,
     )
 
-    def totals(params: Params, frozen: Params, teacher_params: Params, rollout: Rollout):
-        whole = join(frozen, params)
-        loss, scores = loss_of(student, whole, teacher, teacher_params, rollout)
+    def totals(params: Params, frozen: Params, teacher_params: Params, progress, rollout: Rollout):
+        loss, scores = loss_of(
+            student,
+            join(frozen, params),
+            teacher,
+            teacher_params,
+            rollout,
+            token_loss=at_progress(token_loss, progress),
+            objective=at_progress(objective, progress),
+        )
         if stops.policy == "merge":  # of other distributions than the sampler's
             rollout = rollout._replace(own_logp_bt=None)
         return loss.total, {"loss": loss, **_summaries(scores, rollout)}
 
     gradient = jax.grad(totals, has_aux=True)
 
-    def accumulate(params: Params, frozen: Params, teacher_params: Params, rollout: Rollout):
+    def accumulate(params: Params, rollout: Rollout, *constants):
+        gradient_of = functools.partial(gradient, params, *constants)
         if micro_batches == 1:
-            return gradient(params, frozen, teacher_params, rollout)
+            return gradient_of(rollout)
         pieces = jax.tree.map(lambda x: _deal(x, micro_batches), rollout)
-        shapes = jax.eval_shape(
-            gradient, params, frozen, teacher_params, jax.tree.map(lambda x: x[0], pieces)
-        )
+        shapes = jax.eval_shape(gradient_of, jax.tree.map(lambda x: x[0], pieces))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def body(carry, piece):
-            new = gradient(params, frozen, teacher_params, piece)
-            return jax.tree.map(jnp.add, carry, new), None
+            return jax.tree.map(jnp.add, carry, gradient_of(piece)), None
 
         return jax.lax.scan(body, zeros, pieces)[0]
 
@@ -135,14 +148,18 @@ def make_step(
         heldout_entropy_nats=jnp.nan,
         frozen: Params = None,
     ):
-        total_gradient, sums = accumulate(state.params, frozen, teacher_params, rollout)
+        progress = state.step / (steps or 1)
+        constants = (frozen, teacher_params, progress)
+        total_gradient, sums = accumulate(state.params, rollout, *constants)
         weight = jnp.where(sums["loss"].weight == 0, 1.0, sums["loss"].weight)
         grads = jax.tree.map(lambda g: g / weight, total_gradient)
         updates, opt_state = optimizer.update(
             grads, state.opt_state, state.params, heldout_entropy_nats=heldout_entropy_nats
         )
         params = optax.apply_updates(state.params, updates)
-        metrics = {name: s.mean() for name, s in sums.items()} | {
+        metrics = {name: s.mean() for name, s in sums.items()}
+        metrics |= {text: schedule.at(progress) for text, schedule in moving.items()}
+        metrics |= {
             "gradient_norm": optax.global_norm(grads),
             "response_tokens": sums["student_entropy"].weight,
         }
@@ -154,10 +171,11 @@ def make_step(
 def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
     """Token means of every statistic, and sequence means of length and truncation."""
     weights = token_mean(scores.mask)
+    statistics = scores._asdict() | (scores.parts or {})
     token_level = {
         name: reduce(value, scores.mask, weights)
-        for name, value in scores._asdict().items()
-        if value is not None and name not in ("mask", "divergence")
+        for name, value in statistics.items()
+        if value is not None and name not in ("mask", "parts", "divergence")
     }
     rows = jnp.float32(rollout.truncated_b.shape[0])
     if rollout.own_logp_bt is not None:
@@ -165,9 +183,13 @@ def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
         token_level["sampler_gap"] = reduce(gap, scores.mask, weights)
         # mean squares show tails that means hide, and add up over micro-batches as a maximum can't
         token_level["sampler_gap_squared"] = reduce(gap**2, scores.mask, weights)
-    if rollout.staleness_b is not None:
-        total = jnp.sum(rollout.staleness_b.astype(jnp.float32))
-        token_level["staleness"] = WeightedSum(total, rows)
+    for name in ("staleness", "reward"):
+        value = getattr(rollout, f"{name}_b")
+        if value is not None:
+            token_level[name] = WeightedSum(jnp.sum(value.astype(jnp.float32)), rows)
+    if rollout.pass_rate_b is not None:
+        signal = jnp.any(rollout.advantage_bt != 0, axis=1).astype(jnp.float32)
+        token_level["reward_signal"] = WeightedSum(jnp.sum(signal), rows)
     return token_level | {
         "response_length": WeightedSum(
             jnp.sum(rollout.response_length_b.astype(jnp.float32)), rows

@@ -12,8 +12,8 @@ import numpy as np
 
 from kdjax import trajectories as folders
 from kdjax.base import ConfigError, Objective, PrefixSource, Scores
+from kdjax.composition import describe as describe_function
 from kdjax.config import Config, differences, teacher_models
-from kdjax.objective import describe as describe_function
 from kdjax.prefixes import NOTHING, Asked, Keep, of_tag, parse_keep, settings_of
 from kdjax.rollout import from_trajectories
 from kdjax.tokenizer import Tokenizer
@@ -95,7 +95,8 @@ BY_TOP_K = ("divergence", "forward_kl", "reverse_kl", "top1_agreement")
 def _runs_on(objective: Objective, *of_teacher: str) -> bool:
     """Whether an objective needs no more of a teacher than these `Scores`; others are None."""
     one = jnp.ones(1)
-    scores = Scores(one, one, one, one > 0, **dict.fromkeys(of_teacher, one))
+    known: dict[str, Any] = dict.fromkeys(of_teacher, one)
+    scores = Scores(one, one, one, one > 0, **known)
     try:
         jax.eval_shape(objective, scores)
     except (ConfigError, TypeError, AttributeError):  # what None does in an expression

@@ -9,12 +9,13 @@ import jax
 import optax
 
 from kdjax.base import Key, Params
-from kdjax.config import Config, as_dict, measured_before
+from kdjax.config import Config, as_dict
 from kdjax.gate import POLICIES, entropy_gate
 from kdjax.models import DecoderConfig
 from kdjax.models.linear import LoRA
 from kdjax.models.lora import init_adapter, join, make_lora, merge
 from kdjax.optimizer import make_optimizer
+from kdjax.timetable import measured_before, updates_at
 
 
 class Student(NamedTuple):
@@ -54,7 +55,8 @@ def optimizer_of(config: Config) -> optax.GradientTransformationExtraArgs:
         policy=POLICIES[curriculum.policy],
         measurements=max(1, len(measured_before(config))),  # Orbax keeps no empty array
     )
-    return make_optimizer(steps=config.steps, gate=gate, **as_dict(config.optimizer))
+    updates = sum(updates_at(config, step) for step in range(config.steps))
+    return make_optimizer(steps=updates, gate=gate, **as_dict(config.optimizer))
 
 
 @functools.partial(jax.jit, static_argnums=0)

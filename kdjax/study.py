@@ -205,7 +205,7 @@ def _check_claim(study: Study, claim) -> None:
         raise ConfigError(f"claim {claim.name} needs cells on both sides (more and less)")
     if claim.reading == "flops" and claim.metric != "avg":
         raise ConfigError(
-            f"claim {claim.name}: only avg is read at equal FLOPs, not {claim.metric}"
+            f"claim {claim.name}: only avg is read at equal FLOPs, got {claim.metric}"
         )
     untested = [n for n in named if not study.cells[n].evaluation.every_steps]
     if claim.reading == "flops" and untested:
@@ -228,7 +228,7 @@ def _cells(study: Study, done: Sequence[Piece]) -> list[Cell]:
 def _weight(config: Config) -> float | None:
     """The weight of forward KL in the token loss, on student prefixes at one length; None where the
     loss is no mix of the two KLs."""
-    if config.prefix != "student" or len(config.curriculum.lengths) > 1:
+    if config.prefix != "student" or config.turns or len(config.curriculum.lengths) > 1:
         return None
     loss = describe(config.token_loss)
     mixed = re.fullmatch(r"mix\(forward_kl, reverse_kl, weight=([\d.e-]+)\)", loss)
@@ -244,9 +244,16 @@ def _row(piece: Piece) -> Row:
 
 
 def _about(done: Sequence[Piece]) -> dict[str, Any]:
-    """What all runs have in common."""
-    first, *others = [about_run(Path(p.config.run)) for p in done if not p.is_reference]
-    return {k: v for k, v in first.items() if all(about[k] == v for about in others)}
+    """What all runs have in common, and every version that some of them were made with."""
+    folders = [Path(piece.config.run) for piece in done if not piece.is_reference]
+    abouts = [about_run(folder) for folder in folders]
+    versions = report.read_json(folders[0] / report.VERSIONS)
+    values = {name: list(dict.fromkeys(str(x.get(name)) for x in abouts)) for name in abouts[0]}
+    return {
+        name: ", ".join(found)
+        for name, found in values.items()
+        if len(found) == 1 or name in versions
+    }
 
 
 def _training_seconds(cells: Sequence[Cell]) -> float:

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import data, report
+from kdjax import report
 from kdjax.accounting import PARTS, open_account, spent
-from kdjax.base import ConfigError, DataError, DivergedError, Params, Rollout, Sampling, TrainState
-from kdjax.buckets import trim
+from kdjax.base import ConfigError, DataError, DivergedError, Rollout, Sampling, TrainState
 from kdjax.checkpoint import Checkpoints, open_checkpoints
-from kdjax.config import WHERE_IT_RUNS, Config, as_dict, differences, measured_before
+from kdjax.config import WHERE_IT_RUNS, Config, as_dict, differences
+from kdjax.drawing import draw, length_of, with_old_policy
 from kdjax.evaluate import (
     EvalReport,
     all_responses,
@@ -25,12 +25,11 @@ from kdjax.evaluate import (
     mean_entropy,
     to_json,
 )
-from kdjax.gate import last_decision, rollout_length
+from kdjax.gate import last_decision
 from kdjax.optimizer import gate_state
 from kdjax.page import render_page
 from kdjax.parts import (
     MEASURE,
-    ROLLOUT,
     Parts,
     batch_at,
     build,
@@ -47,8 +46,8 @@ from kdjax.parts import (
 )
 from kdjax.progress import announce, training_progress
 from kdjax.results import Cell, Row
-from kdjax.sharding import shard_batch
 from kdjax.summary import render_results, to_csv
+from kdjax.timetable import measured_before, methods, turn_at, updates_at
 from kdjax.validation import validate
 
 HELDOUT_RESPONSES = {"all": all_responses, "finished": finished_responses}
@@ -61,8 +60,8 @@ def train(config: Config) -> EvalReport:
     Errors: KdjaxError kinds, each one line with the remedy.
     """
     folder = Path(validate(config).run)
-    draws = config.prefix == "student" and config.trajectories is None
-    if draws and config.rollouts.engine is not None:
+    drawn = config.trajectories is None and any(m.prefix == "student" for m in methods(config))
+    if drawn and config.rollouts.engine is not None:
         raise ConfigError(
             "rollouts.engine has weights of its own, which do not follow the student's: leave it"
             " out, or draw once by `kdjax rollouts` and train from that folder (trajectories)"
@@ -131,11 +130,7 @@ def _loop(
                 entropy = _measure_entropy(parts, state, number)
                 rollout = drawn.result() if drawn else _rollout(parts, state, number)
                 drawn = _draw_ahead(parts, pool, state, number + 1)
-                teacher = parts.teachers[batch_at(parts, number)[0]]
-                rollout = teacher.programs.read(teacher.params, rollout)
-                state, values = teacher.programs.step(
-                    state, teacher.given, rollout, jnp.float32(entropy), parts.frozen
-                )
+                state, values = _update(parts, state, number, rollout, entropy)
                 done = number + 1
                 saves = done % config.save_every_steps == 0 or done == config.steps
                 tests = is_due(config.evaluation.every_steps, done)
@@ -174,29 +169,36 @@ def _draw_ahead(
     config = parts.config
     if not config.rollouts.ahead or number >= config.steps or number % config.save_every_steps == 0:
         return None
-    params, length = jax.tree.map(jnp.copy, state.params), _length(parts, state)
-    return pool.submit(_drawn, parts, params, number, length, 1)
+    params, length = jax.tree.map(jnp.copy, state.params), length_of(parts, state)
+    return pool.submit(draw, parts, params, number, length, 1)
 
 
 def _rollout(parts: Parts, state: TrainState, number: int) -> Rollout:
-    """The training data of step `number`: a pure function of (config, state, number)."""
-    return _drawn(parts, state.params, number, _length(parts, state), 0)
+    """The training data of step `number`, drawn by the student as it is."""
+    return draw(parts, state.params, number, length_of(parts, state), 0)
 
 
-def _length(parts: Parts, state: TrainState) -> int:
-    return rollout_length(gate_state(state.opt_state), parts.config.curriculum.lengths)
+def _update(
+    parts: Parts, state: TrainState, number: int, rollout: Rollout, entropy: float
+) -> tuple[TrainState, dict[str, Any]]:
+    """One step: the update of its method, or several over one rollout (`rl.epochs`).
 
-
-def _drawn(parts: Parts, params: Params, number: int, length: int, staleness: int) -> Rollout:
+    Metrics are of the first, before the student has moved; policy_drift, the mean distance of its
+    log-probabilities from the sampler's, is of the last.
+    """
     config = parts.config
-    tag, indices = batch_at(parts, number)
-    if config.prefix == "dataset":
-        data.require_solutions(parts.source, indices)
-    batch = encode(parts.source, parts.tokenizer, indices, config, length)
-    rollout = parts.prefixes[tag](batch, params, run_key(config, ROLLOUT, number), length)
-    if config.rollouts.ahead and config.prefix == "student":
-        rollout = rollout._replace(staleness_b=jnp.full(len(indices), staleness, jnp.int32))
-    return shard_batch(trim(rollout), parts.mesh)
+    teacher = parts.teachers[batch_at(parts, number)[0]]
+    rollout = parts.refer(teacher.programs.read(teacher.params, rollout))
+    step, updates = teacher.programs.steps[turn_at(config, number)], updates_at(config, number)
+    if updates > 1:
+        rollout = with_old_policy(parts, state.params, rollout)
+    heldout = jnp.float32(entropy)
+    state, first = step(state, teacher.given, rollout, heldout, parts.frozen)
+    for _ in range(updates - 1):
+        state = state._replace(step=state.step - 1)
+        state, last = step(state, teacher.given, rollout, jnp.float32(jnp.nan), parts.frozen)
+        first = first | {"policy_drift": last["sampler_gap"]}
+    return state, first
 
 
 def is_due(every: int, step: int) -> bool:
@@ -217,7 +219,7 @@ def _measure_entropy(parts: Parts, state: TrainState, number: int) -> float:
     config = parts.config
     if number not in measured_before(config):
         return float("nan")
-    length, source = _length(parts, state), heldout_source(config)
+    length, source = length_of(parts, state), heldout_source(config)
     batch = encode(source, parts.tokenizer, np.arange(source.size), config, length)
     key = run_key(config, MEASURE, number)
     samples = draw_student(parts, state.params, batch, key, length)
@@ -237,7 +239,7 @@ def _record(
     the next rollout; at a measurement gate_decision says what was decided (`gate.DECISIONS`)."""
     gate = gate_state(state.opt_state)
     record = {name: float(value) for name, value in values.items()}
-    record |= {"gate_stage": int(gate.stage), "gate_length": _length(parts, state)}
+    record |= {"gate_stage": int(gate.stage), "gate_length": length_of(parts, state)}
     record["seconds"] = seconds
     if math.isfinite(entropy):
         record |= {"heldout_entropy": entropy, "gate_decision": last_decision(gate)}
@@ -299,6 +301,8 @@ def about_run(folder: Path) -> dict[str, Any]:
         name: config[name]
         for name in ("prefix", "token_loss", "objective", "reduction", "steps", "batch_size")
     }
+    if config.get("turns"):
+        method["turns"] = config["turns"]
     return {
         **method,
         "rollouts": str(Sampling(**config["sampling"])),

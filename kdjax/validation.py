@@ -8,10 +8,11 @@ import typing
 from typing import Any, Literal
 
 from kdjax.base import ConfigError
-from kdjax.config import Config, Lora, teacher_models
+from kdjax.config import Config, Lora, Turn, teacher_models
 from kdjax.gate import entropy_gate
 from kdjax.objective import divergence
 from kdjax.sampler import check_sampling
+from kdjax.timetable import methods
 
 
 def validate(config: Config) -> Config:
@@ -44,7 +45,10 @@ def validate(config: Config) -> Config:
             f"batch_size {config.batch_size} is not a multiple of"
             f" micro_batches {config.micro_batches}"
         )
-    _check_teachers(config)
+    _check_turns(config)
+    _check_rl(config)
+    for method in methods(config):
+        _check_teachers(method)
     if config.rollouts.rows < 1 or not (config.rollouts.cache_gib or 1.0) > 0:
         raise ConfigError(
             f"rollouts.rows and rollouts.cache_gib must be over 0, got {config.rollouts.rows} and"
@@ -67,6 +71,51 @@ def validate(config: Config) -> Config:
     _check_measurements(config)
     _check_lora(config.lora)
     return config
+
+
+def _check_turns(config: Config) -> None:
+    for turn in config.turns:
+        if not 0 < turn.share <= 1:
+            raise ConfigError(f"turns: share must be in (0, 1], got {turn.share}")
+        if not 0 <= turn.from_step < config.steps:
+            raise ConfigError(
+                f"turns: from_step must be in 0..{config.steps - 1} (steps - 1), got"
+                f" {turn.from_step}"
+            )
+    if config.turns and config.trajectories is not None:
+        raise ConfigError(
+            "turns and trajectories are both set, and a folder holds the responses of one prefix;"
+            " leave trajectories out (the teacher's are drawn once, into the cache)"
+        )
+
+
+def _check_rl(config: Config) -> None:
+    rl = config.rl
+    for name in ("group_size", "epochs"):
+        if getattr(rl, name) < 1:
+            raise ConfigError(f"rl.{name} must be at least 1, got {getattr(rl, name)}")
+    if rl.redraws < 0:
+        raise ConfigError(f"rl.redraws must be at least 0, got {rl.redraws}")
+    if config.rollouts.reward_workers < 1 or not config.rollouts.reward_seconds > 0:
+        raise ConfigError(
+            f"rollouts.reward_workers and reward_seconds must be over 0, got"
+            f" {config.rollouts.reward_workers} and {config.rollouts.reward_seconds}"
+        )
+    if not 0 <= rl.overlong_buffer_tokens <= config.curriculum.lengths[0]:
+        raise ConfigError(
+            f"rl.overlong_buffer_tokens must be in 0..{config.curriculum.lengths[0]} (the shortest"
+            f" of curriculum.lengths), got {rl.overlong_buffer_tokens}"
+        )
+    if config.batch_size % rl.group_size:
+        raise ConfigError(
+            f"batch_size {config.batch_size} is not a multiple of rl.group_size {rl.group_size}"
+        )
+    drawn = config.trajectories is None and any(m.prefix == "student" for m in methods(config))
+    if rl.group_size > 1 and not drawn:
+        raise ConfigError(
+            f"rl.group_size {rl.group_size} rewards what the student draws; set prefix student, and"
+            " no trajectories, or rl.group_size 1"
+        )
 
 
 def _check_teachers(config: Config) -> None:
@@ -133,13 +182,16 @@ def _check_types(node: Any, prefix: str) -> None:
             _check_types(value, f"{prefix}{name}.")
         elif not _fits(value, kind):
             raise ConfigError(f"{prefix}{name} must be {_spelled(kind)}, got {value!r}")
+        elif kind == tuple[Turn, ...]:
+            for turn in value:
+                _check_types(turn, f"{prefix}{name}.")
 
 
 def _fits(value: Any, kind: Any) -> bool:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return value in args
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):
         return any(_fits(value, option) for option in args)
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)

@@ -69,6 +69,7 @@ CLAIM = Claim("c", "good is better", "avg", ("good",), ("bad",))
         (0.2, 0.0, 0.0, "supported"),
         (0.0, 0.2, 0.0, "contradicted"),
         (0.1, 0.1, 0.0, "undecided"),
+        (0.1, 0.13, 0.0, "undecided"),
         (0.1, 0.1, 0.2, "supported"),
         (0.0, 0.3, 0.1, "contradicted"),
         (0.0, 0.2, 0.2, "undecided"),

@@ -10,11 +10,14 @@ import typing
 import pytest
 
 from kdjax import (
+    accuracy,
     add,
     at_temperature,
+    centered,
     clip,
     divergence,
     forward_kl,
+    log_ratio,
     mix,
     negative_log_likelihood,
     reverse_kl,
@@ -23,6 +26,7 @@ from kdjax import (
 )
 from kdjax.base import ConfigError, Sampling
 from kdjax.config import (
+    RL,
     Config,
     Curriculum,
     Data,
@@ -31,6 +35,7 @@ from kdjax.config import (
     Lora,
     Optimizer,
     Rollouts,
+    Turn,
     as_dict,
     differences,
     from_dict,
@@ -40,6 +45,8 @@ from kdjax.train import HELDOUT_RESPONSES
 from kdjax.validation import validate
 
 FULL = Config(
+    turns=(Turn(0.25, 3, "dataset", forward_kl, mix(divergence, log_ratio, weight=0.5)), Turn(0.5)),
+    reference="d",
     run="runs/other",
     student="a folder",
     teacher=None,
@@ -54,8 +61,9 @@ FULL = Config(
     batch_size=6,
     micro_batches=2,
     sampling=Sampling(0.0, 0.9, 20, 0.1),
-    rollouts=Rollouts(8, 0.5, "int8", 0.2, True, "http://localhost:1/v1", "m", "drawn"),
+    rollouts=Rollouts(8, 0.5, "int8", 0.2, True, "http://localhost:1/v1", "m", "drawn", 2, 3.0),
     seed=3,
+    rl=RL(3, accuracy, centered, 2, 1, 1),
     data=Data(
         task="calc", terms=(2,), problems=9, file="p.jsonl", max_prompt_tokens=5, thinking=True
     ),
@@ -102,9 +110,10 @@ def test_round_trip_through_json(config):
     again = from_dict(written)
     assert as_dict(again) == as_dict(config)
     functions = ("token_loss", "objective", "reduction")
-    plain = {name: None for name in functions}
+    plain = {name: None for name in (*functions, "turns")}
     assert dataclasses.replace(again, **plain) == dataclasses.replace(config, **plain)
-    assert validate(again) is again
+    possible = dataclasses.replace(again, turns=(), rl=RL())  # these are not beside trajectories
+    assert validate(possible) is possible
 
 
 def test_a_curriculum_can_name_what_there_is():

@@ -29,17 +29,12 @@ from kdjax import (
     token_mean,
 )
 from kdjax.base import ConfigError, Scores, WeightedSum
+from kdjax.catalogue import OBJECTIVES, TOKEN_LOSSES, Names, parse
 from kdjax.comparison import compare
+from kdjax.composition import describe
 from kdjax.numerics import gather_last, log_probs
-from kdjax.objective import (
-    OBJECTIVES,
-    TOKEN_LOSSES,
-    closed_form,
-    describe,
-    parse,
-    reduce,
-    require_per_token,
-)
+from kdjax.objective import closed_form, require_per_token
+from kdjax.reduction import reduce
 
 quick = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
@@ -255,7 +250,8 @@ def test_parse_refuses_huge_texts_quickly_and_briefly(text):
 def test_parse_evaluates_nothing(tmp_path):
     """No call happens but a combinator's: not a builtin's, not that of a function of the table."""
     called = []
-    names = {"forward_kl": lambda *arguments: called.append(arguments)}
+    spy = {"forward_kl": lambda *arguments: called.append(arguments)}
+    names = Names(spy, TOKEN_LOSSES.combinators)
     written = tmp_path / "written"
     for text in (
         f"open({str(written)!r}, 'w')",
@@ -301,7 +297,8 @@ def test_negative_log_likelihood_is_forward_kl_to_a_one_hot_target():
 def test_the_tables_hold_each_function_under_its_own_name():
     """describe is the key of the table that parse reads."""
     for table in (TOKEN_LOSSES, OBJECTIVES):
-        assert {name: describe(f) for name, f in table.items()} == {name: name for name in table}
+        names = table.functions
+        assert {name: describe(f) for name, f in names.items()} == {name: name for name in names}
 
 
 LENGTHS = np.array([5, 1, 0, 3])
@@ -469,7 +466,9 @@ def test_objectives_may_read_every_score():
     """Also one of the user's own, with a coefficient for each field and a constant weight."""
 
     def of_everything(scores):
-        values = [value for name, value in scores._asdict().items() if name != "mask"]
+        values = [
+            value for name, value in scores._asdict().items() if name not in ("mask", "parts")
+        ]
         weighted = sum(number * value for number, value in enumerate(values, start=1))
         return jnp.where(scores.mask, jax.lax.stop_gradient(scores.forward_kl) * weighted, 0.0)
 

@@ -13,11 +13,11 @@ import pytest
 from browser import BROWSER, measure
 from synthetic import PIECES, VERDICTS, a_report, a_run, a_study
 
-from kdjax.drawing import COLOURS, draw, style
 from kdjax.figure import MOST_POINTS, Figure, Series, table_of
 from kdjax.page import SHADES, legend, render_page, shade
 from kdjax.plots import curve, figures, styles
 from kdjax.results import Cell, Row
+from kdjax.svg import COLOURS, draw, style
 from kdjax.tables import comparison, gain, sections, summarise, table
 
 ABOUT = {"prefix": "student", "git_commit": "0123456789ab+"}

@@ -24,7 +24,8 @@ from kdjax.export import export, export_adapter
 from kdjax.kl import forward_kl
 from kdjax.models.families import tensors
 from kdjax.numerics import project
-from kdjax.objective import negative_log_likelihood, token_mean
+from kdjax.objective import negative_log_likelihood
+from kdjax.reduction import token_mean
 from kdjax.sampler import generate
 from kdjax.score import scored_loss
 from kdjax.train import train

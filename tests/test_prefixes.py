@@ -66,7 +66,7 @@ def step_of(parts, rollout=None, number: int = 0):
         rollout = train_module._rollout(parts, state, number)
     teacher = parts.teachers[tag]
     read = teacher.programs.read(teacher.params, rollout)
-    state, values = teacher.programs.step(state, teacher.given, read, jnp.float32(np.nan), None)
+    state, values = teacher.programs.steps[0](state, teacher.given, read, jnp.float32(np.nan), None)
     return rollout, jax.device_get((state.params, state.opt_state)), jax.device_get(values)
 
 

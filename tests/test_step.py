@@ -16,7 +16,8 @@ from conftest import bigram, bigram_params, one_layer, random_rollout, tiny_conf
 
 from kdjax import forward_kl, make_optimizer, mix, reverse_kl
 from kdjax.models.decoder import build, init_params
-from kdjax.objective import divergence, negative_log_likelihood, sequence_mean, token_mean
+from kdjax.objective import divergence, negative_log_likelihood
+from kdjax.reduction import sequence_mean, token_mean
 from kdjax.sharding import make_mesh, replicated, shard_batch
 from kdjax.step import init_state, make_step
 

@@ -15,7 +15,8 @@ from conftest import bigram, bigram_params, random_rollout
 from kdjax import forward_kl, mix, reverse_kl
 from kdjax.base import ConfigError
 from kdjax.comparison import compare
-from kdjax.objective import at_temperature, divergence, token_mean
+from kdjax.objective import at_temperature, divergence
+from kdjax.reduction import token_mean
 from kdjax.score import scored_loss, token_function
 from kdjax.sharding import make_mesh
 from kdjax.stops import RAW, Stops, kept, merge_columns

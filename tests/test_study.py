@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 from pathlib import Path
@@ -11,36 +12,211 @@ from test_train import tiny  # noqa: F401  (a fixture)
 
 from kdjax import forward_kl, reverse_kl
 from kdjax import study as study_module
-from kdjax.base import ConfigError
-from kdjax.config import Study
+from kdjax.__main__ import main
+from kdjax.base import ConfigError, DivergedError
+from kdjax.claims import Claim
+from kdjax.command_line import load_file
+from kdjax.config import Config, Study, as_dict
+from kdjax.report import git_commit
+from kdjax.results import Cell
 
 
-def test_study_trains_once_and_reports(tiny, monkeypatch):  # noqa: F811
-    """Cells land in their folders; a second call reuses them; a changed cell is refused."""
-    folder = Path(tiny.run).parent / "study"
-    cells = {
-        name: dataclasses.replace(tiny, token_loss=loss, steps=2)
-        for name, loss in (("forward", forward_kl), ("reverse", reverse_kl))
-    }
-    rows = study_module.run_study(Study(str(folder), cells))
-    assert [row.name for row in rows] == ["start", "teacher", "forward", "reverse"]
-    assert rows[0].report.source == rows[3].report.source
-    assert rows[1].report.forward_kl == 0.0
-    assert rows[1].report.reverse_kl == 0.0
-    assert (folder / "forward" / "metrics.jsonl").exists()
-    assert "reverse" in (folder / "report.html").read_text()
-    assert [line["run"] for line in json.loads((folder / "table.json").read_text())][2] == "forward"
+@pytest.fixture
+def study(tiny) -> Study:  # noqa: F811
+    """Two cells, two seeds, two steps each, tested after every step, and a claim."""
+    evaluation = dataclasses.replace(tiny.evaluation, every_steps=1)
+    base = dataclasses.replace(tiny, steps=2, evaluation=evaluation)
+    losses = {"forward": forward_kl, "reverse": reverse_kl}
+    return Study(
+        str(Path(tiny.run).parent / "study"),
+        {name: dataclasses.replace(base, token_loss=loss) for name, loss in losses.items()},
+        seeds=(0, 3),
+        claims=(
+            Claim("longer", "reverse is longer", "length", ("reverse",), ("forward",)),
+            Claim("flops", "reverse is cheaper", "avg", ("reverse",), ("forward",), 0.0, "flops"),
+        ),
+    )
 
-    def must_not_train(config):
-        raise AssertionError("trained again")
+
+RUNS = ["forward/seed_0", "reverse/seed_0", "forward/seed_3", "reverse/seed_3"]
+
+
+def test_study_trains_once_and_reports(study, monkeypatch):
+    """Each cell and seed in its folder, references once; a run that fails doesn't stop the others,
+    whose results are kept; a second call makes the rest, a third nothing; a changed cell is
+    refused."""
+    folder, trained = Path(study.folder), []
+    train, evaluate = study_module.train, study_module.evaluate_params
+
+    def fails_at(*names):
+        def run(config):
+            name = "/".join(Path(config.run).parts[-2:])
+            trained.append(name)
+            if name in names:
+                raise DivergedError("loss is nan")
+            return train(config)
+
+        return run
 
     with monkeypatch.context() as patched:
-        patched.setattr(study_module, "train", must_not_train)
-        patched.setattr(study_module, "evaluate_params", must_not_train)
-        again = study_module.run_study(Study(str(folder), cells))
-    assert [row.report for row in again] == [row.report for row in rows]
-    cells["forward"] = dataclasses.replace(cells["forward"], seed=5)
-    with pytest.raises(ConfigError, match="seed: 0 -> 5"):
-        study_module.run_study(Study(str(folder), cells))
-    with pytest.raises(ConfigError, match="no cells"):
-        study_module.run_study(Study(str(folder), {}))
+        patched.setattr(study_module, "train", fails_at(RUNS[1]))
+        with pytest.raises(
+            study_module.CellError, match=r"^reverse/seed_0: loss is nan; "
+        ) as caught:
+            study_module.run_study(study)
+        assert caught.value.exit_code == 86
+        assert trained == RUNS
+        assert not (folder / "report.html").exists()
+        trained.clear()
+        patched.setattr(study_module, "train", fails_at())
+        cells, verdicts = study_module.run_study(study)
+        assert trained == [RUNS[1]]
+        versions = folder / RUNS[3] / "versions.json"
+        versions.write_text(json.dumps(json.loads(versions.read_text()) | {"git_commit": "other"}))
+        trained.clear()
+        patched.setattr(study_module, "evaluate_params", lambda *_: pytest.fail("evaluated again"))
+        again = study_module.run_study(study)
+        assert trained == []
+    assert [[run.report for run in c.runs] for c in again[0]] == [
+        [run.report for run in c.runs] for c in cells
+    ]
+    assert again[1] == verdicts
+    _check_written(folder, cells, verdicts)
+    assert evaluate is study_module.evaluate_params
+    study.cells["forward"] = dataclasses.replace(study.cells["forward"], batch_size=16)
+    with pytest.raises(study_module.CellError, match="batch_size: 8 -> 16") as caught:
+        study_module.run_study(study)
+    assert "(forward/seed_3 failed too)" in str(caught.value)
+
+
+def _check_written(folder: Path, cells: list[Cell], verdicts) -> None:
+    assert [cell.name for cell in cells] == ["start", "teacher", "forward", "reverse"]
+    assert [len(cell.runs) for cell in cells] == [1, 1, 2, 2]
+    assert [cell.weight for cell in cells] == [None, None, 1.0, 0.0]
+    assert [run.report.seed for run in cells[2].runs] == [0, 3]
+    assert cells[1].runs[0].report.forward_kl == 0.0
+    assert cells[2].runs[0].samples != cells[2].runs[1].samples
+    assert "test_avg" in cells[2].runs[0].metrics[0]
+    assert [verdict.claim.name for verdict in verdicts] == ["longer", "flops"]
+    for name in RUNS:
+        assert (folder / name / "metrics.jsonl").exists()
+    assert "forward" in (folder / "report.html").read_text()
+    results = (folder / "results.md").read_text()
+    assert "reverse is longer" in results
+    assert f"| git_commit | {git_commit()}, other |" in results
+    assert "token_loss" not in results
+    lines = json.loads((folder / "table.json").read_text())
+    with (folder / "table.csv").open() as file:
+        assert [x["cell"] for x in csv.DictReader(file)] == [x["cell"] for x in lines]
+    assert [x["seed"] for x in lines if x["cell"] == "forward"] == ["0", "3", "all"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(cells={}), "no cells"),
+        (dict(cells={"logs": Config()}), "can't be named ['logs']"),
+        (dict(cells={"a/b": Config()}), "can't be named ['a/b']"),
+        (dict(cells={"a": Config(seed=5)}), "study cell a has seed 5"),
+        (dict(seeds=()), "seeds must be some, each once, got ()"),
+        (dict(seeds=(1, 1)), "seeds must be some, each once, got (1, 1)"),
+        (dict(claims=(Claim("c", "", "avg", ("a",), ("x",)),)), "no cell x; did you mean a?"),
+        (dict(claims=(Claim("c", "", "avg", ("a",), ()),)), "needs cells on both sides"),
+        (
+            dict(claims=(Claim("c", "", "length", ("a",), ("a",), 0.0, "flops"),)),
+            "only avg is read at equal FLOPs, got length",
+        ),
+        (
+            dict(claims=(Claim("c", "", "avg", ("a",), ("a",), 0.0, "flops"),)),
+            "cell a is not tested during training; set its evaluation.every_steps",
+        ),
+    ],
+)
+def test_what_a_study_can_t_be(changes, says):
+    """One line that names the cell or the claim, before anything runs."""
+    with pytest.raises(ConfigError) as caught:
+        study_module.pieces(dataclasses.replace(Study("runs/x", {"a": Config()}), **changes))
+    assert says in str(caught.value)
+
+
+ROOT = Path(__file__).parent.parent
+STUDIES = {
+    path.name: load_file(str(path), "get_study")  # validates every cell
+    for path in sorted((ROOT / "configs").glob("study_*.py"))
+}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_shipped_studies(name):
+    """No config twice, the 2x2 and the whole sweep of mixes, claims of cells that are there, and
+    the tests during training that they need."""
+    study = STUDIES[name]
+    assert study.folder == f"runs/{name.removesuffix('.py')}"
+    runs = [piece for piece in study_module.pieces(study) if not piece.is_reference]
+    assert len(runs) == len(study.cells) * len(study.seeds)
+    written = [json.dumps(as_dict(config)) for config in study.cells.values()]
+    assert len(set(written)) == len(written)
+    weights = [study_module._weight(config) for config in study.cells.values()]
+    assert {w for w in weights if w is not None} == {0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0}
+    if name == "study_mixing.py":
+        assert [c.name for c in study.claims] == ["mix_avg", "mix_entropy"]
+        return
+    assert len(study.cells) == 12
+    assert len(study.claims) == 12
+    lengths = {n: study.cells[n].curriculum.lengths for n in ("fixed_short", "gated", "ungated")}
+    longest = study.cells["student_reverse"].curriculum.lengths
+    assert lengths["gated"][:1] == lengths["fixed_short"]
+    assert lengths["gated"][-1:] == longest
+    assert lengths["ungated"] == lengths["gated"]
+
+
+def test_scales_of_one_study():
+    """The three scales have the same cells and claims; each its own models, seeds and sizes."""
+    tiny, gpu, paper = (STUDIES[f"study_{n}.py"] for n in ("tiny", "gpu", "paper"))  # noqa: F811
+    assert list(tiny.cells) == list(gpu.cells) == list(paper.cells)
+    assert tiny.claims == gpu.claims == paper.claims
+    assert [len(study.seeds) for study in (tiny, gpu, paper)] == [3, 5, 3]
+    assert {config.student for config in paper.cells.values()} == {"Qwen/Qwen3-0.6B-Base"}
+
+
+STUDY = """
+import dataclasses
+from kdjax import Config, Study, forward_kl, reverse_kl
+from kdjax.config import Curriculum, Data, Evaluation
+
+def get_study():
+    base = Config(
+        student={student!r}, teacher={teacher!r}, cache={cache!r}, steps=2, batch_size=8,
+        prefix="teacher", data=Data(terms=(2,), problems=8, max_prompt_tokens=24),
+        curriculum=Curriculum(lengths=(8,)), save_every_steps=1,
+        evaluation=Evaluation(problems=4, samples=2, k=(1, 2), max_new_tokens=8, batch_size=8),
+    )
+    losses = forward_kl, reverse_kl
+    cells = {{loss.__name__: dataclasses.replace(base, token_loss=loss) for loss in losses}}
+    return Study({folder!r}, cells)
+"""
+
+
+def test_two_jobs_on_the_command_line(tmp_path, student_folder, teacher_folder, capsys):
+    """Real processes: both cells end, resuming what a kill left (here: the folder of a run that was
+    begun); one that can't run is named with its error and exit code, the other is kept."""
+    file, folder = tmp_path / "two.py", tmp_path / "study"
+    values = dict(student=str(student_folder), teacher=str(teacher_folder))
+    file.write_text(STUDY.format(cache=str(tmp_path / "cache"), folder=str(folder), **values))
+    foreign = folder / "reverse_kl" / "seed_0" / "notes.txt"
+    foreign.parent.mkdir(parents=True)
+    foreign.write_text("not a run")
+    assert main(["study", str(file), "--jobs", "2"]) == 74
+    printed = capsys.readouterr()
+    assert printed.err.startswith("kdjax: reverse_kl/seed_0: ")
+    assert "holds ['notes.txt'] but no run" in printed.err
+    kept = (folder / "forward_kl" / "seed_0" / "evaluation.json").read_bytes()
+    foreign.unlink()
+    assert main(["study", str(file), "--jobs", "2"]) == 0
+    assert "report: " in capsys.readouterr().out
+    assert (folder / "forward_kl" / "seed_0" / "evaluation.json").read_bytes() == kept
+    assert "--jobs 2" in (folder / "results.md").read_text()
+    assert "step 2/2" in (folder / "logs" / "reverse_kl seed_0.txt").read_text()
+    assert main(["study", str(file), "--only", "forward_kl/seed_1"]) == 64
+    assert "did you mean forward_kl/seed_0?" in capsys.readouterr().err
+    assert main(["study", str(file), "--jobs", "two"]) == 64

@@ -136,7 +136,7 @@ def test_steps_are_those_of_single_teachers(tiny):
         assert {parts.source.problem(row).tag for row in rows} == {tag}
         rollout = train_module._rollout(parts, state, number)
         (teacher,) = singles[tag].teachers.values()
-        state, values = teacher.programs.step(
+        state, values = teacher.programs.steps[0](
             state, teacher.params, rollout, jnp.float32(np.nan), None
         )
         metrics.append(float(values["loss"]))
@@ -309,7 +309,7 @@ def step_of(parts):
     assert batch_at(parts.groups, 0, 1, 0)[0] == "add"
     rollout = teacher.programs.read(teacher.params, train_module._rollout(parts, state, 0))
     nan = jnp.float32(np.nan)
-    state, values = teacher.programs.step(state, teacher.given, rollout, nan, None)
+    state, values = teacher.programs.steps[0](state, teacher.given, rollout, nan, None)
     return jax.device_get((state.opt_state, values))
 
 

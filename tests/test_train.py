@@ -13,18 +13,27 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from kdjax import forward_kl, mix, models, report, reverse_kl
+from kdjax import (
+    extrapolated,
+    forward_kl,
+    mix,
+    models,
+    policy_gradient,
+    report,
+    reverse_kl,
+)
 from kdjax import parts as parts_module
 from kdjax import train as train_module
 from kdjax.base import ConfigError, DataError, DivergedError, StorageError
 from kdjax.checkpoint import open_checkpoints
-from kdjax.config import Config, Curriculum, Data, Evaluation, Rollouts
+from kdjax.config import Config, Curriculum, Data, Evaluation, Rollouts, Turn
 from kdjax.evaluate import mean_entropy
 from kdjax.gate import DECISIONS
 from kdjax.objective import negative_log_likelihood
 from kdjax.optimizer import gate_state
 from kdjax.step import init_state, make_step
 from kdjax.student import optimizer_of
+from kdjax.timetable import turn_at
 
 CELLS = [
     ("teacher", forward_kl),
@@ -111,6 +120,34 @@ def test_interrupted_equals_uninterrupted(tiny, tmp_path, monkeypatch, prefix, t
     assert [r["step"] for r in logged(halves)] == [1, 2, 3, 4]
 
 
+def test_turns_and_a_reference(tiny, tmp_path, monkeypatch):
+    """Steps of two methods, one of which asks a reference model: interrupted equals uninterrupted,
+    each step is of its own turn, and the reference is part of the run's identity."""
+    amplified = policy_gradient(extrapolated(2.0))
+    turn = Turn(share=0.5, prefix="student", objective=amplified)
+    whole = dataclasses.replace(
+        tiny, prefix="dataset", turns=(turn,), reference=tiny.student, rollouts=Rollouts()
+    )
+    train_module.train(whole)
+    halves = dataclasses.replace(whole, run=str(tmp_path / "halves"))
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, 3)
+        with pytest.raises(KeyboardInterrupt):
+            train_module.train(halves)
+    train_module.train(halves)
+    assert_bitwise_equal(final_state(whole)[1], final_state(halves)[1])
+    assert logged(whole) == logged(halves)
+    turns = [turn_at(whole, step) for step in range(4)]
+    assert turns == [0, 1, 0, 1]
+    assert ["sampler_gap" in record for record in logged(whole)] == [t == 1 for t in turns]
+    first = logged(whole)[0]  # the student is its reference at its start: the same log-probability
+    assert first["reference_logp"] == pytest.approx(first["student_logp"], abs=1e-6)
+    assert "reference" in final_state(whole)[2]["identities"]
+    other = dataclasses.replace(whole, reference=tiny.teacher)
+    with pytest.raises(ConfigError, match="reference: "):
+        train_module.train(other)
+
+
 @pytest.mark.parametrize(
     ("policy", "threshold", "made"),
     [
@@ -176,7 +213,7 @@ def test_rollouts_drawn_ahead(tiny, tmp_path, monkeypatch):
     train_module.train(ahead)
     assert [r["staleness"] for r in logged(ahead)] == [0, 1, 0, 1]
     halves = dataclasses.replace(ahead, run=str(tmp_path / "halves"))
-    drawn = train_module._drawn
+    drawn = train_module.draw
 
     def interrupted(parts, params, number, *rest):
         if number == 3:
@@ -184,7 +221,7 @@ def test_rollouts_drawn_ahead(tiny, tmp_path, monkeypatch):
         return drawn(parts, params, number, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_module, "_drawn", interrupted)
+        patched.setattr(train_module, "draw", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_module.train(halves)
     with pytest.raises(ConfigError, match="save_every_steps: 2 -> 3"):

@@ -37,6 +37,8 @@ def plan(config: Config, target: str) -> Plan:
         config = dataclasses.replace(config, attention="chunked")
     if config.layout.teacher_devices:
         raise ConfigError("plan: layout.teacher_devices is not planned yet; leave it at 0")
+    if config.turns:
+        raise ConfigError("plan: turns are not planned yet; plan each method alone")
     if config.trajectories is not None:
         raise ConfigError("plan: trajectories are not planned yet; leave them out")
     meshes = choose_meshes(config, devices, shapes)
@@ -46,6 +48,7 @@ def plan(config: Config, target: str) -> Plan:
         "frozen base": device_gib(programs.frozen),
         "optimizer": device_gib(programs.state.opt_state),
         "teacher": sum(device_gib(teacher.params) for teacher in programs.teachers.values()),
+        "reference": device_gib(programs.reference_params),
     }
     with topology.uncached():
         step, step_text = step_phase(config, programs, shapes)
@@ -73,12 +76,14 @@ def shapes_of(config: Config) -> Shapes:
     student = _known(config.student)
     named = {name: name and _known(name) for name in teacher_models(config).values()}
     teachers = [known for known in named.values() if known]
+    reference = None if config.reference is None else _known(config.reference).config
     return Shapes(
         student.config,
         {name: known and known.config for name, known in named.items()},  # type: ignore[misc]
         min(known.tokens for known in (student, *teachers)),
         student.stop_ids,
         tuple(i for known in teachers for i in known.stop_ids),
+        reference=reference,
     )
 
 

@@ -35,7 +35,7 @@ def step_phase(config: Config, programs: Programs, shapes: Shapes) -> tuple[Phas
     )
     entropy = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     compiled = compiled_program(
-        teacher.step.lower(programs.state, teacher.params, rollout, entropy, programs.frozen)
+        teacher.steps[0].lower(programs.state, teacher.params, rollout, entropy, programs.frozen)
     )
     activations = _activation_gib(programs, rows // config.micro_batches, length)
     temporaries = compiled.memory_analysis().temp_size_in_bytes / GIB

@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kdjax.base import PLAIN, ConfigError, Sampling
-from kdjax.numerics import gather_last
+from kdjax.numerics import gather_last, nucleus
 
 BLOCK = 128
 """Entries that are summed, or whose best is found, first: two short rows in place of a long one."""
@@ -104,33 +103,8 @@ def _cut(weights: jax.Array, sampling: Sampling) -> jax.Array:
     """Weights of which the best is 1, 0 outside the nucleus and under min_p."""
     least = jnp.full(weights.shape[0], sampling.min_p, jnp.float32)
     if sampling.top_p < 1:
-        least = jnp.maximum(least, _nucleus(weights, sampling.top_p))
+        least = jnp.maximum(least, nucleus(weights, sampling.top_p))
     return jnp.where(weights >= least[:, None], weights, 0)
-
-
-def _nucleus(weights: jax.Array, top_p: float) -> jax.Array:
-    """The largest number [B] such that the weights of at least it hold top_p of all.
-
-    Float32 numbers from 0 on are ordered as their bits are, so halving the bits finds it exactly.
-    It is at most 1, the best, and at least (1 - top_p) / V: all below that together are too light
-    to matter.
-    """
-    wanted = top_p * weights.sum(axis=-1)
-    least = np.float32((1 - top_p) / weights.shape[-1] / 2).view(np.int32)
-    most = np.float32(1).view(np.int32)
-
-    def halve(_, between):
-        low, high = between  # enough weighs at least low, too little at least high
-        middle = low + (high - low) // 2
-        at = jax.lax.bitcast_convert_type(middle, jnp.float32)
-        enough = jnp.where(weights >= at[:, None], weights, 0).sum(axis=-1) >= wanted
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
-
-    rows = weights.shape[0]
-    between = jnp.full(rows, least, jnp.int32), jnp.full(rows, most + 1, jnp.int32)
-    halvings = int(most + 1 - least).bit_length()
-    bits = jax.lax.fori_loop(0, halvings, halve, between)[0]
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _inverse_cdf(weights_bv: jax.Array, uniform_b: jax.Array) -> jax.Array:

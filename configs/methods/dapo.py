@@ -1,0 +1,20 @@
+"""DAPO: GRPO that clips higher, draws groups without signal anew, means over tokens, and pays
+less and less for responses that near the limit (arXiv 2503.14476).
+
+    kdjax train configs/methods/dapo.py
+"""
+
+from kdjax import Config, clipped_surrogate, token_mean
+from kdjax.config import RL, Optimizer
+
+
+def get_config() -> Config:
+    return Config(
+        run="runs/methods/dapo",
+        teacher=None,
+        prefix="student",
+        objective=clipped_surrogate(0.2, 0.28),
+        reduction=token_mean,
+        rl=RL(group_size=8, redraws=2, overlong_buffer_tokens=16),
+        optimizer=Optimizer(learning_rate=1e-3),
+    )

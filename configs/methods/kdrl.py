@@ -1,0 +1,17 @@
+"""KDRL: GRPO minus a scaled KL to the teacher, at the same tokens of the same responses.
+
+kdjax train configs/methods/kdrl.py
+"""
+
+from kdjax import Config, add, clipped_surrogate, divergence, reverse_kl, scale
+from kdjax.config import RL
+
+
+def get_config() -> Config:
+    return Config(
+        run="runs/methods/kdrl",
+        prefix="student",
+        token_loss=reverse_kl,
+        objective=add(clipped_surrogate(0.2), scale(divergence, 0.5)),
+        rl=RL(group_size=8),
+    )

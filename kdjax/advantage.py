@@ -1,0 +1,110 @@
+"""The teacher's dense reward at a sampled token, and the objective that follows it.
+
+An advantage is a function Scores -> [B, T], like an objective: the same combinators serve it. The
+policy gradient of `log_ratio` is, in expectation over tokens that the student draws, the gradient
+of reverse KL (arXiv 2605.16826): sampled-token on-policy distillation.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from kdjax.base import ConfigError, Objective, Scores
+from kdjax.composition import Number, composed, require
+
+
+def policy_gradient(advantage: Objective) -> Objective:
+    """- advantage * log q(token), the advantage as a constant: REINFORCE at each sampled token.
+
+    Tokens must be drawn from the student itself; `importance(policy_gradient(a), 2.0)` corrects
+    what was drawn from elsewhere.
+
+    >>> scores = Scores(*jnp.log(jnp.array([[0.5], [1.0], [1.0]])), mask=None,
+    ...                 teacher_logp=jnp.log(jnp.array([0.25])))
+    >>> round(float(policy_gradient(log_ratio)(scores)[0]), 3)
+    -0.48
+    """
+
+    def followed(scores: Scores) -> jax.Array:
+        return -jax.lax.stop_gradient(advantage(scores)) * scores.student_logp
+
+    return composed(followed, policy_gradient, advantage)
+
+
+def log_ratio(scores: Scores) -> jax.Array:
+    """log p - log q of the sampled token, in nats: the reward of on-policy distillation."""
+    return _known(scores, "teacher_logp") - scores.student_logp
+
+
+def reference_log_ratio(scores: Scores) -> jax.Array:
+    """log ref - log q of the sampled token, in nats: `policy_gradient(reference_log_ratio)` has the
+    gradient of KL(student || reference) in expectation, which the k3 estimator has not."""
+    return _known(scores, "reference_logp") - scores.student_logp
+
+
+def power_difference(exponent: Number) -> Objective:
+    """p^a - q^a of the sampled token, bounded by 1 for a in (0, 1] where the log-ratio has no bound
+    (PowerOPD); divided by a it is the log-ratio in the limit a -> 0.
+
+    >>> power_difference(0.5).__name__
+    'power_difference(0.5)'
+    """
+    require("power_difference: exponent", exponent, lambda a: a > 0, "above 0")
+
+    def difference(scores: Scores) -> jax.Array:
+        teacher = jnp.exp(exponent * _known(scores, "teacher_logp"))
+        return teacher - jnp.exp(exponent * scores.student_logp)
+
+    return composed(difference, power_difference, numbers=(exponent,))
+
+
+def extrapolated(scale: Number) -> Objective:
+    """scale (log p - log ref) - (log q - log ref) of the sampled token: the reward that the teacher
+    has learnt over a reference, amplified (G-OPD). At scale 1 the reference drops out: log_ratio.
+
+    >>> extrapolated(1.25).__name__
+    'extrapolated(1.25)'
+    """
+    require("extrapolated: scale", scale, lambda s: s >= 0, "at least 0")
+
+    def reward(scores: Scores) -> jax.Array:
+        gained = _known(scores, "teacher_logp") - _known(scores, "reference_logp")
+        return log_ratio(scores) + (scale - 1) * gained
+
+    return composed(reward, extrapolated, numbers=(scale,))
+
+
+def log_compressed(advantage: Objective) -> Objective:
+    """sign(a) log(1 + |a|): the order of advantages stays, their tails do not.
+
+    >>> log_compressed(log_ratio).__name__
+    'log_compressed(log_ratio)'
+    """
+
+    def compressed(scores: Scores) -> jax.Array:
+        value = advantage(scores)
+        return jnp.sign(value) * jnp.log1p(jnp.abs(value))
+
+    return composed(compressed, log_compressed, advantage)
+
+
+def bounded(advantage: Objective, low: Number, high: Number) -> Objective:
+    """The advantage, at least low and at most high.
+
+    >>> bounded(log_ratio, -2.0, 2.0).__name__
+    'bounded(log_ratio, -2.0, 2.0)'
+    """
+
+    def between(scores: Scores) -> jax.Array:
+        return jnp.clip(advantage(scores), low, high)
+
+    return composed(between, bounded, advantage, numbers=(low, high))
+
+
+def _known(scores: Scores, name: str) -> jax.Array:
+    value = getattr(scores, name)
+    if value is None:
+        model = name.removesuffix("_logp")
+        raise ConfigError(f"the advantage needs the {model}'s log-probability; set {model}")
+    return value

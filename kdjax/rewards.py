@@ -1,0 +1,81 @@
+"""Rewards: plain functions of (prompt, response, answer), run outside the step by bounded workers.
+
+A reward never evaluates model text in this process; one that must (symbolic mathematics) asks
+workers of its own that can be killed.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from kdjax.answers import extract_answer, is_equivalent
+from kdjax.base import DataError, Problem
+
+Reward = Callable[[str, str, str], float]
+"""(prompt, response, gold answer) -> a number, most often in [0, 1]."""
+
+
+def accuracy(prompt: str, response: str, answer: str) -> float:
+    r"""1 where the last closed box after the thinking part is the gold answer, exactly; else 0.
+
+    >>> accuracy("6x7=", r"\boxed{42}", "42"), accuracy("6x7=", "42", "42")
+    (1.0, 0.0)
+    """
+    del prompt
+    return float(is_equivalent(extract_answer(response), answer))
+
+
+def reward_all(
+    reward: Reward,
+    problems: Sequence[Problem],
+    responses: Sequence[str],
+    *,
+    workers: int = 4,
+    deadline_seconds: float = 60.0,
+) -> np.ndarray:
+    """Rewards of responses to their problems, [B] float64, by so many threads at a time.
+
+    Errors: DataError naming the problem whose reward raised, is no finite number, or did not come
+    within the deadline of all.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    try:
+        waiting = [
+            pool.submit(reward, problem.prompt, response, problem.answer)
+            for problem, response in zip(problems, responses, strict=True)
+        ]
+        concurrent.futures.wait(waiting, timeout=deadline_seconds)
+        pairs = zip(problems, waiting, strict=True)
+        return np.array([_value(problem, future, deadline_seconds) for problem, future in pairs])
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _value(problem: Problem, future: concurrent.futures.Future, deadline_seconds: float) -> float:
+    if not future.done():
+        raise DataError(
+            f"{problem.id}: its reward did not come within {deadline_seconds:g} s"
+            " (rollouts.reward_seconds); make it quicker, or bound it in a process of its own"
+        )
+    error = future.exception()
+    if error is not None:
+        raise DataError(f"{problem.id}: its reward raised {type(error).__name__}: {error}")
+    value = future.result()
+    if not isinstance(value, int | float | np.number) or not np.isfinite(value):
+        raise DataError(f"{problem.id}: its reward is {value!r}; it must be a finite number")
+    return float(value)
+
+
+def overlong_penalty(length_b: np.ndarray, limit: int, buffer_tokens: int) -> np.ndarray:
+    """0 up to limit - buffer tokens, then down to -1 at the limit, in a line (DAPO's soft overlong
+    punishment, arXiv 2503.14476); 0 everywhere for a buffer of 0.
+
+    >>> overlong_penalty(np.array([10, 15, 20]), limit=20, buffer_tokens=10).tolist()
+    [0.0, -0.5, -1.0]
+    """
+    if not buffer_tokens:
+        return np.zeros(len(length_b))
+    return np.minimum(0.0, (limit - buffer_tokens - length_b) / buffer_tokens)

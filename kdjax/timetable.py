@@ -1,0 +1,64 @@
+"""What the steps of a config are: whose method takes which, how many updates, when is measured."""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import itertools
+
+from kdjax.config import Config
+
+GOLDEN_RATIO = (5**0.5 - 1) / 2
+
+
+def methods(config: Config) -> tuple[Config, ...]:
+    """The config's own method and those of its turns, each as a config without turns."""
+    alone = dataclasses.replace(config, turns=())
+    others = (
+        {
+            name: getattr(turn, name)
+            for name in ("prefix", "token_loss", "objective")
+            if getattr(turn, name) is not None
+        }
+        for turn in config.turns
+    )
+    return (alone, *(dataclasses.replace(alone, **fields) for fields in others))
+
+
+def turn_at(config: Config, step: int) -> int:
+    """Which of `methods` takes a step. The golden ratio's multiples spread the turns evenly: after
+    n steps each has had its share of them to within a few.
+
+    >>> from kdjax.config import Turn
+    >>> half = Config(turns=(Turn(share=0.5),))
+    >>> [turn_at(half, step) for step in range(6)]
+    [0, 1, 0, 1, 0, 0]
+    """
+    shares = [1.0]
+    for turn in config.turns:
+        taken = turn.share if step >= turn.from_step else 0.0
+        shares = [*(share * (1 - taken) for share in shares), taken]
+    place = step * GOLDEN_RATIO % 1.0
+    return min(bisect.bisect_right(list(itertools.accumulate(shares)), place), len(shares) - 1)
+
+
+def updates_at(config: Config, step: int) -> int:
+    """Updates that a step makes: `rl.epochs` over a rollout that is rewarded, else one."""
+    rewarded = config.rl.group_size > 1 and methods(config)[turn_at(config, step)].prefix
+    return config.rl.epochs if rewarded == "student" else 1
+
+
+def measured_before(config: Config) -> range:
+    """The steps (from 0) before which the held-out entropy is measured: none of a fixed horizon,
+    and step 0 for a threshold that is relative to it.
+
+    >>> from kdjax.config import Curriculum
+    >>> curriculum = Curriculum(lengths=(8, 16), entropy_threshold_nats=0.1, measure_every_steps=50)
+    >>> list(measured_before(Config(steps=120, curriculum=curriculum)))
+    [50, 100]
+    """
+    curriculum = config.curriculum
+    if len(curriculum.lengths) == 1:
+        return range(0)
+    every, relative = curriculum.measure_every_steps, curriculum.entropy_threshold_share is not None
+    return range(0 if relative else every, config.steps, every)

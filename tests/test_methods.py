@@ -1,0 +1,108 @@
+"""configs/methods: each is a composition that trains, and runs whose steps take turns."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import runpy
+from collections import Counter
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import bigram, bigram_params, random_rollout
+
+from kdjax import make_optimizer
+from kdjax.base import ConfigError
+from kdjax.config import Config, Turn, as_dict, from_dict
+from kdjax.step import init_state, make_step
+from kdjax.timetable import methods, turn_at
+from kdjax.validation import validate
+
+ROOT = Path(__file__).parent.parent
+METHODS = sorted((ROOT / "configs/methods").glob("*.py"))
+V = 23
+
+
+def config_of(path: Path) -> Config:
+    return runpy.run_path(str(path))["get_config"]()
+
+
+@functools.cache
+def optimizer():
+    return make_optimizer(learning_rate=0.05, steps=10)
+
+
+@pytest.mark.parametrize("path", METHODS, ids=lambda p: p.stem)
+def test_a_method_is_short_and_trains(path):
+    """At most 20 lines of code beside its docstring; every turn's loss moves the parameters by
+    finite amounts, and its text in a run's config.json reads back as the same method."""
+    names = runpy.run_path(str(path))
+    code = path.read_text().replace(names["__doc__"], "")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    assert f"kdjax train configs/methods/{path.name}" in names["__doc__"]
+    config = validate(names["get_config"]())
+    assert config.run == f"runs/methods/{path.stem}"
+    assert as_dict(from_dict(as_dict(config))) == as_dict(config)
+    rollout = random_rollout(0, V, [3, 6, 1, 2], [5, 7, 2, 6], prompt_width=6, response_width=9)
+    rollout = rollout._replace(
+        entropy_bt=jnp.asarray(np.random.default_rng(0).uniform(0, 3, (4, 9)), jnp.float32),
+        reference_logp_bt=rollout.sampler_logp_bt - 0.3,
+        advantage_bt=jnp.where(jnp.arange(4)[:, None] < 2, 1.0, -1.0) * jnp.ones((4, 9)),
+        pass_rate_b=jnp.array([0.5, 0.5, 0.25, 0.25]),
+    )
+    for method in methods(config):
+        step = make_step(
+            bigram(), bigram(), optimizer(), token_loss=method.token_loss,
+            objective=method.objective, reduction=method.reduction, steps=method.steps, chunk=32,
+        )  # fmt: skip
+        state = init_state(bigram_params(1, V), optimizer())
+        state, metrics = jax.jit(step)(state, bigram_params(2, V, width=6), rollout)
+        assert np.isfinite(float(metrics["loss"]))
+        assert float(metrics["gradient_norm"]) > 1e-3
+
+
+def test_turns_take_their_shares():
+    """Within any run of steps each method has its share to within two; from_step is kept."""
+    half = Config(turns=(Turn(share=0.5),))
+    thirds = Config(turns=(Turn(share=0.5), Turn(share=1 / 3)))  # 1/3, 1/3, 1/3
+    later = Config(turns=(Turn(from_step=40),))
+    for config, shares in ((half, (1 / 2, 1 / 2)), (thirds, (1 / 3, 1 / 3, 1 / 3))):
+        for first in (0, 17, 1000):
+            counts = Counter(turn_at(config, first + step) for step in range(90))
+            for number, share in enumerate(shares):
+                assert abs(counts[number] - 90 * share) <= 2
+    assert [turn_at(later, step) for step in range(100)] == [0] * 40 + [1] * 60
+
+
+def test_methods_of_turns():
+    """What a turn leaves out is the config's own."""
+    config = Config(prefix="teacher", turns=(Turn(prefix="student", share=0.2),))
+    own, other = methods(config)
+    assert (own.prefix, other.prefix) == ("teacher", "student")
+    assert dataclasses.replace(other, prefix="teacher") == own
+    assert own.turns == ()
+
+
+@pytest.mark.parametrize(
+    ("turn", "says"),
+    [
+        (Turn(share=0.0), r"share must be in \(0, 1\], got 0.0"),
+        (Turn(share=1.5), r"share must be in \(0, 1\], got 1.5"),
+        (Turn(from_step=120), r"from_step must be in 0..119"),
+        (Turn(prefix="nobody"), "turns.prefix must be"),
+        (3, "turns must be"),
+    ],
+)
+def test_turns_that_cannot_be(turn, says):
+    """One line with the field and what it got."""
+    with pytest.raises(ConfigError, match=says):
+        validate(Config(turns=(turn,)))
+
+
+def test_turns_and_trajectories():
+    """A folder holds one prefix's responses."""
+    with pytest.raises(ConfigError, match="leave trajectories out"):
+        validate(Config(turns=(Turn(share=0.5),), trajectories="somewhere"))
