@@ -64,7 +64,7 @@ def draw(figure: Figure, styles: Mapping[str, Style]) -> str:
         below = _lines_below({s.name for s in shown})
         height = _HEIGHT + below
         canvas = Canvas(figsize=(_WIDTH / 72, height / 72))
-        box = (54 / _WIDTH, (40 + below) / height, (_WIDTH - 64) / _WIDTH, (_HEIGHT - 64) / height)
+        box = (54 / _WIDTH, (40 + below) / height, (_WIDTH - 76) / _WIDTH, (_HEIGHT - 64) / height)
         axes = canvas.add_axes(box)
         axes.patch.set_gid("frame")
         others = dict.fromkeys(series.name for series in shown if series.name not in styles)

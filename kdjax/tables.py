@@ -38,12 +38,11 @@ def sections(cells: Sequence[Cell], verdicts: Sequence[Verdict] = ()) -> list[Se
         Section("Verdicts", VERDICTS, verdict_table(verdicts)),
         Section("Comparison", setting_of(cells), comparison(cells)),
     ]
-    if len(trained) > 1:
-        found.append(
-            Section(f"Differences to {trained[0].name}", DIFFERENCES, differences(trained))
-        )
-        if cells[0] not in trained:
-            readings = equal_readings(trained, cells[0].runs[0])
+    alike = [cell for cell in trained if are_comparable(cell, trained[0])]
+    if len(alike) > 1:
+        found.append(Section(f"Differences to {alike[0].name}", DIFFERENCES, differences(alike)))
+        if cells[0] not in trained and are_comparable(cells[0], alike[0]):
+            readings = equal_readings(alike, cells[0].runs[0])
             found.append(Section("At equal steps and at equal FLOPs", READINGS, readings))
     found.append(Section("Training FLOPs by part", FLOPS, flops_by_part(trained)))
     return [section for section in found if section.table[1]]
@@ -145,10 +144,16 @@ def comparison(cells: Sequence[Cell]) -> Table:
     return header, lines
 
 
+def are_comparable(cell: Cell, other: Cell) -> bool:
+    """Whether both were evaluated on the same problems in the same way."""
+    a, b = cell.runs[0].report, other.runs[0].report
+    return all(getattr(a, name) == getattr(b, name) for name in COMPARABLE)
+
+
 def gain(cell: Cell, base: Cell) -> str:
     """Difference of Avg@k in points with its standard error, paired by problem, and by seed where
     both have as many."""
-    if any(getattr(cell.runs[0].report, n) != getattr(base.runs[0].report, n) for n in COMPARABLE):
+    if not are_comparable(cell, base):
         return "not comparable"
     ours, theirs = values_of(cell, "avg"), values_of(base, "avg")
     if len(ours) != len(theirs):

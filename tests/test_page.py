@@ -58,6 +58,18 @@ def test_table_has_a_cell_for_every_header():
     assert lines[1][header.index("KL(s‖t)")] == "-"
 
 
+def test_what_is_not_comparable_is_not_compared():
+    """A cell that was evaluated on other problems has its line, and no difference to the others."""
+    *cells, last = a_study(cells=3, seeds=1)
+    (run,) = last.runs
+    other = run._replace(report=run.report._replace(source="other", max_new_tokens=99))
+    made = {s.title: s.table[1] for s in sections([*cells, last._replace(runs=[other])])}
+    assert made["Comparison"][-1][2] == "not comparable"
+    assert [line[0] for line in made["Differences to teacher_forward"]] == ["teacher_reverse"]
+    readings = made["At equal steps and at equal FLOPs"]
+    assert [line[0] for line in readings] == ["teacher_forward", "teacher_reverse"]
+
+
 def test_one_run_is_what_its_report_says():
     """With samples or without, the table of a single run has the report's own means and errors."""
     run = a_run("x", 0, 0.5)
@@ -305,6 +317,16 @@ def test_nothing_is_cut_in_a_browser(page, width, tmp_path):
     assert found["outside"] == found["cut"] == found["met"] == []
     assert len(found["fonts"]) > 300
     assert min(found["fonts"]) > 9
+
+
+@needs_browser
+def test_labels_at_the_end_of_an_axis_are_whole(tmp_path):
+    """A long tick label at the very end of either axis stays within its figure."""
+    ends = Series("a", [0.1915], [-1234.5], "scatter", [(-1250, -1220)], [(0.1799, 0.2038)])
+    svg = draw(Figure("f", "entropy (nats)", "Avg (%)", [ends]), {})
+    found = measure(f"<body><figure>{svg}</figure></body>", 390, tmp_path)
+    assert found["cut"] == []
+    assert len(found["fonts"]) > 8
 
 
 @needs_browser
