@@ -244,6 +244,8 @@ WRONG = [
     (nested("evaluation", problems=0), "evaluation.problems"),
     (nested("evaluation", max_new_tokens=0), "max_new_tokens"),
     (nested("evaluation", batch_size=0), "batch_size must be at least 1"),
+    (nested("evaluation", every_steps=-1), "evaluation.every_steps must be at least 0"),
+    (nested("evaluation", samples_during_training=0), "samples_during_training at least 1, got 0"),
 ]
 
 

@@ -80,7 +80,8 @@ def test_page_is_self_contained_and_escaped():
     assert page.count("training step") == 2
     gated = [METRICS[0] | {"gate_length": 8, "heldout_entropy": 0.5, "gate_decision": 1}]
     gated[0]["gate_threshold_nats"] = 0.4
-    page = render_page("x", [rows[0], Row("run", a_report([2, 2]), gated, [])], {})
+    run = Row("run", a_report([2, 2]), gated, [])
+    page = render_page("x", [Cell("start", [rows[0]]), Cell("run", [run])], {})
     assert page.count("<svg") == page.count("<figcaption>") == 5
     assert "<figcaption>Curriculum of run</figcaption>" in page
     assert "held-out entropy (nats a token)" in page
