@@ -293,7 +293,7 @@ def _print_table(rows) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from kdjax.page import table
+    from kdjax.tables import table
 
     header, cells = table(rows)
     printed = Table(box=box.SIMPLE_HEAD, padding=(0, 1))

@@ -16,7 +16,7 @@ from kdjax.answers import extract_answer, is_equivalent
 from kdjax.base import Batch, ConfigError, Key, Rollout, Samples, Sampling, Scores
 from kdjax.passk import Estimate, avg_at_k, over_problems, pass_at_k
 from kdjax.rollout import assemble_samples
-from kdjax.tokenizer import Tokenizer
+from kdjax.tokenizer import Tokenizer, pieces
 
 
 class EvalReport(NamedTuple):
@@ -67,7 +67,8 @@ def evaluate(
     batch_size: int,
     seed: int,
 ) -> tuple[EvalReport, list[dict[str, Any]]]:
-    """The report, and one record a sample (problem, prompt, answer, response, outcome, tokens).
+    """The report, and one record a sample (problem, prompt, answer, response, outcome, tokens; a
+    few have their `_pieces` too).
 
     All samples are drawn in one go, and scored batch_size rows at a time: scorer gets the rollout
     and the problem of each of its rows.
@@ -90,11 +91,9 @@ def evaluate(
         scores = scorer(assemble_samples(batch, own), (padded // samples).tolist())
         for name, value in _token_sums(scores, len(rows)).items():
             sums[name] += value
-        entropies = _mean_entropies(scores)
-        for record, entropy in zip(
-            _records(source, tokenizer, rows, samples, own), entropies, strict=False
-        ):
-            records.append({**record, "entropy": entropy})
+        counted = _records(source, tokenizer, rows, samples, own)
+        read = _readings(tokenizer, rows, samples, source.size, own, scores)
+        records += [a | b for a, b in zip(counted, read, strict=True)]
     report = EvalReport(
         problems=source.size,
         samples=samples,
@@ -255,3 +254,46 @@ def _records(source, tokenizer, rows, samples: int, drawn: Samples) -> Iterator[
             "truncated": bool(drawn.truncated_b[position]),
             "tokens": length,
         }
+
+
+SHOWN_PROBLEMS, SHOWN_TOKENS = 4, 300
+"""Of how many problems, spread over the set, the first sample is kept token by token; how far."""
+
+
+def _readings(
+    tokenizer, rows, samples: int, problems: int, drawn: Samples, scores: Scores
+) -> Iterator[dict[str, Any]]:
+    """What scoring adds to the records: the response's entropy, and the pieces of shown samples."""
+    shown = {*range(0, problems, -(-problems // SHOWN_PROBLEMS))}
+    entropies = _mean_entropies(scores)
+    for position, row in enumerate(rows):
+        problem, sample = divmod(int(row), samples)
+        found: dict[str, Any] = {"entropy": entropies[position]}
+        if sample == 0 and problem in shown:
+            ids = drawn.tokens_bt[position, : int(drawn.length_b[position])].tolist()
+            found["pieces"] = _pieces(tokenizer, ids, _log_ratios(scores, position))
+        yield found
+
+
+def _log_ratios(scores: Scores, position: int) -> list[float | None]:
+    """log p(teacher) - log q(student) in nats of each token of a row; None where no teacher says
+    it, or where the stop policy leaves the token out."""
+    kept = np.asarray(scores.mask[position])
+    if scores.teacher_logp is None:
+        return [None] * len(kept)
+    rows = (np.asarray(x[position], np.float64) for x in (scores.teacher_logp, scores.student_logp))
+    ratios = np.subtract(*rows)
+    return [float(ratio) if keep else None for ratio, keep in zip(ratios, kept, strict=True)]
+
+
+def _pieces(tokenizer: Tokenizer, ids: list[int], log_ratios: list[float | None]) -> list[list]:
+    """[text, log-ratio] of a response's first pieces (`kdjax.tokenizer.pieces`); that of several
+    tokens is their sum, and None where one of them has none."""
+    found, at = [], 0
+    for text, tokens in pieces(tokenizer, ids[:SHOWN_TOKENS]):
+        known = [ratio for ratio in log_ratios[at : at + tokens] if ratio is not None]
+        found.append([text, round(sum(known), 3) if len(known) == tokens else None])
+        at += tokens
+    if len(ids) > SHOWN_TOKENS:
+        found.append([f" ... and {len(ids) - SHOWN_TOKENS} tokens more", None])
+    return found

@@ -15,6 +15,7 @@ from kdjax.base import ConfigError, DataError, StorageError
 CONFIG, VERSIONS, METRICS = "config.json", "versions.json", "metrics.jsonl"
 STARTUP = "startup.txt"
 EVALUATION, SAMPLES, PAGE = "evaluation.json", "samples.jsonl", "report.html"
+MARKDOWN, TABLE = "report.md", "report.csv"
 
 
 class MetricsWriter(NamedTuple):

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,6 +145,28 @@ def shared_vocabulary(student: Tokenizer, teacher: Tokenizer) -> int:
                 f" {place}) is beyond the {size} tokens that both have; {remedy}"
             )
     return size
+
+
+def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[str, int]]:
+    """A text in pieces, (text, tokens in it): a token each, but for those that hold only a part of
+    a character, which stand together. What `decode` leaves out is spelled as the vocabulary does.
+
+    Spaces and joints depend on the token before, so a piece is what it adds to the one before it.
+    """
+    found: list[tuple[str, int]] = []
+    before = start = 0
+    for end in range(1, len(ids) + 1):
+        joined = tokenizer.decode(list(ids[before:end]))
+        text = joined[len(tokenizer.decode(list(ids[before:start]))) :]
+        open_ended = text.endswith("\ufffd") and end - start < _BYTES_A_CHARACTER
+        if open_ended and end < len(ids):
+            continue
+        found.append((text or "".join(map(tokenizer.token, ids[start:end])), end - start))
+        before, start = start, end
+    return found
+
+
+_BYTES_A_CHARACTER = 4  # in UTF-8, at most
 
 
 def _read(folder: Path):

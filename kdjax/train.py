@@ -46,6 +46,7 @@ from kdjax.parts import (
 )
 from kdjax.progress import announce, training_progress
 from kdjax.results import Cell, Row
+from kdjax.summary import render_results, to_csv
 from kdjax.timetable import measured_before, methods, turn_at, updates_at
 from kdjax.validation import validate
 
@@ -286,8 +287,10 @@ def _finish(parts: Parts, state: TrainState, seconds: float, folder: Path) -> Ev
         training_flops=sum(flops.values()), flops_by_part=flops, training_seconds=seconds
     )
     report.write_evaluation(folder, evaluation_key(parts.config), to_json(result), records)
-    cell = Cell(name, [Row(name, result, metrics, records)])
-    report.write_text(folder / report.PAGE, render_page(f"Run {name}", [cell], about_run(folder)))
+    cells, about = [Cell(name, [Row(name, result, metrics, records)])], about_run(folder)
+    report.write_text(folder / report.PAGE, render_page(f"Run {name}", cells, about))
+    report.write_text(folder / report.MARKDOWN, render_results(f"Run {name}", cells, about))
+    report.write_text(folder / report.TABLE, to_csv(cells))
     return result
 
 

@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent / "kdjax"
 
 ROWS = [
-    "numerics answers passk progress claims",
-    "base bootstrap",
+    "numerics answers passk progress claims figure",
+    "base bootstrap svg",
     "composition kl comparison topk gate jobs sharding topology hlo",
-    "objective reduction advantage divergences grpo rewards head optimizer timeline stops tasks"
+    "objective reduction advantage divergences grpo rewards head optimizer stops tasks"
     " models tokenizer buckets",
     "catalogue data sampler score flops",
     "config",
@@ -21,8 +21,10 @@ ROWS = [
     "rollout trajectories step checkpoint report student validation",
     "evaluate export command_line programs",
     "results teachers startup reference",
-    "page verdicts",
-    "summary",
+    "verdicts timeline",
+    "tables",
+    "plots summary",
+    "page",
     "prefixes",
     "stored",
     "parts",

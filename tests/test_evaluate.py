@@ -88,6 +88,42 @@ def test_batching_does_not_matter(tokenizer, student, teacher, student_folder):
         np.testing.assert_allclose(other.forward_kl, first.forward_kl, rtol=1e-5)
 
 
+def test_pieces_carry_the_log_ratio(tokenizer, student, teacher, monkeypatch):
+    """The first samples' tokens have log p(teacher) - log q(student) of a scoring by hand; a
+    character of two tokens has their sum, and what is beyond the limit is counted."""
+    (model, params), (teacher_model, teacher_params) = student, teacher
+    monkeypatch.setattr("kdjax.evaluate.SHOWN_TOKENS", 6)
+    seen = []
+
+    def scorer(rollout, _):
+        seen.append(score(model, params, teacher_model, teacher_params, rollout))
+        return seen[-1]
+
+    responses = ["a\u00e9=1<|im_end|>", "1<|im_end|>", "12345678", "2<|im_end|>"]
+    _, records = evaluate(
+        scripted(tokenizer, responses), scorer, Source(2, PROBLEMS.__getitem__, "two"), tokenizer,
+        jax.random.key(0), samples=2, k=(1,), batch_size=4, **SETTINGS,
+    )  # fmt: skip
+    assert ["pieces" in record for record in records] == [True, False, True, False]
+    ratios = np.asarray(seen[0].teacher_logp) - np.asarray(seen[0].student_logp)
+    first, second = records[0]["pieces"], records[2]["pieces"]
+    assert [text for text, _ in first] == ["a", "\u00e9", "=", "1", "<|im_end|>"]
+    by_hand = [ratios[0, 0], ratios[0, 1:3].sum(), *ratios[0, 3:6]]
+    np.testing.assert_allclose([ratio for _, ratio in first], by_hand, atol=5.1e-4)
+    assert abs(np.array(by_hand)).max() > 0.01
+    assert [text for text, _ in second] == [*"123456", " ... and 2 tokens more"]
+    assert second[-1][1] is None
+
+
+def test_no_teacher_no_log_ratio(tokenizer, student, scorer):
+    """Without a teacher the pieces are kept, without numbers."""
+    _, records = evaluate(
+        scripted(tokenizer, ["1<|im_end|>"]), scorer, Source(1, PROBLEMS.__getitem__, "one"),
+        tokenizer, jax.random.key(0), samples=1, k=(1,), batch_size=1, **SETTINGS,
+    )  # fmt: skip
+    assert records[0]["pieces"] == [["1", None], ["<|im_end|>", None]]
+
+
 def test_k_over_the_samples_is_refused(tokenizer, student, scorer):
     """Pass@k needs k samples a problem."""
     with pytest.raises(ConfigError, match=r"must lie in 1\.\.2"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -14,77 +13,12 @@ from test_train import tiny  # noqa: F401  (a fixture)
 from kdjax import forward_kl, reverse_kl
 from kdjax import study as study_module
 from kdjax.__main__ import main
-from kdjax.base import ConfigError, DivergedError, Sampling
+from kdjax.base import ConfigError, DivergedError
 from kdjax.claims import Claim
 from kdjax.command_line import load_file
 from kdjax.config import Config, Study, as_dict
-from kdjax.evaluate import EvalReport
-from kdjax.page import gain, render_page, table
-from kdjax.passk import Estimate, avg_at_k, pass_at_k
 from kdjax.report import git_commit
-from kdjax.results import Cell, Row
-
-
-def a_report(correct: list[int], samples: int = 4, source: str = "s", **changes) -> EvalReport:
-    share = Estimate(0.0, 0.0)
-    fields = dict(
-        problems=len(correct), samples=samples, sampling=Sampling(), max_new_tokens=8, seed=0,
-        source=source, avg=avg_at_k(correct, samples),
-        pass_at={k: pass_at_k(correct, samples, k) for k in (1, samples)},
-        length=Estimate(5.0, 0.1), truncated=share, no_answer=share, entropy=0.5,
-        forward_kl=0.1, reverse_kl=None,
-        correct=correct, seconds=1.0,
-    )  # fmt: skip
-    return EvalReport(**{**fields, **changes})
-
-
-SAMPLE = {
-    "problem": "p", "sample": 0, "prompt": "1+1=", "gold": "2", "response": "<b>2</b>",
-    "answer": "2", "correct": True, "no_answer": False, "truncated": False, "tokens": 3,
-}  # fmt: skip
-METRICS = [{"step": s, "loss": 1.0 / s, "student_entropy": 0.5} for s in (1, 2, 3)]
-
-
-def test_gains_are_paired():
-    """The difference's error is over per-problem differences: exactly 0 for a constant gain."""
-    base, better = a_report([0, 1, 2]), a_report([1, 2, 3])
-    assert gain(better, base) == "+25.0 ± 0.0"
-    assert gain(a_report([3, 1, 2]), base) == "+25.0 ± 25.0"
-    assert gain(a_report([1, 2, 3], source="other"), base) == "not comparable"
-
-
-def test_table_has_a_cell_for_every_header():
-    """One run has no gain column; several have one, empty for the first."""
-    header, cells = table([Row("a", a_report([1, 2]), [], [])])
-    assert len(header) == len(cells[0])
-    assert "gain over a" not in header
-    header, cells = table([Row(n, a_report([1, 2]), [], []) for n in "ab"])
-    assert [len(line) for line in cells] == [len(header)] * 2
-    assert cells[0][header.index("gain over a")] == ""
-    assert cells[1][header.index("KL(s‖t)")] == "-"
-
-
-def test_page_is_self_contained_and_escaped():
-    """No script, no request to elsewhere, model text shown as text, every plot drawn and named."""
-    rows = [
-        Row("start", a_report([1, 2]), [], [SAMPLE]),
-        Row("run", a_report([2, 2]), METRICS, [SAMPLE]),
-    ]
-    page = render_page("Study <x>", [Cell(row.name, [row]) for row in rows], {"jax": "0.0"})
-    assert "<script" not in page
-    assert not re.search(r"(src|href)=\"http", page)
-    assert "&lt;b&gt;2&lt;/b&gt;" in page
-    assert "<b>2</b>" not in page
-    assert "Study &lt;x&gt;" in page
-    assert page.count("<svg") == page.count("<figcaption>") == 4
-    assert page.count("training step") == 2
-    gated = [METRICS[0] | {"gate_length": 8, "heldout_entropy": 0.5, "gate_decision": 1}]
-    gated[0]["gate_threshold_nats"] = 0.4
-    run = Row("run", a_report([2, 2]), gated, [])
-    page = render_page("x", [Cell("start", [rows[0]]), Cell("run", [run])], {})
-    assert page.count("<svg") == page.count("<figcaption>") == 5
-    assert "<figcaption>Curriculum of run</figcaption>" in page
-    assert "held-out entropy (nats a token)" in page
+from kdjax.results import Cell
 
 
 @pytest.fixture

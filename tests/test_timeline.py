@@ -1,13 +1,14 @@
-"""The curriculum's plot: drawn from a run's metrics alone, with every decision marked and named."""
+"""The curriculum's figures: of a run's metrics alone, with every decision marked and named."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from synthetic import a_report
 
-from kdjax.gate import DECISIONS, FALL_BACK, RISE, START, STOPPED
-from kdjax.timeline import MARKERS, curriculum_timeline
+from kdjax.figure import table_of
+from kdjax.gate import FALL_BACK, RISE, START, STOPPED
+from kdjax.results import Cell, Row
+from kdjax.timeline import curriculum_timeline
 
 
 def record(step: int, length: int, entropy=None, decision=None) -> dict[str, float]:
@@ -25,36 +26,40 @@ METRICS = [
 ]  # fmt: skip
 
 
+def a_cell(metrics, seeds: int = 1) -> Cell:
+    runs = [Row("c", a_report([1, 2], seed=seed), metrics, []) for seed in range(seeds)]
+    return Cell("c", runs)
+
+
 def test_what_is_drawn_is_what_was_logged():
-    """Limits as steps, entropies and threshold where measured, a mark a decision, units on axes."""
-    axes = Figure().add_subplot()
-    curriculum_timeline(METRICS)(axes, {})
-    entropies = axes.figure.axes[1]
-    (limits,) = axes.lines
-    np.testing.assert_array_equal(limits.get_xydata()[:, 1], [16, 16, 32, 32, 16, 16, 16])
-    assert limits.get_drawstyle() == "steps-post"
-    measured, threshold = entropies.lines
+    """Limits as steps, entropies and threshold where measured, a mark a decision, units said."""
+    limits, entropies = curriculum_timeline([a_cell(METRICS)])
+    (line,) = limits.series
+    assert line.kind == "steps"
+    assert list(zip(line.x, line.y, strict=True)) == [
+        (1, 16), (2, 16), (3, 32), (4, 32), (5, 16), (7, 16), (8, 16),
+    ]  # fmt: skip
     expected = [(1, 0.8), (3, 0.5), (5, 0.1), (7, 0.6)]
-    np.testing.assert_array_equal(measured.get_xydata(), expected)
-    np.testing.assert_array_equal(threshold.get_xydata()[:, 1], [0.4] * 4)
-    marks = {c.get_label(): c.get_offsets().tolist() for c in entropies.collections}
+    measured, threshold, *marks = entropies.series
+    assert list(zip(measured.x, measured.y, strict=True)) == expected
+    assert threshold.y == [0.4] * 4
     named = ("start", "rise", "fall back", "stopped")
-    assert marks == {name: [list(at)] for name, at in zip(named, expected, strict=True)}
-    for plot, highest in ((axes, 32), (entropies, 0.8)):
-        assert plot.get_ylim() == (0, pytest.approx(1.1 * highest))
-    labels = (axes.get_xlabel(), axes.get_ylabel(), entropies.get_ylabel())
-    assert labels == (
-        "training step", "response length limit (tokens)", "held-out entropy (nats a token)",
+    shown = {s.name: (s.x[0], s.y[0]) for s in marks if s.x}
+    assert shown == dict(zip(named, expected, strict=True))
+    assert (limits.y_label, entropies.y_label) == (
+        "limit of a response (tokens)", "held-out entropy (nats a token)",
     )  # fmt: skip
+    assert ["fall back", "5", "0.1"] in table_of(entropies)[1]
+
+
+def test_every_seed_has_its_line():
+    """A cell of two seeds is one pair of figures, with a line a seed."""
+    figures = curriculum_timeline([a_cell(METRICS, seeds=2)])
+    assert len(figures) == 2
+    assert [s.name for s in figures[0].series] == ["seed 0", "seed 1"]
 
 
 @pytest.mark.parametrize("metrics", [[], [record(1, 16), record(2, 16)]])
-def test_no_decision_no_plot(metrics):
+def test_no_decision_no_figure(metrics):
     """A fixed horizon, and a model that was not trained, have no timeline."""
-    assert curriculum_timeline(metrics) is None
-
-
-def test_every_decision_has_a_mark_of_its_own():
-    """No two decisions look alike."""
-    assert list(MARKERS) == list(DECISIONS)
-    assert len({*MARKERS.values()}) == len(DECISIONS)
+    assert curriculum_timeline([a_cell(metrics)]) == []

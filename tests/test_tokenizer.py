@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdjax.base import ConfigError, DataError
-from kdjax.tokenizer import load_pair, load_tokenizer, shared_vocabulary
+from kdjax.tokenizer import load_pair, load_tokenizer, pieces, shared_vocabulary
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 
@@ -42,6 +42,34 @@ def text_with_control_tokens():
 def test_any_text_round_trips(tokenizer, text):
     """decode(encode(text)) = text, for every text without control tokens."""
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@settings(deadline=None, max_examples=100, database=None, derandomize=True)
+@given(text=st.text().filter(lambda text: not any(token in text for token in CONTROL)))
+def test_pieces_are_the_text(tokenizer, text):
+    """Pieces join to the text and hold every token once; none has a part of a character."""
+    ids = tokenizer.encode(text)
+    found = pieces(tokenizer, ids)
+    assert "".join(piece for piece, _ in found) == text
+    assert sum(tokens for _, tokens in found) == len(ids)
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece, _ in found)
+
+
+def test_a_piece_is_a_token_but_for_long_characters(tokenizer):
+    """Characters of 2, 3 and 4 bytes are pieces of as many tokens; a control token is spelled; what
+    was cut within a character is shown as such."""
+    ids = tokenizer.encode("a\u00e9\u4e2d\U0001f600b<|im_end|>")
+    expected = [("a", 1), ("\u00e9", 2), ("\u4e2d", 3), ("\U0001f600", 4), ("b", 1)]
+    assert pieces(tokenizer, ids) == [*expected, ("<|im_end|>", 1)]
+    assert pieces(tokenizer, ids[:5]) == [*expected[:2], ("\ufffd", 2)]
+
+
+def test_a_piece_keeps_its_space(tokenizer):
+    """A tokenizer that drops the space at the front of a text keeps it between pieces."""
+    words = (" two", " words", "!")
+    dropping = tokenizer._replace(decode=lambda ids: "".join(words[i] for i in ids).lstrip(" "))
+    assert pieces(dropping, [0, 1, 2, 1]) == [("two", 1), (" words", 1), ("!", 1), (" words", 1)]
 
 
 @settings(deadline=None, max_examples=100, database=None, derandomize=True)

@@ -295,6 +295,8 @@ def test_run_folder_is_complete(tiny):
     assert list((folder / "tensorboard").iterdir())
     assert len((folder / "samples.jsonl").read_text().splitlines()) == 8
     assert "<svg" in (folder / "report.html").read_text()
+    assert "## Comparison" in (folder / "report.md").read_text()
+    assert (folder / "report.csv").read_text().startswith("cell,seed,avg_at_2,")
     assert final_state(tiny)[2]["position"] == 32
     assert result.training_flops > 0
     assert result.entropy > 0
