@@ -16,7 +16,7 @@ def get_config() -> Config:
         teacher=None,
         prefix="dataset",
         objective=negative_log_likelihood,
-        steps=300,
+        steps=250,
         batch_size=32,
         data=Data(task="recheck", terms=(4, 5, 6, 7), problems=100_000, max_prompt_tokens=32),
         curriculum=Curriculum(lengths=(128,)),
