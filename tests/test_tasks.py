@@ -10,7 +10,7 @@ import pytest
 
 from kdjax.answers import extract_answer, is_equivalent
 from kdjax.base import ConfigError
-from kdjax.tasks import TASKS, problem, split_of
+from kdjax.tasks import TASKS, problem, recheck, split_of
 from kdjax.tasks.worked import chain_text, solution_text
 
 SPLITS = ("train", "heldout", "test")
@@ -38,7 +38,7 @@ def calculate(task: str, text: str) -> list[int]:
 
 def solution_lines(solution: str) -> list[str]:
     """The lines of a worked solution, without the boxed answer."""
-    return solution[: solution.index(r"\boxed")].split(";")[:-1]
+    return re.split("[;,]", solution[: solution.index(r"\boxed")])[:-1]
 
 
 @every_task
@@ -128,10 +128,51 @@ def test_one_problem_has_many_solutions():
     assert chain_text(7, terms) == "7+5-2x3+4-9+1x2-6="
 
 
-def test_calc_stays_in_two_digits():
-    """Every value on the way through a calc chain is in 0..99, and all three operators occur."""
-    chains = [problem("calc", "train", i, (2, 9, 32)).prompt[:-1] for i in range(600)]
-    assert all(0 <= value <= 99 for chain in chains for value in calculate("calc", chain))
+def test_recheck_has_its_modes_at_their_rates():
+    """A solution checks none, 15 or 60 % of what it has written: a third of them each. Lines end
+    both ways evenly, 30 % of neighbouring sums are merged, and of 300 solutions of one chain 280
+    or more are different."""
+    made = [problem("recheck", "train", i, (9,)) for i in range(900)]
+    walks = [solution_lines(m.solution) for m in made]
+    checks = np.sort([np.mean([line.startswith("?") for line in walk]) for walk in walks])
+    assert checks[:300].max() == 0
+    assert 0.08 < checks[300:600].mean() < 0.20
+    assert 0.55 < checks[600:].mean() < 0.65
+    ends = re.findall("[;,]", "".join(m.solution for m in made))
+    assert 0.48 < ends.count(";") / len(ends) < 0.52
+    merged = [
+        len(read_chain(line.split("=")[0])[1]) == 2 for w in walks for line in w if line[0] != "?"
+    ]
+    assert 0.18 < np.mean(merged) < 0.28
+    chain = [("+", 5), ("-", 2), ("x", 3), ("+", 4), ("-", 9), ("+", 1), ("x", 2), ("-", 6)]
+    styles = {recheck.solution_text(np.random.default_rng(i), 7, chain) for i in range(300)}
+    assert len(styles) >= 280
+
+
+def test_recheck_responses_fit_the_study(tokenizer):
+    """With its stop token a response has 35 to 75 tokens in the mean at 4 to 7 terms; a quarter is
+    at least twice as long as another quarter, and at most one in forty is over 160."""
+    lengths = {
+        terms: np.array([
+            len(tokenizer.encode(problem("recheck", "train", i, (terms,)).solution)) + 1
+            for i in range(200)
+        ])
+        for terms in range(4, 8)
+    }  # fmt: skip
+    means = [length.mean() for length in lengths.values()]
+    assert means == sorted(means)
+    assert 33 < means[0] < 43
+    assert 62 < means[-1] < 76
+    for length in lengths.values():
+        assert np.percentile(length, 80) > 1.7 * np.percentile(length, 25)
+    assert np.mean(np.concatenate(list(lengths.values())) > 160) < 0.025
+
+
+@pytest.mark.parametrize("task", ["calc", "recheck"])
+def test_calc_stays_in_two_digits(task):
+    """Every value on the way through the chain is in 0..99, and all three operators occur."""
+    chains = [problem(task, "train", i, (2, 9, 32)).prompt[:-1] for i in range(600)]
+    assert all(0 <= value <= 99 for chain in chains for value in calculate(task, chain))
     assert {op for chain in chains for op, _ in read_chain(chain)[1]} == {"+", "-", "x"}
 
 

@@ -18,11 +18,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kdjax.base import ConfigError, Problem
-from kdjax.tasks import calc, chainsum, lastdigit
+from kdjax.tasks import calc, chainsum, lastdigit, recheck
 
 Make = Callable[[np.random.Generator, int], tuple[str, str, str]]
 
-TASKS: dict[str, Make] = {"calc": calc.make, "lastdigit": lastdigit.make, "chainsum": chainsum.make}
+TASKS: dict[str, Make] = {
+    "calc": calc.make,
+    "lastdigit": lastdigit.make,
+    "chainsum": chainsum.make,
+    "recheck": recheck.make,
+}
 
 SPLITS = {"train": 0.8, "heldout": 0.1, "test": 0.1}
 """Share of all prompts: train on one split, gate the curriculum on the next, report the last."""

@@ -17,13 +17,19 @@ def make(rng: np.random.Generator, terms: int) -> tuple[str, str, str]:
     >>> solution.endswith("boxed{" + answer + "}")
     True
     """
+    start, chain, value = draw_chain(rng, terms)
+    return chain_text(start, chain), str(value), solution_text(rng, start, chain)
+
+
+def draw_chain(rng: np.random.Generator, terms: int) -> tuple[int, list[Term], int]:
+    """(start, the other terms, result) of a chain with `terms` numbers."""
     start = value = int(rng.integers(0, LARGEST + 1))
     chain: list[Term] = []
     for _ in range(terms - 1):
         term = _allowed_term(rng, value)
         chain.append(term)
         value = apply_term(value, term)
-    return chain_text(start, chain), str(value), solution_text(rng, start, chain)
+    return start, chain, value
 
 
 def _allowed_term(rng: np.random.Generator, value: int) -> Term:

@@ -50,17 +50,19 @@ def solution_text(
     """A worked solution in a random style; only neighbouring sums and differences are merged."""
     value, position, text = start, 0, ""
     while position < len(terms):
-        pair = terms[position : position + 2]
-        merged = (
-            len(pair) == 2
-            and all(op in "+-" for op, _ in pair)
-            and rng.random() < MERGE_PROBABILITY
-        )
-        taken = pair if merged else pair[:1]
+        count = 2 if merges(rng, terms[position:], MERGE_PROBABILITY) else 1
+        taken = terms[position : position + count]
         before = value
         for term in taken:
             value = step(value, term)
         line = chain_text(before, taken) + f"{value};"
         text += line + ("?" + line if rng.random() < CHECK_PROBABILITY else "")
-        position += len(taken)
+        position += count
     return text + rf"\boxed{{{value}}}"
+
+
+def merges(rng: np.random.Generator, terms: Sequence[Term], probability: float) -> bool:
+    """Whether the first two terms are taken in one line: by chance, and only where both are sums or
+    differences."""
+    pair = terms[:2]
+    return len(pair) == 2 and all(op in "+-" for op, _ in pair) and rng.random() < probability
