@@ -44,16 +44,25 @@ def _written(names: Names) -> tyro.constructors.PrimitiveConstructorSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Which problems are trained on. `file` (JSONL, CSV, Parquet) replaces the embedded task.
+    """Which problems are trained on: those of the embedded task, of a dataset by its `name`
+    (docs/data.md), or of a `file` (JSONL, CSV, Parquet, Arrow, or a folder of them).
 
-    thinking is Qwen3's switch in the chat template, of every prompt: training, gate, evaluation.
+    columns: which columns of the file are what, each "field=column"; they count for
+    curriculum.heldout_file too.
+    prompt_template, system_prompt and thinking (Qwen3's switch in the chat template) are how every
+    prompt is put, in training, gate and evaluation, to student and teacher; {prompt} stands for the
+    problem, and other braces are text.
     """
 
     task: str = "calc"
     terms: tuple[int, ...] = (3, 4, 5, 6)
     problems: int = 6144
+    name: str | None = None
     file: str | None = None
+    columns: tuple[str, ...] = ()
     max_prompt_tokens: int = 28
+    prompt_template: str = "{prompt}"
+    system_prompt: str | None = None
     thinking: bool = False
 
 
@@ -88,6 +97,7 @@ class Curriculum:
     entropy_threshold_nats: float = 0.0
     measure_every_steps: int = 50
     heldout_problems: int = 64
+    heldout_name: str | None = None
     heldout_file: str | None = None
 
 
@@ -95,11 +105,14 @@ class Curriculum:
 class Evaluation:
     """The report at the end of a run: test problems, samples a problem, and the k of Pass@k.
 
+    name, file and columns say which problems, as those of `Data`; `problems` is of the task.
     batch_size: rows that are scored at a time; how many are drawn at a time is of `Rollouts`.
     """
 
     problems: int = 100
+    name: str | None = None
     file: str | None = None
+    columns: tuple[str, ...] = ()
     samples: int = 8
     k: tuple[int, ...] = (1, 4, 8)
     sampling: Sampling = PLAIN

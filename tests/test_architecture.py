@@ -14,6 +14,7 @@ ROWS = [
     "base",
     "composition kl comparison topk gate sharding topology hlo",
     "objective reduction advantage divergences head optimizer stops tasks models tokenizer buckets",
+    "sources",
     "catalogue data sampler score flops",
     "config",
     "rollout trajectories step checkpoint report student validation",
@@ -27,7 +28,11 @@ ROWS = [
     "__main__",
 ]
 ROW = {module: number for number, row in enumerate(ROWS) for module in row.split()}
-ONLY_IMPORTER = {"orbax": {"checkpoint"}, "flax": {"models"}, "datasets": {"data", "trajectories"}}
+ONLY_IMPORTER = {
+    "orbax": {"checkpoint"},
+    "flax": {"models"},
+    "datasets": {"sources", "trajectories"},
+}
 
 
 def room(path: Path) -> str:

@@ -194,14 +194,16 @@ def test_the_solution_column_may_be_absent(tmp_path):
     assert file_source(path).problem(0) == Problem("plain.jsonl/0", "12", "7", None)
 
 
-def test_an_absent_answer_is_refused_by_row(tmp_path):
-    """A null is not the text None: a row without prompt or answer is a DataError naming it."""
+def test_rows_without_an_answer_are_left_out_and_said(tmp_path):
+    """A null is not the text None; a file of nothing else is refused."""
     path = tmp_path / "holes.jsonl"
     write_rows(path, [{"prompt": "1", "answer": "1"}, {"prompt": "2", "answer": None}])
     source = file_source(path)
-    assert source.problem(0).answer == "1"
-    with pytest.raises(DataError, match=r"holes\.jsonl/1"):
-        source.problem(1)
+    assert [source.problem(i).id for i in range(source.size)] == ["holes.jsonl/0"]
+    assert source.about == "holes.jsonl: 2 rows, 1 problems (left out: 1 without an answer)"
+    write_rows(path, [{"prompt": "", "answer": "1"}, {"prompt": "2", "answer": " "}])
+    with pytest.raises(DataError, match="no row can be used: 2 rows, 0 problems .left out: 1 wit"):
+        file_source(path)
 
 
 def directory(path):
@@ -211,15 +213,19 @@ def directory(path):
 @pytest.mark.parametrize(
     ("name", "contents", "says"),
     [
-        ("absent.jsonl", None, "give an existing .jsonl, .csv or .parquet file"),
-        ("folder.jsonl", directory, "give an existing .jsonl, .csv or .parquet file"),
-        ("data.txt", "prompt,answer\n1,1\n", "give an existing .jsonl, .csv or .parquet file"),
+        ("absent.jsonl", None, "give an existing .jsonl, .json, .csv, .parquet or .arrow file, or"),
+        ("folder.jsonl", directory, "the folder holds no .jsonl, .json, .csv, .parquet or .arrow"),
+        ("data.txt", "prompt,answer\n1,1\n", "give an existing .jsonl, .json, .csv, .parquet or"),
         ("empty.jsonl", "", "the dataset is empty"),
         ("empty.csv", "", "the dataset is empty"),
         ("empty.parquet", "", "the dataset is empty"),
         ("header.csv", "prompt,answer\n", "no data"),
-        ("columns.jsonl", '{"question": "1", "answer": "1"}\n', "no column prompt; it has"),
-        ("columns.csv", "a,b\n1,2\n", "no column answer, prompt; it has ['a', 'b']"),
+        (
+            "columns.jsonl",
+            '{"question": "1", "answer": "1"}\n',
+            "no column prompt; it has question, answer (say",
+        ),
+        ("columns.csv", "a,b\n1,2\n", "no column prompt; it has a, b (say"),
         ("broken.jsonl", '{"prompt": "1", "answer": \n', "can't read it as json"),
         ("broken.parquet", "this is not parquet at all", "can't read it as parquet"),
         ("binary.csv", b"\xff\xfe\x00\x01\xff\n" * 3, "can't read it as csv"),

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdjax.base import ConfigError, DataError
-from kdjax.tokenizer import load_pair, load_tokenizer, shared_vocabulary
+from kdjax.tokenizer import Wording, load_pair, load_tokenizer, shared_vocabulary
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 
@@ -257,10 +257,10 @@ def test_a_template_of_another_vocabulary_does_not_serve(folder, tokenizer_folde
 
 def test_thinking_is_the_template_s_switch(tokenizer_folder, tokenizer):
     """With thinking on, Qwen3's template leaves the thinking part to the model."""
-    open_ended = load_tokenizer(tokenizer_folder, thinking=True)
+    open_ended = load_tokenizer(tokenizer_folder, Wording(thinking=True))
     assert tokenizer.render("1") == open_ended.render("1") + "<think>\n\n</think>\n\n"
     assert open_ended.encode_prompt("1") == open_ended.encode(open_ended.render("1"))
-    for one in load_pair(tokenizer_folder, tokenizer_folder, thinking=True):
+    for one in load_pair(tokenizer_folder, tokenizer_folder, Wording(thinking=True)):
         assert one.render("1") == open_ended.render("1")
 
 
