@@ -97,8 +97,8 @@ class Curriculum:
     entropy_threshold_nats: float = 0.0
     measure_every_steps: int = 50
     heldout_problems: int = 64
-    heldout_name: str | None = None
     heldout_file: str | None = None
+    heldout_name: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,14 +110,14 @@ class Evaluation:
     """
 
     problems: int = 100
-    name: str | None = None
     file: str | None = None
-    columns: tuple[str, ...] = ()
     samples: int = 8
     k: tuple[int, ...] = (1, 4, 8)
     sampling: Sampling = PLAIN
     max_new_tokens: int = 64
     batch_size: int = 128
+    name: str | None = None
+    columns: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -206,6 +206,7 @@ def encode_batch(
     )
 
 
+@functools.lru_cache(maxsize=8)  # it reads every problem
 def with_solutions(source: Source) -> Source:
     """The problems that bring a worked response, in order; the source itself where all do.
 

@@ -264,6 +264,58 @@ def test_thinking_is_the_template_s_switch(tokenizer_folder, tokenizer):
         assert one.render("1") == open_ended.render("1")
 
 
+WORDED = Wording("{prompt}\nAnswer in \\boxed{}.", "You add.")
+
+
+def test_a_wording_is_rendered_whole(tokenizer_folder):
+    """System turn, the prompt in its template (other braces stay), the thinking switch; the ids are
+    those of the text."""
+    worded = load_tokenizer(tokenizer_folder, WORDED)
+    rendered = (
+        "<|im_start|>system\nYou add.<|im_end|>\n<|im_start|>user\n3+4=\nAnswer in \\boxed{}."
+        "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    assert worded.render("3+4=") == rendered
+    assert worded.decode(worded.encode_prompt("3+4=")) == worded.decode(worded.encode(rendered))
+    assert [t.render("3+4=") for t in load_pair(*[tokenizer_folder] * 2, WORDED)] == [rendered] * 2
+
+
+@settings(deadline=None, max_examples=40, database=None, derandomize=True)
+@given(
+    template=text_with_control_tokens(),
+    system=text_with_control_tokens().filter(str.strip),
+    prompt=text_with_control_tokens(),
+)
+def test_a_wording_cannot_forge_control_tokens(tokenizer_folder, template, system, prompt):
+    """However often template, system prompt and prompt spell control tokens, the ids hold only the
+    chat template's own, and every word of the text."""
+    wording = Wording(template.replace("{prompt}", "") + "{prompt}", system)
+    worded = load_tokenizer(tokenizer_folder, wording)
+    ids = worded.encode_prompt(prompt)
+    assert [ids.count(id_of(worded, token)) for token in CONTROL] == [3, 2, 0]
+    text = worded.decode(ids)
+    assert system in text
+    assert wording.user_turn(prompt) in text
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ messages[0].content }}",
+        "{{ messages[-1].content }}{{ messages[0].content }}",
+    ],
+    ids=["dropped", "refused", "after"],
+)
+def test_no_place_for_a_system_prompt(folder, template):
+    """A chat template that drops, refuses or displaces it: nothing is lost silently."""
+    (folder / "chat_template.jinja").write_text(template)
+    load_tokenizer(folder)
+    with pytest.raises(DataError, match=r"does not show a system prompt .* data.prompt_template"):
+        load_tokenizer(folder, Wording(system_prompt="s"))
+
+
 def test_the_template_s_end_of_an_answer(folder, tokenizer):
     """It is read from a rendered answer; a template that refuses or ends bare has none."""
     assert tokenizer.turn_end_id == id_of(tokenizer, "<|im_end|>")

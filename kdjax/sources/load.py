@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from kdjax.base import ConfigError, DataError, Problem
 from kdjax.sources import rows as reading
 from kdjax.sources.known import KNOWN
@@ -31,13 +29,12 @@ Cut = tuple[int | None, int | None]
 class Loaded(NamedTuple):
     """The problems of a dataset: problem(index), index < size, read when it is asked for.
 
-    worked: which have a worked response, bool [size]. identity is equal for equal problems in equal
-    order; about and note say, for people, what was left out and what to know.
+    identity is equal for equal problems in equal order; about and note say, for people, what was
+    left out and what to know.
     """
 
     size: int
     problem: Callable[[int], Problem]
-    worked: np.ndarray
     counts: Counts
     identity: str
     about: str
@@ -131,7 +128,6 @@ def read_problems(mapping: Mapping, title: str, rows: Any, cut: Cut = (None, Non
     return Loaded(
         size=len(kept),
         problem=problem,
-        worked=np.array(found.worked[places], bool),
         counts=found.counts,
         identity="rows:" + hashlib.sha256(b"".join(found.digests[places])).hexdigest()[:16],
         about=f"{title}: {in_words(found.counts)}" + ("" if places == slice(None) else asked),
@@ -157,8 +153,10 @@ def _load(
     try:
         loaded = read_problems(mapping, title, rows, cut)
     except DataError as error:
-        where = "" if path is None else f"{path}: "
-        raise DataError(f"{where}{error}") from error
+        if path is None:
+            raise
+        said = str(error).removeprefix(f"{title}: ") if title == path.name else str(error)
+        raise DataError(f"{path}: {said}") from error
     expected = dict(mapping.rows).get(split or "")
     if expected in (None, len(rows)):
         return loaded

@@ -71,11 +71,9 @@ def in_words(counts: Counts) -> str:
 
 
 class Survey(NamedTuple):
-    """Of the rows that are used: their numbers, whether they have a worked response, and a digest
-    of each."""
+    """Of the rows that are used: their numbers, and a digest of each."""
 
     kept: list[int]
-    worked: list[bool]
     digests: list[bytes]
     counts: Counts
 
@@ -84,7 +82,7 @@ def survey(mapping: Mapping, title: str, rows: Any) -> Survey:
     """Every row of a `datasets.Dataset` read once. Errors: DataError naming a row that contradicts
     itself."""
     found: Counter[str] = Counter(rows=len(rows))
-    result = Survey([], [], [], Counts())
+    result = Survey([], [], Counts())
     answers: dict[bytes, str] = {}  # the first one of each prompt
     seen: set[bytes] = set()
     for index, row in enumerate(every_row(rows)):
@@ -103,7 +101,6 @@ def survey(mapping: Mapping, title: str, rows: Any) -> Survey:
         traces = mapping.traces.of(row) if mapping.traces else 0
         found.update(oddities(read, traces))
         result.kept.append(index)
-        result.worked.append(read.solution is not None)
         result.digests.append(whole)
     return result._replace(counts=Counts(**found))
 
