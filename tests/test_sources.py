@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import datasets
@@ -11,9 +12,13 @@ import pytest
 from huggingface_hub import constants
 
 from kdjax.base import ConfigError, DataError, Problem
+from kdjax.config import Config, Curriculum, Data, Evaluation
 from kdjax.data import file_source, named_source
+from kdjax.parts import heldout_source, training_source
+from kdjax.parts import test_source as tested_source
 from kdjax.sources import KNOWN, Counts, load, load_name, load_path
 from kdjax.sources.load import is_path
+from kdjax.validation import validate
 
 BEFORE = (
     "Solve the following math problem step by step. The last line of your response should be of"
@@ -126,13 +131,13 @@ def test_dapo(tmp_path):
     """Repeated rows count once, whatever their index; the built-in instruction is taken off; an
     answer that contradicts an earlier one is counted."""
     rows = [dapo(f"{BEFORE}What is {n}+1?{AFTER}", str(n + 1), str(n)) for n in range(3)] * 100
-    rows.append(dapo(f"{BEFORE}What is  2+1?{AFTER}", "4"))
+    rows += [dapo(f"{BEFORE}What is  2+1?{AFTER}", "4"), dapo(f"{BEFORE}Empty?{AFTER}", " ")] * 2
     found = named(tmp_path, "BytedTsinghua-SIA/DAPO-Math-17k", rows)
     assert [(p.prompt, p.answer, p.solution) for p in problems(found)] == [
         (f"What is {n}+1?", str(n + 1), None) for n in range(3)
     ]
-    assert found.counts == Counts(rows=301, duplicates=298, conflicting=1)
-    assert "301 rows, 3 problems (left out: 298 duplicates)" in found.about
+    assert found.counts == Counts(rows=304, duplicates=299, conflicting=2, no_answer=2)
+    assert "304 rows, 3 problems (left out: 2 without an answer, 299 dup" in found.about
     kept = load_path(
         tmp_path / "rows.parquet", ("prompt=prompt", "answer=reward_model.ground_truth")
     )
@@ -448,6 +453,30 @@ def test_a_path_or_a_name(tmp_path, monkeypatch):
     path = parquet(tmp_path / "m.parquet", [{"problem": "q", "answer": "1"}])
     assert load(f"HuggingFaceH4/MATH-500={path}", (), "train").size == 1
     assert named_source(f"HuggingFaceH4/MATH-500={path}", "test").problem(0).prompt == "q"
+
+
+def test_a_config_s_problems(tmp_path):
+    """Training, gate and evaluation each read what their fields name; where worked responses are
+    trained on, problems without one are left out, and that is said."""
+    rows = [
+        {"question": f"q{n}", "answer": f"{'work ' if n % 2 else ''}#### {n}"} for n in range(6)
+    ]
+    gsm8k = parquet(tmp_path / "gsm8k.parquet", rows)
+    test = parquet(tmp_path / "test.parquet", [{"q": "t", "answer": "1"}])
+    config = Config(
+        data=Data(name=f"openai/gsm8k[2:]={gsm8k}"),
+        curriculum=Curriculum((8, 16), heldout_name=f"openai/gsm8k[:2]={gsm8k}"),
+        evaluation=Evaluation(file=test, columns=("prompt=q",)),
+    )
+    validate(config)
+    trained, held, measured = (
+        [source.problem(index).prompt for index in range(source.size)]
+        for source in (training_source(config), heldout_source(config), tested_source(config))
+    )
+    assert (trained, held, measured) == (["q2", "q3", "q4", "q5"], ["q0", "q1"], ["t"])
+    worked = training_source(dataclasses.replace(config, prefix="dataset"))
+    assert [worked.problem(index).prompt for index in range(worked.size)] == ["q3", "q5"]
+    assert "2 of 4 have a worked response, and are used" in worked.about
 
 
 def test_every_known_dataset_says_where_it_is_used():
