@@ -85,12 +85,15 @@ def _check_problems(config: Config) -> None:
             f"a curriculum on {own} needs {own.replace('data.', 'curriculum.heldout_')}: problems"
             " for the entropy gate"
         )
-    for field, place in {"data": data, "evaluation": evaluation}.items():
-        if place.columns and place.name is None and place.file is None:
+    for field, columns, source in (
+        ("data", data.columns, trained),
+        ("evaluation", evaluation.columns, measured),
+    ):
+        if columns and not source:
             raise ConfigError(
-                f"{field}.columns {place.columns} has no file to be of; set {field}.file"
+                f"{field}.columns {columns} has no file to be of; set {field}.file, or leave it out"
             )
-        mapping_of(place.columns)
+        mapping_of(columns)
 
 
 def _check_prompts(data: Data) -> None:

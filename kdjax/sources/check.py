@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from kdjax.sources.load import Loaded, load
 from kdjax.sources.survey import normalised
+from kdjax.tokenizer import Tokenizer
 
 WORDS = 13
 EXAMPLES = 3
@@ -49,13 +50,6 @@ class Report(NamedTuple):
     prompt_tokens: Tokens | None
 
 
-class Student(NamedTuple):
-    """How a student sees a prompt: its text, and its ids."""
-
-    render: Callable[[str], str]
-    encode_prompt: Callable[[str], Sequence[int]]
-
-
 @dataclasses.dataclass(frozen=True)
 class DataCheck:
     """What `kdjax data check` is told beside the dataset. student: a model folder or hub name, by
@@ -70,7 +64,7 @@ class DataCheck:
 
 
 def check(
-    text: str, columns: Sequence[str], against: Sequence[str], student: Student | None
+    text: str, columns: Sequence[str], against: Sequence[str], student: Tokenizer | None
 ) -> Report:
     """A dataset by its name or path, read whole. Errors: as `load`, of it and of each benchmark."""
     dataset = load(text, columns, "train")
@@ -89,7 +83,7 @@ def check(
     return Report(dataset, contamination(dataset, benchmarks), examples, tokens)
 
 
-def _tokens(dataset: Loaded, student: Student) -> Tokens:
+def _tokens(dataset: Loaded, student: Tokenizer) -> Tokens:
     prompts = (dataset.problem(index).prompt for index in range(dataset.size))
     lengths = sorted(len(student.encode_prompt(prompt)) for prompt in prompts)
     last = len(lengths) - 1
