@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kdjax.base import Batch, Model, Rollout, Sampling, Scores, TrainState, WeightedSum
     from kdjax.composition import linear, switch
     from kdjax.config import Config, Study, Turn
-    from kdjax.data import encode_batch, file_source, task_source
+    from kdjax.data import encode_batch, file_source, named_source, task_source
     from kdjax.divergences import (
         adaptive_kl,
         alpha_divergence,
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from kdjax.sampler import generate, open_sampler
     from kdjax.step import init_state, make_step
     from kdjax.stops import Stops
-    from kdjax.tokenizer import load_tokenizer
+    from kdjax.tokenizer import Wording, load_tokenizer
 
 # No name here may also be the name of a module: importing the module would hide it.
 _HOME = {
@@ -83,7 +83,7 @@ _HOME = {
     "base": ("Batch", "Model", "Rollout", "Sampling", "Scores", "TrainState", "WeightedSum"),
     "composition": ("linear", "switch"),
     "config": ("Config", "Study", "Turn"),
-    "data": ("encode_batch", "file_source", "task_source"),
+    "data": ("encode_batch", "file_source", "named_source", "task_source"),
     "divergences": (
         "adaptive_kl", "alpha_divergence", "at_top_k", "jensen_shannon", "skew_forward_kl",
         "skew_reverse_kl", "token_wise_kl", "total_variation",
@@ -107,7 +107,7 @@ _HOME = {
     "sampler": ("generate", "open_sampler",),
     "step": ("init_state", "make_step"),
     "stops": ("Stops",),
-    "tokenizer": ("load_tokenizer",),
+    "tokenizer": ("Wording", "load_tokenizer"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

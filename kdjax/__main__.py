@@ -25,6 +25,10 @@ kdjax: distillation of language models in JAX, where a method is two choices
                                              once on CPUs and GPUs; or one alone (CELL/seed_0)
   kdjax export RUN OUT [--dtype bfloat16]    write a run's student as a Hugging Face folder
   kdjax export-adapter RUN OUT               write a run's LoRA adapter as peft reads it
+  kdjax data check NAME_OR_FILE [--against BENCHMARK ...] [--columns FIELD=COLUMN ...]
+                   [--student MODEL] [--out FILE]
+                                             what a dataset holds: duplicates, answers that can't be
+                                             used, and what of it is in benchmarks too
   kdjax plan CONFIG [--topology v5e:4x4] [--out FILE] [--field VALUE ...]
                                              will it fit, how fast could it be? The real programs,
                                              compiled for TPUs, h100, h100:8, h200 or this machine
@@ -81,6 +85,7 @@ def _run(command: str, args: list[str]) -> None:
         "study": _study,
         "export": _export,
         "export-adapter": _export_adapter,
+        "data": _data,
         "plan": _plan,
         "bench": _bench,
     }
@@ -206,6 +211,32 @@ def _export(args: list[str]) -> None:
     run, out = rest
     export(run, out, dtype)
     print(f"wrote {out}: a Hugging Face folder in {dtype}")
+
+
+def _data(args: list[str]) -> None:
+    from kdjax.base import ConfigError
+
+    usage = "kdjax data check NAME_OR_FILE"
+    what, rest = _first(args, usage)
+    if what != "check":
+        raise ConfigError(f"unknown command data {what!r}; there is check: {usage}")
+    target, rest = _first(rest, usage)
+    from kdjax import models, report
+    from kdjax.command_line import override
+    from kdjax.sources.check import DataCheck, check, to_json
+    from kdjax.sources.show import show
+    from kdjax.tokenizer import Wording, load_tokenizer
+
+    out = _option(rest, "--out")
+    asked = override(DataCheck(), rest, usage)
+    file, student = _new_file(out), None
+    if asked.student is not None:
+        wording = Wording(asked.prompt_template, asked.system_prompt, asked.thinking)
+        student = load_tokenizer(models.find(asked.student), wording)
+    found = check(target, asked.columns, asked.against, student)
+    show(found)
+    if file is not None:
+        report.write_json(file, to_json(found))
 
 
 def _plan(args: list[str]) -> None:

@@ -55,16 +55,25 @@ def _written(names: Names) -> tyro.constructors.PrimitiveConstructorSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Which problems are trained on. `file` (JSONL, CSV, Parquet) replaces the embedded task.
+    """Which problems are trained on: those of the embedded task, of a dataset by its `name`
+    (docs/data.md), or of a `file` (JSONL, CSV, Parquet, Arrow, or a folder of them).
 
-    thinking is Qwen3's switch in the chat template, of every prompt: training, gate, evaluation.
+    columns: which columns of the file are what, each "field=column"; they count for
+    curriculum.heldout_file too.
+    prompt_template, system_prompt and thinking (Qwen3's switch in the chat template) are how every
+    prompt is put, in training, gate and evaluation, to student and teacher; {prompt} stands for the
+    problem, and other braces are text.
     """
 
     task: str = "calc"
     terms: tuple[int, ...] = (3, 4, 5, 6)
     problems: int = 6144
+    name: str | None = None
     file: str | None = None
+    columns: tuple[str, ...] = ()
     max_prompt_tokens: int = 28
+    prompt_template: str = "{prompt}"
+    system_prompt: str | None = None
     thinking: bool = False
 
 
@@ -109,12 +118,14 @@ class Curriculum:
     heldout_responses: Literal["all", "finished"] = "all"
     heldout_problems: int = 64
     heldout_file: str | None = None
+    heldout_name: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """The report at the end of a run: test problems, samples a problem, and the k of Pass@k.
 
+    name, file and columns say which problems, as those of `Data`; `problems` is of the task.
     batch_size: rows that are scored at a time; how many are drawn at a time is of `Rollouts`.
     every_steps: also during training, with samples_during_training a problem, into the metrics as
     test_avg, test_length, test_entropy and test_truncated; 0: only at the end.
@@ -129,6 +140,8 @@ class Evaluation:
     batch_size: int = 128
     every_steps: int = 0
     samples_during_training: int = 2
+    name: str | None = None
+    columns: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,17 +11,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kdjax import sources
 from kdjax.base import Batch, ConfigError, DataError, Problem
 from kdjax.tasks import problem as task_problem
 from kdjax.tokenizer import Tokenizer
 
 
 class Source(NamedTuple):
-    """A finite list: size, problem(index), and a text that is equal for equal contents."""
+    """A finite list: size, problem(index), a text that is equal for equal contents, and one that
+    says, for people, where it is from and what of it was left out."""
 
     size: int
     problem: Callable[[int], Problem]
     identity: str
+    about: str = ""
 
 
 Groups = dict[str, np.ndarray]
@@ -43,52 +46,26 @@ def task_source(task: str, split: str, size: int, terms: Sequence[int]) -> Sourc
     )
 
 
-def file_source(path: str | Path) -> Source:
-    """Problems of a local JSONL, CSV or Parquet file: columns prompt, answer; if it has them,
-    solution and tag.
+def file_source(path: str | Path, columns: Sequence[str] = ()) -> Source:
+    """Problems of a local file or folder (JSONL, CSV, Parquet, Arrow): columns prompt and answer;
+    if it has them, solution and tag. `columns` ("field=column") says other names.
 
-    Errors: DataError when the file is missing, unreadable, empty, or has no such columns.
+    Errors: DataError when it is missing, unreadable, or nothing in it can be used.
     """
-    import datasets
+    return _source(sources.load_path(path, columns))
 
-    path = Path(path)
-    reader = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}.get(
-        path.suffix
-    )
-    if not path.is_file() or reader is None:
-        raise DataError(f"{path}: give an existing .jsonl, .csv or .parquet file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the dataset is empty; it needs at least one row")
-    datasets.disable_progress_bars()
-    try:
-        rows = datasets.load_dataset(
-            reader, data_files=str(path), split="train", keep_in_memory=True
-        )
-    except Exception as error:  # the library raises many kinds; all mean an unreadable file
-        reason = str(error.__cause__ or error).splitlines()[0]
-        raise DataError(f"{path}: can't read it as {reader} ({reason})") from error
-    if len(rows) == 0:
-        raise DataError(f"{path}: the dataset is empty; it needs at least one row")
-    missing = {"prompt", "answer"} - set(rows.column_names)
-    if missing:
-        raise DataError(
-            f"{path}: no column {', '.join(sorted(missing))}; it has {rows.column_names}"
-        )
 
-    def problem(index: int) -> Problem:
-        row = rows[index]
-        if row["prompt"] is None or row["answer"] is None:
-            raise DataError(f"{path}/{index}: a row needs a prompt and an answer, one is empty")
-        solution = row.get("solution")
-        return Problem(
-            f"{path.name}/{index}",
-            str(row["prompt"]),
-            str(row["answer"]),
-            solution and str(solution),
-            "" if row.get("tag") is None else str(row["tag"]),
-        )
+def named_source(name: str, use: str, columns: Sequence[str] = ()) -> Source:
+    """Problems of a dataset by its name (docs/data.md), of the split for `use`: "train" or "test".
 
-    return Source(len(rows), problem, "file:" + hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+    Errors: as `sources.load`.
+    """
+    return _source(sources.load_name(name, columns, use))
+
+
+def _source(loaded: sources.Loaded) -> Source:
+    note = f"; note: {loaded.note}" if loaded.note else ""
+    return Source(loaded.size, loaded.problem, loaded.identity, loaded.about + note)
 
 
 def index_at(size: int, position: int, seed: int, tag: str = "") -> int:
@@ -156,6 +133,26 @@ def batch_at(groups: Groups, number: int, size: int, seed: int) -> tuple[str, li
     return tags[turn], [int(rows[index_at(len(rows), p, seed, tags[turn])]) for p in positions]
 
 
+def rows_of_process(indices: Sequence[int], process: int, count: int) -> list[int]:
+    """What process `process` of `count` holds of a batch: the shares are equal, in order, without
+    gap or overlap, so that together they are the batch whatever the count.
+
+    Errors: ConfigError for a batch that can't be dealt so, or a process that is not one of them.
+
+    >>> rows_of_process([7, 3, 9, 1], 1, 2)
+    [9, 1]
+    """
+    if not 0 <= process < count:
+        raise ConfigError(f"process must be in 0..{count - 1}, got {process}")
+    if len(indices) % count:
+        raise ConfigError(
+            f"batch_size {len(indices)} can't be dealt to {count} processes; make it a multiple"
+            f" of {count}"
+        )
+    share = len(indices) // count
+    return list(indices[process * share : (process + 1) * share])
+
+
 @functools.lru_cache(maxsize=8)
 def _turns(counts: tuple[int, ...]) -> np.ndarray:
     """Whose turn it is at each place of a round: k-th turns of a tag of n lie at (k + 1/2) / n."""
@@ -206,6 +203,24 @@ def encode_batch(
         response_length_b=np.array([min(len(r), max_new_tokens) for _, r in encoded], np.int32),
         response_truncated_b=np.array([len(r) > max_new_tokens for _, r in encoded]),
         row_b=np.asarray(indices, np.int32),
+    )
+
+
+@functools.lru_cache(maxsize=8)  # it reads every problem
+def with_solutions(source: Source) -> Source:
+    """The problems that bring a worked response, in order; the source itself where all do.
+
+    Errors: DataError where none does.
+    """
+    kept = [index for index in range(source.size) if source.problem(index).solution]
+    if len(kept) == source.size:
+        return source
+    require_solutions(source, [0] if not kept else kept[:1])
+    return Source(
+        len(kept),
+        lambda index: source.problem(kept[index]),
+        f"{source.identity}, {len(kept)} with a solution",
+        f"{source.about}; {len(kept)} of {source.size} have a worked response, and are used",
     )
 
 

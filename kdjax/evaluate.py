@@ -27,6 +27,8 @@ class EvalReport(NamedTuple):
     - entropy, forward_kl and reverse_kl are token means in nats over the model's own responses,
       exact over the vocabulary, or over what the run's stop policy makes of it (`kdjax.stops`); the
       divergences are to the teacher (None without one).
+    - template: how a prompt was put, rendered: {prompt} in its template after the system prompt, in
+      the chat template, with its thinking switch.
     - correct: right responses of each problem, in problem order (for paired comparisons).
     - flops_by_part: what training_flops consists of (`kdjax.accounting`).
     """
@@ -47,6 +49,7 @@ class EvalReport(NamedTuple):
     reverse_kl: float | None
     correct: list[int]
     seconds: float
+    template: str = ""
     training_flops: float | None = None
     flops_by_part: dict[str, float] | None = None
     training_seconds: float | None = None
@@ -105,6 +108,7 @@ def evaluate(
         forward_kl=sums["forward_kl"] / sums["tokens"] if "forward_kl" in sums else None,
         reverse_kl=sums["reverse_kl"] / sums["tokens"] if "reverse_kl" in sums else None,
         seconds=time.perf_counter() - began,
+        template=tokenizer.render("{prompt}"),
         **_estimates(records, samples, k),
     )
     return report, records

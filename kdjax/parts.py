@@ -193,6 +193,8 @@ def startup_report(parts: Parts) -> str:
         for tag, teacher in parts.teachers.items()
         if tag
     ]
+    asked = {"problems": parts.source, "test problems": test_source(parts.config)}
+    lines += [f"{what}: {source.about}\n" for what, source in asked.items() if source.about]
     return "".join(lines) + startup.report(
         parts.config,
         (parts.mesh, programs.teacher_mesh),
@@ -249,26 +251,41 @@ def evaluation_key(config: Config) -> dict[str, Any]:
 
 
 def training_source(config: Config) -> data.Source:
-    """The problems that a config trains on."""
-    if config.data.file is not None:
-        return data.file_source(config.data.file)
+    """The problems that a config trains on; where it trains on worked responses, those that bring
+    one."""
+    source = _named_or_file(config.data.name, config.data.file, "train", config.data.columns)
+    if source is not None:
+        needs = any(method.prefix == "dataset" for method in methods(config))
+        return data.with_solutions(source) if needs else source
     return data.task_source(config.data.task, "train", config.data.problems, config.data.terms)
 
 
 def heldout_source(config: Config) -> data.Source:
     """The problems that the entropy gate measures on, disjoint from training and test."""
-    if config.curriculum.heldout_file is not None:
-        return data.file_source(config.curriculum.heldout_file)
-    return data.task_source(
+    curriculum = config.curriculum
+    source = _named_or_file(
+        curriculum.heldout_name, curriculum.heldout_file, "train", config.data.columns
+    )
+    return source or data.task_source(
         config.data.task, "heldout", config.curriculum.heldout_problems, config.data.terms
     )
 
 
 def test_source(config: Config) -> data.Source:
     """The problems that a run is evaluated on."""
-    if config.evaluation.file is not None:
-        return data.file_source(config.evaluation.file)
-    return data.task_source(config.data.task, "test", config.evaluation.problems, config.data.terms)
+    settings = config.evaluation
+    source = _named_or_file(settings.name, settings.file, "test", settings.columns)
+    return source or data.task_source(
+        config.data.task, "test", settings.problems, config.data.terms
+    )
+
+
+def _named_or_file(
+    name: str | None, file: str | None, use: str, columns: tuple[str, ...]
+) -> data.Source | None:
+    if name is not None:
+        return data.named_source(name, use, columns)
+    return None if file is None else data.file_source(file, columns)
 
 
 def run_key(config: Config, purpose: int, step: int = 0) -> Key:

@@ -11,7 +11,7 @@ from kdjax.base import ConfigError, Params
 from kdjax.config import Config, teacher_models
 from kdjax.models import DecoderConfig
 from kdjax.programs import TEACHER_WEIGHTS, Programs, TeacherPrograms
-from kdjax.tokenizer import Tokenizer, load_pair, load_tokenizer
+from kdjax.tokenizer import Tokenizer, Wording, load_pair, load_tokenizer
 
 
 class Teacher(NamedTuple):
@@ -55,14 +55,12 @@ def load_tokenizers(config: Config) -> tuple[Tokenizer, dict[str | None, Tokeniz
     Where the student has no chat template, the first teacher's serves. Errors: as `load_pair` for
     each teacher, and ConfigError where one stops at a token that another doesn't have.
     """
-    folder, thinking = models.find(config.student), config.data.thinking
+    folder, wording = models.find(config.student), wording_of(config)
     names = tuple(dict.fromkeys(teacher_models(config).values()))
     if names == (None,):
-        alone = load_tokenizer(folder, thinking=thinking)
+        alone = load_tokenizer(folder, wording)
         return alone, {None: alone}
-    pairs = {
-        name: load_pair(folder, models.find(name), thinking=thinking) for name in names if name
-    }
+    pairs = {name: load_pair(folder, models.find(name), wording) for name in names if name}
     size = min(student.size for student, _ in pairs.values())
     for name, (student, teacher) in pairs.items():
         beyond = [i for i in (*student.stop_ids, *teacher.stop_ids) if i >= size]
@@ -73,6 +71,11 @@ def load_tokenizers(config: Config) -> tuple[Tokenizer, dict[str | None, Tokeniz
             )
     own = next(iter(pairs.values()))[0]._replace(size=size)
     return own, {name: teacher._replace(size=size) for name, (_, teacher) in pairs.items()}
+
+
+def wording_of(config: Config) -> Wording:
+    """How a config puts every problem."""
+    return Wording(config.data.prompt_template, config.data.system_prompt, config.data.thinking)
 
 
 def read_shapes(config: Config) -> dict[str | None, DecoderConfig | None]:

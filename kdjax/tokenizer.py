@@ -17,10 +17,11 @@ from kdjax.base import ConfigError, DataError
 class Tokenizer(NamedTuple):
     """A tokenizer as functions.
 
-    - render(prompt) -> str: the prompt as the only user turn, ready for an answer.
+    - render(prompt) -> str: the prompt, in its template, as the only user turn after the system
+      prompt, if there is one; ready for an answer.
     - encode(text) -> ids: of trusted text, where special tokens are read as such.
     - encode_prompt(prompt) -> ids: of render(prompt), where special tokens that stand inside the
-      prompt stay plain text.
+      prompt, its template or the system prompt stay plain text.
     - decode(ids) -> text, special tokens left out.
     - token(id) -> str: how the vocabulary spells it.
     - stop_ids: every id that ends a response (the generation config's first).
@@ -47,14 +48,36 @@ class Tokenizer(NamedTuple):
     template_folder: str
 
 
-def load_tokenizer(
-    folder: str | Path, *, thinking: bool = False, spare_template: str | Path | None = None
-) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder.
+class Wording(NamedTuple):
+    """How a problem is put to a model: the user turn that it is written in ({prompt} is replaced,
+    any other brace is text), what the system turn says (None: there is none), and what the chat
+    template reads as enable_thinking (Qwen3's closes the thinking part itself where it is False).
 
-    thinking is what the chat template reads as enable_thinking: Qwen3's closes the thinking part
-    itself where it is False. Where the folder has no chat template, that of the folder
-    spare_template serves. Errors: DataError when files are missing or the chat template is,
+    >>> Wording("{prompt} Answer in \\\\boxed{}.").user_turn("1+1=?")
+    '1+1=? Answer in \\\\boxed{}.'
+    """
+
+    prompt_template: str = "{prompt}"
+    system_prompt: str | None = None
+    thinking: bool = False
+
+    def user_turn(self, prompt: str) -> str:
+        return self.prompt_template.replace("{prompt}", prompt)
+
+
+PLAIN_WORDING = Wording()
+
+
+def load_tokenizer(
+    folder: str | Path,
+    wording: Wording = PLAIN_WORDING,
+    *,
+    spare_template: str | Path | None = None,
+) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder, which puts prompts in this wording.
+
+    Where the folder has no chat template, that of the folder spare_template serves. Errors:
+    DataError when files are missing, or the chat template is, or its place for a system prompt;
     ConfigError without a stop id.
     """
     folder = template_folder = Path(folder)
@@ -67,11 +90,11 @@ def load_tokenizer(
         raise DataError(
             f"{folder}: the tokenizer has no chat template; add chat_template.jinja to the folder"
         )
-    render = functools.partial(_render, hf, thinking)
+    pieces = _template_ids(folder, hf, wording)
     return Tokenizer(
-        render=render,
+        render=lambda prompt: _render(hf, wording, wording.user_turn(prompt)),
         encode=functools.partial(hf.encode, add_special_tokens=False),
-        encode_prompt=functools.partial(_encode_prompt, hf, *_template_ids(folder, hf, render)),
+        encode_prompt=functools.partial(_encode_prompt, hf, wording, *pieces),
         decode=functools.partial(hf.decode, skip_special_tokens=True),
         token=hf.convert_ids_to_tokens,
         stop_ids=stop_ids,
@@ -85,17 +108,18 @@ def load_tokenizer(
 
 
 def load_pair(
-    student_folder: str | Path, teacher_folder: str | Path, *, thinking: bool = False
+    student_folder: str | Path, teacher_folder: str | Path, wording: Wording = PLAIN_WORDING
 ) -> tuple[Tokenizer, Tokenizer]:
-    """(student's, teacher's) tokenizers, both with the size of the vocabulary that they share.
+    """(student's, teacher's) tokenizers, both of one wording, and with the size of the vocabulary
+    that they share.
 
     Prompts of a run are the student's rendering, ids of its tokenizer, whoever reads them: another
     teacher template is no error. Where one folder has no chat template (base models often don't),
     the other's serves. Errors: as `load_tokenizer` and `shared_vocabulary`, and DataError where the
     student would need the template of another vocabulary.
     """
-    student = load_tokenizer(student_folder, thinking=thinking, spare_template=teacher_folder)
-    teacher = load_tokenizer(teacher_folder, thinking=thinking, spare_template=student_folder)
+    student = load_tokenizer(student_folder, wording, spare_template=teacher_folder)
+    teacher = load_tokenizer(teacher_folder, wording, spare_template=student_folder)
     size = shared_vocabulary(student, teacher)
     if student.template_folder != student.folder and student.full_size != teacher.full_size:
         raise DataError(
@@ -187,34 +211,67 @@ def _read(folder: Path):
         ) from error
 
 
-def _render(hf, thinking: bool, prompt: str) -> str:
-    turns = [{"role": "user", "content": prompt}]
+def _render(hf, wording: Wording, user_turn: str) -> str:
+    turns = [{"role": "user", "content": user_turn}]
+    if wording.system_prompt is not None:
+        turns.insert(0, {"role": "system", "content": wording.system_prompt})
     return hf.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        turns, tokenize=False, add_generation_prompt=True, enable_thinking=wording.thinking
     )
 
 
-def _template_ids(folder: Path, hf, render) -> tuple[list[int], list[int]]:
-    """Ids of the template before and after the user's text."""
-    before, marker, after = render(_PLACEHOLDER).partition(_PLACEHOLDER)
+def _template_ids(folder: Path, hf, wording: Wording) -> tuple[list[int], list[int]]:
+    """Ids of what stands before and after the user's turn: the template's control tokens count as
+    such, those that the system prompt spells don't."""
+    system = wording.system_prompt is not None
+    marked = wording._replace(system_prompt=_SYSTEM_PLACEHOLDER if system else None)
+    try:
+        rendered = _render(hf, marked, _PLACEHOLDER)
+    except Exception as error:  # a template may refuse a system turn in many ways
+        if not system:
+            raise
+        raise _no_place_for_a_system_prompt(folder) from error
+    before, marker, after = rendered.partition(_PLACEHOLDER)
     if not marker:
         raise DataError(
             f"{folder}: the chat template does not show the user's text unchanged;"
             " can't encode prompts safely"
         )
-    return hf.encode(before, add_special_tokens=False), hf.encode(after, add_special_tokens=False)
+    first, marker, second = before.partition(_SYSTEM_PLACEHOLDER)
+    if system and not marker:
+        raise _no_place_for_a_system_prompt(folder)
+    own = _encode_plain(hf, wording.system_prompt) if wording.system_prompt is not None else []
+    first_ids, second_ids, after_ids = (
+        hf.encode(part, add_special_tokens=False) for part in (first, second, after)
+    )
+    return first_ids + own + second_ids, after_ids
 
 
-def _encode_prompt(hf, before: list[int], after: list[int], prompt: str) -> list[int]:
-    """Control tokens of the template count as such, those inside the user's text don't (prompt
+def _no_place_for_a_system_prompt(folder: Path) -> DataError:
+    return DataError(
+        f"{folder}: the chat template does not show a system prompt before the user's text; leave"
+        " data.system_prompt out, and write it into data.prompt_template"
+    )
+
+
+def _encode_prompt(
+    hf, wording: Wording, before: list[int], after: list[int], prompt: str
+) -> list[int]:
+    """Control tokens of the chat template count as such, those inside the user's turn don't (prompt
     injection)."""
-    return before + hf.encode(prompt, add_special_tokens=False, split_special_tokens=True) + after
+    return before + _encode_plain(hf, wording.user_turn(prompt)) + after
+
+
+def _encode_plain(hf, text: str) -> list[int]:
+    """Ids of a text in which control tokens are text."""
+    return hf.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
 DECISIVE_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 """What decides the ids of a text; padding and truncation settings don't."""
 
 _PLACEHOLDER = "\u2063kdjax prompt\u2063"
+_SYSTEM_PLACEHOLDER = "\u2063kdjax system\u2063"
 _ANSWER = "\u2063kdjax answer\u2063"
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from typing import Any, Literal
 
 from kdjax.base import ConfigError
-from kdjax.config import Config, Lora, Turn, teacher_models
+from kdjax.config import Config, Data, Lora, Turn, teacher_models
 from kdjax.gate import entropy_gate
 from kdjax.objective import divergence
 from kdjax.sampler import check_sampling
+from kdjax.sources.mapping import mapping_of
 from kdjax.timetable import methods
 
 
@@ -56,21 +58,68 @@ def validate(config: Config) -> Config:
         )
     check_sampling(config.sampling, "sampling.")
     check_sampling(config.evaluation.sampling, "evaluation.sampling.")
-    if config.data.file is not None and config.evaluation.file is None:
-        raise ConfigError(
-            "data.file needs evaluation.file beside it: problems that are not trained on"
-        )
-    if (
-        config.data.file is not None
-        and len(config.curriculum.lengths) > 1
-        and config.curriculum.heldout_file is None
-    ):
-        raise ConfigError(
-            "a curriculum on data.file needs curriculum.heldout_file: problems for the entropy gate"
-        )
+    _check_problems(config)
+    _check_prompts(config.data)
     _check_measurements(config)
     _check_lora(config.lora)
     return config
+
+
+def _check_problems(config: Config) -> None:
+    """Each purpose has one source, and what is measured on is not what is trained on."""
+    data, evaluation, curriculum = config.data, config.evaluation, config.curriculum
+    sources = {
+        "data.": (data.name, data.file),
+        "evaluation.": (evaluation.name, evaluation.file),
+        "curriculum.heldout_": (curriculum.heldout_name, curriculum.heldout_file),
+    }
+    for field, (name, file) in sources.items():
+        if name is not None and file is not None:
+            raise ConfigError(f"{field}name {name} and {field}file {file} are both set; choose one")
+    trained, measured, held = (name or file for name, file in sources.values())
+    own = "data.file" if data.file else "data.name"
+    if trained and not measured:
+        raise ConfigError(
+            f"{own} needs {own.replace('data', 'evaluation')} beside it: problems that are not"
+            " trained on"
+        )
+    if trained and len(curriculum.lengths) > 1 and not held:
+        raise ConfigError(
+            f"a curriculum on {own} needs {own.replace('data.', 'curriculum.heldout_')}: problems"
+            " for the entropy gate"
+        )
+    for field, columns, source in (
+        ("data", data.columns, trained),
+        ("evaluation", evaluation.columns, measured),
+    ):
+        if columns and not source:
+            raise ConfigError(
+                f"{field}.columns {columns} has no file to be of; set {field}.file, or leave it out"
+            )
+        mapping_of(columns)
+
+
+def _check_prompts(data: Data) -> None:
+    """The template has the prompt once, and no field that nothing fills."""
+    template = data.prompt_template
+    if template.count("{prompt}") != 1:
+        raise ConfigError(
+            f"data.prompt_template must hold {{prompt}} exactly once, got {template!r}"
+        )
+    others = [field for field in FIELD.findall(template) if field != "{prompt}"]
+    if others:
+        raise ConfigError(
+            f"data.prompt_template has the field {others[0]}, and only {{prompt}} is filled in"
+            " (braces of a LaTeX command are text)"
+        )
+    if data.system_prompt is not None and not data.system_prompt.strip():
+        raise ConfigError(
+            f"data.system_prompt must be a text, got {data.system_prompt!r}; leave it out for none"
+        )
+
+
+FIELD = re.compile(r"(?<![\w\\}])\{\w+\}")
+"""A name in braces that no LaTeX command stands before."""
 
 
 def _check_turns(config: Config) -> None:

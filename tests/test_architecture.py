@@ -15,6 +15,7 @@ ROWS = [
     "composition kl comparison topk gate jobs sharding topology hlo",
     "objective reduction advantage divergences grpo rewards head optimizer stops tasks"
     " models tokenizer buckets",
+    "sources",
     "catalogue data sampler score flops",
     "config",
     "timetable",
@@ -34,7 +35,11 @@ ROWS = [
     "__main__",
 ]
 ROW = {module: number for number, row in enumerate(ROWS) for module in row.split()}
-ONLY_IMPORTER = {"orbax": {"checkpoint"}, "flax": {"models"}, "datasets": {"data", "trajectories"}}
+ONLY_IMPORTER = {
+    "orbax": {"checkpoint"},
+    "flax": {"models"},
+    "datasets": {"sources", "trajectories"},
+}
 
 
 def room(path: Path) -> str:

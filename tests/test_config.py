@@ -65,7 +65,15 @@ FULL = Config(
     seed=3,
     rl=RL(3, accuracy, centered, 2, 1, 1),
     data=Data(
-        task="calc", terms=(2,), problems=9, file="p.jsonl", max_prompt_tokens=5, thinking=True
+        task="calc",
+        terms=(2,),
+        problems=9,
+        file="p.jsonl",
+        columns=("prompt=question", "answer=gold"),
+        max_prompt_tokens=5,
+        prompt_template="Q: {prompt}",
+        system_prompt="Add.",
+        thinking=True,
     ),
     optimizer=Optimizer(3e-4, 0.1, 0.5, 2.0, 0.01, 0.99),
     curriculum=Curriculum(
@@ -222,6 +230,31 @@ WRONG = [
     (dict(sampling=Sampling(top_k=-1)), "sampling.top_k must be at least 0"),
     (dict(sampling=Sampling(min_p=1.0)), "sampling.min_p must be in [0, 1), got 1.0"),
     (ON_FILE, "data.file needs evaluation.file"),
+    (nested("data", name="a/b"), "data.name needs evaluation.name beside it"),
+    (nested("data", name="a/b", file="f"), "data.name a/b and data.file f are both set; choose"),
+    (nested("evaluation", name="a/b", file="f"), "evaluation.name a/b and evaluation.file f are"),
+    (nested("curriculum", heldout_name="a/b", heldout_file="f"), "curriculum.heldout_name a/b and"),
+    (
+        dict(
+            data=Data(name="a/b"),
+            evaluation=Evaluation(name="c/d"),
+            curriculum=Curriculum(lengths=(8, 16)),
+        ),
+        "a curriculum on data.name needs curriculum.heldout_name",
+    ),
+    (nested("data", columns=("prompt=q",)), "data.columns ('prompt=q',) has no file to be of"),
+    (nested("evaluation", columns=("prompt=q",)), "evaluation.columns ('prompt=q',) has no file"),
+    (
+        dict(data=Data(file="p", columns=("question=q",)), evaluation=Evaluation(file="t")),
+        'columns: each is written "field=column" once',
+    ),
+    (nested("data", prompt_template="Solve."), "must hold {prompt} exactly once, got 'Solve.'"),
+    (nested("data", prompt_template="{prompt}{prompt}"), "must hold {prompt} exactly once"),
+    (
+        nested("data", prompt_template="{prompt} {answer}"),
+        "data.prompt_template has the field {answer}, and only {prompt} is filled in",
+    ),
+    (nested("data", system_prompt=" "), "data.system_prompt must be a text, got ' '"),
     (
         ON_FILE | dict(evaluation=Evaluation(file="t"), curriculum=Curriculum(lengths=(8, 16))),
         "a curriculum on data.file needs curriculum.heldout_file",
@@ -256,6 +289,13 @@ def test_each_rule_names_its_field(changes, says):
         validate(dataclasses.replace(Config(), **changes))
     assert str(caught.value).startswith(says) or says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_template_may_hold_latex():
+    """Braces of a LaTeX command are text."""
+    template = "{prompt} Put it in \\boxed{} or \\frac{a}{b} or {}."
+    config = Config(data=Data(prompt_template=template))
+    assert validate(config) is config
 
 
 def test_one_length_on_a_file_needs_no_heldout_problems():

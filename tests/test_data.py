@@ -7,17 +7,21 @@ import json
 import numpy as np
 import pytest
 
-from kdjax.base import DataError, Problem
+from kdjax.base import ConfigError, DataError, Problem
 from kdjax.data import (
     Source,
+    batch_at,
     encode_batch,
     file_source,
     index_at,
     require_solutions,
+    rows_of_process,
     source_key,
     task_source,
+    with_solutions,
 )
 from kdjax.tasks import problem
+from kdjax.tokenizer import Wording, load_tokenizer
 
 ROWS = [
     {"prompt": "1+1=", "answer": "2", "solution": r"1+1=2;\boxed{2}"},
@@ -137,6 +141,40 @@ def test_the_stream_is_a_pure_function_of_seed_and_position():
     assert [index_at(again.size, int(p), 3) for p in shuffled] == [forwards[p] for p in shuffled]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 12])
+def test_processes_share_a_batch(count):
+    """Whatever their number: equal shares that are, in order, the batch; a step asked for anew, as
+    after a resume, gives the same shares."""
+    groups = {"": np.arange(50)}
+    for number in (0, 3, 4, 17):  # 4: across an epoch's end
+        _, batch = batch_at(groups, number, 12, seed=5)
+        shares = [rows_of_process(batch, process, count) for process in range(count)]
+        assert {len(share) for share in shares} == {12 // count}
+        together = [row for share in shares for row in share]
+        assert together == batch == batch_at(groups, number, 12, seed=5)[1]
+
+
+def test_processes_that_cannot_share_a_batch():
+    """A batch that does not divide, and a process that is not among them."""
+    with pytest.raises(ConfigError, match="batch_size 3 can't be dealt to 2 processes; make it a"):
+        rows_of_process([1, 2, 3], 0, 2)
+    for process in (-1, 2):
+        with pytest.raises(ConfigError, match=rf"process must be in 0..1, got {process}"):
+            rows_of_process([1, 2], process, 2)
+
+
+def test_problems_with_solutions():
+    """Those with a worked response, in order; a source of only such is itself; of none, refused."""
+    source = source_of(*(Problem(f"p{n}", "1", "1", "s" if n % 2 else None) for n in range(5)))
+    solved = with_solutions(source)
+    assert [solved.problem(i).id for i in range(solved.size)] == ["p1", "p3"]
+    assert solved.identity != source.identity
+    assert with_solutions(solved) is solved
+    assert "2 of 5 have a worked response" in solved.about
+    with pytest.raises(DataError, match="p has no worked response"):
+        with_solutions(source_of(Problem("p", "1", "1")))
+
+
 def test_task_source_is_the_task():
     """A task source is the task's first problems, and its identity tells other contents apart."""
     source = task_source("lastdigit", "heldout", 5, (3, 4))
@@ -155,6 +193,20 @@ def test_task_source_is_the_task():
     assert task_source("lastdigit", "heldout", 5, (3, 4)).identity == source.identity
     with pytest.raises(DataError, match="calc/train has no problems"):
         task_source("calc", "train", 0, (2,))
+
+
+def test_source_key_names_the_wording(tokenizer, tokenizer_folder):
+    """Another template, system prompt or thinking switch: trajectories are not each other's."""
+    source = task_source("calc", "train", 5, (3,))
+    wordings = [
+        Wording(),
+        Wording("Q: {prompt}"),
+        Wording(system_prompt="s"),
+        Wording(thinking=True),
+    ]
+    keys = [source_key(source, load_tokenizer(tokenizer_folder, w), 24) for w in wordings]
+    assert keys[0] == source_key(source, tokenizer, 24)
+    assert len({str(key) for key in keys}) == 4
 
 
 def test_source_key_names_what_reaches_the_model(tokenizer):
@@ -194,14 +246,16 @@ def test_the_solution_column_may_be_absent(tmp_path):
     assert file_source(path).problem(0) == Problem("plain.jsonl/0", "12", "7", None)
 
 
-def test_an_absent_answer_is_refused_by_row(tmp_path):
-    """A null is not the text None: a row without prompt or answer is a DataError naming it."""
+def test_rows_without_an_answer_are_left_out_and_said(tmp_path):
+    """A null is not the text None; a file of nothing else is refused."""
     path = tmp_path / "holes.jsonl"
     write_rows(path, [{"prompt": "1", "answer": "1"}, {"prompt": "2", "answer": None}])
     source = file_source(path)
-    assert source.problem(0).answer == "1"
-    with pytest.raises(DataError, match=r"holes\.jsonl/1"):
-        source.problem(1)
+    assert [source.problem(i).id for i in range(source.size)] == ["holes.jsonl/0"]
+    assert source.about == "holes.jsonl: 2 rows, 1 problems (left out: 1 without an answer)"
+    write_rows(path, [{"prompt": "", "answer": "1"}, {"prompt": "2", "answer": " "}])
+    with pytest.raises(DataError, match="no row can be used: 2 rows, 0 problems"):
+        file_source(path)
 
 
 def directory(path):
@@ -211,15 +265,19 @@ def directory(path):
 @pytest.mark.parametrize(
     ("name", "contents", "says"),
     [
-        ("absent.jsonl", None, "give an existing .jsonl, .csv or .parquet file"),
-        ("folder.jsonl", directory, "give an existing .jsonl, .csv or .parquet file"),
-        ("data.txt", "prompt,answer\n1,1\n", "give an existing .jsonl, .csv or .parquet file"),
+        ("absent.jsonl", None, "give an existing .jsonl, .json, .csv, .parquet or .arrow file, or"),
+        ("folder.jsonl", directory, "the folder holds no .jsonl, .json, .csv, .parquet or .arrow"),
+        ("data.txt", "prompt,answer\n1,1\n", "give an existing .jsonl, .json, .csv, .parquet or"),
         ("empty.jsonl", "", "the dataset is empty"),
         ("empty.csv", "", "the dataset is empty"),
         ("empty.parquet", "", "the dataset is empty"),
         ("header.csv", "prompt,answer\n", "no data"),
-        ("columns.jsonl", '{"question": "1", "answer": "1"}\n', "no column prompt; it has"),
-        ("columns.csv", "a,b\n1,2\n", "no column answer, prompt; it has ['a', 'b']"),
+        (
+            "columns.jsonl",
+            '{"question": "1", "answer": "1"}\n',
+            "no column prompt; it has question, answer (say",
+        ),
+        ("columns.csv", "a,b\n1,2\n", "no column prompt; it has a, b (say"),
         ("broken.jsonl", '{"prompt": "1", "answer": \n', "can't read it as json"),
         ("broken.parquet", "this is not parquet at all", "can't read it as parquet"),
         ("binary.csv", b"\xff\xfe\x00\x01\xff\n" * 3, "can't read it as csv"),

@@ -163,3 +163,22 @@ def test_train_export_evaluate(config_file, tmp_path, capsys):
     assert a["entropy"] == pytest.approx(b["entropy"], rel=1e-6)
     assert a["forward_kl"] > 0
     assert b["forward_kl"] is None
+
+
+def test_evaluate_a_benchmark_by_name(student_folder, tmp_path, capsys):
+    """A benchmark of the hub, from a file of it; the report holds how prompts were put."""
+    import json
+
+    rows = [{"question": f"{n}+1=", "answer": f"{n}+1={n + 1}\n#### {n + 1}"} for n in range(3)]
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = ["--data.max_prompt_tokens", "40", "--data.prompt_template", "Q: {prompt}"]
+    small += ["--evaluation.samples", "2", "--evaluation.k", "1", "--evaluation.batch_size", "8"]
+    small += ["--evaluation.max_new_tokens", "8", "--evaluation.name", f"openai/gsm8k={path}"]
+    assert main(["evaluate", str(student_folder), *small, "--out", str(tmp_path / "r.json")]) == 0
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["problems"] == 3
+    assert "Q: {prompt}<|im_end|>" in report["template"]
+    capsys.readouterr()
+    small[-1] = "openai/gsm8k"
+    assert "can't be reached" in fails(capsys, 65, "evaluate", student_folder, *small)

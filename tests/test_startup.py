@@ -293,6 +293,20 @@ def test_thinking_reaches_both(tiny, tokenizer):
     assert rendered == {tokenizer.render("1").removesuffix("<think>\n\n</think>\n\n")}
 
 
+def test_the_wording_reaches_both_and_the_report(tiny, tokenizer):
+    """Template and system prompt are in what student and teacher see, and in the report; the key of
+    an evaluation tells them apart."""
+    worded = dataclasses.replace(tiny.data, system_prompt="Add.", prompt_template="Q: {prompt}")
+    config = dataclasses.replace(tiny, data=worded)
+    parts = build(config)
+    for rendered in (t.render("1") for t in (parts.tokenizer, parts.teachers[""].tokenizer)):
+        assert "system\nAdd.<|im_end|>" in rendered
+        assert "user\nQ: 1<|im_end|>" in rendered
+    assert repr(parts.tokenizer.render("1+1=")) in parts_module.startup_report(parts)
+    keys = [parts_module.evaluation_key(c) for c in (tiny, config)]
+    assert keys[0] != keys[1]
+
+
 def test_memory_of_dealt_parameters():
     """An array dealt over eight devices counts an eighth on each."""
     x = jax.device_put(np.zeros((16, 4), np.float32), batch_spec(make_mesh(8)))

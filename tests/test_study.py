@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 
 import pytest
-from test_train import tiny  # noqa: F401  (a fixture)
+from test_train import interrupt_at, tiny  # noqa: F401  (a fixture)
 
-from kdjax import forward_kl, reverse_kl
+from kdjax import forward_kl, report, reverse_kl
 from kdjax import study as study_module
 from kdjax.__main__ import main
 from kdjax.base import ConfigError, DivergedError
@@ -25,7 +25,7 @@ from kdjax.results import Cell
 def study(tiny) -> Study:  # noqa: F811
     """Two cells, two seeds, two steps each, tested after every step, and a claim."""
     evaluation = dataclasses.replace(tiny.evaluation, every_steps=1)
-    base = dataclasses.replace(tiny, steps=2, evaluation=evaluation)
+    base = dataclasses.replace(tiny, steps=2, save_every_steps=1, evaluation=evaluation)
     losses = {"forward": forward_kl, "reverse": reverse_kl}
     return Study(
         str(Path(tiny.run).parent / "study"),
@@ -42,9 +42,9 @@ RUNS = ["forward/seed_0", "reverse/seed_0", "forward/seed_3", "reverse/seed_3"]
 
 
 def test_study_trains_once_and_reports(study, monkeypatch):
-    """Each cell and seed in its folder, references once; a run that fails doesn't stop the others,
-    whose results are kept; a second call makes the rest, a third nothing; a changed cell is
-    refused."""
+    """Each cell and seed in its folder, references once; what was interrupted is resumed; a run
+    that fails doesn't stop the others, whose results are kept; the next call makes the rest, one
+    more nothing; a changed cell is refused."""
     folder, trained = Path(study.folder), []
     train, evaluate = study_module.train, study_module.evaluate_params
 
@@ -59,6 +59,12 @@ def test_study_trains_once_and_reports(study, monkeypatch):
         return run
 
     with monkeypatch.context() as patched:
+        interrupt_at(patched, 1)
+        with pytest.raises(KeyboardInterrupt):
+            study_module.run_study(study)
+    begun = report.read_metrics(folder / RUNS[0])
+    assert [record["step"] for record in begun] == [1]
+    with monkeypatch.context() as patched:
         patched.setattr(study_module, "train", fails_at(RUNS[1]))
         with pytest.raises(
             study_module.CellError, match=r"^reverse/seed_0: loss is nan; "
@@ -67,6 +73,7 @@ def test_study_trains_once_and_reports(study, monkeypatch):
         assert caught.value.exit_code == 86
         assert trained == RUNS
         assert not (folder / "report.html").exists()
+        assert report.read_metrics(folder / RUNS[0])[:1] == begun  # seconds too: resumed
         trained.clear()
         patched.setattr(study_module, "train", fails_at())
         cells, verdicts = study_module.run_study(study)
@@ -198,8 +205,8 @@ def get_study():
 
 
 def test_two_jobs_on_the_command_line(tmp_path, student_folder, teacher_folder, capsys):
-    """Real processes: both cells end, resuming what a kill left (here: the folder of a run that was
-    begun); one that can't run is named with its error and exit code, the other is kept."""
+    """Real processes: a run that can't begin is named with its error and exit code, the other ends
+    and is kept; the same command then makes the rest, and --only a run alone."""
     file, folder = tmp_path / "two.py", tmp_path / "study"
     values = dict(student=str(student_folder), teacher=str(teacher_folder))
     file.write_text(STUDY.format(cache=str(tmp_path / "cache"), folder=str(folder), **values))

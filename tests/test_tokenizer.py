@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdjax.base import ConfigError, DataError
-from kdjax.tokenizer import load_pair, load_tokenizer, pieces, shared_vocabulary
+from kdjax.tokenizer import Wording, load_pair, load_tokenizer, pieces, shared_vocabulary
 
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
 
@@ -285,11 +285,63 @@ def test_a_template_of_another_vocabulary_does_not_serve(folder, tokenizer_folde
 
 def test_thinking_is_the_template_s_switch(tokenizer_folder, tokenizer):
     """With thinking on, Qwen3's template leaves the thinking part to the model."""
-    open_ended = load_tokenizer(tokenizer_folder, thinking=True)
+    open_ended = load_tokenizer(tokenizer_folder, Wording(thinking=True))
     assert tokenizer.render("1") == open_ended.render("1") + "<think>\n\n</think>\n\n"
     assert open_ended.encode_prompt("1") == open_ended.encode(open_ended.render("1"))
-    for one in load_pair(tokenizer_folder, tokenizer_folder, thinking=True):
+    for one in load_pair(tokenizer_folder, tokenizer_folder, Wording(thinking=True)):
         assert one.render("1") == open_ended.render("1")
+
+
+WORDED = Wording("{prompt}\nAnswer in \\boxed{}.", "You add.")
+
+
+def test_a_wording_is_rendered_whole(tokenizer_folder):
+    """System turn, the prompt in its template (other braces stay), the thinking switch; the ids are
+    those of the text."""
+    worded = load_tokenizer(tokenizer_folder, WORDED)
+    rendered = (
+        "<|im_start|>system\nYou add.<|im_end|>\n<|im_start|>user\n3+4=\nAnswer in \\boxed{}."
+        "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+    assert worded.render("3+4=") == rendered
+    assert worded.decode(worded.encode_prompt("3+4=")) == worded.decode(worded.encode(rendered))
+    assert [t.render("3+4=") for t in load_pair(*[tokenizer_folder] * 2, WORDED)] == [rendered] * 2
+
+
+@settings(deadline=None, max_examples=40, database=None, derandomize=True)
+@given(
+    template=text_with_control_tokens(),
+    system=text_with_control_tokens().filter(str.strip),
+    prompt=text_with_control_tokens(),
+)
+def test_a_wording_cannot_forge_control_tokens(tokenizer_folder, template, system, prompt):
+    """However often template, system prompt and prompt spell control tokens, the ids hold only the
+    chat template's own, and every word of the text."""
+    wording = Wording(template.replace("{prompt}", "") + "{prompt}", system)
+    worded = load_tokenizer(tokenizer_folder, wording)
+    ids = worded.encode_prompt(prompt)
+    assert [ids.count(id_of(worded, token)) for token in CONTROL] == [3, 2, 0]
+    text = worded.decode(ids)
+    assert system in text
+    assert wording.user_turn(prompt) in text
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}",
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "{{ messages[0].content }}",
+        "{{ messages[-1].content }}{{ messages[0].content }}",
+    ],
+    ids=["dropped", "refused", "after"],
+)
+def test_no_place_for_a_system_prompt(folder, template):
+    """A chat template that drops, refuses or displaces it: nothing is lost silently."""
+    (folder / "chat_template.jinja").write_text(template)
+    load_tokenizer(folder)
+    with pytest.raises(DataError, match=r"does not show a system prompt .* data.prompt_template"):
+        load_tokenizer(folder, Wording(system_prompt="s"))
 
 
 def test_the_template_s_end_of_an_answer(folder, tokenizer):
