@@ -16,9 +16,8 @@ from kdjax.validation import validate
 ROOT = Path(__file__).parent.parent
 INIT = (ROOT / "kdjax/__init__.py").read_text()
 README = (ROOT / "README.md").read_text()
-CONFIGS = sorted(
-    p for p in (ROOT / "configs").rglob("*.py") if p.name not in ("rebuild.py", "rehearse.py")
-)
+SCRIPTS = ("rebuild.py", "rebuild_study.py", "rehearse.py")
+CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.py") if p.name not in SCRIPTS)
 
 
 def test_the_example_runs():
