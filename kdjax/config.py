@@ -285,12 +285,14 @@ class Config:
 @dataclasses.dataclass(frozen=True)
 class Study:
     """Configs to compare, by name, each trained once a seed, in folder/NAME/seed_S; the start and
-    the teacher of the first are references. claims: what the report gives a verdict on."""
+    the teacher of the first are references. claims: what the report gives a verdict on. starts:
+    cells that begin as another cell's trained student of the same seed, in place of their own."""
 
     folder: str
     cells: dict[str, Config]
     seeds: tuple[int, ...] = (0,)
     claims: tuple[Claim, ...] = ()
+    starts: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 WHERE_IT_RUNS = (

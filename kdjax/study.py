@@ -1,6 +1,6 @@
 """Many runs -> one comparison: each cell and seed its own run folder, then tables and a page.
 
-FOLDER/NAME/seed_S      the run of a cell at a seed
+FOLDER/NAME/seed_S      the run of a cell at a seed; in it, student, if others begin as that
 FOLDER/references/NAME  the evaluations of the start and of the teachers
 FOLDER/logs             what runs printed that ran beside others
 FOLDER/report.html, results.md, table.csv, table.json
@@ -22,6 +22,7 @@ from kdjax import report
 from kdjax.base import ConfigError, KdjaxError, StorageError
 from kdjax.config import Config, Lora, Study, teacher_models
 from kdjax.evaluate import from_json, to_json
+from kdjax.export import export
 from kdjax.jobs import Failure, run_commands, slots
 from kdjax.objective import describe
 from kdjax.page import render_page
@@ -33,7 +34,7 @@ from kdjax.teachers import title
 from kdjax.train import about_run, train
 from kdjax.verdicts import judge
 
-REFERENCES, LOGS = "references", "logs"
+REFERENCES, LOGS, STUDENT = "references", "logs", "student"
 RESERVED = (REFERENCES, LOGS, "start", "teacher")
 
 
@@ -42,7 +43,9 @@ class Piece(NamedTuple):
 
     name: str
     config: Config
-    is_reference: bool
+    is_reference: bool = False
+    depth: int = 0  # of the cells that it begins as, one after the other
+    starts_others: bool = False
 
 
 class CellError(KdjaxError):
@@ -72,9 +75,11 @@ def run_study(
     """
     began, folder = time.perf_counter(), Path(study.folder)
     todo = pieces(study)
-    failures = (run or one_by_one)([piece for piece in todo if not _is_finished(piece)])
-    if failures:
-        raise CellError(failures)
+    for depth in range(1 + max(piece.depth for piece in todo)):
+        wave = [piece for piece in todo if piece.depth == depth and not _is_finished(piece)]
+        failures = (run or one_by_one)(wave)
+        if failures:
+            raise CellError(failures)
     cells = _cells(study, todo)
     verdicts = [judge(claim, cells) for claim in study.claims]
     about = _about(todo) | {
@@ -106,15 +111,30 @@ def pieces(study: Study) -> list[Piece]:
         Piece(name, dataclasses.replace(first, student=model, run=str(_place(folder, name))), True)
         for name, model in models.items()
         if model is not None
-    ] + [
-        Piece(
-            f"{name}/seed_{seed}",
-            dataclasses.replace(config, seed=seed, run=str(folder / name / f"seed_{seed}")),
-            False,
-        )
-        for seed in study.seeds
-        for name, config in study.cells.items()
-    ]
+    ] + [_piece(study, name, seed) for seed in study.seeds for name in study.cells]
+
+
+def _piece(study: Study, name: str, seed: int) -> Piece:
+    def run(name: str) -> Path:
+        return Path(study.folder) / name / f"seed_{seed}"
+
+    config = dataclasses.replace(study.cells[name], seed=seed, run=str(run(name)))
+    parents = _parents(study, name)
+    if parents:
+        config = dataclasses.replace(config, student=str(run(parents[0]) / STUDENT))
+    begun = name in study.starts.values()
+    return Piece(f"{name}/seed_{seed}", config, depth=len(parents), starts_others=begun)
+
+
+def _parents(study: Study, name: str) -> list[str]:
+    """The cells that a cell begins as, the nearest first."""
+    found: list[str] = []
+    while name in study.starts:
+        name = study.starts[name]
+        if name in found or name not in study.cells:
+            raise ConfigError(f"study starts: {name} is no cell, or begins as itself")
+        found.append(name)
+    return found
 
 
 def find_piece(study: Study, name: str) -> Piece:
@@ -157,6 +177,8 @@ def run_piece(piece: Piece) -> None:
         return
     if not piece.is_reference:
         train(piece.config)  # resumes, or evaluates anew, or says what differs
+        if piece.starts_others and not (Path(piece.config.run) / STUDENT).exists():
+            export(piece.config.run, Path(piece.config.run) / STUDENT)
         return
     announce(f"{piece.name}: evaluating {piece.config.student}")
     parts = build(piece.config)
@@ -170,6 +192,11 @@ def _place(folder: Path, reference: str) -> Path:
 
 
 def _is_finished(piece: Piece) -> bool:
+    run = Path(piece.config.run)
+    if not (run / report.EVALUATION).exists():  # what it begins as may not exist yet
+        return False
+    if piece.starts_others and not (run / STUDENT).exists():
+        return False
     return report.read_evaluation(Path(piece.config.run), evaluation_key(piece.config)) is not None
 
 

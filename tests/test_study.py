@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
+import chex
 import pytest
 from test_train import interrupt_at, tiny  # noqa: F401  (a fixture)
 
-from kdjax import forward_kl, report, reverse_kl
+from kdjax import forward_kl, models, report, reverse_kl
 from kdjax import study as study_module
 from kdjax.__main__ import main
 from kdjax.base import ConfigError, DivergedError
 from kdjax.claims import Claim
 from kdjax.command_line import load_file
 from kdjax.config import Config, Study, as_dict
+from kdjax.export import load_run
 from kdjax.report import git_commit
 from kdjax.results import Cell
 
@@ -227,3 +230,33 @@ def test_two_jobs_on_the_command_line(tmp_path, student_folder, teacher_folder, 
     assert main(["study", str(file), "--only", "forward_kl/seed_1"]) == 64
     assert "did you mean forward_kl/seed_0?" in capsys.readouterr().err
     assert main(["study", str(file), "--jobs", "two"]) == 64
+
+
+def test_a_cell_begins_as_another(study, monkeypatch):
+    """After the other's run, from its exported student, seed by seed; what is finished is reused,
+    and a student that was deleted is exported again."""
+    cells = study.cells | {"second": study.cells["reverse"], "third": study.cells["forward"]}
+    starts = {"third": "second", "second": "forward"}
+    chain = dataclasses.replace(study, cells=cells, seeds=(0,), claims=(), starts=starts)
+    study_module.run_study(chain)
+    folder, trained = Path(study.folder), []
+    for name, parent in starts.items():
+        config = json.loads((folder / name / "seed_0/config.json").read_text())
+        assert config["student"] == str(folder / parent / "seed_0/student")
+        begun = models.load(folder / parent / "seed_0/student")[1]
+        chex.assert_trees_all_equal(begun, load_run(folder / parent / "seed_0")[1])
+    assert not (folder / "third/seed_0/student").exists()
+    monkeypatch.setattr(study_module, "train", lambda config: trained.append(config.run))
+    shutil.rmtree(folder / "forward/seed_0/student")
+    study_module.run_study(chain)
+    assert trained == [str(folder / "forward/seed_0")]
+    assert (folder / "forward/seed_0/student").exists()
+
+
+@pytest.mark.parametrize(
+    "starts", [{"forward": "nobody"}, {"forward": "reverse", "reverse": "forward"}]
+)
+def test_starts_that_cannot_be(study, starts):
+    """A cell that is none, or a ring, is named."""
+    with pytest.raises(ConfigError, match="study starts: .* is no cell, or begins as itself"):
+        study_module.pieces(dataclasses.replace(study, starts=starts))

@@ -1,0 +1,58 @@
+"""RL from each of the four distilled starts: does forward KL leave a better one?
+
+    kdjax study configs/study_rl_tiny.py           (two at once: --jobs 2)
+
+Each cell of the 2x2 is distilled for 120 steps, exported, and trained by GRPO for 60 more (cells
+rl_...), at one rate and batch. The claims of arXiv 2605.16826: forward-KL starts rise, and
+DAgger-then-RL ends above OPD-then-RL at matched steps. Not run yet.
+"""
+
+import dataclasses
+
+from kdjax import Config, Study, clipped_surrogate, forward_kl, reverse_kl
+from kdjax.claims import Claim
+from kdjax.config import RL, Evaluation, Optimizer
+
+
+def get_study() -> Study:
+    base = Config(evaluation=Evaluation(every_steps=20))
+    starts = {
+        f"{prefix}_{name}": dataclasses.replace(base, prefix=prefix, token_loss=token_loss)
+        for name, token_loss in (("forward", forward_kl), ("reverse", reverse_kl))
+        for prefix in ("teacher", "student")
+    }
+    grpo = dataclasses.replace(
+        base,
+        prefix="student",
+        objective=clipped_surrogate(0.2, 0.28),
+        steps=60,
+        batch_size=64,
+        rl=RL(group_size=8, redraws=1),
+        optimizer=Optimizer(learning_rate=5e-4, final_fraction=1.0),
+    )
+    then = {f"rl_{name}": name for name in starts}
+    return Study(
+        "runs/study_rl_tiny",
+        starts | dict.fromkeys(then, grpo),
+        seeds=(0, 1, 2),
+        starts=then,
+        claims=(
+            *(
+                Claim(f"rises_{name}", f"RL raises Avg@k from {name}", "avg", (after,), (name,))
+                for after, name in then.items()
+            ),
+            Claim(
+                "dagger_then_rl", "DAgger-then-RL ends above OPD-then-RL", "avg",
+                ("rl_student_forward",), ("rl_student_reverse",),
+            ),
+            Claim(
+                "forward_then_rl", "Forward-KL starts end above reverse-KL starts", "avg",
+                ("rl_teacher_forward", "rl_student_forward"),
+                ("rl_teacher_reverse", "rl_student_reverse"),
+            ),
+            Claim(
+                "entropy_after_rl", "After RL, forward-KL starts keep more entropy", "entropy",
+                ("rl_student_forward",), ("rl_student_reverse",),
+            ),
+        ),
+    )  # fmt: skip
