@@ -154,9 +154,22 @@ STUDIES = {
     path.name: load_file(str(path), "get_study")  # validates every cell
     for path in sorted((ROOT / "configs").glob("study_*.py"))
 }
+SCALES = [name for name in STUDIES if name != "study_rl_tiny.py"]
 
 
-@pytest.mark.parametrize("name", STUDIES)
+def test_rl_begins_as_each_distilled_student():
+    """Four starts, four RL cells after them, and a claim of each."""
+    study = STUDIES["study_rl_tiny.py"]
+    runs = {piece.name: piece for piece in study_module.pieces(study) if not piece.is_reference}
+    assert len(study.starts) == 4
+    for after, before in study.starts.items():
+        assert runs[f"{after}/seed_2"].config.student.endswith(f"{before}/seed_2/student")
+        assert (runs[f"{after}/seed_2"].depth, runs[f"{before}/seed_2"].depth) == (1, 0)
+        assert any(claim.more == (after,) and claim.less == (before,) for claim in study.claims)
+    assert study.cells.keys() == {*study.starts, *study.starts.values()}
+
+
+@pytest.mark.parametrize("name", SCALES)
 def test_the_shipped_studies(name):
     """No config twice, the 2x2 and the whole sweep of mixes, claims of cells that are there, and
     the tests during training that they need."""
@@ -258,5 +271,5 @@ def test_a_cell_begins_as_another(study, monkeypatch):
 )
 def test_starts_that_cannot_be(study, starts):
     """A cell that is none, or a ring, is named."""
-    with pytest.raises(ConfigError, match="study starts: .* is no cell, or begins as itself"):
+    with pytest.raises(ConfigError, match=r"study starts: .* is no cell, or begins as itself"):
         study_module.pieces(dataclasses.replace(study, starts=starts))
