@@ -11,11 +11,10 @@ import pyarrow.parquet
 import pytest
 from huggingface_hub import constants
 
+from kdjax import parts
 from kdjax.base import ConfigError, DataError, Problem
 from kdjax.config import Config, Curriculum, Data, Evaluation
 from kdjax.data import file_source, named_source
-from kdjax.parts import heldout_source, training_source
-from kdjax.parts import test_source as tested_source
 from kdjax.sources import KNOWN, Counts, load, load_name, load_path
 from kdjax.sources.load import is_path
 from kdjax.validation import validate
@@ -471,10 +470,14 @@ def test_a_config_s_problems(tmp_path):
     validate(config)
     trained, held, measured = (
         [source.problem(index).prompt for index in range(source.size)]
-        for source in (training_source(config), heldout_source(config), tested_source(config))
+        for source in (
+            parts.training_source(config),
+            parts.heldout_source(config),
+            parts.test_source(config),
+        )
     )
     assert (trained, held, measured) == (["q2", "q3", "q4", "q5"], ["q0", "q1"], ["t"])
-    worked = training_source(dataclasses.replace(config, prefix="dataset"))
+    worked = parts.training_source(dataclasses.replace(config, prefix="dataset"))
     assert [worked.problem(index).prompt for index in range(worked.size)] == ["q3", "q5"]
     assert "2 of 4 have a worked response, and are used" in worked.about
 
