@@ -235,6 +235,21 @@ def test_answers_of_mixed_types(tmp_path):
     assert "9 rows, 5 problems (left out: 4 without an answer)" in source.about
 
 
+def test_chats_of_other_shapes(tmp_path):
+    """Two user turns are refused by row; a chat without one, or of something else, is no prompt."""
+    turn = {"role": "user", "content": "a"}
+    for number, chat in enumerate(
+        ([{"role": "system", "content": "s"}], ["a"], [{"role": "user"}])
+    ):
+        path = tmp_path / f"{number}.jsonl"
+        rows = [{"prompt": [turn], "answer": 1}, {"prompt": chat, "answer": 1}]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert load_path(path).counts == Counts(rows=2, no_prompt=1)
+    path = parquet(tmp_path / "two.parquet", [{"prompt": [turn, turn], "answer": "1"}])
+    with pytest.raises(DataError, match=r"two\.parquet/0: 2 user turns, and a prompt is one"):
+        load_path(path)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow", "folder", "saved"])
 def test_local_columns(tmp_path, kind):
     """A file of any kind, or a folder, with columns by name: of structs and chats too."""
@@ -419,9 +434,10 @@ def test_the_hub_is_asked_for_what_is_written(monkeypatch):
                                             "answer": "#### 1"}])  # fmt: skip
 
     monkeypatch.setattr(datasets, "load_dataset", answer)
-    for name in ("openai/gsm8k", "Maxwell-Jia/AIME_2024", "Maxwell-Jia/AIME_2024@v2:extra"):
-        assert load_name(name, (), "test").size == 1
+    names = ("openai/gsm8k", "Maxwell-Jia/AIME_2024", "Maxwell-Jia/AIME_2024@v2:extra")
+    said = [load_name(name, (), "test").about.rpartition(" ")[2] for name in names]
     pinned = KNOWN["Maxwell-Jia/AIME_2024"].revision
+    assert said == ["main", pinned, "v2"]
     assert asked == [
         ("openai/gsm8k", "main", "test", None),
         ("Maxwell-Jia/AIME_2024", None, "train", pinned),
