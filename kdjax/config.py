@@ -59,7 +59,7 @@ class Data:
     (docs/data.md), or of a `file` (JSONL, CSV, Parquet, Arrow, or a folder of them).
 
     columns: which columns of the file are what, each "field=column"; they count for
-    curriculum.heldout_file too.
+    curriculum's held-out problems too.
     prompt_template, system_prompt and thinking (Qwen3's switch in the chat template) are how every
     prompt is put, in training, gate and evaluation, to student and teacher; {prompt} stands for the
     problem, and other braces are text.

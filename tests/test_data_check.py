@@ -43,13 +43,15 @@ def test_contamination_by_hand(tmp_path):
     )
 
 
-words = st.lists(st.sampled_from("abcd"), max_size=3 * WORDS)
+around = st.lists(st.sampled_from("abcd"), max_size=3)
 
 
-@settings(deadline=None, max_examples=200, database=None, derandomize=True)
-@given(words, words)
-def test_word_runs_are_those_of_the_definition(left, right):
+@settings(deadline=None, max_examples=300, database=None, derandomize=True)
+@given(*[around] * 4, st.integers(WORDS - 3, WORDS + 2))
+def test_word_runs_are_those_of_the_definition(before, after, ahead, behind, common):
     """Two texts share a run exactly where some 13 words of one stand in a row in the other."""
+    core = [str(number) for number in range(common)]
+    left, right = before + core + after, ahead + core + behind
     brute = any(
         left[i : i + WORDS] == right[j : j + WORDS]
         for i in range(len(left) - WORDS + 1)

@@ -11,11 +11,10 @@ import pyarrow.parquet
 import pytest
 from huggingface_hub import constants
 
+from kdjax import parts
 from kdjax.base import ConfigError, DataError, Problem
 from kdjax.config import Config, Curriculum, Data, Evaluation
 from kdjax.data import file_source, named_source
-from kdjax.parts import heldout_source, training_source
-from kdjax.parts import test_source as tested_source
 from kdjax.sources import KNOWN, Counts, load, load_name, load_path
 from kdjax.sources.load import is_path
 from kdjax.validation import validate
@@ -236,6 +235,21 @@ def test_answers_of_mixed_types(tmp_path):
     assert "9 rows, 5 problems (left out: 4 without an answer)" in source.about
 
 
+def test_chats_of_other_shapes(tmp_path):
+    """Two user turns are refused by row; a chat without one, or of something else, is no prompt."""
+    turn = {"role": "user", "content": "a"}
+    for number, chat in enumerate(
+        ([{"role": "system", "content": "s"}], ["a"], [{"role": "user"}])
+    ):
+        path = tmp_path / f"{number}.jsonl"
+        rows = [{"prompt": [turn], "answer": 1}, {"prompt": chat, "answer": 1}]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert load_path(path).counts == Counts(rows=2, no_prompt=1)
+    path = parquet(tmp_path / "two.parquet", [{"prompt": [turn, turn], "answer": "1"}])
+    with pytest.raises(DataError, match=r"two\.parquet/0: 2 user turns, and a prompt is one"):
+        load_path(path)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow", "folder", "saved"])
 def test_local_columns(tmp_path, kind):
     """A file of any kind, or a folder, with columns by name: of structs and chats too."""
@@ -420,9 +434,10 @@ def test_the_hub_is_asked_for_what_is_written(monkeypatch):
                                             "answer": "#### 1"}])  # fmt: skip
 
     monkeypatch.setattr(datasets, "load_dataset", answer)
-    for name in ("openai/gsm8k", "Maxwell-Jia/AIME_2024", "Maxwell-Jia/AIME_2024@v2:extra"):
-        assert load_name(name, (), "test").size == 1
+    names = ("openai/gsm8k", "Maxwell-Jia/AIME_2024", "Maxwell-Jia/AIME_2024@v2:extra")
+    said = [load_name(name, (), "test").about.rpartition(" ")[2] for name in names]
     pinned = KNOWN["Maxwell-Jia/AIME_2024"].revision
+    assert said == ["main", pinned, "v2"]
     assert asked == [
         ("openai/gsm8k", "main", "test", None),
         ("Maxwell-Jia/AIME_2024", None, "train", pinned),
@@ -471,10 +486,14 @@ def test_a_config_s_problems(tmp_path):
     validate(config)
     trained, held, measured = (
         [source.problem(index).prompt for index in range(source.size)]
-        for source in (training_source(config), heldout_source(config), tested_source(config))
+        for source in (
+            parts.training_source(config),
+            parts.heldout_source(config),
+            parts.test_source(config),
+        )
     )
     assert (trained, held, measured) == (["q2", "q3", "q4", "q5"], ["q0", "q1"], ["t"])
-    worked = training_source(dataclasses.replace(config, prefix="dataset"))
+    worked = parts.training_source(dataclasses.replace(config, prefix="dataset"))
     assert [worked.problem(index).prompt for index in range(worked.size)] == ["q3", "q5"]
     assert "2 of 4 have a worked response, and are used" in worked.about
 

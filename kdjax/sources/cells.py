@@ -41,7 +41,8 @@ def user_turn(value: Any) -> str | None:
     """
     if not isinstance(value, list):
         return verbatim(value)
-    turns = [turn["content"] for turn in value if turn.get("role") == "user"]
+    chat = (turn for turn in value if isinstance(turn, dict))
+    turns = [turn.get("content") for turn in chat if turn.get("role") == "user"]
     if len(turns) > 1:
         raise ValueError(f"{len(turns)} user turns, and a prompt is one")
     return verbatim(turns[0]) if turns else None

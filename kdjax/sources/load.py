@@ -157,6 +157,8 @@ def _load(
             raise
         said = str(error).removeprefix(f"{title}: ") if title == path.name else str(error)
         raise DataError(f"{path}: {said}") from error
+    if path is None:
+        loaded = loaded._replace(about=f"{loaded.about}, revision {revision or 'main'}")
     expected = dict(mapping.rows).get(split or "")
     if expected in (None, len(rows)):
         return loaded
