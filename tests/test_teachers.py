@@ -187,7 +187,8 @@ def test_trajectories_are_of_the_tag_s_teacher(tiny):
         batch = encode(parts.source, parts.tokenizer, rows[[5, 2]], config, 8)
         single = build(alone(config, tag))
         found, wanted = (
-            p(batch, None, None, 8) for p in (parts.prefixes[tag], single.prefixes[""])
+            p(batch, None, None, 8)
+            for p in (parts.prefixes["teacher"][tag], single.prefixes["teacher"][""])
         )
         for ours, theirs in zip(found, wanted, strict=True):
             if ours is not None:  # other rows beside them: other rounding of log-probabilities
