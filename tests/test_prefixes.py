@@ -108,7 +108,7 @@ def test_kept_states_are_the_teacher_s_bits(tiny, dtype):
     config = dataclasses.replace(tiny, dtype=dtype)
     parts, live = build(stored(config, "states")), build(config)
     batch = encode(parts.source, parts.tokenizer, range(8), config, 8)
-    rollout = shard_batch(parts.prefixes[""](batch, None, None, 8), parts.mesh)
+    rollout = shard_batch(parts.prefixes[parts.config.prefix][""](batch, None, None, 8), parts.mesh)
     teacher = live.teachers[""]
     read = jax.jit(lambda params, rollout: response_states(teacher.programs.model, params, rollout))
     states = read(teacher.params, bare(rollout))

@@ -280,7 +280,7 @@ def test_a_teacher_reads_the_student_s_prompt(tiny, tokenizer, monkeypatch):
     monkeypatch.setattr(prefixes_module, "sampler_of", lambda *a: taken.append(a[4]) or drawn(*a))
     parts = build(dataclasses.replace(tiny, prefix="teacher"))
     batch = parts_module.encode(parts.source, parts.tokenizer, [3], tiny, 8)
-    parts.prefixes[""](batch, parts.initial_params, None, 8)
+    parts.prefixes[parts.config.prefix][""](batch, parts.initial_params, None, 8)
     asked, stop_ids = taken
     assert stop_ids == (pad, end)
     assert asked.tokenizer.encode_prompt("1+1=") == tokenizer.encode_prompt("1+1=")

@@ -220,7 +220,9 @@ def test_evaluation_scores_each_problem_against_its_teacher(tiny):
 def rollout_of(parts, source, problems):
     batch = encode(source, parts.tokenizer, problems, parts.config, 8)
     batch = shard_batch(batch, parts.mesh)
-    return parts.prefixes["add"](batch, parts.initial_params, jax.random.key(0), 8)
+    return parts.prefixes[parts.config.prefix]["add"](
+        batch, parts.initial_params, jax.random.key(0), 8
+    )
 
 
 def test_problems_without_a_teacher_have_no_kl(tiny, tmp_path, capsys):
