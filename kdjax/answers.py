@@ -85,9 +85,11 @@ def after_hashes(text: str) -> str | None:
     >>> after_hashes("3+4=7\\n#### 7")
     '7'
     """
-    before, found, after = text.rpartition("####")
-    line = after[: MAX_ANSWER_CHARACTERS + 1].strip().partition("\n")[0]
-    return line if found and line and len(line) <= MAX_ANSWER_CHARACTERS else None
+    place = text.rfind("####")
+    if place == -1:
+        return None
+    line = text[place + 4 : place + 5 + MAX_ANSWER_CHARACTERS].partition("\n")[0]
+    return line.strip() if len(line) <= MAX_ANSWER_CHARACTERS else None
 
 
 def last_number(text: str) -> str | None:

@@ -96,6 +96,9 @@ class Evaluation:
     """The report at the end of a run: test problems, samples a problem, and the k of Pass@k.
 
     batch_size: rows that are scored at a time; how many are drawn at a time is of `Rollouts`.
+    grader: exact, a boxed answer by exact rationals and text; exact_flexible, else what follows
+    ####, else the last number; math, exact and else by math-verify (extra math); math_lenient,
+    math-verify's defaults (docs/verifier.md).
     """
 
     problems: int = 100
@@ -105,6 +108,7 @@ class Evaluation:
     sampling: Sampling = PLAIN
     max_new_tokens: int = 64
     batch_size: int = 128
+    grader: Literal["exact", "exact_flexible", "math", "math_lenient"] = "exact"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 r"""When two short answers are the same: exact rationals, lists of them, or else the same tokens.
 
-Text is read, never evaluated: `6*7` and `\frac{6\cdot7}{1}` are not 42. Nothing is rounded: no float
-occurs. Everything is bounded: 512 characters, 64 digits in a row, 64 entries, 4 levels of brackets.
+Text is read, never evaluated: `6*7` and `\frac{6\cdot7}{1}` are not 42. Nothing is rounded: no
+float occurs. All is bounded: 512 characters, 64 digits in a row, 64 entries, 4 levels of brackets.
 docs/verifier.md has the whole list of what equals what.
 """
 
@@ -67,7 +67,9 @@ def read(text: str) -> Value:
     choice = _CHOICE.fullmatch(text)
     if choice:
         return (choice[choice.lastindex or 1].upper(),)
-    return _value(_spelled(text), MAX_LEVELS)
+    spelled = _spelled(text)
+    few = spelled.count(",") + spelled.count(r"\cup") < MAX_ENTRIES
+    return _value(spelled, MAX_LEVELS if few else 0)
 
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,64}")
@@ -261,7 +263,7 @@ def _split(text: str) -> tuple[list[str], str | None, tuple[str, str] | None]:
     if level:
         return [text], None, None
     for mark, places in cuts.items():
-        if 0 < len(places) < MAX_ENTRIES:
+        if places:
             starts = [0, *(place + len(mark) for place in places)]
             ends = [*places, len(text)]
             return [text[a:b] for a, b in zip(starts, ends, strict=True)], mark, None
@@ -299,16 +301,17 @@ _UNITS = {
     "year": "year", "month": "month", "radian": "rad", "people": "people", "cm": "cm", "km": "km",
     "mm": "mm", "kg": "kg", "ml": "ml", "min": "min", "ft": "ft", "rad": "rad", "lb": "pound",
 }  # fmt: skip
-_LETTERS = frozenset("m g s h l L N J W V A K C F".split())  # other lone letters are no units
-_CHANGES_VALUE = frozenset(
-    "hundred thousand million billion trillion dozen score pair half halves third quarter fifth "
-    "times plus minus over divided squared cubed factorial choose mod modulo base power and or to "
-    "into not about around approximately almost between less more than least most remainder pi tau "
-    "alpha beta gamma delta theta lambda sigma omega infinity infinite sqrt root log sin cos tan "
-    "gcd lcm max floor ceil percent hundredth thousandth tenth point double twice triple "
-    "exp arg det below above negative".split()
-)
+_LETTERS = frozenset("mgshlLNJWVAKCF")  # other lone letters are no units
+_CHANGES_VALUE = """
+hundred thousand million billion trillion dozen score pair half halves third quarter fifth times
+plus minus over divided squared cubed factorial choose mod modulo base power and or to into not
+about around approximately almost between less more than least most remainder pi tau alpha beta
+gamma delta theta lambda sigma omega infinity infinite sqrt root log sin cos tan gcd lcm max
+floor ceil percent hundredth thousandth tenth point double twice triple exp arg det below above
+negative
+"""
 """Words that make another number of the one before them, or doubt of it: never a unit."""
+_NO_UNITS = frozenset(_CHANGES_VALUE.split())
 _WORD = re.compile(r"([A-Za-z]{1,24})\.?(\^[23])?")
 MAX_UNIT_CHARACTERS = 64
 
@@ -331,7 +334,7 @@ def _unit(rest: str) -> str | None:
             return None
         word = found[1].lower()
         stem = word.removesuffix("s") if len(word) > 2 else word
-        if word in _CHANGES_VALUE or stem in _CHANGES_VALUE:
+        if word in _NO_UNITS or stem in _NO_UNITS:
             return None
         if word in ("square", "sq", "cubic"):
             power = "^3" if word == "cubic" else "^2"

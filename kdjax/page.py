@@ -34,7 +34,7 @@ CURVES = (
     ("gradient_norm", "gradient norm"),
 )
 
-COMPARABLE = ("source", "samples", "sampling", "max_new_tokens")
+COMPARABLE = ("source", "samples", "sampling", "max_new_tokens", "grader")
 """What two reports must share for their difference to mean anything."""
 
 COLUMNS: tuple[tuple[str, Callable[[EvalReport], str]], ...] = (
@@ -111,6 +111,7 @@ def render_page(
             header=header,
             cells=cells,
             report=rows[0].report,
+            first=rows[0].name,
             plots=plots,
             samples=_side_by_side(rows, problems_shown),
             about=about,

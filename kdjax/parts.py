@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from kdjax import data, models, startup, stored
+from kdjax.answers import Grader, grade_boxed, grade_flexible
 from kdjax.base import (
     Batch,
     ConfigError,
@@ -44,6 +46,7 @@ from kdjax.rollout import from_dataset, from_student
 from kdjax.sharding import data_size, shard_batch
 from kdjax.stored import Stored
 from kdjax.student import Student, open_student
+from kdjax.symbolic import open_lenient, open_symbolic
 from kdjax.teachers import Teacher, load_teachers, load_tokenizers, read_shapes, title
 from kdjax.tokenizer import Tokenizer
 
@@ -297,20 +300,31 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     )
     source = test_source(config)
     dealt = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
-    return evaluate(
-        lambda batch, key, length: draw(sampler_params, batch, key, length),
-        _scorer(parts, params, source),
-        source,
-        tokenizer,
-        run_key(config, EVALUATE),
-        samples=settings.samples,
-        k=settings.k,
-        sampling=settings.sampling,
-        max_new_tokens=settings.max_new_tokens,
-        max_prompt_tokens=config.data.max_prompt_tokens,
-        batch_size=-(-settings.batch_size // dealt) * dealt,
-        seed=config.seed,
-    )
+    with GRADERS[settings.grader]() as grader:
+        return evaluate(
+            lambda batch, key, length: draw(sampler_params, batch, key, length),
+            _scorer(parts, params, source),
+            source,
+            tokenizer,
+            run_key(config, EVALUATE),
+            grader=(settings.grader, grader),
+            samples=settings.samples,
+            k=settings.k,
+            sampling=settings.sampling,
+            max_new_tokens=settings.max_new_tokens,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+            batch_size=-(-settings.batch_size // dealt) * dealt,
+            seed=config.seed,
+        )
+
+
+GRADERS: dict[str, Callable[[], contextlib.AbstractContextManager[Grader]]] = {
+    "exact": lambda: contextlib.nullcontext(grade_boxed),
+    "exact_flexible": lambda: contextlib.nullcontext(grade_flexible),
+    "math": open_symbolic,
+    "math_lenient": open_lenient,
+}
+"""What evaluation.grader names: each opens a verifier, for `with` to close."""
 
 
 def _scorer(parts: Parts, params: Params, source: data.Source):

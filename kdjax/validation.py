@@ -11,6 +11,7 @@ from kdjax.base import ConfigError
 from kdjax.config import Config, Lora, Turn, methods, teacher_models
 from kdjax.objective import divergence
 from kdjax.sampler import check_sampling
+from kdjax.symbolic import check_installed
 
 
 def validate(config: Config) -> Config:
@@ -119,6 +120,8 @@ def _check_measurements(config: Config) -> None:
         )
     if min(evaluation.problems, evaluation.max_new_tokens, evaluation.batch_size) < 1:
         raise ConfigError("evaluation.problems, max_new_tokens and batch_size must be at least 1")
+    if evaluation.grader.startswith("math"):
+        check_installed(f"evaluation.grader {evaluation.grader}")  # before the run, not at its end
 
 
 def _check_lora(lora: Lora) -> None:

@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent / "kdjax"
 
 ROWS = [
-    "numerics answers passk progress",
-    "base",
-    "composition kl comparison topk gate sharding topology hlo",
+    "numerics equivalence passk progress",
+    "base answers",
+    "symbolic composition kl comparison topk gate sharding topology hlo",
     "objective reduction advantage divergences head optimizer stops tasks models tokenizer buckets",
     "catalogue data sampler score flops",
     "config",
