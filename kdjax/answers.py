@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from kdjax.equivalence import MAX_ANSWER_CHARACTERS, is_equivalent, read
 
-BOXES_LOOKED_AT = 4
+BOXES_LOOKED_AT = 3
 TAIL_CHARACTERS = 512
 
 Policy = Callable[[str], str | None]
@@ -46,7 +46,7 @@ Grader = Callable[[Sequence[tuple[str, str]]], list[Graded]]
 def boxed(text: str) -> str | None:
     r"""The content of the last closed \boxed{...} of 512 characters at most, or None.
 
-    Braces nest, and \{ and \} are no braces. The last four boxes are looked at.
+    Braces nest, and \{ and \} are no braces. The last three boxes are looked at.
 
     >>> boxed(r"3+4=7;\boxed{7} or \boxed{8")
     '7'

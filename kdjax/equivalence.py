@@ -346,4 +346,4 @@ def _unit(rest: str) -> str | None:
             return None
         names.append(_UNITS.get(stem, stem) + (found[2] or power))
         power = ""
-    return " ".join(names) or None
+    return " ".join(names) if names and "per" not in (names[0], names[-1]) else None

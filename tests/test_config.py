@@ -58,7 +58,7 @@ FULL = Config(
     ),
     optimizer=Optimizer(3e-4, 0.1, 0.5, 2.0, 0.01, 0.99),
     curriculum=Curriculum((8, 16), 0.25, 3, 4, "h.jsonl"),
-    evaluation=Evaluation(5, "t.jsonl", 4, (1, 4), Sampling(0.6), 32, 16),
+    evaluation=Evaluation(5, "t.jsonl", 4, (1, 4), Sampling(0.6), 32, 16, "exact_flexible"),
     save_every_steps=2,
     log_every_steps=1,
     dtype="bfloat16",
@@ -210,6 +210,7 @@ WRONG = [
         "evaluation.sampling.temperature must be at least 0, got -1",
     ),
     (nested("evaluation", problems=0), "evaluation.problems"),
+    (nested("evaluation", grader="sympy"), "evaluation.grader must be"),
     (nested("evaluation", max_new_tokens=0), "max_new_tokens"),
     (nested("evaluation", batch_size=0), "batch_size must be at least 1"),
 ]

@@ -26,6 +26,7 @@ def a_report(correct: list[int], samples: int = 4, source: str = "s", **changes)
         source=source, avg=avg_at_k(correct, samples),
         pass_at={k: pass_at_k(correct, samples, k) for k in (1, samples)},
         length=Estimate(5.0, 0.1), truncated=share, no_answer=share, entropy=0.5,
+        grader="exact", not_scored=share, not_scored_reasons={},
         forward_kl=0.1, reverse_kl=None,
         correct=correct, seconds=1.0,
     )  # fmt: skip
@@ -45,6 +46,7 @@ def test_gains_are_paired():
     assert gain(better, base) == "+25.0 ± 0.0"
     assert gain(a_report([3, 1, 2]), base) == "+25.0 ± 25.0"
     assert gain(a_report([1, 2, 3], source="other"), base) == "not comparable"
+    assert gain(a_report([1, 2, 3], grader="math"), base) == "not comparable"
 
 
 def test_table_has_a_cell_for_every_header():
@@ -61,10 +63,13 @@ def test_table_has_a_cell_for_every_header():
 def test_page_is_self_contained_and_escaped():
     """No script, no request to elsewhere, model text shown as text, every plot drawn and named."""
     rows = [
-        Row("start", a_report([1, 2]), [], [SAMPLE]),
-        Row("run", a_report([2, 2]), METRICS, [SAMPLE]),
+        Row("start", a_report([1, 2], not_scored_reasons={"crash": 3}), [], [SAMPLE]),
+        Row("run", a_report([2, 2]), METRICS, [{**SAMPLE, "correct": False, "not_scored": True}]),
     ]
     page = render_page("Study <x>", rows, {"jax": "0.0"})
+    assert "graded exact" in page
+    assert "(crash: 3) in start" in page
+    assert page.count(">not scored<") == 1
     assert "<script" not in page
     assert not re.search(r"(src|href)=\"http", page)
     assert "&lt;b&gt;2&lt;/b&gt;" in page
