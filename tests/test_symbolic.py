@@ -254,14 +254,14 @@ def test_without_the_extra_the_error_names_it(monkeypatch):
     monkeypatch.setattr(symbolic.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install "kdjax\[math\]"'):
         open_symbolic()
-    with pytest.raises(ConfigError, match="evaluation.grader math needs math-verify"):
+    with pytest.raises(ConfigError, match=r"evaluation\.grader math needs math-verify"):
         validate(Config(evaluation=Evaluation(grader="math")))
 
 
 def test_limits_are_positive(monkeypatch):
     """A pool of nothing, or without time, is refused by name."""
     monkeypatch.setattr(symbolic, "check_installed", lambda what: None)
-    with pytest.raises(ConfigError, match="must be positive, got 0, 3.0 and 1024"):
+    with pytest.raises(ConfigError, match=r"must be positive, got 0, 3\.0 and 1024"):
         open_symbolic(workers=0)
 
 
