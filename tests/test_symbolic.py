@@ -242,6 +242,7 @@ def test_filters(text, reason):
         (r"\sqrt{12}", GOLD, False), ("q-p", "p-q", False), (r"\sum_k k", GOLD, True),
         (r"\sum_k k", r"\sum_k 2k", False), ("5!", "x", True), (r"\int_0^1 x", r"\sum_k k", True),
         ("xy", "yx", False), (r"(1,\pi)", r"(1,2\pi)", False), (r"\infty", "x", False),
+        (r"(3, 2\cdot2)", "(3, 4)", True), (r"\{2\cdot2\}", "[0,1)\\cup(2,3]", True),
     ],
 )  # fmt: skip
 def test_when_the_exact_verdict_is_final(answer, gold, decided):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kdjax.answers import Graded, Outcome, grade
 from kdjax.base import ConfigError
-from kdjax.equivalence import MAX_ANSWER_CHARACTERS, Number, read
+from kdjax.equivalence import MAX_ANSWER_CHARACTERS, Entries, Number, Value, read
 from kdjax.symbolic.pool import Reply, Workers
 
 MAX_NESTING = 16
@@ -126,16 +126,21 @@ def check_installed(what: str) -> None:
 
 
 def is_decided(answer: str, gold: str) -> bool:
-    r"""Whether the exact verifier's "wrong" is final: the gold is a number, a choice or words, or
+    r"""Whether the exact verifier's "wrong" is final: the gold is numbers, a choice or words, or
     the answer leaves a sum, an integral or the like to be evaluated that the gold does not have.
 
     >>> is_decided(r"6\cdot7", "42"), is_decided(r"\sqrt{12}", r"2\sqrt{3}")
     (True, False)
     """
-    value = read(gold)
-    if isinstance(value, Number) or _WORDS.fullmatch(_TEXT.sub(r"\1", gold).strip()):
+    if _is_literal(read(gold)) or _WORDS.fullmatch(_TEXT.sub(r"\1", gold).strip()):
         return True
     return not set(_EVALUATES.findall(answer)) <= set(_EVALUATES.findall(gold))
+
+
+def _is_literal(value: Value) -> bool:
+    if isinstance(value, Entries):
+        return all(map(_is_literal, value.values))
+    return isinstance(value, Number)
 
 
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\{([^{}]*)\}")
