@@ -18,6 +18,9 @@ def obey(answer: str, gold: str):
             pass
     if answer == "sleep":
         time.sleep(60)
+    if answer == "nap":
+        time.sleep(1)
+        return "slept"
     if answer == "exit":
         os._exit(3)
     if answer == "memory":
