@@ -32,9 +32,9 @@ kdjax: distillation of language models in JAX, where a method is two choices
   kdjax plan CONFIG [--topology v5e:4x4] [--out FILE] [--field VALUE ...]
                                              will it fit, how fast could it be? The real programs,
                                              compiled for TPUs, h100, h100:8, h200 or this machine
-  kdjax bench head|rollout [--out FILE] [--field VALUE ...]
-                                             errors, memory and time of the loss head, or of the
-                                             sampler, here
+  kdjax bench head|rollout|verifier [--out FILE] [--field VALUE ...]
+                                             errors, memory and time of the loss head, the sampler
+                                             or the verifier, here
 
 CONFIG is a Python file with get_config() -> kdjax.Config (a study: get_study() -> kdjax.Study).
 Any field can be overridden: --optimizer.learning_rate 3e-4 --prefix teacher
@@ -190,7 +190,8 @@ def _evaluate(args: list[str]) -> None:
     file = _new_file(out)
     from kdjax import report
     from kdjax.evaluate import to_json
-    from kdjax.parts import build, evaluate_params
+    from kdjax.examine import evaluate_params
+    from kdjax.parts import build
     from kdjax.results import Row
 
     parts = build(dataclasses.replace(config, prefix="student", trajectories=None, lora=Lora()))
@@ -270,13 +271,15 @@ def _bench(args: list[str]) -> None:
     from kdjax.bench import show_figures
     from kdjax.bench.head import HeadBench, bench_head
     from kdjax.bench.rollout import RolloutBench, bench_rollout
+    from kdjax.bench.verifier import VerifierBench, bench_verifier
     from kdjax.command_line import override
 
     benches: dict[str, tuple[Any, Callable]] = {
         "head": (HeadBench(), bench_head),
         "rollout": (RolloutBench(), bench_rollout),
+        "verifier": (VerifierBench(), bench_verifier),
     }
-    what, rest = _first(args, "kdjax bench head|rollout")
+    what, rest = _first(args, "kdjax bench head|rollout|verifier")
     if what not in benches:
         raise ConfigError(f"unknown bench {what!r}; there are {', '.join(benches)}")
     out = _option(rest, "--out")

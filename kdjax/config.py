@@ -129,6 +129,9 @@ class Evaluation:
     batch_size: rows that are scored at a time; how many are drawn at a time is of `Rollouts`.
     every_steps: also during training, with samples_during_training a problem, into the metrics as
     test_avg, test_length, test_entropy and test_truncated; 0: only at the end.
+    grader: exact, a boxed answer by exact rationals and text; exact_flexible, else what follows
+    ####, else the last number; math, exact and else by math-verify (extra math); math_lenient,
+    math-verify's defaults (docs/verifier.md).
     """
 
     problems: int = 100
@@ -142,6 +145,7 @@ class Evaluation:
     samples_during_training: int = 2
     name: str | None = None
     columns: tuple[str, ...] = ()
+    grader: Literal["exact", "exact_flexible", "math", "math_lenient"] = "exact"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from kdjax import data
-from kdjax.answers import extract_answer, is_equivalent
+from kdjax.answers import Grader, Outcome
 from kdjax.base import Batch, ConfigError, Key, Rollout, Samples, Sampling, Scores
 from kdjax.passk import Estimate, avg_at_k, over_problems, pass_at_k
 from kdjax.rollout import assemble_samples
@@ -22,8 +22,9 @@ from kdjax.tokenizer import Tokenizer, pieces
 class EvalReport(NamedTuple):
     """What a model does on a set of problems, with the settings that the numbers belong to.
 
-    - avg, pass_at, length (tokens with the stop token), truncated and no_answer carry standard
-      errors over problems.
+    - avg, pass_at, length (tokens with the stop token), truncated, no_answer and not_scored (the
+      verifier gave up on it; it counts as wrong) carry standard errors over problems.
+    - grader: the verifier's name in the config; not_scored_reasons: how often it gave up on what.
     - entropy, forward_kl and reverse_kl are token means in nats over the model's own responses,
       exact over the vocabulary, or over what the run's stop policy makes of it (`kdjax.stops`); the
       divergences are to the teacher (None without one).
@@ -49,6 +50,9 @@ class EvalReport(NamedTuple):
     reverse_kl: float | None
     correct: list[int]
     seconds: float
+    grader: str
+    not_scored: Estimate
+    not_scored_reasons: dict[str, int]
     template: str = ""
     training_flops: float | None = None
     flops_by_part: dict[str, float] | None = None
@@ -62,6 +66,7 @@ def evaluate(
     tokenizer: Tokenizer,
     key: Key,
     *,
+    grader: tuple[str, Grader],
     samples: int,
     k: tuple[int, ...],
     sampling: Sampling,
@@ -94,7 +99,7 @@ def evaluate(
         scores = scorer(assemble_samples(batch, own), (padded // samples).tolist())
         for name, value in _token_sums(scores, len(rows)).items():
             sums[name] += value
-        counted = _records(source, tokenizer, rows, samples, own)
+        counted = _records(source, tokenizer, grader[1], rows, samples, own)
         read = _readings(tokenizer, rows, samples, source.size, own, scores)
         records += [a | b for a, b in zip(counted, read, strict=True)]
     report = EvalReport(
@@ -104,6 +109,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         seed=seed,
         source=source.identity,
+        grader=grader[0],
         entropy=sums["student_entropy"] / sums["tokens"],
         forward_kl=sums["forward_kl"] / sums["tokens"] if "forward_kl" in sums else None,
         reverse_kl=sums["reverse_kl"] / sums["tokens"] if "reverse_kl" in sums else None,
@@ -121,6 +127,7 @@ def progress(
     key: Key,
     *,
     samples: int,
+    grader: Grader,
     max_new_tokens: int,
     max_prompt_tokens: int,
 ) -> dict[str, Any]:
@@ -129,7 +136,9 @@ def progress(
     the right ones of test_samples responses of each problem. Nothing is scored."""
     _, drawn = _draw_all(draw, source, tokenizer, key, samples, max_prompt_tokens, max_new_tokens)
     rows = np.arange(source.size * samples)
-    found = _estimates(list(_records(source, tokenizer, rows, samples, drawn)), samples, (1,))
+    found = _estimates(
+        list(_records(source, tokenizer, grader, rows, samples, drawn)), samples, (1,)
+    )
     means = {f"test_{name}": found[name].mean for name in ("avg", "length", "truncated")}
     return means | {
         "test_entropy": mean_entropy(drawn),
@@ -185,6 +194,8 @@ def _estimates(records: list[dict[str, Any]], samples: int, k: tuple[int, ...]) 
         "length": over_problems(a_problem("tokens").mean(axis=1)),
         "truncated": over_problems(a_problem("truncated").mean(axis=1)),
         "no_answer": over_problems(a_problem("no_answer").mean(axis=1)),
+        "not_scored": over_problems(a_problem("not_scored").mean(axis=1)),
+        "not_scored_reasons": dict(Counter(r["reason"] for r in records if r["not_scored"])),
         "correct": correct,
     }
 
@@ -227,9 +238,8 @@ def to_json(result: EvalReport) -> dict[str, Any]:
 
 def from_json(fields: dict[str, Any]) -> EvalReport:
     """The inverse of `to_json`."""
-    estimates = {
-        name: Estimate(**fields[name]) for name in ("avg", "length", "truncated", "no_answer")
-    }
+    names = ("avg", "length", "truncated", "no_answer", "not_scored")
+    estimates = {name: Estimate(**fields[name]) for name in names}
     pass_at = {int(key): Estimate(**value) for key, value in fields["pass_at"].items()}
     sampling = Sampling(**fields["sampling"])
     return EvalReport(**{**fields, **estimates, "pass_at": pass_at, "sampling": sampling})
@@ -240,23 +250,31 @@ def _batches(total: int, size: int) -> Iterator[np.ndarray]:
         yield np.arange(first, min(total, first + size))
 
 
-def _records(source, tokenizer, rows, samples: int, drawn: Samples) -> Iterator[dict[str, Any]]:
-    for position, row in enumerate(rows):
-        problem = source.problem(int(row) // samples)
-        length = int(drawn.length_b[position])
-        response = tokenizer.decode(drawn.tokens_bt[position, :length].tolist())
-        answer = extract_answer(response)
+def _records(
+    source, tokenizer, grader: Grader, rows, samples: int, drawn: Samples
+) -> Iterator[dict[str, Any]]:
+    problems = [source.problem(int(row) // samples) for row in rows]
+    responses = [
+        tokenizer.decode(drawn.tokens_bt[position, : int(drawn.length_b[position])].tolist())
+        for position in range(len(rows))
+    ]
+    pairs = [(r, problem.answer) for r, problem in zip(responses, problems, strict=True)]
+    for position, graded in enumerate(grader(pairs)):
+        problem = problems[position]
         yield {
             "problem": problem.id,
-            "sample": int(row) % samples,
+            "sample": int(rows[position]) % samples,
             "prompt": problem.prompt,
             "gold": problem.answer,
-            "response": response,
-            "answer": answer,
-            "correct": is_equivalent(answer, problem.answer),
-            "no_answer": answer is None,
+            "response": responses[position],
+            "answer": graded.answer,
+            "outcome": graded.outcome.value,
+            "reason": graded.reason,
+            "correct": graded.outcome is Outcome.CORRECT,
+            "no_answer": graded.outcome is Outcome.NO_ANSWER,
+            "not_scored": graded.outcome is Outcome.NOT_SCORED,
             "truncated": bool(drawn.truncated_b[position]),
-            "tokens": length,
+            "tokens": int(drawn.length_b[position]),
         }
 
 

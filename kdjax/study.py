@@ -22,11 +22,12 @@ from kdjax import report
 from kdjax.base import ConfigError, KdjaxError, StorageError
 from kdjax.config import Config, Lora, Study, teacher_models
 from kdjax.evaluate import from_json, to_json
+from kdjax.examine import evaluate_params, evaluation_key
 from kdjax.export import export
 from kdjax.jobs import Failure, run_commands, slots
 from kdjax.objective import describe
 from kdjax.page import render_page
-from kdjax.parts import build, evaluate_params, evaluation_key
+from kdjax.parts import build
 from kdjax.progress import announce
 from kdjax.results import Cell, Row, Verdict
 from kdjax.summary import render_results, to_csv, to_lines

@@ -7,6 +7,7 @@ tokens; ± is one standard error over problems, and over seeds where there are s
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -254,11 +255,21 @@ def setting_of(cells: Sequence[Cell]) -> str:
     errors = "problems" if seeds == 1 else f"problems and {seeds} seeds"
     return (
         f"{report.problems} test problems ({report.source}), {report.samples} samples a problem,"
-        f" {report.sampling}, at most {report.max_new_tokens} tokens. Shares in percent, lengths in"
+        f" {report.sampling}, at most {report.max_new_tokens} tokens, graded {report.grader}."
+        f" {_ungraded(cells)} Shares in percent, lengths in"
         f" tokens, ± one standard error over {errors}; gains are paired over the same problems."
         " Entropy and both KLs are token means in nats over a model's own responses, exact over the"
         " vocabulary: KL(t‖s) is forward, KL(s‖t) reverse."
     )
+
+
+def _ungraded(cells: Sequence[Cell]) -> str:
+    """Why answers were not scored, over all runs; most often none was."""
+    reasons: Counter[str] = Counter()
+    for run in (run for cell in cells for run in cell.runs):
+        reasons.update(run.report.not_scored_reasons)
+    said = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    return f"Not scored: {said}." if said else "All answers were scored."
 
 
 def _headed(metric: Metric, cell: Cell) -> str:

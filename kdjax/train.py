@@ -25,6 +25,7 @@ from kdjax.evaluate import (
     mean_entropy,
     to_json,
 )
+from kdjax.examine import evaluate_params, evaluation_key, progress_of
 from kdjax.gate import last_decision
 from kdjax.optimizer import gate_state
 from kdjax.page import render_page
@@ -35,11 +36,8 @@ from kdjax.parts import (
     build,
     draw_student,
     encode,
-    evaluate_params,
-    evaluation_key,
     fresh_state,
     heldout_source,
-    progress_of,
     run_key,
     startup_report,
     test_source,

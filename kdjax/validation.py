@@ -14,6 +14,7 @@ from kdjax.gate import entropy_gate
 from kdjax.objective import divergence
 from kdjax.sampler import check_sampling
 from kdjax.sources.mapping import mapping_of
+from kdjax.symbolic import check_installed
 from kdjax.timetable import methods
 
 
@@ -211,6 +212,8 @@ def _check_measurements(config: Config) -> None:
             "evaluation.every_steps must be at least 0 and samples_during_training at least 1, got"
             f" {evaluation.every_steps} and {evaluation.samples_during_training}"
         )
+    if evaluation.grader.startswith("math"):
+        check_installed(f"evaluation.grader {evaluation.grader}")  # before the run, not at its end
 
 
 def _check_lora(lora: Lora) -> None:

@@ -12,7 +12,7 @@ from kdjax.claims import Claim, Metric
 from kdjax.passk import pass_by_problem
 from kdjax.results import Cell, Outcome, Row, Verdict
 
-COMPARABLE = ("source", "samples", "sampling", "max_new_tokens")
+COMPARABLE = ("source", "samples", "sampling", "max_new_tokens", "grader")
 """What reports must share for their difference to mean anything."""
 
 

@@ -32,18 +32,27 @@ LEFT_OUT = (
     "LEFT OUT: parity with transformers in torch (torch is not installed; launch/test.sh says why)"
 )
 
+HAS_MATH_VERIFY = importlib.util.find_spec("math_verify") is not None
+NO_MATH_VERIFY = "LEFT OUT: symbolic answers (math-verify is not installed: extra math)"
+
 collect_ignore = [] if HAS_TORCH else ["test_parity.py"]
 
 
 def pytest_configure(config):
-    if not HAS_TORCH and os.environ.get("CI") == "true":
+    if os.environ.get("CI") != "true":
+        return
+    if not HAS_TORCH:
         raise pytest.UsageError("CI must run the parity tests: install torch (a CPU build)")
+    if not HAS_MATH_VERIFY:
+        raise pytest.UsageError("CI must grade symbolic answers: install math-verify")
 
 
 def pytest_terminal_summary(terminalreporter):
-    if not HAS_TORCH:
+    missing = [LEFT_OUT] * (not HAS_TORCH) + [NO_MATH_VERIFY] * (not HAS_MATH_VERIFY)
+    if missing:
         terminalreporter.section("left out")
-        terminalreporter.write_line(LEFT_OUT)
+    for line in missing:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

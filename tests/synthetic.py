@@ -21,6 +21,7 @@ def a_report(correct: list[int], samples: int = 4, source: str = "s", **changes)
         pass_at={k: pass_at_k(correct, samples, k) for k in (1, 2, samples)},
         length=Estimate(5.0, 0.1), truncated=Estimate(0.01, 0.01), no_answer=Estimate(0.0, 0.0),
         entropy=0.5, forward_kl=0.1, reverse_kl=None, correct=correct, seconds=1.0,
+        grader="exact", not_scored=Estimate(0.0, 0.0), not_scored_reasons={},
     )  # fmt: skip
     return EvalReport(**{**fields, **changes})
 

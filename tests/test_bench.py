@@ -12,6 +12,7 @@ import pytest
 from conftest import lively
 
 from kdjax.__main__ import main
+from kdjax.answers import grade_boxed
 from kdjax.base import Batch, ConfigError
 from kdjax.bench import Figure, show_figures
 from kdjax.bench import rollout as rollout_bench
@@ -19,6 +20,7 @@ from kdjax.bench.bandwidth import Machine, level_rounds, level_seconds, static_s
 from kdjax.bench.decoders import scanned_decode, static_batches
 from kdjax.bench.head import HeadBench, bench_head
 from kdjax.bench.rollout import RolloutBench
+from kdjax.bench.verifier import VerifierBench, bench_verifier, ordinary
 from kdjax.models import DecoderConfig, unstacked
 from kdjax.numerics import project
 from kdjax.sampler import generate
@@ -95,6 +97,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
         (["bench", "steps"], "unknown bench 'steps'; there are head, rollout"),
         (["bench", "head", "--repeat", "3"], "did you mean repeats?"),
         (["bench", "head", "--masked", "2"], "masked lie in"),
+        (["bench", "verifier", "--problems", "0"], "every size must be at least 1"),
     ],
 )
 def test_mistakes_are_one_line(args, said, capsys):
@@ -103,6 +106,20 @@ def test_mistakes_are_one_line(args, said, capsys):
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_the_verifier_s_figures():
+    """Half of the ordinary responses are right, in every form; every figure is there."""
+    always_right = {"integers": 0, "LaTeX": 16}  # a choice has no number to get wrong
+    for kind, more in always_right.items():
+        outcomes = [graded.outcome for graded in grade_boxed(ordinary(kind, 48, 4))]
+        assert outcomes.count("correct") == 96 + more
+        assert outcomes.count("wrong") == 96 - more
+    sizes = VerifierBench(problems=6, samples=2, repeats=1, skip=("symbolic",))
+    figures = {figure.name: figure for figure in bench_verifier(sizes)}
+    assert all(f.value > 0 and f.reach != 0 for f in figures.values())
+    assert sum(name.startswith("slowest") for name in figures) == 1
+    assert figures["an answer, integers, 2 a problem"].reach == 20
 
 
 def test_figures_go_to_a_file_in_order(tmp_path, capsys):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from kdjax.answers import Graded, Outcome, grade_boxed
 from kdjax.base import ConfigError, Problem, Samples, Sampling
 from kdjax.data import Source, task_source
 from kdjax.evaluate import evaluate, finished_responses, from_json, mean_entropy, to_json
@@ -15,7 +16,13 @@ from kdjax.models import unstacked
 from kdjax.sampler import open_sampler
 from kdjax.score import score
 
-SETTINGS = dict(sampling=Sampling(0.7, top_p=0.9), max_new_tokens=8, max_prompt_tokens=24, seed=0)
+SETTINGS = dict(
+    grader=("exact", grade_boxed),
+    sampling=Sampling(0.7, top_p=0.9),
+    max_new_tokens=8,
+    max_prompt_tokens=24,
+    seed=0,
+)
 PROBLEMS = [Problem("a", "1+1=", "2"), Problem("b", "2+2=", "4"), Problem("c", "3+3=", "6")]
 SOURCE = Source(3, PROBLEMS.__getitem__, "three")
 
@@ -58,6 +65,33 @@ def test_counts_by_hand(tokenizer, student, scorer):
     assert result.length.mean == pytest.approx(np.mean([4, 4, 4, 4, 8, 3]))
     assert [r["sample"] for r in records] == [0, 1] * 3
     assert records[3]["answer"] == "5"
+    outcomes = ["correct", "correct", "correct", "wrong", "no_answer", "no_answer"]
+    assert [r["outcome"] for r in records] == outcomes
+    assert (result.grader, result.not_scored.mean, result.not_scored_reasons) == ("exact", 0.0, {})
+    assert from_json(to_json(result)) == result
+
+
+def test_the_grader_decides(tokenizer, student, scorer):
+    """Any verifier can grade; what it can't score counts as wrong, and is counted by its reason."""
+    asked = []
+
+    def giving_up(pairs):
+        asked.extend(pairs)
+        half = len(pairs) // 2
+        crash = Graded(Outcome.NOT_SCORED, "x", "crash")
+        return [crash] * half + [Graded(Outcome.CORRECT, "y")] * (len(pairs) - half)
+
+    settings = {**SETTINGS, "grader": ("math", giving_up)}
+    result, records = evaluate(
+        scripted(tokenizer, ["7<|im_end|>"] * 6), scorer, SOURCE, tokenizer, jax.random.key(0),
+        samples=2, k=(1,), batch_size=6, **settings,
+    )  # fmt: skip
+    assert [gold for _, gold in asked] == ["2", "2", "4", "4", "6", "6"]
+    assert {response for response, _ in asked} == {"7"}
+    assert result.correct == [0, 1, 2]
+    assert result.not_scored.mean == 0.5
+    assert (result.grader, result.not_scored_reasons) == ("math", {"crash": 3})
+    assert [r["not_scored"] for r in records] == [True] * 3 + [False] * 3
     assert from_json(to_json(result)) == result
 
 

@@ -1,0 +1,201 @@
+r"""`kdjax bench verifier`: how long grading takes, of ordinary answers and of hostile ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from kdjax.answers import Outcome, extract_answer, flexible, grade, grade_boxed
+from kdjax.base import ConfigError
+from kdjax.bench import Figure
+from kdjax.equivalence import read
+from kdjax.symbolic import open_symbolic
+
+Pairs = list[tuple[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifierBench:
+    """Sizes of `kdjax bench verifier`: problems, responses to each, and measurements, of which the
+    best counts (a grader has one core; another program's share of it is not its cost)."""
+
+    problems: int = 2000
+    samples: int = 8
+    repeats: int = 5
+    symbolic_problems: int = 100
+    skip: tuple[Literal["exact", "hostile", "symbolic"], ...] = ()
+
+
+def bench_verifier(sizes: VerifierBench) -> Iterator[Figure]:
+    """Every figure, as it is measured. Errors: ConfigError for sizes that can't be."""
+    if min(sizes.problems, sizes.samples, sizes.repeats, sizes.symbolic_problems) < 1:
+        raise ConfigError("bench verifier: every size must be at least 1")
+    if "exact" not in sizes.skip:
+        yield from _exact(sizes)
+    if "hostile" not in sizes.skip:
+        yield from _hostile(sizes.repeats)
+    if "symbolic" not in sizes.skip:
+        yield from _symbolic(sizes)
+
+
+# --- ordinary answers -----------------------------------------------------------------------------
+
+THINKING = "<think>\n" + "We add 12 to 30, carry nothing, and find 42. " * 40 + "\n</think>\n"
+
+FORMS: dict[str, tuple[tuple[str, str], ...]] = {
+    "integers": (("{n}", "{n}"), ("{n:,}", "{n}"), ("{n}.", "{n}"), (r"\${n}", "{n}")),
+    "LaTeX": (
+        (r"\dfrac{{{n}}}{{7}}", r"\frac{{{n}}}{{7}}"),
+        (r"{n} \sqrt{{3}}", r"{n}\sqrt{{3}}"),
+        (r"({n}, \frac12)", r"\left( {n}, \frac{{1}}{{2}} \right)"),
+        (r"{n} \text{{ cm}}", "{n}"),
+        (r"\text{{(C)}}", "C"),
+        ("{n}x + 1", "{n}x+1"),
+    ),
+}
+"""(what is boxed, the gold) of a random n, by kind of data set."""
+
+
+def ordinary(kind: str, problems: int, samples: int) -> Pairs:
+    """Responses of about 2,000 characters, half of them right, with their golds."""
+    numbers = random.Random(0)
+    pairs = []
+    for problem in range(problems):
+        said, gold = FORMS[kind][problem % len(FORMS[kind])]
+        n = numbers.randrange(10, 10**6)
+        for sample in range(samples):
+            boxed = said.format(n=n + sample % 2)
+            pairs.append((rf"{THINKING}The answer is \boxed{{{boxed}}}.", gold.format(n=n)))
+    return pairs
+
+
+def _exact(sizes: VerifierBench) -> Iterator[Figure]:
+    for kind in FORMS:
+        for samples in (sizes.samples, 1):
+            pairs = ordinary(kind, sizes.problems, samples)
+            seconds = _best(functools.partial(grade_boxed, pairs), sizes.repeats)
+            name = f"an answer, {kind}, {samples} a problem"
+            rate = f"{len(pairs) / seconds:,.0f} a second"
+            reach = 20.0 if samples > 1 or kind == "integers" else None
+            yield Figure(name, 1e6 * seconds / len(pairs), "us", reach, rate)
+
+
+def _best(run: Callable[[], object], repeats: int) -> float:
+    """The least seconds of this process's core that a run takes, with nothing remembered."""
+    taken = []
+    for _ in range(repeats):
+        read.cache_clear()
+        began = time.process_time()
+        run()
+        taken.append(time.process_time() - began)
+    return min(taken)
+
+
+# --- hostile answers ------------------------------------------------------------------------------
+
+BOX = "\\boxed{"
+_INSIDE = (
+    "9**9**9", "9^{9^{9^9}}", "1000000!", "((10!)!)!", r"\binom{10^9}{10^8}", "(x+y+z+w)^{200}",
+    r"\sum_{k=1}^{10^9} 1/k^2", r"\gcd(2^{10000000},6)", "{" * 64 + "7" + "}" * 64, "(" * 500,
+    r"\frac{1}{" * 50 + "2" + "}" * 50, r"\frac{1}{" * 50, "1+" * 255 + "1", "1," * 255 + "1",
+    "0." + "9" * 500, "9" * 512, "1/0", r"\infty", "nan", "1e999999999", r"\{" * 250, "(1," * 100,
+    "(1," * 100 + ")" * 100, "((1,1),(1,1))," * 36, "," * 512, "$" * 512, "." * 512, "-" * 512,
+    " " * 512, "1 " * 256, "1,000" * 100, "{,}" * 170, "1{,}" * 128, r"\text{" * 80,
+    r"\text{a}" * 70, r"\cup" * 120, r"1\cup" * 100, r"\frac12" * 70, r"^\circ" * 80, "°" * 512,
+    "\\\\" * 256, "7 " + "abcd " * 100, "7 " + "a" * 500, "((((((1,2),3),4),5),6),7)",
+    "__import__('os').system('true')", "\x00\u202e\ud800\uff17", "(1)" * 170, "[{(" * 170,
+)  # fmt: skip
+_WHOLE = {
+    "5,000 unclosed boxes": BOX * 5_000,
+    "20,000 unclosed boxes": BOX * 20_000 + "7",
+    "20,000 nested boxes": BOX * 20_000 + "}" * 20_000,
+    "unclosed boxes of braces": (BOX + "{}" * 250 + "{") * 20,
+    "unclosed boxes of closed ones": (BOX + "{" * 256 + "}" * 255) * 20,
+    "100,000 digits in a box": BOX + "9" * 100_000 + "}",
+    "100,000 digits": "9" * 100_000,
+    "100,000 opening braces": BOX + "{" * 100_000,
+    "100,000 deep braces": BOX + "{" * 100_000 + "}" * 100_001,
+    "100,000 closing braces": BOX + "7" + "}" * 100_000,
+    "100,000 backslashes": "\\" * 100_000,
+    "100,000 letters": "a" * 100_000,
+    "100,000 dollars": "$" * 100_000,
+    "100,000 spaces": " " * 100_000,
+    "100,000 hashes": "#" * 100_000,
+    "spaces after hashes": "####" + " " * 100_000,
+    "20,000 thoughts": (BOX + "7}</think>") * 20_000,
+    "20,000 open thoughts": "<think>" * 20_000,
+    "7,000 times the answer is": "the answer is " * 7_000,
+    "a token loop": "12 " * 16_384,
+    "a comma loop": "1,234," * 16_384,
+}
+HOSTILE = {**{f"box of {inside[:24]!r}": BOX + inside + "}" for inside in _INSIDE}, **_WHOLE}
+"""Responses that hang or slow other verifiers, or try to be run."""
+
+
+def _hostile(repeats: int) -> Iterator[Figure]:
+    taken = {
+        name: _best(functools.partial(grade_hostile, r), repeats) for name, r in HOSTILE.items()
+    }
+    slowest = max(taken, key=taken.__getitem__)
+    for name in (*list(taken)[:10], slowest):
+        label = "slowest" if name == slowest else "hostile"
+        yield Figure(f"{label}, {name}", 1e3 * taken[name], "ms", 1.0)
+
+
+def grade_hostile(response: str) -> list[Outcome]:
+    """Its outcomes against a number and, where it has an answer, against nearly the same text."""
+    answer = extract_answer(response, flexible)
+    golds = ["7"] if answer is None else ["7", f"{answer[:-1]}7"]
+    return [grade(response, gold, flexible).outcome for gold in golds]
+
+
+# --- symbolic answers -----------------------------------------------------------------------------
+
+NUMBERS = {"integers": ("{n}", "{n}"), "fractions": (r"\frac{{{n}}}{{7}}", "{n}/7")}
+SYMBOLIC: dict[str, Callable[[int], tuple[str, str]]] = {
+    "sums": lambda n: (f"{n}+x", f"x+{n}"),
+    "roots": lambda n: (rf"\sqrt{{{3 * n * n}}}", rf"{n}\sqrt{{3}}"),
+    "pairs": lambda n: (rf"({n}\pi, 2)", rf"(\pi\cdot{n}, 2)"),
+}
+
+
+def _symbolic(sizes: VerifierBench) -> Iterator[Figure]:
+    if importlib.util.find_spec("math_verify") is None:
+        yield Figure("a symbolic answer", None, "ms", None, "not installed: kdjax[math]")
+        return
+    with open_symbolic(deadline_seconds=60.0) as grader:
+        for name, (said, gold) in NUMBERS.items():
+            taken = []
+            for repeat in range(sizes.repeats):
+                numbers = (n + 10**5 * repeat for n in _distinct(sizes))  # no gold is met twice
+                asked = [{"answer": said.format(n=n), "gold": gold.format(n=n)} for n in numbers]
+                taken.append(_wall(functools.partial(grader.workers.map, asked)) / len(asked))
+            yield _rate(f"math-verify in a worker, {name}", min(taken), 2.5)
+        for name, form in SYMBOLIC.items():
+            pairs = [(rf"\boxed{{{a}}}", g) for a, g in map(form, _distinct(sizes))]
+            seconds = _wall(functools.partial(grader, pairs)) / len(pairs)
+            yield _rate(f"a symbolic answer, {name}", seconds, None)
+        hang = [(r"\boxed{(x+y+z+w)^{200}}", "2x")]
+    with open_symbolic(deadline_seconds=1.0) as grader:
+        grader([(r"\boxed{2+x}", "x+2")])
+        seconds = _wall(lambda: grader(hang))
+        yield Figure("a hang, with a deadline of 1 s", seconds, "s", 1.5, "then a fresh worker")
+
+
+def _rate(name: str, seconds: float, reach: float | None) -> Figure:
+    return Figure(name, 1e3 * seconds, "ms", reach, f"{1 / seconds:,.0f} a second and worker")
+
+
+def _distinct(sizes: VerifierBench) -> Sequence[int]:
+    return range(11, 11 + sizes.symbolic_problems)
+
+
+def _wall(run: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began

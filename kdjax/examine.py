@@ -1,0 +1,152 @@
+"""A config's evaluation of a student: who draws, who scores, who grades."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax import data, stored
+from kdjax.answers import Grader, grade_boxed, grade_flexible
+from kdjax.base import Params, Rollout, Scores
+from kdjax.config import WHERE_IT_RUNS, Config, as_dict
+from kdjax.evaluate import EvalReport, evaluate, progress
+from kdjax.parts import EVALUATE, PROGRESS, Parts, identities, run_key, test_source
+from kdjax.prefixes import NOTHING
+from kdjax.programs import TeacherPrograms, head_chunk, jitted_score, sampler_of
+from kdjax.progress import announce
+from kdjax.sharding import data_size, shard_batch
+from kdjax.symbolic import open_lenient, open_symbolic
+from kdjax.teachers import Teacher
+
+
+def evaluation_key(config: Config) -> dict[str, Any]:
+    """Everything that decides what an evaluation at the end of a run says."""
+    elsewhere = set(WHERE_IT_RUNS) - {"evaluation"}
+    fields = {name: value for name, value in as_dict(config).items() if name not in elsewhere}
+    fields["evaluation"] = {
+        name: value
+        for name, value in fields["evaluation"].items()
+        if name not in ("every_steps", "samples_during_training")
+    }
+    return {
+        "config": fields,
+        "identities": identities(config),
+        "test problems": test_source(config).identity,
+    }
+
+
+def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict[str, Any]]]:
+    """The config's evaluation of any parameters of the student's shape (whole, see `Parts`); its
+    KLs and entropy are of the config's stop policy, as the loss's."""
+    config, settings, programs = parts.config, parts.config.evaluation, parts.programs
+    params = _placed(parts, params)
+    draw, tokenizer = _evaluation_draw(parts, params), parts.tokenizer
+    source = test_source(config)
+    dealt = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
+    with GRADERS[settings.grader]() as grader:
+        return evaluate(
+            draw,
+            _scorer(parts, params, source),
+            source,
+            tokenizer,
+            run_key(config, EVALUATE),
+            grader=(settings.grader, grader),
+            samples=settings.samples,
+            k=settings.k,
+            sampling=settings.sampling,
+            max_new_tokens=settings.max_new_tokens,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+            batch_size=-(-settings.batch_size // dealt) * dealt,
+            seed=config.seed,
+        )
+
+
+GRADERS: dict[str, Callable[[], contextlib.AbstractContextManager[Grader]]] = {
+    "exact": lambda: contextlib.nullcontext(grade_boxed),
+    "exact_flexible": lambda: contextlib.nullcontext(grade_flexible),
+    "math": open_symbolic,
+    "math_lenient": open_lenient,
+}
+"""What evaluation.grader names: each opens a verifier, for `with` to close."""
+
+
+def progress_of(parts: Parts, params: Params, step: int) -> dict[str, Any]:
+    """The quality after `step` steps of a student with these trained parameters (`progress`): a
+    pure function of its arguments."""
+    config, settings = parts.config, parts.config.evaluation
+    with GRADERS[settings.grader]() as grader:
+        return progress(
+            _evaluation_draw(parts, _placed(parts, parts.whole(params))),
+            test_source(config),
+            parts.tokenizer,
+            run_key(config, PROGRESS, step),
+            samples=settings.samples_during_training,
+            grader=grader,
+            max_new_tokens=settings.max_new_tokens,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+        )
+
+
+def _placed(parts: Parts, params: Params) -> Params:
+    places = jax.tree.map(lambda leaf: leaf.sharding, parts.programs.student_params)
+    return jax.device_put(params, places)
+
+
+def _evaluation_draw(parts: Parts, params: Params):
+    """draw(batch, key, length) of a student with these parameters, as the evaluation samples."""
+    config, programs = parts.config, parts.programs
+    draw = sampler_of(
+        config,
+        programs.mesh,
+        programs.student_sampler,
+        config.evaluation.sampling,
+        parts.tokenizer.stop_ids,
+        parts.tokenizer.size,
+    )
+    return functools.partial(draw, programs.to_sampler(params))
+
+
+def _scorer(parts: Parts, params: Params, source: data.Source):
+    """score(rollout, problem of each row) -> Scores against the teacher of the problem's tag; where
+    a problem of the source has a tag without a teacher, against none."""
+    programs, teachers = parts.programs, parts.teachers
+    tags = data.tags_of(source, list(teachers))
+    foreign = sorted({*tags.tolist()} - {*teachers})
+    kept = stored.kept_of(parts.stored) != NOTHING
+    if kept:
+        announce(
+            "evaluation: no KL to a teacher, as its outputs were read from a folder and it is not"
+            f" loaded; kdjax evaluate {parts.config.run} --teacher MODEL has it"
+        )
+    elif foreign:
+        announce(f"evaluation: no KL to a teacher, as problems have the tags {foreign} of none")
+    if kept or foreign:
+        nobody = Teacher(None, TeacherPrograms(()), None, None, parts.tokenizer)
+        tags, teachers = np.full(source.size, ""), {"": nobody}
+    chunk = head_chunk(parts.config, parts.mesh, parts.tokenizer.size)
+
+    def against(tag: str, rollout: Rollout) -> Scores:
+        teacher = teachers[tag]
+        read = teacher.programs.read(teacher.params, shard_batch(rollout, parts.mesh))
+        return jitted_score(
+            programs.student, teacher.programs.guide, programs.stops, chunk, parts.tokenizer.size,
+            parts.mesh, params, teacher.given, read,
+        )  # fmt: skip
+
+    def score_by_tag(rollout: Rollout, problems: Sequence[int]) -> Scores:
+        tags_b = tags[np.asarray(problems)]
+        first, *others = dict.fromkeys(tags_b.tolist())
+        scores = against(first, rollout)
+        for tag in others:
+            own = (tags_b == tag)[:, None]
+            scores = jax.tree.map(functools.partial(jnp.where, own), against(tag, rollout), scores)
+        return scores
+
+    return score_by_tag
