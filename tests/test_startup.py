@@ -13,6 +13,7 @@ import pytest
 from conftest import tiny_config
 from safetensors.numpy import load_file, save_file
 
+from kdjax import examine as examine_module
 from kdjax import forward_kl, models, report, startup
 from kdjax import parts as parts_module
 from kdjax import prefixes as prefixes_module
@@ -261,9 +262,9 @@ def test_step_and_evaluation_take_the_policy(tiny, tokenizer, monkeypatch):
     monkeypatch.setattr(programs_module, "make_step", record)
     parts = build(dataclasses.replace(tiny, stops="mask"))
     assert taken["stops"] == parts.programs.stops == Stops("mask", (pad, end))
-    monkeypatch.setattr(parts_module, "evaluate", lambda draw, scorer, *a, **k: scorer(None, [0]))
-    monkeypatch.setattr(parts_module, "jitted_score", lambda *args: args)
-    assert parts.programs.stops in parts_module.evaluate_params(parts, parts.initial_params)
+    monkeypatch.setattr(examine_module, "evaluate", lambda draw, scorer, *a, **k: scorer(None, [0]))
+    monkeypatch.setattr(examine_module, "jitted_score", lambda *args: args)
+    assert parts.programs.stops in examine_module.evaluate_params(parts, parts.initial_params)
 
 
 def test_a_teacher_reads_the_student_s_prompt(tiny, tokenizer, monkeypatch):
@@ -303,7 +304,7 @@ def test_the_wording_reaches_both_and_the_report(tiny, tokenizer):
         assert "system\nAdd.<|im_end|>" in rendered
         assert "user\nQ: 1<|im_end|>" in rendered
     assert repr(parts.tokenizer.render("1+1=")) in parts_module.startup_report(parts)
-    keys = [parts_module.evaluation_key(c) for c in (tiny, config)]
+    keys = [examine_module.evaluation_key(c) for c in (tiny, config)]
     assert keys[0] != keys[1]
 
 
