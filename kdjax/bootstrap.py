@@ -9,6 +9,8 @@ import numpy as np
 from kdjax.passk import Estimate
 
 DRAWS = 10_000
+HELD = 2**22
+"""Problems drawn at a time, over all draws: their memory, which nothing depends on."""
 
 
 class Interval(NamedTuple):
@@ -48,8 +50,14 @@ def interval(values_sp: np.ndarray, seed: int = 0) -> Interval:
     Interval(estimate=1.0, low=1.0, high=1.0)
     """
     seeds, problems = values_sp.shape
-    generator = np.random.default_rng(seed)
-    drawn = values_sp.mean(axis=0)[generator.integers(0, problems, (DRAWS, problems))].mean(axis=1)
+    generator, means_p = np.random.default_rng(seed), values_sp.mean(axis=0)
+    at_once = max(1, HELD // problems)
+    drawn = np.concatenate(
+        [
+            means_p[generator.integers(0, problems, (min(at_once, DRAWS - n), problems))].mean(1)
+            for n in range(0, DRAWS, at_once)
+        ]
+    )
     if seeds > 1:
         error = np.sqrt(seed_variance(values_sp) / seeds)
         drawn = drawn + error * generator.standard_t(seeds - 1, DRAWS)

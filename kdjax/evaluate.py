@@ -14,7 +14,9 @@ import numpy as np
 from kdjax import data
 from kdjax.answers import Grader, Outcome
 from kdjax.base import Batch, ConfigError, Key, Rollout, Samples, Sampling, Scores
-from kdjax.passk import Estimate, avg_at_k, over_problems, pass_at_k
+from kdjax.bootstrap import Interval, interval
+from kdjax.majority import majority_by_problem
+from kdjax.passk import Estimate, over_problems, pass_by_problem
 from kdjax.rollout import assemble_samples
 from kdjax.tokenizer import Tokenizer, pieces
 
@@ -30,8 +32,17 @@ class EvalReport(NamedTuple):
       divergences are to the teacher (None without one).
     - template: how a prompt was put, rendered: {prompt} in its template after the system prompt, in
       the chat template, with its thinking switch.
-    - correct: right responses of each problem, in problem order (for paired comparisons).
+    - correct, tokens and cut: of each problem, in problem order, how many responses are right, the
+      tokens of all of them, and how many were truncated (for paired comparisons).
+    - majority_at: majority@k (`kdjax.majority`) for the same k as pass_at; None where the verifier
+      says no answers.
+    - length_quantiles: of all responses, the least length that 10, 50, 90 % of them don't exceed.
+    - intervals: 95 % bootstrap intervals over problems, by the names avg, pass_at_K, majority_at_K,
+      length, truncated, no_answer and not_scored; none of a single problem.
+    - weights: a hash of the parameters that were evaluated (`kdjax.models.fingerprint`).
     - flops_by_part: what training_flops consists of (`kdjax.accounting`).
+
+    What has a default is missing from reports of older versions.
     """
 
     problems: int
@@ -57,6 +68,12 @@ class EvalReport(NamedTuple):
     training_flops: float | None = None
     flops_by_part: dict[str, float] | None = None
     training_seconds: float | None = None
+    tokens: list[int] | None = None
+    cut: list[int] | None = None
+    majority_at: dict[int, Estimate] | None = None
+    length_quantiles: dict[int, int] | None = None
+    intervals: dict[str, Interval] | None = None
+    weights: str = ""
 
 
 def evaluate(
@@ -187,17 +204,52 @@ def _estimates(records: list[dict[str, Any]], samples: int, k: tuple[int, ...]) 
     def a_problem(name: str) -> np.ndarray:
         return np.array([r[name] for r in records], float).reshape(-1, samples)
 
-    correct = [int(c) for c in a_problem("correct").sum(axis=1)]
+    def counts(name: str) -> list[int]:
+        return [int(c) for c in a_problem(name).sum(axis=1)]
+
+    correct = counts("correct")
+    values = {"avg": np.array(correct) / samples}
+    values |= {f"pass_at_{n}": pass_by_problem(correct, samples, n) for n in k}
+    values |= _majorities(records, samples, k)
+    rates = {"length": "tokens", "truncated": "truncated", "no_answer": "no_answer"}
+    rates["not_scored"] = "not_scored"
+    values |= {name: a_problem(source).mean(axis=1) for name, source in rates.items()}
+    means = {name: over_problems(of_problems) for name, of_problems in values.items()}
     return {
-        "avg": avg_at_k(correct, samples),
-        "pass_at": {n: pass_at_k(correct, samples, n) for n in k},
-        "length": over_problems(a_problem("tokens").mean(axis=1)),
-        "truncated": over_problems(a_problem("truncated").mean(axis=1)),
-        "no_answer": over_problems(a_problem("no_answer").mean(axis=1)),
-        "not_scored": over_problems(a_problem("not_scored").mean(axis=1)),
+        **{name: means[name] for name in ("avg", *rates)},
+        "pass_at": {n: means[f"pass_at_{n}"] for n in k},
+        "majority_at": {n: means[f"majority_at_{n}"] for n in k}
+        if f"majority_at_{k[0]}" in means
+        else None,
+        "length_quantiles": _quantiles([r["tokens"] for r in records]),
+        "intervals": {name: interval(v[None]) for name, v in values.items() if len(v) > 1},
         "not_scored_reasons": dict(Counter(r["reason"] for r in records if r["not_scored"])),
         "correct": correct,
+        "tokens": counts("tokens"),
+        "cut": counts("truncated"),
     }
+
+
+def _majorities(
+    records: list[dict[str, Any]], samples: int, k: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """Majority@k of each problem for every k; nothing where a verdict is about no answer that is
+    known."""
+    if any(r["answer"] is None and not r["no_answer"] for r in records):
+        return {}
+    problems = [records[at : at + samples] for at in range(0, len(records), samples)]
+    answers = [[r["answer"] for r in own] for own in problems]
+    correct = [[r["correct"] for r in own] for own in problems]
+    return {f"majority_at_{n}": majority_by_problem(answers, correct, n) for n in k}
+
+
+QUANTILES = (10, 50, 90)
+"""Percent of the responses that a reported length is the limit of."""
+
+
+def _quantiles(lengths: list[int]) -> dict[int, int]:
+    found = np.percentile(lengths, QUANTILES, method="inverted_cdf")
+    return dict(zip(QUANTILES, map(int, found), strict=True))
 
 
 def all_responses(samples: Samples) -> np.ndarray:
@@ -222,10 +274,11 @@ def mean_entropy(
 
 
 def to_json(result: EvalReport) -> dict[str, Any]:
-    """A report as JSON values; estimates as {mean, standard_error}, the sampling by its fields."""
+    """A report as JSON values; estimates as {mean, standard_error}, intervals as {estimate, low,
+    high}, the sampling by its fields."""
 
     def plain(value):
-        if isinstance(value, Estimate):
+        if isinstance(value, Estimate | Interval):
             return value._asdict()
         if isinstance(value, Sampling):
             return dataclasses.asdict(value)
@@ -237,12 +290,18 @@ def to_json(result: EvalReport) -> dict[str, Any]:
 
 
 def from_json(fields: dict[str, Any]) -> EvalReport:
-    """The inverse of `to_json`."""
+    """The inverse of `to_json`; what an older version left out has its default."""
     names = ("avg", "length", "truncated", "no_answer", "not_scored")
-    estimates = {name: Estimate(**fields[name]) for name in names}
-    pass_at = {int(key): Estimate(**value) for key, value in fields["pass_at"].items()}
-    sampling = Sampling(**fields["sampling"])
-    return EvalReport(**{**fields, **estimates, "pass_at": pass_at, "sampling": sampling})
+    found = {**fields, **{name: Estimate(**fields[name]) for name in names}}
+    found["sampling"] = Sampling(**fields["sampling"])
+    for name in ("pass_at", "majority_at"):
+        if fields.get(name):
+            found[name] = {int(k): Estimate(**value) for k, value in fields[name].items()}
+    if fields.get("length_quantiles"):
+        found["length_quantiles"] = {int(q): n for q, n in fields["length_quantiles"].items()}
+    if fields.get("intervals"):
+        found["intervals"] = {name: Interval(**x) for name, x in fields["intervals"].items()}
+    return EvalReport(**found)
 
 
 def _batches(total: int, size: int) -> Iterator[np.ndarray]:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "kdjax"
 
 ROWS = [
     "numerics equivalence passk progress claims figure",
-    "base answers bootstrap svg",
+    "base answers bootstrap majority svg",
     "symbolic composition kl comparison topk gate jobs sharding topology hlo",
     "objective reduction advantage divergences grpo rewards head optimizer stops tasks"
     " models tokenizer buckets",
@@ -35,7 +35,7 @@ ROWS = [
     "__main__",
 ]
 ROW = {module: number for number, row in enumerate(ROWS) for module in row.split()}
-WITHOUT_JAX = ["answers.py", "equivalence.py", "passk.py", "symbolic/program.py"]
+WITHOUT_JAX = ["answers.py", "equivalence.py", "majority.py", "passk.py", "symbolic/program.py"]
 ONLY_IMPORTER = {
     "orbax": {"checkpoint"},
     "flax": {"models"},

@@ -86,3 +86,11 @@ def test_deterministic():
     values = np.random.default_rng(1).normal(size=(3, 30))
     assert interval(values) == interval(values.copy())
     assert interval(values, seed=1) != interval(values, seed=2)
+
+
+def test_how_many_are_held_does_not_matter(monkeypatch):
+    """Memory decides nothing: the same draws, one at a time or all at once."""
+    values = np.random.default_rng(1).normal(size=(2, 30))
+    whole = interval(values)
+    monkeypatch.setattr(bootstrap, "HELD", 77)
+    assert interval(values) == whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import jax
 import numpy as np
@@ -68,7 +69,24 @@ def test_counts_by_hand(tokenizer, student, scorer):
     outcomes = ["correct", "correct", "correct", "wrong", "no_answer", "no_answer"]
     assert [r["outcome"] for r in records] == outcomes
     assert (result.grader, result.not_scored.mean, result.not_scored_reasons) == ("exact", 0.0, {})
-    assert from_json(to_json(result)) == result
+    assert (result.tokens, result.cut) == ([8, 8, 11], [0, 0, 1])
+    assert result.length_quantiles == {10: 3, 50: 4, 90: 8}
+    assert {k: found.mean for k, found in result.majority_at.items()} == {1: 0.5, 2: 2 / 3}
+    low, high = result.intervals["avg"][1:]
+    assert (result.intervals["avg"].estimate, low, high) == (0.5, 0.0, 1.0)
+    assert from_json(json.loads(json.dumps(to_json(result)))) == result
+
+
+def test_reports_of_older_versions_are_read(tokenizer, scorer):
+    """Without the fields that came later a report still loads, and says that it has none."""
+    result, _ = evaluate(
+        scripted(tokenizer, ["7<|im_end|>"] * 6), scorer, SOURCE, tokenizer, jax.random.key(0),
+        samples=2, k=(1,), batch_size=6, **SETTINGS,
+    )  # fmt: skip
+    later = ("tokens", "cut", "majority_at", "length_quantiles", "intervals", "weights")
+    old = {name: value for name, value in to_json(result).items() if name not in later}
+    assert from_json(old).majority_at is None
+    assert from_json(old).avg == result.avg
 
 
 def test_the_grader_decides(tokenizer, student, scorer):
@@ -91,7 +109,19 @@ def test_the_grader_decides(tokenizer, student, scorer):
     assert result.correct == [0, 1, 2]
     assert result.not_scored.mean == 0.5
     assert (result.grader, result.not_scored_reasons) == ("math", {"crash": 3})
+    assert result.majority_at[1] == result.avg
     assert [r["not_scored"] for r in records] == [True] * 3 + [False] * 3
+    assert from_json(to_json(result)) == result
+
+
+def test_a_verifier_without_answers_has_no_majority(tokenizer, scorer):
+    """math_lenient reads the whole response and says no answer, so there is nothing to vote."""
+    settings = {**SETTINGS, "grader": ("x", lambda ps: [Graded(Outcome.WRONG, None) for _ in ps])}
+    result, _ = evaluate(
+        scripted(tokenizer, ["7<|im_end|>"] * 6), scorer, SOURCE, tokenizer, jax.random.key(0),
+        samples=2, k=(1,), batch_size=6, **settings,
+    )  # fmt: skip
+    assert result.majority_at is None
     assert from_json(to_json(result)) == result
 
 
