@@ -39,6 +39,9 @@ def render_page(
                 for group, made in figures(cells).items()
             },
             problems=side_by_side(cells),
+            outcome=outcome,
+            kinds=by_outcome(cells),
+            most=MOST_OF_A_KIND,
             legend=legend(),
             shade=shade,
             about=about,
@@ -55,6 +58,49 @@ def side_by_side(cells: Sequence[Cell]) -> list[tuple[Record, list[tuple[str, Re
             if "pieces" in sample:
                 answers.setdefault(sample["problem"], []).append((cell.name, sample))
     return [(found[0][1], found) for found in answers.values()]
+
+
+OUTCOMES = ("correct", "wrong", "no answer", "not scored", "truncated")
+"""What a sample may have become, for a reader: truncated ones are not among the others, unless they
+are right."""
+MOST_OF_A_KIND, MOST_CHARACTERS = 3, 1500
+"""Of each cell, how many samples of an outcome are shown, and how much of their text: its end."""
+
+
+def outcome(sample: Record) -> str:
+    """The one of OUTCOMES that a sample belongs to.
+
+    >>> outcome({"correct": False, "truncated": True, "no_answer": True})
+    'truncated'
+    """
+    if sample["correct"]:
+        return "correct"
+    kinds = ("truncated", "no_answer", "not_scored")
+    return next((kind.replace("_", " ") for kind in kinds if sample.get(kind)), "wrong")
+
+
+def by_outcome(
+    cells: Sequence[Cell],
+) -> list[tuple[str, int, list[tuple[str, Record, str]]]]:
+    """Of each outcome that occurs: how many samples have it, and (cell, sample, the end of its
+    text) of a few, of different problems where there are as many; of each cell's first run."""
+    found: dict[str, list[tuple[str, Record, str]]] = {name: [] for name in OUTCOMES}
+    counts = dict.fromkeys(OUTCOMES, 0)
+    for cell in cells:
+        own: dict[str, list[Record]] = {name: [] for name in OUTCOMES}
+        for sample in cell.runs[0].samples:
+            own[outcome(sample)].append(sample)
+        for name, samples in own.items():
+            counts[name] += len(samples)
+            firsts = {sample["problem"]: sample for sample in reversed(samples)}
+            chosen = [*reversed(firsts.values())][:MOST_OF_A_KIND]
+            found[name] += [(cell.name, sample, _end(sample["response"])) for sample in chosen]
+    return [(name, counts[name], found[name]) for name in OUTCOMES if counts[name]]
+
+
+def _end(text: str) -> str:
+    cut = len(text) - MOST_CHARACTERS
+    return text if cut <= 0 else f"[{cut} characters before] {text[-MOST_CHARACTERS:]}"
 
 
 def shade(log_ratio: float | None) -> str:

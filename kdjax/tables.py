@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
-from kdjax.bootstrap import interval, over_problems_and_seeds
+from kdjax.bootstrap import Interval, interval, over_problems_and_seeds
 from kdjax.claims import Metric
-from kdjax.evaluate import EvalReport
+from kdjax.evaluate import QUANTILES, EvalReport
 from kdjax.passk import Estimate, pass_by_problem
 from kdjax.results import Cell, Row, Verdict
 from kdjax.verdicts import COMPARABLE, at_equal_flops, values_of
@@ -38,6 +38,8 @@ def sections(cells: Sequence[Cell], verdicts: Sequence[Verdict] = ()) -> list[Se
     found = [
         Section("Verdicts", VERDICTS, verdict_table(verdicts)),
         Section("Comparison", setting_of(cells), comparison(cells)),
+        Section("More samples", MORE_SAMPLES, more_samples(cells)),
+        Section("Responses", RESPONSES, responses(cells)),
     ]
     alike = [cell for cell in trained if are_comparable(cell, trained[0])]
     if len(alike) > 1:
@@ -49,6 +51,15 @@ def sections(cells: Sequence[Cell], verdicts: Sequence[Verdict] = ()) -> list[Se
     return [section for section in found if section.table[1]]
 
 
+MORE_SAMPLES = (
+    "In percent, with 95 % bootstrap intervals over problems (and seeds). Pass@k: one of k samples"
+    " is right, unbiased. Maj@k: the most frequent answer of k is, in runs of k in the order drawn"
+    " (of several seeds the mean alone)."
+)
+RESPONSES = (
+    "Every response is one of the first four, in percent; truncated ones are wrong or without an"
+    " answer. A length of 90 %: nine of ten responses are no longer, in tokens (means over seeds)."
+)
 VERDICTS = (
     "The difference is the mean of the first cells less that of the others. A claim is supported"
     " where its whole 95 % interval is above 0 (or above what the claim allows to lose),"
@@ -172,6 +183,59 @@ def differences(cells: Sequence[Cell]) -> Table:
     return ["cell", *(_headed(metric, cells[0]) for metric in METRICS)], lines
 
 
+def more_samples(cells: Sequence[Cell]) -> Table:
+    """Avg@n, and Pass@k and Maj@k for every k of the evaluation; a dash where there is none."""
+    first = cells[0].runs[0].report
+    columns: list[tuple[str, Callable[[Cell], str]]] = [
+        (f"Avg@{first.samples}", lambda cell: ranged("avg", interval(values_of(cell, "avg"))))
+    ]
+    columns += [(f"Pass@{k}", lambda cell, k=k: _passing(cell, k)) for k in first.pass_at]
+    columns += [(f"Maj@{k}", lambda cell, k=k: _majority(cell, k)) for k in first.pass_at if k > 1]
+    lines = [[cell.name, *(show(cell) for _, show in columns)] for cell in cells]
+    return ["run", *(name for name, _ in columns)], lines
+
+
+def _passing(cell: Cell, k: int) -> str:
+    reports = [run.report for run in cell.runs]
+    if any(k > report.samples for report in reports):
+        return "-"
+    shares = [pass_by_problem(report.correct, report.samples, k) for report in reports]
+    return ranged("pass", interval(np.array(shares)))
+
+
+def _majority(cell: Cell, k: int) -> str:
+    reports = [run.report for run in cell.runs]
+    found = [(report.majority_at or {}).get(k) for report in reports]
+    means = [x.mean for x in found if x is not None]
+    if len(means) < len(found):
+        return "-"
+    name = f"majority_at_{k}"
+    alone = reports[0].intervals or {}
+    if len(found) == 1 and name in alone:
+        return ranged("avg", alone[name])
+    return shown("avg", Estimate(float(np.mean(means)), math.nan))
+
+
+def responses(cells: Sequence[Cell]) -> Table:
+    """What became of the responses, and quantiles of their length; means over seeds."""
+    lines = []
+    for cell in cells:
+        reports = [run.report for run in cell.runs]
+        right, none, unscored = (
+            float(np.mean([getattr(report, name).mean for report in reports]))
+            for name in ("avg", "no_answer", "not_scored")
+        )
+        shares = (right, 1 - right - none - unscored, none, unscored)
+        quantiles = [report.length_quantiles or {} for report in reports]
+        lengths = [
+            f"{np.mean([q[at] for q in quantiles]):.0f}" if all(quantiles) else "-"
+            for at in QUANTILES
+        ]
+        lines.append([cell.name, *(f"{100 * max(x, 0.0):.1f}" for x in shares), *lengths])
+    outcomes = ["correct", "wrong", "no answer", "not scored"]
+    return ["run", *outcomes, *(f"length {q} %" for q in QUANTILES)], lines
+
+
 def equal_readings(cells: Sequence[Cell], start: Row) -> Table:
     """Avg of the finished students, and of all at the FLOPs of the cheapest (by seed)."""
     lines = []
@@ -241,6 +305,17 @@ def between(metric: Metric, *numbers: float) -> str:
     """A difference and its interval."""
     factor, digits, _ = UNITS.get(metric, SHARE)
     middle, low, high = (f"{factor * x:+.{digits}f}" for x in numbers)
+    return f"{middle} ({low} to {high})"
+
+
+def ranged(metric: Metric, found: Interval) -> str:
+    """A mean and its interval.
+
+    >>> ranged("avg", Interval(0.5, 0.25, 0.75))
+    '50.0 (25.0 to 75.0)'
+    """
+    factor, digits, _ = UNITS.get(metric, SHARE)
+    middle, low, high = (f"{factor * x:.{digits}f}" for x in found)
     return f"{middle} ({low} to {high})"
 
 

@@ -11,14 +11,16 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from browser import BROWSER, measure
-from synthetic import PIECES, VERDICTS, a_report, a_run, a_study
+from synthetic import PIECES, VERDICTS, a_report, a_run, a_sample, a_study
 
+from kdjax.bootstrap import Interval
 from kdjax.figure import MOST_POINTS, Figure, Series, table_of
-from kdjax.page import SHADES, legend, render_page, shade
+from kdjax.page import MOST_CHARACTERS, SHADES, by_outcome, legend, render_page, shade
+from kdjax.passk import Estimate
 from kdjax.plots import curve, figures, styles
 from kdjax.results import Cell, Row
 from kdjax.svg import COLOURS, draw, style
-from kdjax.tables import comparison, gain, sections, summarise, table
+from kdjax.tables import comparison, gain, more_samples, responses, sections, summarise, table
 
 ABOUT = {"prefix": "student", "git_commit": "0123456789ab+"}
 LONG = "a_cell_with_a_name_that_is_longer_than_any_line_of_a_legend_could_hold"
@@ -56,6 +58,52 @@ def test_table_has_a_cell_for_every_header():
     assert [len(line) for line in lines] == [len(header)] * 2
     assert lines[0][header.index("gain over a")] == ""
     assert lines[1][header.index("KL(s‖t)")] == "-"
+
+
+def test_samples_are_told_apart_by_outcome():
+    """Each sample has one outcome; a few of each are shown, of different problems first, long ones
+    by their end; a truncated sample that is right is right."""
+    made = [
+        a_sample("a", sample=0), a_sample("a", sample=1), a_sample("b", truncated=True),
+        a_sample("c", correct=False, truncated=True, no_answer=True),
+        a_sample("d", correct=False, no_answer=True), a_sample("e", correct=False),
+        a_sample("f", correct=False, not_scored=True, reason="<time>", response="x" * 2000 + "end"),
+    ]  # fmt: skip
+    made = [{**sample, "entropy": 0.5} for sample in made]
+    cell = Cell("c", [Row("c", a_report([3], samples=7), [], made)])
+    found = by_outcome([cell])
+    counts = [("correct", 3), ("wrong", 1), ("no answer", 1), ("not scored", 1), ("truncated", 1)]
+    assert [(name, count) for name, count, _ in found] == counts
+    assert [(s["problem"], s["sample"]) for _, s, _ in found[0][2]] == [("a", 0), ("b", 0)]
+    text = found[3][2][0][2]
+    assert text.endswith("end")
+    assert text.startswith("[503 characters before] x")
+    assert text.count("x") == MOST_CHARACTERS - 3
+    page = render_page("Run", [cell], ABOUT)
+    assert "not scored: &lt;time&gt;" in page
+    assert "<summary>truncated: 1</summary>" in page
+
+
+def test_majorities_quantiles_and_intervals_are_shown():
+    """Every k with its interval, outcomes that add up to all; a report of an older version has a
+    dash for what it did not count."""
+    newer = dict(
+        majority_at={1: Estimate(0.5, 0.1), 2: Estimate(0.5, 0.1), 4: Estimate(0.75, 0.1)},
+        intervals={"majority_at_4": Interval(0.75, 0.5, 1.0)}, no_answer=Estimate(0.125, 0.1),
+        length_quantiles={10: 3, 50: 5, 90: 8},
+    )  # fmt: skip
+    cells = [alone(a_report([1, 3], **newer)), alone(a_report([1, 3]), "old")]
+    header, lines = more_samples(cells)
+    assert header == ["run", "Avg@4", "Pass@1", "Pass@2", "Pass@4", "Maj@2", "Maj@4"]
+    assert lines[0][1] == lines[0][2] == "50.0 (25.0 to 75.0)"
+    assert lines[0][5:] == ["50.0", "75.0 (50.0 to 100.0)"]
+    assert lines[1][5:] == ["-", "-"]
+    header, lines = responses(cells)
+    assert header[-3:] == ["length 10 %", "length 50 %", "length 90 %"]
+    assert lines[0][1:] == ["50.0", "37.5", "12.5", "0.0", "3", "5", "8"]
+    assert lines[1][5:] == ["-", "-", "-"]
+    two = Cell("two", [cells[0].runs[0], cells[0].runs[0]._replace(report=a_report([1, 1]))])
+    assert more_samples([two])[1][0][5:] == ["-", "-"]
 
 
 def test_what_is_not_comparable_is_not_compared():
@@ -247,9 +295,10 @@ def test_page_has_everything(page, study):
     assert all(f"<td>{cell.name}</td>" in page for cell in study)
     count = sum(map(len, figures(study).values()))
     assert page.count("<svg") == page.count("<figcaption>") == page.count("<details>") == count
+    assert page.count('<details class="kind">') == len(by_outcome(study)) == 3
     titles = [section.title for section in sections(study, VERDICTS)]
     assert titles == [
-        "Verdicts", "Comparison", "Differences to teacher_forward",
+        "Verdicts", "Comparison", "More samples", "Responses", "Differences to teacher_forward",
         "At equal steps and at equal FLOPs", "Training FLOPs by part",
     ]  # fmt: skip
     assert len(page) < 2e6
@@ -267,7 +316,7 @@ def test_tokens_are_coloured_by_their_log_ratio(page):
     bare = [[text, None] for text, _ in PIECES]
     run = a_run("r", 0, 0.5, pieces=bare)
     alone = render_page("Run", [Cell("r", [run])], ABOUT)
-    assert 'nats">' not in alone.split("<h2>Samples</h2>")[1].split("<h2>")[0]
+    assert 'nats">' not in alone.split("<h2>Samples token by token</h2>")[1].split("<h2>")[0]
     assert "85+3=88;|&lt;b&gt;né\n" in alone
 
 
