@@ -1,4 +1,4 @@
-"""The command line: `kdjax train | rollouts | evaluate | study | export | plan | bench ...`.
+"""The command line: `kdjax train | rollouts | evaluate | compare | study | export | plan ...`.
 
 Exit codes: 0 done, 64 config, 65 data, 69 engine, 70 bug, 74 I/O.
 """
@@ -17,9 +17,13 @@ kdjax: distillation of language models in JAX, where a method is two choices
   kdjax rollouts CONFIG [--out FOLDER] [--keep states|top_k=64] [--redo] [--share 0/2]
                  [--field VALUE ...]         draw a config's responses once, and keep the teacher's
                                              outputs; train on them with --trajectories FOLDER
-  kdjax evaluate TARGET [--out FILE] [--field VALUE ...]
-                                             evaluate a model folder (or kdjax:teacher) or a run;
-                                             --teacher MODEL adds the KLs to a teacher
+  kdjax evaluate TARGET [--benchmark NAME] [--n 32] [--k 1,8,32] [--out FOLDER|FILE.json]
+                 [--field VALUE ...]         evaluate a model folder (or kdjax:teacher) or a run, on
+                                             its task or on a dataset by name (evaluation.name), n
+                                             samples a problem (evaluation.samples); --teacher
+                                             MODEL adds the KLs to a teacher
+  kdjax compare A B [--out FILE.json]        B less A, paired by problem with 95 % intervals: runs,
+                                             or what kdjax evaluate --out wrote
   kdjax study CONFIG [--folder FOLDER] [--jobs 2] [--only RUN]
                                              train and compare the runs of a study file, several at
                                              once on CPUs and GPUs; or one alone (CELL/seed_0)
@@ -82,6 +86,7 @@ def _run(command: str, args: list[str]) -> None:
         "train": _train,
         "rollouts": _rollouts,
         "evaluate": _evaluate,
+        "compare": _compare,
         "study": _study,
         "export": _export,
         "export-adapter": _export_adapter,
@@ -165,20 +170,29 @@ def _study(args: list[str]) -> None:
     print(f"report: {Path(study.folder) / 'report.html'}")
 
 
+BENCHMARK_TOKENS = (1024, 4096)
+"""Limits of prompt and response of a model folder on a dataset by name, unless others are given."""
+
+
 def _evaluate(args: list[str]) -> None:
     import dataclasses
 
     from kdjax.base import ConfigError
-    from kdjax.command_line import override
-    from kdjax.config import Config, Lora, teacher_models
+    from kdjax.command_line import evaluation_fields, override
+    from kdjax.config import Config, Data, Evaluation, Lora, teacher_models
     from kdjax.objective import negative_log_likelihood
 
     target, rest = _first(args, "kdjax evaluate TARGET")
     out = _option(rest, "--out")
+    rest = evaluation_fields(rest)
     is_run = (Path(target) / "checkpoints").is_dir()
     from kdjax.export import load_run
 
     bare = Config(student=target, teacher=None, objective=negative_log_likelihood)
+    if any(arg.startswith("--evaluation.name") for arg in rest):
+        prompt, new = BENCHMARK_TOKENS
+        data, evaluation = Data(max_prompt_tokens=prompt), Evaluation(max_new_tokens=new)
+        bare = dataclasses.replace(bare, data=data, evaluation=evaluation)
     config, params = load_run(target) if is_run else (bare, None)
     if not any(teacher_models(config).values()):  # its objective may need none, or be unreadable
         config = dataclasses.replace(config, objective=negative_log_likelihood)
@@ -187,18 +201,44 @@ def _evaluate(args: list[str]) -> None:
     config = override(config, rest, f"kdjax evaluate {target}")
     if config.student != student:
         raise ConfigError("kdjax evaluate: TARGET is the student; give another TARGET")
-    file = _new_file(out)
+    place = _new_file(out)
     from kdjax import report
     from kdjax.evaluate import to_json
-    from kdjax.examine import evaluate_params
+    from kdjax.examine import evaluate_params, write_results
     from kdjax.parts import build
-    from kdjax.results import Row
+    from kdjax.results import Cell, Row
+    from kdjax.tables import more_samples, responses
 
     parts = build(dataclasses.replace(config, prefix="student", trajectories=None, lora=Lora()))
-    result, _ = evaluate_params(parts, parts.initial_params if params is None else params)
-    _print_table([Row(Path(target).name, result, [], [])])
+    result, records = evaluate_params(parts, parts.initial_params if params is None else params)
+    row = Row(Path(target).name, result, [], records)
+    _print_table([row])
+    for made in (more_samples, responses):
+        _print_lines(*made([Cell(row.name, [row])]))
+    if place is not None and place.suffix == ".json":
+        report.write_json(place, to_json(result))
+    elif place is not None:
+        write_results(place, row, parts.config)
+        print(f"report: {place / report.PAGE}")
+
+
+def _compare(args: list[str]) -> None:
+    from kdjax.base import ConfigError
+
+    rest = list(args)
+    out = _option(rest, "--out")
+    if len(rest) != 2 or any(arg.startswith("-") for arg in rest):
+        raise ConfigError("usage: kdjax compare A B [--out FILE.json] (kdjax --help)")
+    file = _new_file(out)
+    from kdjax import report
+    from kdjax.paired import compare, read_result, table, to_json
+
+    first, second = (read_result(Path(each)) for each in rest)
+    found = compare(first, second, names=(rest[0], rest[1]))
+    _print_lines(*table(found))
+    print("A: {}, B: {}; B less A is paired by problem, with its 95 % interval".format(*rest))
     if file is not None:
-        report.write_json(file, to_json(result))
+        report.write_json(file, to_json(found))
 
 
 def _export(args: list[str]) -> None:
@@ -323,22 +363,25 @@ def _new_file(out: str | None) -> Path | None:
 
 
 def _print_table(rows) -> None:
+    from kdjax.tables import table
+
+    _print_lines(*table(rows))
+    print("± one standard error over problems; entropy and KL in nats a token of own responses")
+
+
+def _print_lines(header, lines) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from kdjax.tables import table
-
-    header, cells = table(rows)
     printed = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for name in header:
-        printed.add_column(name, justify="left" if name == "run" else "right", no_wrap=True)
-    for line in cells:
+    for place, name in enumerate(header):
+        printed.add_column(name, justify="right" if place else "left", no_wrap=True)
+    for line in lines:
         printed.add_row(*line)
     console = Console()
     console.width = max(console.width, WIDEST_TABLE)  # a narrow terminal wraps, nothing is cut
     console.print(printed)
-    print("± one standard error over problems; entropy and KL in nats a token of own responses")
 
 
 if __name__ == "__main__":

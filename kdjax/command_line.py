@@ -78,6 +78,33 @@ def override(config: T, arguments: list[str], program: str) -> T:
     return config
 
 
+SHORT = {
+    "--benchmark": "--evaluation.name",
+    "--n": "--evaluation.samples",
+    "--k": "--evaluation.k",
+}
+"""What `kdjax evaluate` also takes; the values of --k may be parted by commas."""
+
+
+def evaluation_fields(arguments: list[str]) -> list[str]:
+    """Arguments of `kdjax evaluate` with the long forms in place of the SHORT ones.
+
+    >>> evaluation_fields(["--n", "32", "--k=1,8"])
+    ['--evaluation.samples', '32', '--evaluation.k', '1', '8']
+    """
+    found: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in SHORT:
+            found += [SHORT[name], value] if equals else [SHORT[name]]
+        else:
+            found.append(argument)
+    at = found.index(SHORT["--k"]) + 1 if SHORT["--k"] in found else len(found)
+    return (
+        found[:at] + [k for text in found[at : at + 1] for k in text.split(",")] + found[at + 1 :]
+    )
+
+
 def field_names(kind: Any, prefix: str = "") -> Iterator[str]:
     """Every field of a config dataclass, nested ones by dotted names."""
     for name, hint in typing.get_type_hints(kind).items():

@@ -6,22 +6,26 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import data, stored
+from kdjax import data, models, report, stored
 from kdjax.answers import Grader, grade_boxed, grade_flexible
 from kdjax.base import Params, Rollout, Scores
 from kdjax.config import WHERE_IT_RUNS, Config, as_dict
-from kdjax.evaluate import EvalReport, evaluate, progress
+from kdjax.evaluate import EvalReport, evaluate, progress, to_json
+from kdjax.page import render_page
 from kdjax.parts import EVALUATE, PROGRESS, Parts, identities, run_key, test_source
 from kdjax.prefixes import NOTHING
 from kdjax.programs import TeacherPrograms, head_chunk, jitted_score, sampler_of
 from kdjax.progress import announce
+from kdjax.results import Cell, Row
 from kdjax.sharding import data_size, shard_batch
+from kdjax.summary import render_results
 from kdjax.symbolic import open_lenient, open_symbolic
 from kdjax.teachers import Teacher
 
@@ -51,7 +55,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     source = test_source(config)
     dealt = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
     with GRADERS[settings.grader]() as grader:
-        return evaluate(
+        result, records = evaluate(
             draw,
             _scorer(parts, params, source),
             source,
@@ -66,6 +70,24 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
             batch_size=-(-settings.batch_size // dealt) * dealt,
             seed=config.seed,
         )
+    return result._replace(weights=models.fingerprint(params)), records
+
+
+def write_results(folder: Path, row: Row, config: Config) -> None:
+    """An evaluation as a folder: evaluation.json with all that decides it, samples.jsonl, and the
+    report as a page and in Markdown. Errors: StorageError."""
+    key = evaluation_key(config) | {"weights": row.report.weights}
+    report.write_evaluation(folder, key, to_json(row.report), row.samples)
+    cells, title = [Cell(row.name, [row])], f"Evaluation of {row.name}"
+    about = {
+        "student": config.student,
+        "weights": row.report.weights,
+        "prompt": row.report.template,
+        "seed": config.seed,
+        **report.versions(),
+    }
+    report.write_text(folder / report.PAGE, render_page(title, cells, about))
+    report.write_text(folder / report.MARKDOWN, render_results(title, cells, about))
 
 
 GRADERS: dict[str, Callable[[], contextlib.AbstractContextManager[Grader]]] = {

@@ -6,6 +6,7 @@ tokens; ± is one standard error over problems, and over seeds where there are s
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -189,8 +190,8 @@ def more_samples(cells: Sequence[Cell]) -> Table:
     columns: list[tuple[str, Callable[[Cell], str]]] = [
         (f"Avg@{first.samples}", lambda cell: ranged("avg", interval(values_of(cell, "avg"))))
     ]
-    columns += [(f"Pass@{k}", lambda cell, k=k: _passing(cell, k)) for k in first.pass_at]
-    columns += [(f"Maj@{k}", lambda cell, k=k: _majority(cell, k)) for k in first.pass_at if k > 1]
+    columns += [(f"Pass@{k}", functools.partial(_passing, k=k)) for k in first.pass_at]
+    columns += [(f"Maj@{k}", functools.partial(_majority, k=k)) for k in first.pass_at if k > 1]
     lines = [[cell.name, *(show(cell) for _, show in columns)] for cell in cells]
     return ["run", *(name for name, _ in columns)], lines
 

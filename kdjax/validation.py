@@ -203,7 +203,8 @@ def _check_measurements(config: Config) -> None:
     evaluation = config.evaluation
     if not evaluation.k or not all(1 <= k <= evaluation.samples for k in evaluation.k):
         raise ConfigError(
-            f"evaluation.k must lie in 1..samples ({evaluation.samples}), got {evaluation.k}"
+            f"evaluation.k must lie in 1..samples ({evaluation.samples}), got {evaluation.k}; give"
+            " other k (--k), or draw more (evaluation.samples, --n)"
         )
     if min(evaluation.problems, evaluation.max_new_tokens, evaluation.batch_size) < 1:
         raise ConfigError("evaluation.problems, max_new_tokens and batch_size must be at least 1")

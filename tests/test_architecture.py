@@ -24,7 +24,7 @@ ROWS = [
     "results teachers startup reference",
     "verdicts timeline",
     "tables",
-    "plots summary",
+    "plots summary paired",
     "page",
     "prefixes",
     "stored",

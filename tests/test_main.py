@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kdjax.__main__ import main
+from kdjax.__main__ import BENCHMARK_TOKENS, main
+from kdjax.base import ConfigError
+from kdjax.config import Config
 
 CONFIG = """
 from kdjax import Config, reverse_kl
@@ -54,7 +56,7 @@ def fails(capsys, code: int, *arguments) -> str:
         (["--steps", "abc"], "--steps: invalid literal for int() with base 10: 'abc'"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--prefix", "both"], "invalid choice 'both' for argument '--prefix'"),
-        (["--token_loss", "kl"], "'kl' is not a loss"),
+        (["--token_loss", "kl"], "'kl' is not one of these"),
         (
             ["--token_loss", "mix(forward_kl, reverse_kl, weight=1.3)"],
             "weight must be in [0, 1], got 1.3",
@@ -179,6 +181,75 @@ def test_evaluate_a_benchmark_by_name(student_folder, tmp_path, capsys):
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["problems"] == 3
     assert "Q: {prompt}<|im_end|>" in report["template"]
-    capsys.readouterr()
+    _check_evaluations_compare(student_folder, small, tmp_path, capsys)
     small[-1] = "openai/gsm8k"
     assert "can't be reached" in fails(capsys, 65, "evaluate", student_folder, *small)
+
+
+def _check_evaluations_compare(student_folder, arguments, tmp_path, capsys):
+    """Short forms mean the long ones; a folder holds the whole result; both compare with it."""
+    import json
+
+    short = [*arguments[:4], "--n=2", "--k", "1", *arguments[8:-2], "--benchmark", arguments[-1]]
+    folder, file = tmp_path / "folder", tmp_path / "r.json"
+    assert main(["evaluate", str(student_folder), *short, "--out", str(folder)]) == 0
+    printed = capsys.readouterr().out
+    assert "length 90 %" in printed
+    assert "Pass@1" in printed
+    made = {path.name for path in folder.iterdir()}
+    assert made == {"evaluation.json", "samples.jsonl", "report.html", "report.md"}
+    kept = json.loads((folder / "evaluation.json").read_text())
+    alone = json.loads(file.read_text())
+    for found in (kept["report"], alone):
+        assert found.pop("seconds") > 0
+    assert kept["report"] == alone
+    assert kept["key"]["weights"] == alone["weights"] != ""
+    assert len((folder / "samples.jsonl").read_text().splitlines()) == 6
+    out = tmp_path / "compared.json"
+    assert main(["compare", str(folder), str(file), "--out", str(out)]) == 0
+    assert "B - A (95 %)" in capsys.readouterr().out
+    compared = json.loads(out.read_text())
+    assert compared["Avg@2"]["difference"] == compared["length"]["high"] == 0
+    assert "nothing was overwritten" in fails(capsys, 74, "compare", folder, file, "--out", out)
+    assert "usage: kdjax compare A B" in fails(capsys, 64, "compare", folder)
+    alone |= {"grader": "math", "seconds": 1.0}
+    file.write_text(json.dumps(alone))
+    assert "differ in grader (exact and math)" in fails(capsys, 64, "compare", folder, file)
+
+
+def test_short_forms_of_evaluate(student_folder, tmp_path, capsys):
+    """k over n is one line that names both; so is a benchmark without answers, and one whose
+    columns are not there."""
+    path = tmp_path / "b.jsonl"
+    path.write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    wrong = fails(capsys, 64, "evaluate", student_folder, "--n", "4", "--k", "1,8")
+    assert "evaluation.k must lie in 1..samples (4), got (1, 8); give other k (--k)" in wrong
+    named = ["--benchmark", f"openai/gsm8k={path}"]
+    missing = fails(capsys, 65, "evaluate", student_folder, *named)
+    assert "question" in missing
+    path.write_text('{"prompt": "1+1="}\n')
+    columns = ["--evaluation.columns", "prompt=prompt", "answer=answer"]
+    file = ["--evaluation.file", path]
+    missing = fails(capsys, 65, "evaluate", student_folder, *file, *columns)
+    assert "answer" in missing
+
+
+def test_a_benchmark_has_room(student_folder, monkeypatch, capsys):
+    """A model folder on a dataset by name has the limits of one, unless others are given."""
+    built = []
+
+    def build(config):
+        built.append(config)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("kdjax.parts.build", build)
+    named = ["evaluate", student_folder, "--benchmark", "openai/gsm8k", "--n", "16", "--k", "1,16"]
+    fails(capsys, 64, *named)
+    fails(capsys, 64, *named, "--evaluation.max_new_tokens", "32")
+    fails(capsys, 64, "evaluate", student_folder)
+    limits = [(c.data.max_prompt_tokens, c.evaluation.max_new_tokens) for c in built]
+    default = Config()
+    assert limits[:2] == [BENCHMARK_TOKENS, (BENCHMARK_TOKENS[0], 32)]
+    assert limits[2] == (default.data.max_prompt_tokens, default.evaluation.max_new_tokens)
+    assert built[0].evaluation.name == "openai/gsm8k"
+    assert (built[0].evaluation.samples, built[0].evaluation.k) == (16, (1, 16))

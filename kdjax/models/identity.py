@@ -65,22 +65,27 @@ def fingerprint(params: Params) -> str:
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        sums = [int(x) for x in _weighted_sums(leaf)]
+        sums = [int(x) for x in _sums(leaf)]
         name = jax.tree_util.keystr(path)
         digest.update(f"{name}:{leaf.shape}:{leaf.dtype}:{sums};".encode())
     return digest.hexdigest()[:16]
 
 
 @jax.jit
-def _weighted_sums(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two sums of the bits modulo 2^32, each bit pattern times an odd number of its place."""
+def _sums(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two sums modulo 2^32 over what every element's bits and place are mixed to."""
     width = jnp.dtype(f"uint{8 * values.dtype.itemsize}")
     bits = lax.bitcast_convert_type(values, width).astype(jnp.uint32)
     place = jnp.zeros(values.shape, jnp.uint32)
     for axis in range(values.ndim):
-        place = place * jnp.uint32(0x01000193) + lax.broadcasted_iota(
-            jnp.uint32, values.shape, axis
-        )
-    place = (place ^ (place >> 15)) * jnp.uint32(0x2C1B3C6D)
-    other = (place ^ (place >> 12)) * jnp.uint32(0x297A2D39)
-    return (bits * (place | 1)).sum(), (bits * (other | 1)).sum()
+        along = lax.broadcasted_iota(jnp.uint32, values.shape, axis)
+        place = place * jnp.uint32(0x01000193) + along
+    first = _mixed(bits ^ _mixed(place))
+    return first.sum(), _mixed(first ^ bits).sum()
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """The last step of MurmurHash3: every bit of 32 decides on every other."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)

@@ -1,0 +1,117 @@
+"""Two evaluations of the same problems: what the second has more than the first, paired by problem.
+
+Shares in 0..1, lengths in tokens.
+"""
+
+from __future__ import annotations
+
+from math import nan
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kdjax import report
+from kdjax.base import ConfigError, DataError
+from kdjax.bootstrap import Interval, interval
+from kdjax.claims import Metric
+from kdjax.evaluate import EvalReport, from_json
+from kdjax.passk import Estimate, pass_by_problem
+from kdjax.tables import Table, between, shown
+from kdjax.verdicts import COMPARABLE
+
+
+class Difference(NamedTuple):
+    """A metric of two evaluations by its name, and the second less the first with its interval."""
+
+    name: str
+    metric: Metric
+    first: float
+    second: float
+    difference: Interval
+
+
+def compare(first: EvalReport, second: EvalReport, names: tuple[str, str]) -> list[Difference]:
+    """Avg@n, Pass@k for every k of both, and, where both reports say them by problem, length and
+    truncation. names: what they are called in an error.
+
+    The intervals are over problems, which are drawn with the values of both. Errors: ConfigError
+    naming what differs besides the model: problems, samples, sampling, limit or verifier.
+    """
+    changed = [n for n in COMPARABLE if getattr(first, n) != getattr(second, n)]
+    changed += ["problems"] * (len(first.correct) != len(second.correct) and not changed)
+    if changed:
+        said = ", ".join(
+            f"{name} ({getattr(first, name)} and {getattr(second, name)})" for name in changed
+        )
+        raise ConfigError(
+            f"{names[0]} and {names[1]} can't be compared: they differ in {said}; evaluate both in"
+            " the same way"
+        )
+    values = [_by_problem(each) for each in (first, second)]
+    return [
+        Difference(name, metric, float(a.mean()), float(b.mean()), interval((b - a)[None]))
+        for name, (metric, a) in values[0].items()
+        if name in values[1]
+        for b in [values[1][name][1]]
+    ]
+
+
+def _by_problem(result: EvalReport) -> dict[str, tuple[Metric, np.ndarray]]:
+    n = result.samples
+    found: dict[str, tuple[Metric, np.ndarray]] = {
+        f"Avg@{n}": ("avg", np.array(result.correct) / n)
+    }
+    for k in result.pass_at:
+        found[f"Pass@{k}"] = ("pass", pass_by_problem(result.correct, n, k))
+    if result.tokens is not None and result.cut is not None:
+        found["length"] = ("length", np.array(result.tokens) / n)
+        found["truncated"] = ("truncated", np.array(result.cut) / n)
+    return found
+
+
+def read_result(path: Path) -> EvalReport:
+    """The report of a run's or an evaluation's folder, or of a JSON file that kdjax evaluate wrote.
+
+    Errors: DataError where there is none, or one without the numbers of each problem.
+    """
+    file = path / report.EVALUATION if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(
+            f"no evaluation {file}; give a finished run, or what kdjax evaluate --out wrote"
+        )
+    fields = report.read_json(file)
+    try:
+        found = from_json(fields.get("report", fields))
+        if len(found.correct) != found.problems:
+            raise ValueError(f"correct has {len(found.correct)} of {found.problems} problems")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{file} is no evaluation ({type(error).__name__}: {error}); evaluate anew with kdjax"
+            " evaluate --out"
+        ) from error
+    return found
+
+
+def table(found: list[Difference]) -> Table:
+    """A line a metric; shares in percent and their differences in points."""
+    lines = [
+        [d.name, *(shown(d.metric, Estimate(x, nan)) for x in (d.first, d.second)),
+         between(d.metric, *d.difference)]
+        for d in found
+    ]  # fmt: skip
+    return ["", "A", "B", "B - A (95 %)"], lines
+
+
+def to_json(found: list[Difference]) -> dict[str, Any]:
+    """By the metric's name: first, second, difference, low and high."""
+    return {
+        d.name: {
+            "first": d.first,
+            "second": d.second,
+            "difference": d.difference.estimate,
+            "low": d.difference.low,
+            "high": d.difference.high,
+        }
+        for d in found
+    }
