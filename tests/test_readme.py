@@ -17,7 +17,9 @@ ROOT = Path(__file__).parent.parent
 INIT = (ROOT / "kdjax/__init__.py").read_text()
 README = (ROOT / "README.md").read_text()
 CONFIGS = sorted(
-    p for p in (ROOT / "configs").rglob("*.py") if p.name not in ("rebuild.py", "rehearse.py")
+    p
+    for p in (ROOT / "configs").rglob("*.py")
+    if p.name not in ("rebuild.py", "rebuild_study.py", "rehearse.py")
 )
 
 
