@@ -152,8 +152,8 @@ def test_recheck_has_its_modes_at_their_rates():
 
 
 def test_recheck_responses_fit_the_study(tokenizer):
-    """With its stop token a response has 35 to 75 tokens in the mean at 4 to 7 terms; a quarter is
-    at least twice as long as another quarter, and at most one in forty is over 160."""
+    """With its stop token a response has 33 to 76 tokens in the mean at 4 to 7 terms; the longest
+    fifth is over 1.7 times as long as the shortest quarter, one in forty at most is over 160."""
     lengths = {
         terms: np.array([
             len(tokenizer.encode(problem("recheck", "train", i, (terms,)).solution)) + 1
