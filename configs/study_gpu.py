@@ -2,8 +2,8 @@
 
     kdjax study configs/study_gpu.py               (on several GPUs: --jobs N)
 
-12 cells, five seeds, 240 steps of 256 sequences, no problem seen twice; the pair is tiny's, for want
-of a larger one that is shipped. Meant for at most 20 minutes on one H100; not run yet.
+12 cells, five seeds, 240 steps of 256 sequences of 20,480 problems; the pair is tiny's, for want of
+a larger one that is shipped. Meant for at most 20 minutes on one H100; not run yet.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ def get_study() -> Study:
             config,
             steps=240,
             batch_size=256,
-            data=dataclasses.replace(config.data, problems=61_440),
+            data=dataclasses.replace(config.data, problems=20_480),
             evaluation=evaluation,
             curriculum=dataclasses.replace(config.curriculum, measure_every_steps=60),
         )

@@ -3,7 +3,8 @@
     kdjax study configs/study_tiny.py --jobs 2
 
 12 cells, three seeds, 80 steps of 24 sequences each, on two CPU cores. The task is `recheck`
-(docs/embedded.md): many styles of one solution, responses of up to 160 tokens.
+(docs/embedded.md): many styles of one solution, responses of up to 160 tokens; 640 problems, seen
+three times, so that the teacher's responses are reused and the student's drawn anew.
 
 Every cell is at the long length but fixed_short and the two curricula; student_reverse is also the
 fixed long length, and with student_forward the ends of the mixing sweep.
@@ -32,7 +33,7 @@ BASE = Config(
     teacher="kdjax:study-teacher",
     steps=80,
     batch_size=24,
-    data=Data(task="recheck", terms=(4, 5, 6, 7), problems=1920, max_prompt_tokens=32),
+    data=Data(task="recheck", terms=(4, 5, 6, 7), problems=640, max_prompt_tokens=32),
     curriculum=Curriculum(lengths=(160,)),
     evaluation=Evaluation(problems=100, max_new_tokens=192, every_steps=20),
     save_every_steps=80,
