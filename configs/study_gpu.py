@@ -2,8 +2,8 @@
 
     kdjax study configs/study_gpu.py               (on several GPUs: --jobs N)
 
-12 cells, five seeds, 240 steps of 256 sequences. Meant for at most 20 minutes on one H100; not run
-yet, so no figure of it is known.
+12 cells, five seeds, 240 steps of 256 sequences of 20,480 problems; the pair is tiny's, for want of
+a larger one that is shipped. Meant for at most 20 minutes on one H100; not run yet.
 """
 
 import dataclasses
@@ -18,14 +18,15 @@ tiny = runpy.run_path(str(Path(__file__).with_name("study_tiny.py")))
 
 def get_study() -> Study:
     whole = tiny["get_study"]()
-    evaluation = Evaluation(problems=400, batch_size=512, every_steps=40)
+    evaluation = Evaluation(problems=400, batch_size=512, max_new_tokens=192, every_steps=40)
     cells = {
         name: dataclasses.replace(
             config,
             steps=240,
             batch_size=256,
+            data=dataclasses.replace(config.data, problems=20_480),
             evaluation=evaluation,
-            curriculum=dataclasses.replace(config.curriculum, measure_every_steps=80),
+            curriculum=dataclasses.replace(config.curriculum, measure_every_steps=60),
         )
         for name, config in whole.cells.items()
     }

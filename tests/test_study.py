@@ -154,7 +154,7 @@ STUDIES = {
     path.name: load_file(str(path), "get_study")  # validates every cell
     for path in sorted((ROOT / "configs").glob("study_*.py"))
 }
-SCALES = [name for name in STUDIES if name != "study_rl_tiny.py"]
+SCALES = [f"study_{name}.py" for name in ("tiny", "gpu", "paper", "mixing")]
 
 
 def test_rl_begins_as_each_distilled_student():

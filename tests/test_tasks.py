@@ -8,10 +8,12 @@ import re
 import numpy as np
 import pytest
 
+from kdjax import models
 from kdjax.answers import extract_answer, is_equivalent
 from kdjax.base import ConfigError
 from kdjax.tasks import TASKS, problem, recheck, split_of
 from kdjax.tasks.worked import chain_text, solution_text
+from kdjax.tokenizer import load_tokenizer
 
 SPLITS = ("train", "heldout", "test")
 every_task = pytest.mark.parametrize("task", sorted(TASKS))
@@ -150,8 +152,8 @@ def test_recheck_has_its_modes_at_their_rates():
 
 
 def test_recheck_responses_fit_the_study(tokenizer):
-    """With its stop token a response has 35 to 75 tokens in the mean at 4 to 7 terms; a quarter is
-    at least twice as long as another quarter, and at most one in forty is over 160."""
+    """With its stop token a response has 33 to 76 tokens in the mean at 4 to 7 terms; the longest
+    fifth is over 1.7 times as long as the shortest quarter, one in forty at most is over 160."""
     lengths = {
         terms: np.array([
             len(tokenizer.encode(problem("recheck", "train", i, (terms,)).solution)) + 1
@@ -226,3 +228,39 @@ def test_bad_arguments(task, split, terms, says):
         problem(task, split, 0, terms)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "end"),
+    [
+        ("teacher", "calc", "<|im_end|>"),
+        ("student", "calc", "<|im_end|>"),
+        ("study-teacher", "recheck", "<|im_end|>"),
+        ("study-student", "recheck", "<|im_end|>"),
+        ("study-student-endoftext", "recheck", "<|endoftext|>"),
+    ],
+)
+def test_shipped_models_know_their_task_and_their_end(name, task, end):
+    """After a whole worked solution a model ends with its own stop token (probability 0.9), within
+    it each token of the solution has 0.6 in the geometric mean, and its folder says that it stops
+    there first; the one that ends as a base model does stops at nothing else."""
+    folder = models.find(f"kdjax:{name}")
+    tokenizer = load_tokenizer(folder)
+    model, params = models.load(folder)
+    assert tokenizer.token(tokenizer.stop_ids[0]) == end
+    assert name != "study-student-endoftext" or len(tokenizer.stop_ids) == 1
+    inside, at_end = [], []
+    for index in range(8):
+        made = problem(task, "heldout", index, (5,))
+        prompt = tokenizer.encode_prompt(made.prompt)
+        tokens = np.array([*prompt, *tokenizer.encode(made.solution), tokenizer.stop_ids[0]])
+        padded = np.zeros((1, 256), np.int32)
+        padded[0, : len(tokens)] = tokens
+        hidden = np.asarray(model.hidden(params, padded), np.float64)[0, : len(tokens) - 1]
+        logits = hidden @ np.asarray(model.head(params).weight_vd, np.float64).T
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        own = log_probs[np.arange(len(tokens) - 1), tokens[1:]][len(prompt) - 1 :]
+        inside += own[:-1].tolist()
+        at_end.append(np.exp(own[-1]))
+    assert np.mean(at_end) > 0.9
+    assert np.exp(np.mean(inside)) > 0.6

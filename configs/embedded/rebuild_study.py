@@ -41,10 +41,10 @@ def ending_differently(config: Config) -> Config:
     folder = Path("runs/embedded/start/study-student-endoftext")
     if not folder.exists():
         shutil.copytree(models.find(config.student), folder)
-        tokens = {token: i for i, token in enumerate(map(load_tokenizer(folder).token, range(279)))}
+        (end,) = load_tokenizer(folder).encode(BASE_STOP)
         for name, fields in {
             "tokenizer_config.json": {"eos_token": BASE_STOP},
-            "generation_config.json": {"eos_token_id": tokens[BASE_STOP]},
+            "generation_config.json": {"eos_token_id": end},
         }.items():
             found = json.loads((folder / name).read_text())
             (folder / name).write_text(json.dumps(found | fields, indent=2) + "\n")

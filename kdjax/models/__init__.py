@@ -45,8 +45,8 @@ EMBEDDED_PREFIX = "kdjax:"
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a name: a path, the shipped `kdjax:teacher` and `kdjax:student`, or, where no
-    such path is, a hub's `org/model` or `org/model@revision`.
+    """The folder of a name: a path, a shipped model such as `kdjax:teacher` (docs/embedded.md has
+    all), or, where no such path is, a hub's `org/model` or `org/model@revision`.
 
     Errors: DataError saying what was looked for, and where.
     """
