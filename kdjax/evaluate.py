@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -76,6 +77,11 @@ class EvalReport(NamedTuple):
     weights: str = ""
 
 
+Chunk = dict[str, Any]
+"""Of some rows, as JSON values: sums over their tokens (and seconds), and their records."""
+Keep = Callable[[int, Callable[[], Chunk]], Chunk]
+
+
 def evaluate(
     draw: Callable[[Batch, Key, int], Samples],
     scorer: Callable[[Rollout, Sequence[int]], Scores],
@@ -90,35 +96,39 @@ def evaluate(
     max_new_tokens: int,
     max_prompt_tokens: int,
     batch_size: int,
+    chunk_rows: int,
     seed: int,
+    keep: Keep = lambda number, make: make(),
 ) -> tuple[EvalReport, list[dict[str, Any]]]:
     """The report, and one record a sample (problem, prompt, answer, response, outcome, tokens; a
     few have their `_pieces` too).
 
-    All samples are drawn in one go, and scored batch_size rows at a time: scorer gets the rollout
-    and the problem of each of its rows.
-    Sample j of problem i is row i * samples + j, so results depend on neither batch size nor order.
-    Errors: ConfigError when a k is over the samples drawn.
+    Samples are drawn chunk_rows rows at a time, and scored batch_size rows at a time: scorer gets
+    the rollout and the problem of each of its rows. keep(number, make) gives a chunk, from where it
+    is kept or made now. Sample j of problem i is row i * samples + j, so results depend on neither
+    size nor order. Errors: ConfigError when a k is over the samples drawn.
     """
     if not k or max(k) > samples or min(k) < 1:
         raise ConfigError(
             f"evaluation k must lie in 1..{samples} (the samples drawn a problem), got {k}"
         )
-    began = time.perf_counter()
     records: list[dict[str, Any]] = []
     sums: dict[str, float] = defaultdict(float)
-    encoded, drawn = _draw_all(
-        draw, source, tokenizer, key, samples, max_prompt_tokens, max_new_tokens
-    )
-    for rows in _batches(source.size * samples, batch_size):
-        padded = np.concatenate([rows, np.full(batch_size - len(rows), rows[-1])])
-        batch, own = jax.tree.map(lambda x, at=padded: x[at], (encoded, drawn))
-        scores = scorer(assemble_samples(batch, own), (padded // samples).tolist())
-        for name, value in _token_sums(scores, len(rows)).items():
+    encoded = _encode_all(source, tokenizer, samples, max_prompt_tokens)
+
+    def make(rows: np.ndarray) -> Chunk:
+        began = time.perf_counter()
+        own = jax.tree.map(lambda x: x[rows], encoded)
+        drawn = draw(own, key, max_new_tokens)
+        made = _scored(scorer, source, tokenizer, grader[1], own, drawn, samples, batch_size)
+        made["sums"]["seconds"] = time.perf_counter() - began
+        return made
+
+    for number, rows in enumerate(_batches(source.size * samples, chunk_rows)):
+        chunk = keep(number, functools.partial(make, rows))
+        for name, value in chunk["sums"].items():
             sums[name] += value
-        counted = _records(source, tokenizer, grader[1], rows, samples, own)
-        read = _readings(tokenizer, rows, samples, source.size, own, scores)
-        records += [a | b for a, b in zip(counted, read, strict=True)]
+        records += chunk["records"]
     report = EvalReport(
         problems=source.size,
         samples=samples,
@@ -130,7 +140,7 @@ def evaluate(
         entropy=sums["student_entropy"] / sums["tokens"],
         forward_kl=sums["forward_kl"] / sums["tokens"] if "forward_kl" in sums else None,
         reverse_kl=sums["reverse_kl"] / sums["tokens"] if "reverse_kl" in sums else None,
-        seconds=time.perf_counter() - began,
+        seconds=sums["seconds"],
         template=tokenizer.render("{prompt}"),
         **_estimates(records, samples, k),
     )
@@ -151,7 +161,8 @@ def progress(
     """Quality of a student that is still in training, for its metrics: test_avg, test_length
     (tokens), test_entropy (nats a token, exact, of the sampler), test_truncated, and test_correct,
     the right ones of test_samples responses of each problem. Nothing is scored."""
-    _, drawn = _draw_all(draw, source, tokenizer, key, samples, max_prompt_tokens, max_new_tokens)
+    asked = _encode_all(source, tokenizer, samples, max_prompt_tokens)
+    drawn = draw(asked, key, max_new_tokens)
     rows = np.arange(source.size * samples)
     found = _estimates(
         list(_records(source, tokenizer, grader, rows, samples, drawn)), samples, (1,)
@@ -164,20 +175,31 @@ def progress(
     }
 
 
-def _draw_all(
-    draw, source, tokenizer, key: Key, samples: int, max_prompt_tokens: int, max_new_tokens: int
-) -> tuple[Batch, Samples]:
-    """Every problem `samples` times: what was asked, and what came."""
-    prompts = data.encode_batch(
-        source,
-        range(source.size),
-        tokenizer,
-        max_prompt_tokens=max_prompt_tokens,
-        max_new_tokens=1,
-    )
+def _encode_all(source, tokenizer, samples: int, max_prompt_tokens: int) -> Batch:
+    """Every problem `samples` times."""
+    limits = dict(max_prompt_tokens=max_prompt_tokens, max_new_tokens=1)
+    prompts = data.encode_batch(source, range(source.size), tokenizer, **limits)
     encoded = jax.tree.map(lambda x: np.repeat(x, samples, axis=0), prompts)
-    encoded = encoded._replace(row_b=np.arange(source.size * samples, dtype=np.int32))
-    return encoded, draw(encoded, key, max_new_tokens)
+    return encoded._replace(row_b=np.arange(source.size * samples, dtype=np.int32))
+
+
+def _scored(
+    scorer, source, tokenizer, grader: Grader, asked: Batch, drawn: Samples, samples: int, size: int
+) -> Chunk:
+    """What was drawn, scored `size` rows at a time and graded."""
+    records: list[dict[str, Any]] = []
+    sums: dict[str, float] = defaultdict(float)
+    for places in _batches(len(asked.row_b), size):
+        padded = np.concatenate([places, np.full(size - len(places), places[-1])])
+        batch, own = jax.tree.map(lambda x, at=padded: x[at], (asked, drawn))
+        rows = np.asarray(asked.row_b)[places]
+        scores = scorer(assemble_samples(batch, own), (batch.row_b // samples).tolist())
+        for name, value in _token_sums(scores, len(rows)).items():
+            sums[name] += value
+        counted = _records(source, tokenizer, grader, rows, samples, own)
+        read = _readings(tokenizer, rows, samples, source.size, own, scores)
+        records += [a | b for a, b in zip(counted, read, strict=True)]
+    return {"sums": dict(sums), "records": records}
 
 
 def _mean_entropies(scores: Scores) -> list[float]:
@@ -210,7 +232,8 @@ def _estimates(records: list[dict[str, Any]], samples: int, k: tuple[int, ...]) 
     correct = counts("correct")
     values = {"avg": np.array(correct) / samples}
     values |= {f"pass_at_{n}": pass_by_problem(correct, samples, n) for n in k}
-    values |= _majorities(records, samples, k)
+    majorities = _majorities(records, samples, k)
+    values |= majorities
     rates = {"length": "tokens", "truncated": "truncated", "no_answer": "no_answer"}
     rates["not_scored"] = "not_scored"
     values |= {name: a_problem(source).mean(axis=1) for name, source in rates.items()}
@@ -218,9 +241,7 @@ def _estimates(records: list[dict[str, Any]], samples: int, k: tuple[int, ...]) 
     return {
         **{name: means[name] for name in ("avg", *rates)},
         "pass_at": {n: means[f"pass_at_{n}"] for n in k},
-        "majority_at": {n: means[f"majority_at_{n}"] for n in k}
-        if f"majority_at_{k[0]}" in means
-        else None,
+        "majority_at": {n: means[f"majority_at_{n}"] for n in k} if majorities else None,
         "length_quantiles": _quantiles([r["tokens"] for r in records]),
         "intervals": {name: interval(v[None]) for name, v in values.items() if len(v) > 1},
         "not_scored_reasons": dict(Counter(r["reason"] for r in records if r["not_scored"])),
@@ -248,8 +269,7 @@ QUANTILES = (10, 50, 90)
 
 
 def _quantiles(lengths: list[int]) -> dict[int, int]:
-    found = np.percentile(lengths, QUANTILES, method="inverted_cdf")
-    return dict(zip(QUANTILES, map(int, found), strict=True))
+    return {q: int(np.percentile(lengths, q, method="inverted_cdf")) for q in QUANTILES}
 
 
 def all_responses(samples: Samples) -> np.ndarray:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import math
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,12 @@ from kdjax import data, models, report, stored
 from kdjax.answers import Grader, grade_boxed, grade_flexible
 from kdjax.base import Params, Rollout, Scores
 from kdjax.config import WHERE_IT_RUNS, Config, as_dict
-from kdjax.evaluate import EvalReport, evaluate, progress, to_json
+from kdjax.evaluate import Chunk, EvalReport, Keep, evaluate, progress, to_json
 from kdjax.page import render_page
 from kdjax.parts import EVALUATE, PROGRESS, Parts, identities, run_key, test_source
 from kdjax.prefixes import NOTHING
 from kdjax.programs import TeacherPrograms, head_chunk, jitted_score, sampler_of
-from kdjax.progress import announce
+from kdjax.progress import announce, training_progress
 from kdjax.results import Cell, Row
 from kdjax.sharding import data_size, shard_batch
 from kdjax.summary import render_results
@@ -54,7 +57,13 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     draw, tokenizer = _evaluation_draw(parts, params), parts.tokenizer
     source = test_source(config)
     dealt = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
-    with GRADERS[settings.grader]() as grader:
+    batch = -(-settings.batch_size // dealt) * dealt
+    chunk = -(-CHUNK_BATCHES * config.rollouts.rows // batch) * batch
+    weights, chunks = models.fingerprint(params), -(-source.size * settings.samples // chunk)
+    with (
+        GRADERS[settings.grader]() as grader,
+        _keeping(config, {"weights": weights, "chunk_rows": chunk}, chunks) as keep,
+    ):
         result, records = evaluate(
             draw,
             _scorer(parts, params, source),
@@ -67,10 +76,42 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
             sampling=settings.sampling,
             max_new_tokens=settings.max_new_tokens,
             max_prompt_tokens=config.data.max_prompt_tokens,
-            batch_size=-(-settings.batch_size // dealt) * dealt,
+            batch_size=batch,
+            chunk_rows=chunk,
             seed=config.seed,
+            keep=keep,
         )
-    return result._replace(weights=models.fingerprint(params)), records
+    return result._replace(weights=weights), records
+
+
+CHUNK_BATCHES = 4
+"""Batches of the sampler (rollouts.rows) that are drawn together and kept together: its later
+levels fill theirs with the long responses of all of them."""
+
+
+@contextlib.contextmanager
+def _keeping(config: Config, besides: dict[str, Any], chunks: int) -> Iterator[Keep]:
+    """Finished chunks are kept in the cache under all that decides them, and deleted at the end: an
+    evaluation that was killed goes on after them. Nothing is written where one chunk is all."""
+    if chunks == 1:
+        yield lambda number, make: make()
+        return
+    key = evaluation_key(config) | besides | {"versions": report.versions()}
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(config.cache) / "evaluations" / digest
+    stored, first = report.keep_chunks(folder), report.chunks_in(folder)
+    with training_progress("evaluation", chunks, first) as show:
+
+        def keep(number: int, make: Callable[[], Chunk]) -> Chunk:
+            chunk = stored(number, make)
+            tokens = [record["tokens"] for record in chunk["records"]]
+            if number >= first:
+                mean = float(np.mean(tokens))
+                show(number + 1, {"response_tokens": sum(tokens), "response_length": mean})
+            return chunk
+
+        yield keep
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_results(folder: Path, row: Row, config: Config) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
 import platform
@@ -67,6 +69,31 @@ def read_evaluation(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
         return None
     saved = read_json(folder / EVALUATION)
     return saved["report"] if saved["key"] == json.loads(json.dumps(key)) else None
+
+
+def chunks_in(folder: Path) -> int:
+    """How many chunks `keep_chunks` has there, from the first on."""
+    return next(n for n in itertools.count() if not _chunk_file(folder, n).exists())
+
+
+def keep_chunks(folder: Path) -> Callable[[int, Callable[[], Any]], Any]:
+    """keep(number, make): the JSON value of that number in a folder, made and written if it is not
+    there whole. What it gives is what would be read again. Errors: StorageError."""
+
+    def keep(number: int, make: Callable[[], Any]) -> Any:
+        file = _chunk_file(folder, number)
+        text = file.read_text() if file.exists() else ""
+        digest, _, value = text.partition("\n")
+        if not value or digest != hashlib.sha256(value.encode()).hexdigest():
+            value = json.dumps(make(), ensure_ascii=True)
+            write_text(file, f"{hashlib.sha256(value.encode()).hexdigest()}\n{value}")
+        return json.loads(value)
+
+    return keep
+
+
+def _chunk_file(folder: Path, number: int) -> Path:
+    return folder / f"chunk-{number:05d}"
 
 
 def read_json(path: Path) -> Any:

@@ -22,6 +22,7 @@ SETTINGS = dict(
     sampling=Sampling(0.7, top_p=0.9),
     max_new_tokens=8,
     max_prompt_tokens=24,
+    chunk_rows=16,
     seed=0,
 )
 PROBLEMS = [Problem("a", "1+1=", "2"), Problem("b", "2+2=", "4"), Problem("c", "3+3=", "6")]

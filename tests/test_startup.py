@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from safetensors.numpy import load_file, save_file
+from synthetic import a_report
 
 from kdjax import examine as examine_module
 from kdjax import forward_kl, models, report, startup
@@ -262,9 +263,11 @@ def test_step_and_evaluation_take_the_policy(tiny, tokenizer, monkeypatch):
     monkeypatch.setattr(programs_module, "make_step", record)
     parts = build(dataclasses.replace(tiny, stops="mask"))
     assert taken["stops"] == parts.programs.stops == Stops("mask", (pad, end))
-    monkeypatch.setattr(examine_module, "evaluate", lambda draw, scorer, *a, **k: scorer(None, [0]))
+    monkeypatch.setattr(
+        examine_module, "evaluate", lambda _, scorer, *a, **k: (a_report([1]), scorer(None, [0]))
+    )
     monkeypatch.setattr(examine_module, "jitted_score", lambda *args: args)
-    assert parts.programs.stops in examine_module.evaluate_params(parts, parts.initial_params)
+    assert parts.programs.stops in examine_module.evaluate_params(parts, parts.initial_params)[1]
 
 
 def test_a_teacher_reads_the_student_s_prompt(tiny, tokenizer, monkeypatch):
