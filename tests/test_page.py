@@ -90,7 +90,7 @@ def test_majorities_quantiles_and_intervals_are_shown():
     newer = dict(
         majority_at={1: Estimate(0.5, 0.1), 2: Estimate(0.5, 0.1), 4: Estimate(0.75, 0.1)},
         intervals={"majority_at_4": Interval(0.75, 0.5, 1.0)}, no_answer=Estimate(0.125, 0.1),
-        length_quantiles={10: 3, 50: 5, 90: 8},
+        not_scored=Estimate(0.25, 0.1), length_quantiles={10: 3, 50: 5, 90: 8},
     )  # fmt: skip
     cells = [alone(a_report([1, 3], **newer)), alone(a_report([1, 3]), "old")]
     header, lines = more_samples(cells)
@@ -100,7 +100,7 @@ def test_majorities_quantiles_and_intervals_are_shown():
     assert lines[1][5:] == ["-", "-"]
     header, lines = responses(cells)
     assert header[-3:] == ["length 10 %", "length 50 %", "length 90 %"]
-    assert lines[0][1:] == ["50.0", "37.5", "12.5", "0.0", "3", "5", "8"]
+    assert lines[0][1:] == ["50.0", "12.5", "12.5", "25.0", "3", "5", "8"]
     assert lines[1][5:] == ["-", "-", "-"]
     two = Cell("two", [cells[0].runs[0], cells[0].runs[0]._replace(report=a_report([1, 1]))])
     assert more_samples([two])[1][0][5:] == ["-", "-"]
