@@ -165,14 +165,13 @@ def test_token_wise_without_sharpness_is_the_mean_of_the_kls():
 
 
 def test_token_wise_where_one_side_vanishes():
-    """A token that the student all but excludes is lifted as by forward KL, and the other way."""
+    """A token that the student all but excludes is missed, and lifted; the other way lowered."""
     far = jnp.array([-90.0, -np.log(2), -np.log(2)]), jnp.log(jnp.array([0.5, 0.25, 0.25]))
-    for student, teacher, same in ((*far, forward_kl), (*far[::-1], reverse_kl)):
-        ours, theirs = (
-            jax.grad(lambda x, f=f: f(x, teacher))(student)[0]  # noqa: B023
-            for f in (token_wise_kl(1.0), same)
-        )
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    loss = token_wise_kl(1.0)
+    for student, teacher, sign in ((*far, -1), (*far[::-1], 1)):
+        value, gradient = jax.value_and_grad(loss)(student, teacher)
+        assert 44 < float(value) < 46
+        assert float(gradient[0]) * sign > 0.4
 
 
 @pytest.mark.parametrize("loss", [forward_kl, reverse_kl])
