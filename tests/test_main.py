@@ -54,7 +54,7 @@ def fails(capsys, code: int, *arguments) -> str:
         (["--steps", "abc"], "--steps: invalid literal for int() with base 10: 'abc'"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--prefix", "both"], "invalid choice 'both' for argument '--prefix'"),
-        (["--token_loss", "kl"], "'kl' is not a loss"),
+        (["--token_loss", "kl"], "'kl' is not one of these"),
         (
             ["--token_loss", "mix(forward_kl, reverse_kl, weight=1.3)"],
             "weight must be in [0, 1], got 1.3",

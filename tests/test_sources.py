@@ -480,7 +480,7 @@ def test_a_config_s_problems(tmp_path):
     test = parquet(tmp_path / "test.parquet", [{"q": "t", "answer": "1"}])
     config = Config(
         data=Data(name=f"openai/gsm8k[2:]={gsm8k}"),
-        curriculum=Curriculum((8, 16), heldout_name=f"openai/gsm8k[:2]={gsm8k}"),
+        curriculum=Curriculum((8, 16), 0.1, heldout_name=f"openai/gsm8k[:2]={gsm8k}"),
         evaluation=Evaluation(file=test, columns=("prompt=q",)),
     )
     validate(config)
