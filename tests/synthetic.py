@@ -31,8 +31,8 @@ def a_sample(problem: str, pieces=PIECES, **changes) -> dict:
     text = "".join(text for text, _ in pieces)
     return {
         "problem": problem, "sample": 0, "prompt": "85+3+9-1=", "gold": "96", "response": text,
-        "answer": "96", "correct": True, "no_answer": False, "not_scored": False, "truncated": False, "tokens": 6,
-        "pieces": pieces, **changes,
+        "answer": "96", "correct": True, "no_answer": False, "not_scored": False,
+        "truncated": False, "tokens": 6, "pieces": pieces, **changes,
     }  # fmt: skip
 
 
