@@ -24,7 +24,7 @@ def get_study() -> Study:
     grpo = dataclasses.replace(
         base,
         prefix="student",
-        objective=clipped_surrogate(0.2, 0.28),
+        objective=clipped_surrogate(0.2),
         steps=60,
         batch_size=64,
         rl=RL(group_size=8, redraws=1),

@@ -37,7 +37,8 @@ def open_account(parts: Parts) -> Cost:
     - student_forward and student_backward: of the training step.
 
     Responses that are read from a folder or are of the data cost nothing to draw. The gate's
-    measurements and evaluations are not counted. Prompts count with their mean length (of 64).
+    measurements, evaluations and groups that are drawn anew are not counted. Prompts count with
+    their mean length (of 64).
     """
     config, programs = parts.config, parts.programs
     shape = programs.student.config
@@ -59,18 +60,25 @@ def open_account(parts: Parts) -> Cost:
     def kinds(first: int, last: int) -> Counter[tuple[str, str, int]]:
         return Counter(kind_at(number) for number in range(first, last))
 
+    before: tuple[int, Counter[tuple[str, str, int]]] = 0, Counter()
+
     def cost(first: int, last: int, length: float) -> dict[str, float]:
+        nonlocal before
         spent = dict.fromkeys(PARTS, 0.0)
-        earlier = kinds(0, first)
+        step, counted = before if before[0] <= first else (0, Counter())
+        before = first, counted + kinds(step, first)
+        earlier = before[1]
         for (tag, prefix, updates), steps in kinds(first, last).items():
             teacher, whole = parts.teachers[tag], prompt + length
             rows = steps * config.batch_size
             sizes = rows * prompt, rows * length, whole
             forward, backward = flops.student(shape, *sizes, adapter)
-            spent[FORWARD] += updates * forward
+            readings = updates if programs.teacher_mesh is programs.mesh else 1
+            spent[FORWARD] += (updates + (updates > 1)) * forward  # once more for the old policy
             spent[BACKWARD] += updates * backward
             if teacher.programs.model is not None:
-                spent[TEACHER] += flops.response(teacher.programs.model.config, *sizes)
+                once = flops.response(teacher.programs.model.config, *sizes)
+                spent[TEACHER] += readings * once
             elif teacher.given is not None:
                 head = sum(leaf.size for leaf in jax.tree.leaves(teacher.given))
                 spent[TEACHER] += 2.0 * rows * length * head

@@ -96,6 +96,9 @@ def bounded(advantage: Objective, low: Number, high: Number) -> Objective:
     'bounded(log_ratio, -2.0, 2.0)'
     """
 
+    if isinstance(low, int | float) and isinstance(high, int | float) and not low < high:
+        raise ConfigError(f"bounded: low must be below high, got {low} and {high}")
+
     def between(scores: Scores) -> jax.Array:
         return jnp.clip(advantage(scores), low, high)
 

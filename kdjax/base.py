@@ -93,7 +93,8 @@ class Rollout(NamedTuple):
                       one.
     old_logp_bt:      the same under the student that drew the rows, where it is another by now.
     advantage_bt:     of each response token, where responses were rewarded.
-    reward_b, pass_rate_b:  the row's reward, and the mean reward of its problem's group.
+    reward_b, pass_rate_b:  the row's reward, and the share of its problem's group that has a
+                      reward over 0.
 
     The last response token of a finished row is its stop token: it is trained on like any other.
     """

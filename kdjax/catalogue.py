@@ -62,7 +62,6 @@ OBJECTIVES = Names(
     ),
     _by_name(
         *_BOTH_LEVELS,
-        objective.importance,
         objective.where_teacher_unsure,
         advantage.policy_gradient,
         advantage.power_difference,
@@ -70,6 +69,7 @@ OBJECTIVES = Names(
         advantage.log_compressed,
         advantage.bounded,
         grpo.clipped_surrogate,
+        grpo.importance,
     ),
 )
 REDUCTIONS = Names(
@@ -151,7 +151,8 @@ def _belongs(value: object, kind: object) -> bool:
 
 
 def _wanted(kind: object) -> str:
-    words = {int: "a whole number", float: "a number", Number: "a number or a schedule"}
+    words: dict[object, str] = {int: "a whole number", float: "a number"}
+    words |= dict.fromkeys((Number, Number | None), "a number or a schedule")
     return words.get(kind, "a function")
 
 

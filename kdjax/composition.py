@@ -124,11 +124,13 @@ def at_progress(function: Any, progress: Any) -> Any:
         return jnp.asarray(number.at(progress)) if isinstance(number, Schedule) else number
 
     combinator, functions, numbers, named = composition
-    return combinator(
+    made = combinator(
         *(at_progress(one, progress) for one in functions),
         *map(now, numbers),
         **{name: now(number) for name, number in named.items()},
     )
+    made.__name__ = made.__qualname__ = describe(function)  # as it was written
+    return made
 
 
 def schedules(function: Callable) -> dict[str, Schedule]:

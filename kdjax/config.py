@@ -199,7 +199,8 @@ class RL:
     batch_size / group_size problems of its batch. reward: a function of (prompt, response, answer).
     advantage: of rewards within a group (kdjax/grpo.py). epochs: updates over one rollout. redraws:
     times that groups without signal, all of whose rewards are equal, are drawn anew.
-    overlong_buffer_tokens: the reward falls by 1 over so many tokens before the limit.
+    overlong_buffer_tokens: over so many tokens before the limit the reward falls by
+    overlong_penalty. Methods of a run that read no reward are not drawn in groups.
     """
 
     group_size: int = 1
@@ -208,6 +209,7 @@ class RL:
     epochs: int = 1
     redraws: int = 0
     overlong_buffer_tokens: int = 0
+    overlong_penalty: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,8 +245,8 @@ class Config:
     alone), and the evaluation has no KLs; with its top-k, teacher may be None.
     stops: what loss and statistics make of stop tokens, where student and teacher end differently
     (`kdjax.stops`): raw, like any other token; mask, left out; merge, all of them one event.
-    turns: other methods that take some of the steps; each takes its share of those that the ones
-    before it leave, and of the config's own.
+    turns: other methods that take some of the steps, each its share of all of them; an earlier
+    turn, and the config's own method, keep their shares of what a later one leaves.
     reference: a model whose log-probabilities of the sampled tokens objectives may use.
     teachers: several in place of `teacher`, each "tag=model": a problem is taught by that of its
     tag (column `tag` of data.file), and every batch holds problems of one tag.

@@ -132,10 +132,12 @@ def token_wise_kl(sharpness: Number) -> TokenLoss:
     def loss(student_logp: jax.Array, teacher_logp: jax.Array) -> jax.Array:
         tiny = jnp.finfo(student_logp.dtype).tiny
         q, p = jnp.exp(student_logp), jnp.exp(teacher_logp)
-        both = (q >= tiny) & (p >= tiny)
-        ratio = jnp.where(both, teacher_logp - student_logp, 0.0)
+        either = (q >= tiny) | (p >= tiny)
+        ratio = jnp.where(either, teacher_logp - student_logp, 0.0)
         weight = jax.nn.sigmoid(sharpness * jax.lax.stop_gradient(ratio))
-        return ((weight * p - (1 - weight) * q) * ratio).sum(-1)
+        forward = weight * p * jnp.where(p >= tiny, ratio, 0.0)
+        reverse = (1 - weight) * q * jnp.where(q >= tiny, ratio, 0.0)
+        return (forward - reverse).sum(-1)
 
     return composed(loss, token_wise_kl, numbers=(sharpness,))
 

@@ -12,12 +12,13 @@ from kdjax import data
 from kdjax.base import Params, Rollout, TrainState
 from kdjax.buckets import trim
 from kdjax.gate import rollout_length
+from kdjax.models.lora import join
 from kdjax.optimizer import gate_state
 from kdjax.parts import ROLLOUT, Parts, batch_at, encode, run_key
 from kdjax.programs import head_chunk, jitted_score
 from kdjax.rewards import overlong_penalty, reward_all
 from kdjax.sharding import shard_batch
-from kdjax.timetable import methods, turn_at
+from kdjax.timetable import is_rewarded, methods, turn_at
 
 
 def length_of(parts: Parts, state: TrainState) -> int:
@@ -29,8 +30,9 @@ def draw(parts: Parts, params: Params, number: int, length: int, staleness: int)
     """The training data of step `number` by these parameters of the student, of so many updates
     ago: a pure function of its arguments."""
     config = parts.config
-    prefix = methods(config)[turn_at(config, number)].prefix
-    if prefix == "student" and config.rl.group_size > 1:
+    method = methods(config)[turn_at(config, number)]
+    prefix = method.prefix
+    if is_rewarded(method):
         rollout = _rewarded(parts, params, number, length)
     else:
         tag, indices = batch_at(parts, number)
@@ -49,9 +51,9 @@ def with_old_policy(parts: Parts, params: Params, rollout: Rollout) -> Rollout:
     """The rollout with its log-probabilities under these parameters of the student, from which the
     ratios of several updates are counted."""
     programs, size = parts.programs, parts.tokenizer.size
-    chunk, whole = head_chunk(parts.config, parts.mesh, size), parts.whole(params)
-    scores = jitted_score(
-        programs.student, None, programs.stops, chunk, size, parts.mesh, whole, None, rollout
+    chunk, whole = head_chunk(parts.config, parts.mesh, size), join(parts.frozen, params)
+    scores = jitted_score(  # by what is trained: an adapter merged and rounded is another function
+        programs.learner, None, programs.stops, chunk, size, parts.mesh, whole, None, rollout
     )
     return rollout._replace(old_logp_bt=scores.student_logp)
 
@@ -77,9 +79,11 @@ def _rewarded(parts: Parts, params: Params, number: int, length: int) -> Rollout
         for old, drawn in zip(jax.tree.leaves(rollout), jax.tree.leaves(fresh), strict=True):
             old[rows[useful]] = drawn[useful]
     lengths = np.asarray(rollout.response_length_b)
-    shaped = reward + overlong_penalty(lengths, length, rl.overlong_buffer_tokens)
+    penalty = overlong_penalty(lengths, length, rl.overlong_buffer_tokens)
+    shaped = reward + rl.overlong_penalty * penalty
     advantage = rl.advantage(shaped.reshape(-1, rl.group_size)).reshape(-1, 1)
-    rate = np.repeat(reward.reshape(-1, rl.group_size).mean(axis=1), rl.group_size)
+    passed = (reward > 0).reshape(-1, rl.group_size)
+    rate = np.repeat(passed.mean(axis=1), rl.group_size)
     tokens = np.broadcast_to(advantage, rollout.sampler_logp_bt.shape)
     return rollout._replace(
         advantage_bt=jnp.asarray(tokens, jnp.float32),

@@ -42,6 +42,11 @@ def evaluation_key(config: Config) -> dict[str, Any]:
         for name, value in fields["evaluation"].items()
         if name not in ("every_steps", "samples_during_training")
     }
+    fields["rollouts"] = {
+        name: value
+        for name, value in fields["rollouts"].items()
+        if name not in ("reward_workers", "reward_seconds")
+    }
     return {
         "config": fields,
         "identities": identities(config),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.base import ConfigError, Objective, Scores
-from kdjax.composition import Number, composed, require
+from kdjax.composition import Number, composed, composition_of, require, walk
 
 GroupAdvantage = Callable[[np.ndarray], np.ndarray]
 """Rewards [groups, samples] -> advantages of the same shape, that sum to 0 in each group; 0 in a
@@ -76,6 +76,29 @@ def clipped_surrogate(low: Number, high: Number | None = None) -> Objective:
 
     numbers = (low,) if high is None else (low, high)
     return composed(surrogate, clipped_surrogate, numbers=numbers)
+
+
+def importance(objective: Objective, maximum: Number) -> Objective:
+    """min(ratio, maximum) * objective, ratio = q(token) / sampler(token) as a constant: what was
+    drawn by older weights, by another program, or from a cut or tempered distribution, weighs as if
+    the student had drawn it (truncated importance sampling, Ionides 2008).
+
+    Around a `clipped_surrogate`, whose own ratio is to the student that drew, q is that student.
+
+    >>> from kdjax.objective import divergence
+    >>> importance(divergence, 2.0).__name__
+    'importance(divergence, 2.0)'
+    """
+    require("importance: maximum", maximum, lambda m: m > 0, "above 0")
+    made = (composition_of(one) for one in walk(objective))
+    of_old = any(c is not None and c.combinator is clipped_surrogate for c in made)
+
+    def weighed(scores: Scores) -> jax.Array:
+        known = scores.old_logp if of_old else None
+        own = jax.lax.stop_gradient(scores.student_logp) if known is None else known
+        return jnp.minimum(jnp.exp(own - scores.sampler_logp), maximum) * objective(scores)
+
+    return composed(weighed, importance, objective, numbers=(maximum,))
 
 
 def group_advantage(scores: Scores) -> jax.Array:

@@ -27,7 +27,6 @@ from kdjax.composition import (
     composition_of,
     describe,
     require,
-    walk,
 )
 from kdjax.numerics import log_probs
 
@@ -149,26 +148,6 @@ def _of_teacher(scores: Scores, name: str) -> jax.Array:
     return value
 
 
-def importance(objective: Objective, maximum: Number) -> Objective:
-    """min(ratio, maximum) * objective, ratio = student(token) / sampler(token) as a constant: what
-    was drawn by another program, or from a cut or tempered distribution, weighs as if it were drawn
-    from the student's own (truncated importance sampling, Ionides 2008). Where an objective has a
-    ratio of its own to the student that drew (`old_logp`), this one is of that student.
-
-    >>> describe(importance(divergence, 2.0))
-    'importance(divergence, 2.0)'
-    """
-    require("importance: maximum", maximum, lambda m: m > 0, "above 0")
-
-    def weighed(scores: Scores) -> jax.Array:
-        old = jax.lax.stop_gradient(scores.student_logp)
-        old = old if scores.old_logp is None else scores.old_logp
-        ratio = jnp.exp(old - scores.sampler_logp)
-        return jnp.minimum(ratio, maximum) * objective(scores)
-
-    return composed(weighed, importance, objective, numbers=(maximum,))
-
-
 def require_per_token(objective: Objective) -> None:
     """ConfigError unless an objective's value at a token depends on that token's scores alone.
 
@@ -237,12 +216,8 @@ def terms(loss: Callable) -> list[Callable]:
     return list(dict.fromkeys(term for one in composition.functions for term in terms(one)))
 
 
-def uses(objective: Objective, function: Callable) -> bool:
-    """Whether an objective is composed of a function."""
-    return function in walk(objective)
-
-
 __all__ = [
-    "add", "at_temperature", "clip", "closed_form", "divergence", "importance", "mix",
-    "negative_log_likelihood", "require_per_token", "scale", "terms", "uses",
+    "add", "at_temperature", "clip", "closed_form", "divergence", "forward_divergence", "mix",
+    "negative_log_likelihood", "require_per_token", "reverse_divergence", "scale", "terms",
+    "where_teacher_unsure",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from kdjax.base import (
     TrainState,
 )
 from kdjax.config import Config, teacher_models
+from kdjax.expected import check_turns
 from kdjax.prefixes import NOTHING, Asked, from_cache
 from kdjax.programs import (
     Programs,
@@ -37,7 +38,7 @@ from kdjax.rollout import from_dataset, from_student
 from kdjax.stored import Stored
 from kdjax.student import Student, open_student
 from kdjax.teachers import Teacher, load_teachers, load_tokenizers, read_shapes, title
-from kdjax.timetable import methods
+from kdjax.timetable import is_rewarded, methods
 from kdjax.tokenizer import Tokenizer
 
 ROLLOUT, MEASURE, EVALUATE, TRAJECTORIES, ADAPTER, PROGRESS = range(6)  # purposes of the run key
@@ -88,6 +89,7 @@ def build(config: Config) -> Parts:
         reference=read_reference(config),
     )
     programs = compose(config, choose_meshes(config, jax.local_devices(), shapes), shapes)
+    check_turns(config, programs)
     source = training_source(config)
     groups = data.group_by_tag(source, list(teacher_models(config)))
     _check_data(config, source, groups)
@@ -165,8 +167,10 @@ def _student_draw(config: Config, programs: Programs, tokenizer: Tokenizer, stud
 
 
 def _check_data(config: Config, source: data.Source, groups: data.Groups) -> None:
+    rewarded = all(is_rewarded(method) for method in methods(config))
+    asked = config.batch_size // (config.rl.group_size if rewarded else 1)
     for tag, rows in groups.items():
-        if config.batch_size > len(rows):
+        if asked > len(rows):
             of_tag = f" of tag {tag!r}" if tag else ""
             raise ConfigError(
                 f"batch_size {config.batch_size} is over the {len(rows)} training problems{of_tag};"

@@ -334,7 +334,7 @@ def check_layout(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> N
             f" {data_size(mesh)} devices; make it a multiple of {data_size(mesh)}"
         )
     teachers = [(f"teacher {name}", decoder) for name, decoder in shapes.teachers.items()]
-    for name, model in (("student", shapes.student), *teachers):
+    for name, model in (("student", shapes.student), *teachers, ("reference", shapes.reference)):
         if model and model.num_key_value_heads % config.layout.tensor:
             raise ConfigError(
                 f"layout.tensor {config.layout.tensor} does not divide the {name}'s"

@@ -6,8 +6,11 @@ workers of its own that can be killed.
 
 from __future__ import annotations
 
-import concurrent.futures
+import queue
+import threading
+import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +19,10 @@ from kdjax.base import DataError, Problem
 
 Reward = Callable[[str, str, str], float]
 """(prompt, response, gold answer) -> a number, most often in [0, 1]."""
+
+
+LATE = object()
+"""In a reward's place, where it did not come in time."""
 
 
 def accuracy(prompt: str, response: str, answer: str) -> float:
@@ -41,29 +48,44 @@ def reward_all(
     Errors: DataError naming the problem whose reward raised, is no finite number, or did not come
     within the deadline of all.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(workers)
-    try:
-        waiting = [
-            pool.submit(reward, problem.prompt, response, problem.answer)
-            for problem, response in zip(problems, responses, strict=True)
-        ]
-        concurrent.futures.wait(waiting, timeout=deadline_seconds)
-        pairs = zip(problems, waiting, strict=True)
-        return np.array([_value(problem, future, deadline_seconds) for problem, future in pairs])
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    waiting = list(enumerate(zip(problems, responses, strict=True)))[::-1]
+    found: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
+
+    def work() -> None:
+        while waiting:
+            try:
+                row, (problem, response) = waiting.pop()
+            except IndexError:  # another was quicker
+                return
+            try:
+                found.put((row, reward(problem.prompt, response, problem.answer)))
+            except Exception as error:  # told where it can be named
+                found.put((row, error))
+
+    for _ in range(min(workers, len(waiting))):  # daemons: one that hangs does not hold the process
+        threading.Thread(target=work, daemon=True).start()
+    values: dict[int, Any] = {}
+    limit = time.monotonic() + deadline_seconds
+    while len(values) < len(problems):
+        try:
+            row, value = found.get(timeout=max(0.0, limit - time.monotonic()))
+        except queue.Empty:
+            waiting.clear()
+            break
+        values[row] = value
+    return np.array(
+        [_value(p, values.get(n, LATE), deadline_seconds) for n, p in enumerate(problems)]
+    )
 
 
-def _value(problem: Problem, future: concurrent.futures.Future, deadline_seconds: float) -> float:
-    if not future.done():
+def _value(problem: Problem, value: Any, deadline_seconds: float) -> float:
+    if value is LATE:
         raise DataError(
             f"{problem.id}: its reward did not come within {deadline_seconds:g} s"
             " (rollouts.reward_seconds); make it quicker, or bound it in a process of its own"
         )
-    error = future.exception()
-    if error is not None:
-        raise DataError(f"{problem.id}: its reward raised {type(error).__name__}: {error}")
-    value = future.result()
+    if isinstance(value, Exception):
+        raise DataError(f"{problem.id}: its reward raised {type(value).__name__}: {value}")
     if not isinstance(value, int | float | np.number) or not np.isfinite(value):
         raise DataError(f"{problem.id}: its reward is {value!r}; it must be a finite number")
     return float(value)

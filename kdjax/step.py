@@ -183,6 +183,9 @@ def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
         token_level["sampler_gap"] = reduce(gap, scores.mask, weights)
         # mean squares show tails that means hide, and add up over micro-batches as a maximum can't
         token_level["sampler_gap_squared"] = reduce(gap**2, scores.mask, weights)
+    if rollout.old_logp_bt is not None:
+        moved = jnp.abs(scores.student_logp - rollout.old_logp_bt)
+        token_level["policy_drift"] = reduce(moved, scores.mask, weights)
     for name in ("staleness", "reward"):
         value = getattr(rollout, f"{name}_b")
         if value is not None:

@@ -20,12 +20,13 @@ from urllib.parse import quote
 
 from kdjax import report
 from kdjax.base import ConfigError, KdjaxError, StorageError
+from kdjax.composition import describe
 from kdjax.config import Config, Lora, Study, teacher_models
 from kdjax.evaluate import from_json, to_json
 from kdjax.examine import evaluate_params, evaluation_key
 from kdjax.export import export
 from kdjax.jobs import Failure, run_commands, slots
-from kdjax.objective import describe
+from kdjax.objective import divergence
 from kdjax.page import render_page
 from kdjax.parts import build
 from kdjax.progress import announce
@@ -256,7 +257,8 @@ def _cells(study: Study, done: Sequence[Piece]) -> list[Cell]:
 def _weight(config: Config) -> float | None:
     """The weight of forward KL in the token loss, on student prefixes at one length; None where the
     loss is no mix of the two KLs."""
-    if config.prefix != "student" or config.turns or len(config.curriculum.lengths) > 1:
+    plain = config.prefix == "student" and config.objective is divergence and not config.turns
+    if not plain or len(config.curriculum.lengths) > 1:
         return None
     loss = describe(config.token_loss)
     mixed = re.fullmatch(r"mix\(forward_kl, reverse_kl, weight=([\d.e-]+)\)", loss)

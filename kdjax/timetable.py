@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import itertools
+from typing import Any
 
+import jax.numpy as jnp
+
+from kdjax.base import ConfigError, Rollout, Scores
+from kdjax.composition import at_progress
 from kdjax.config import Config
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -44,8 +50,27 @@ def turn_at(config: Config, step: int) -> int:
 
 def updates_at(config: Config, step: int) -> int:
     """Updates that a step makes: `rl.epochs` over a rollout that is rewarded, else one."""
-    rewarded = config.rl.group_size > 1 and methods(config)[turn_at(config, step)].prefix
-    return config.rl.epochs if rewarded == "student" else 1
+    return config.rl.epochs if is_rewarded(methods(config)[turn_at(config, step)]) else 1
+
+
+@functools.lru_cache(maxsize=64)
+def is_rewarded(method: Config) -> bool:
+    """Whether a method's responses are drawn in groups and rewarded: the student's, where the
+    objective or the reduction does not run without."""
+    if method.prefix != "student" or method.rl.group_size == 1:
+        return False
+    ones = jnp.ones((1, 1))
+    unknown = ("mask", "parts", "advantage")
+    fields: dict[str, Any] = {name: ones for name in Scores._fields if name not in unknown}
+    rows: dict[str, Any] = {n: ones[0] if n.endswith("_b") else ones for n in Rollout._fields}
+    del rows["pass_rate_b"]
+    try:
+        at_progress(method.objective, 0.5)(Scores(mask=ones > 0, **fields))
+        drawn = Rollout(**rows)._replace(truncated_b=ones[0] > 0)
+        method.reduction(ones > 0, drawn)
+    except (ConfigError, TypeError, AttributeError):  # what None does in an expression
+        return True
+    return False
 
 
 def measured_before(config: Config) -> range:

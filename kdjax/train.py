@@ -168,7 +168,7 @@ def _draw_ahead(
     if not config.rollouts.ahead or number >= config.steps or number % config.save_every_steps == 0:
         return None
     params, length = jax.tree.map(jnp.copy, state.params), length_of(parts, state)
-    return pool.submit(draw, parts, params, number, length, 1)
+    return pool.submit(draw, parts, params, number, length, updates_at(config, number - 1))
 
 
 def _rollout(parts: Parts, state: TrainState, number: int) -> Rollout:
@@ -182,20 +182,20 @@ def _update(
     """One step: the update of its method, or several over one rollout (`rl.epochs`).
 
     Metrics are of the first, before the student has moved; policy_drift, the mean distance of its
-    log-probabilities from the sampler's, is of the last.
+    log-probabilities from those of the student that drew, is of the last.
     """
     config = parts.config
     teacher = parts.teachers[batch_at(parts, number)[0]]
     rollout = parts.refer(teacher.programs.read(teacher.params, rollout))
     step, updates = teacher.programs.steps[turn_at(config, number)], updates_at(config, number)
-    if updates > 1:
+    if updates > 1 and rollout.old_logp_bt is None:
         rollout = with_old_policy(parts, state.params, rollout)
     heldout = jnp.float32(entropy)
     state, first = step(state, teacher.given, rollout, heldout, parts.frozen)
     for _ in range(updates - 1):
         state = state._replace(step=state.step - 1)
         state, last = step(state, teacher.given, rollout, jnp.float32(jnp.nan), parts.frozen)
-        first = first | {"policy_drift": last["sampler_gap"]}
+        first = first | {"policy_drift": last["policy_drift"]}
     return state, first
 
 

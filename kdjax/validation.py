@@ -6,11 +6,14 @@ import dataclasses
 import re
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, Literal
 
-from kdjax.base import ConfigError
-from kdjax.config import Config, Data, Lora, Turn, teacher_models
+from kdjax.base import ConfigError, Objective
+from kdjax.composition import composition_of, walk
+from kdjax.config import RL, Config, Data, Lora, Turn, teacher_models
 from kdjax.gate import entropy_gate
+from kdjax.grpo import importance
 from kdjax.objective import divergence
 from kdjax.sampler import check_sampling
 from kdjax.sources.mapping import mapping_of
@@ -156,6 +159,14 @@ def _check_rl(config: Config) -> None:
             f"rl.overlong_buffer_tokens must be in 0..{config.curriculum.lengths[0]} (the shortest"
             f" of curriculum.lengths), got {rl.overlong_buffer_tokens}"
         )
+    if rl.group_size == 1 and rl != RL():
+        raise ConfigError("rl is set, and rl.group_size 1 rewards nothing; set it to 2 or more")
+    weighed = any(_uses(method.objective, importance) for method in methods(config))
+    if config.stops == "merge" and (config.rollouts.ahead or weighed):
+        raise ConfigError(
+            "stops merge makes events of tokens whose log-probability the sampler does not know;"
+            " leave out rollouts.ahead and importance, or use stops raw or mask"
+        )
     if config.batch_size % rl.group_size:
         raise ConfigError(
             f"batch_size {config.batch_size} is not a multiple of rl.group_size {rl.group_size}"
@@ -166,6 +177,11 @@ def _check_rl(config: Config) -> None:
             f"rl.group_size {rl.group_size} rewards what the student draws; set prefix student, and"
             " no trajectories, or rl.group_size 1"
         )
+
+
+def _uses(objective: Objective, combinator: Callable) -> bool:
+    made = (composition_of(one) for one in walk(objective))
+    return any(one is not None and one.combinator is combinator for one in made)
 
 
 def _check_teachers(config: Config) -> None:

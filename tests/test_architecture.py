@@ -25,7 +25,7 @@ ROWS = [
     "verdicts timeline",
     "tables",
     "plots summary paired",
-    "page",
+    "page expected",
     "prefixes",
     "stored",
     "parts",

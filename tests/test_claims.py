@@ -36,9 +36,9 @@ def a_run(correct_ps, tokens_ps=None, entropy_ps=None, flops=None, metrics=(), s
         source="s", avg=avg_at_k(correct, samples),
         pass_at={k: pass_at_k(correct, samples, k) for k in (1, samples)},
         length=Estimate(float(tokens_ps.mean()), 0.0), truncated=none, no_answer=none,
+        grader="exact", not_scored=none, not_scored_reasons={},
         entropy=float((entropy_ps * tokens_ps).sum() / tokens_ps.sum()), forward_kl=0.1,
-        reverse_kl=None, correct=correct, seconds=1.0, grader="exact", not_scored=none,
-        not_scored_reasons={}, training_flops=flops,
+        reverse_kl=None, correct=correct, seconds=1.0, training_flops=flops,
         flops_by_part=flops and {"flops_teacher": flops}, training_seconds=flops and 2.0,
     )  # fmt: skip
     return Row(f"run/seed_{seed}", report, list(metrics), records)

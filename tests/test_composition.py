@@ -70,6 +70,15 @@ def test_the_number_of_a_moment():
     assert at_progress(now, 0.25) is now
 
 
+def test_a_scheduled_part_keeps_its_text():
+    """Two scheduled parts are two metrics, by the text that they were written with."""
+    loss = add(jensen_shannon(linear(0.1, 0.9)), jensen_shannon(linear(0.2, 0.8)), forward_kl)
+    assert describe(at_progress(loss, jnp.float32(0.5))) == describe(loss)
+    _, metrics = run(loss, 1)
+    parts = {"jensen_shannon(linear(0.1, 0.9))", "jensen_shannon(linear(0.2, 0.8))"}
+    assert parts <= set(metrics)
+
+
 def test_both_ends_are_checked():
     """A weight that leaves [0, 1] on its way is refused."""
     with pytest.raises(ConfigError, match=r"mix: weight must be in \[0, 1\], got linear\(0.5, 2\)"):

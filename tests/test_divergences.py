@@ -82,7 +82,8 @@ def test_identical_models(loss):
     value, gradient = jax.value_and_grad(lambda q: loss(q, LOGP).sum())(LOGP)
     assert float(value) == pytest.approx(0.0, abs=2e-6)
     own = gradient - jnp.exp(LOGP) * gradient.sum(-1, keepdims=True)  # by logits
-    np.testing.assert_allclose(own, 0.0, atol=2e-7 if loss is not total_variation else 0.6)
+    if loss is not total_variation:  # which has a kink there
+        np.testing.assert_allclose(own, 0.0, atol=2e-7)
 
 
 @every_loss
@@ -161,6 +162,16 @@ def test_token_wise_without_sharpness_is_the_mean_of_the_kls():
     """sigmoid(0) is a half."""
     expected = (kl(P, Q) + kl(Q, P)) / 2
     np.testing.assert_allclose(token_wise_kl(0.0)(LOGQ, LOGP), expected, rtol=1e-5)
+
+
+def test_token_wise_where_one_side_vanishes():
+    """A token that the student all but excludes is missed, and lifted; the other way lowered."""
+    far = jnp.array([-90.0, -np.log(2), -np.log(2)]), jnp.log(jnp.array([0.5, 0.25, 0.25]))
+    loss = token_wise_kl(1.0)
+    for student, teacher, sign in ((*far, -1), (*far[::-1], 1)):
+        value, gradient = jax.value_and_grad(loss)(student, teacher)
+        assert 44 < float(value) < 46
+        assert float(gradient[0]) * sign > 0.4
 
 
 @pytest.mark.parametrize("loss", [forward_kl, reverse_kl])

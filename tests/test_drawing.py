@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from test_train import assert_bitwise_equal, final_state, interrupt_at, logged, tiny  # noqa: F401
 
-from kdjax import add, clipped_surrogate, divergence, forward_kl, reverse_kl, scale
+from kdjax import (
+    add,
+    clipped_surrogate,
+    divergence,
+    forward_kl,
+    importance,
+    reverse_kl,
+    scale,
+)
 from kdjax import train as train_module
 from kdjax.base import ConfigError, DataError
 from kdjax.config import RL, Config, Turn
@@ -55,7 +63,8 @@ def test_groups(rewarded):
     np.testing.assert_allclose(advantage.sum(axis=1), 0, atol=1e-5)
     reward = np.asarray(rollout.reward_b).reshape(2, 4)
     np.testing.assert_allclose(
-        np.asarray(rollout.pass_rate_b).reshape(2, 4), reward.mean(1, keepdims=True).repeat(4, 1)
+        np.asarray(rollout.pass_rate_b).reshape(2, 4),
+        (reward > 0).mean(1, keepdims=True).repeat(4, 1),
     )
     assert (np.argsort(advantage, axis=1) == np.argsort(reward, axis=1)).all()
     again = draw(parts, fresh_state(parts).params, 3, 8, 0)
@@ -157,9 +166,14 @@ def test_updates_of_a_run():
     [
         ({"rl": RL(group_size=3)}, "batch_size 8 is not a multiple of rl.group_size 3"),
         ({"rl": RL(group_size=0)}, "rl.group_size must be at least 1, got 0"),
-        ({"rl": RL(epochs=0)}, "rl.epochs must be at least 1, got 0"),
-        ({"rl": RL(redraws=-1)}, "rl.redraws must be at least 0"),
+        ({"rl": RL(2, epochs=0)}, "rl.epochs must be at least 1, got 0"),
+        ({"rl": RL(2, redraws=-1)}, "rl.redraws must be at least 0"),
         ({"rl": RL(4, overlong_buffer_tokens=9)}, r"rl.overlong_buffer_tokens must be in 0..8"),
+        ({"rl": RL(epochs=2)}, "rl.group_size 1 rewards nothing"),
+        (
+            {"stops": "merge", "objective": importance(divergence, 2.0)},
+            "stops merge makes events of tokens",
+        ),
         ({"rl": RL(4), "prefix": "teacher"}, "rewards what the student draws; set prefix student"),
     ],
 )

@@ -166,6 +166,16 @@ def test_importance_is_of_the_old_policy():
     np.testing.assert_allclose(weighed, plain * jnp.array([np.exp(0.5), 2.0]), rtol=1e-5)
 
 
+def test_importance_alone_is_of_the_student():
+    """Around an objective without a ratio of its own, what another student drew weighs by the
+    student as it is, whatever `old_logp` says."""
+    old, sampler = jnp.array([-1.0]), jnp.array([-1.0])
+    scores = scores_of(old + 0.5, jnp.array([1.0]), old)._replace(sampler_logp=sampler)
+    plain = policy_gradient(group_advantage)(scores)
+    weighed = importance(policy_gradient(group_advantage), 5.0)(scores)
+    np.testing.assert_allclose(weighed, plain * np.exp(0.5), rtol=1e-5)
+
+
 def test_entropy_bonus_and_text():
     """A composition of all of it reads back from its text."""
     loss = add(clipped_surrogate(0.2, 0.28), scale(negative_entropy, 0.01), scale(log_ratio, -0.1))

@@ -14,11 +14,21 @@ import numpy as np
 import pytest
 from conftest import bigram, bigram_params, random_rollout
 
-from kdjax import make_optimizer
+from kdjax import (
+    clipped_surrogate,
+    extrapolated,
+    make_optimizer,
+    paced,
+    policy_gradient,
+    sequence_mean,
+)
 from kdjax.base import ConfigError
-from kdjax.config import Config, Turn, as_dict, from_dict
+from kdjax.config import RL, Config, Curriculum, Data, Turn, as_dict, from_dict
+from kdjax.expected import expected_rollout
+from kdjax.parts import build
+from kdjax.sharding import make_mesh
 from kdjax.step import init_state, make_step
-from kdjax.timetable import methods, turn_at
+from kdjax.timetable import is_rewarded, methods, turn_at
 from kdjax.validation import validate
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +38,23 @@ V = 23
 
 def config_of(path: Path) -> Config:
     return runpy.run_path(str(path))["get_config"]()
+
+
+def as_expected(method: Config):
+    """A small rollout with random values in the fields that the method's own will bring."""
+    rollout = random_rollout(0, V, [3, 6, 1, 2], [5, 7, 2, 6], prompt_width=6, response_width=9)
+    own = {
+        "own_logp_bt": rollout.sampler_logp_bt,
+        "entropy_bt": jnp.asarray(np.random.default_rng(0).uniform(0, 3, (4, 9)), jnp.float32),
+        "reference_logp_bt": rollout.sampler_logp_bt - 0.3,
+        "old_logp_bt": rollout.sampler_logp_bt,
+        "advantage_bt": jnp.where(jnp.arange(4)[:, None] < 2, 1.0, -1.0) * jnp.ones((4, 9)),
+        "reward_b": jnp.array([1.0, 0.0, 0.0, 1.0]),
+        "pass_rate_b": jnp.array([0.5, 0.5, 0.25, 0.25]),
+    }
+    wanted = expected_rollout(method, make_mesh(1))
+    brought = {name: value for name, value in own.items() if getattr(wanted, name) is not None}
+    return rollout._replace(**brought)
 
 
 @functools.cache
@@ -46,20 +73,18 @@ def test_a_method_is_short_and_trains(path):
     config = validate(names["get_config"]())
     assert config.run == f"runs/methods/{path.stem}"
     assert as_dict(from_dict(as_dict(config))) == as_dict(config)
-    rollout = random_rollout(0, V, [3, 6, 1, 2], [5, 7, 2, 6], prompt_width=6, response_width=9)
-    rollout = rollout._replace(
-        entropy_bt=jnp.asarray(np.random.default_rng(0).uniform(0, 3, (4, 9)), jnp.float32),
-        reference_logp_bt=rollout.sampler_logp_bt - 0.3,
-        advantage_bt=jnp.where(jnp.arange(4)[:, None] < 2, 1.0, -1.0) * jnp.ones((4, 9)),
-        pass_rate_b=jnp.array([0.5, 0.5, 0.25, 0.25]),
-    )
+    assert config.batch_size % config.rl.group_size == 0
     for method in methods(config):
+        rollout = as_expected(method)
+        teacher = bigram() if method.teacher else None
         step = make_step(
-            bigram(), bigram(), optimizer(), token_loss=method.token_loss,
+            bigram(), teacher, optimizer(), token_loss=method.token_loss,
             objective=method.objective, reduction=method.reduction, steps=method.steps, chunk=32,
         )  # fmt: skip
         state = init_state(bigram_params(1, V), optimizer())
-        state, metrics = jax.jit(step)(state, bigram_params(2, V, width=6), rollout)
+        state, metrics = jax.jit(step)(
+            state, bigram_params(2, V, width=6) if teacher else None, rollout
+        )
         assert np.isfinite(float(metrics["loss"]))
         assert float(metrics["gradient_norm"]) > 1e-3
 
@@ -100,6 +125,28 @@ def test_turns_that_cannot_be(turn, says):
     """One line with the field and what it got."""
     with pytest.raises(ConfigError, match=says):
         validate(Config(turns=(turn,)))
+
+
+def test_what_a_later_turn_lacks_is_told_at_once(student_folder, teacher_folder, tmp_path):
+    """Not after the steps before it: an objective that needs a reference which is not set."""
+    turn = Turn(from_step=100, objective=policy_gradient(extrapolated(2.0)))
+    config = Config(
+        run=str(tmp_path / "run"), student=str(student_folder), teacher=str(teacher_folder),
+        batch_size=8, data=Data(terms=(2,), problems=8, max_prompt_tokens=24), turns=(turn,),
+        curriculum=Curriculum(lengths=(8,)),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="set reference"):
+        build(validate(config))
+
+
+def test_distillation_among_rewarded_turns_is_not_grouped():
+    """Groups and epochs are for methods that read a reward: by objective, or by reduction."""
+    rl = RL(group_size=8, epochs=2)
+    surrogate = clipped_surrogate(0.2)
+    config = Config(prefix="student", rl=rl, turns=(Turn(share=0.5, objective=surrogate),))
+    assert [is_rewarded(method) for method in methods(config)] == [False, True]
+    assert is_rewarded(Config(prefix="student", rl=rl, reduction=paced(sequence_mean, 1.0)))
+    assert not is_rewarded(Config(prefix="student", objective=surrogate))
 
 
 def test_turns_and_trajectories():

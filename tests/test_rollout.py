@@ -136,8 +136,9 @@ def test_the_student_is_drawn_from_with_what_it_is_given():
     rollout = from_student(sampler)(batch, "params", "key", 4)
     assert given == [("params", batch, "key", 4)]
     chex.assert_trees_all_equal(
-        rollout._replace(own_logp_bt=None), assemble_samples(batch, samples)
+        rollout._replace(own_logp_bt=None, entropy_bt=None), assemble_samples(batch, samples)
     )
     np.testing.assert_array_equal(rollout.own_logp_bt, samples.logp_bt)
+    np.testing.assert_array_equal(rollout.entropy_bt, samples.entropy_bt)
     np.testing.assert_array_equal(rollout.sampler_logp_bt, samples.sampler_logp_bt)
     np.testing.assert_array_equal(rollout.truncated_b, samples.truncated_b)

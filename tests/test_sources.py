@@ -16,7 +16,7 @@ from kdjax.base import ConfigError, DataError, Problem
 from kdjax.config import Config, Curriculum, Data, Evaluation
 from kdjax.data import file_source, named_source
 from kdjax.sources import KNOWN, Counts, load, load_name, load_path
-from kdjax.sources.load import is_path
+from kdjax.sources.load import _load, is_path
 from kdjax.validation import validate
 
 BEFORE = (
@@ -24,6 +24,13 @@ BEFORE = (
     " the form Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
 )
 AFTER = '\n\nRemember to put your answer on its own line after "Answer:".'
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered():
+    """What a patched library answered is of no other test."""
+    yield
+    _load.cache_clear()
 
 
 def parquet(path, rows):
@@ -480,7 +487,7 @@ def test_a_config_s_problems(tmp_path):
     test = parquet(tmp_path / "test.parquet", [{"q": "t", "answer": "1"}])
     config = Config(
         data=Data(name=f"openai/gsm8k[2:]={gsm8k}"),
-        curriculum=Curriculum((8, 16), heldout_name=f"openai/gsm8k[:2]={gsm8k}"),
+        curriculum=Curriculum((8, 16), 0.1, heldout_name=f"openai/gsm8k[:2]={gsm8k}"),
         evaluation=Evaluation(file=test, columns=("prompt=q",)),
     )
     validate(config)

@@ -269,7 +269,8 @@ def test_the_teacher_has_no_optimizer_state(pair):
     state = init_state(pair[0], optimizer)
     stepped, _ = bigram_step(optimizer)(state, pair[1], bigram_rollout(10))
     chex.assert_trees_all_equal_shapes_and_dtypes(stepped, state)
-    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(stepped.opt_state)]
+    moments = {name: own for name, own in stepped.opt_state.items() if name != "gate"}
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(moments)]
     assert sorted(s for s in shapes if s) == sorted(2 * [w.shape for w in jax.tree.leaves(pair[0])])
 
 

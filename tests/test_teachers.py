@@ -20,8 +20,9 @@ from kdjax import train as train_module
 from kdjax.base import ConfigError, DataError, Problem
 from kdjax.config import Config, Curriculum, Data, Evaluation, Layout
 from kdjax.data import Source, batch_at, file_source, group_by_tag, index_at, task_source
-from kdjax.parts import _scorer, build, encode, fresh_state, startup_report
+from kdjax.examine import _scorer
 from kdjax.parts import batch_at as parts_batch_at
+from kdjax.parts import build, encode, fresh_state, startup_report
 from kdjax.sharding import shard_batch
 
 TAGS = ["add", "sub", "add"]  # of each three rows; add has twice as many problems

@@ -528,7 +528,7 @@ def test_one_compile_a_length(tiny, monkeypatch):
         traces.append(1)
         return step(*args)
 
-    counting = teacher._replace(programs=teacher.programs._replace(step=jax.jit(counted)))
+    counting = teacher._replace(programs=teacher.programs._replace(steps=(jax.jit(counted),)))
     parts = parts._replace(teachers={"": counting})
     folder = Path(config.run)
     report.open_run_folder(folder)

@@ -15,6 +15,6 @@ def get_config() -> Config:
         prefix="student",
         objective=clipped_surrogate(0.2, 0.28),
         reduction=token_mean,
-        rl=RL(group_size=8, redraws=2, overlong_buffer_tokens=16),
+        rl=RL(group_size=8, epochs=2, redraws=2, overlong_buffer_tokens=16, overlong_penalty=0.5),
         optimizer=Optimizer(learning_rate=1e-3),
     )

@@ -1,5 +1,5 @@
-"""Dr. GRPO: no division by the group's deviation, no division by a response's length (arXiv
-2503.20783).
+"""Dr. GRPO: no division by the group's deviation, nor by a response's own length (arXiv 2503.20783;
+the paper divides by a constant, here it is the number of the batch's tokens).
 
 Two updates over each rollout, their ratios clipped, show what the surrogate is for.
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from kdjax import flops, topology
-from kdjax.base import Rollout
 from kdjax.config import Config
+from kdjax.expected import expected_rollout
 from kdjax.models.lora import join
 from kdjax.plan.phase import GIB, Phase, compiled_program, largest_teacher, sent_gib
 from kdjax.programs import Programs, Shapes, head_chunk
-from kdjax.sharding import batch_spec, data_size, replicated
+from kdjax.sharding import data_size, replicated
 
 
 def step_phase(config: Config, programs: Programs, shapes: Shapes) -> tuple[Phase, str]:
@@ -25,14 +22,7 @@ def step_phase(config: Config, programs: Programs, shapes: Shapes) -> tuple[Phas
     rows, length = config.batch_size, prompt + response
     mesh, began, teacher = programs.mesh, time.perf_counter(), largest_teacher(programs)
 
-    array = functools.partial(_rows, mesh)
-    rollout = Rollout(
-        array(jnp.int32, rows, length),
-        array(jnp.int32, rows),
-        array(jnp.int32, rows),
-        array(jnp.float32, rows, response),
-        array(jnp.bool_, rows),
-    )
+    rollout = expected_rollout(config, mesh)
     entropy = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     compiled = compiled_program(
         teacher.steps[0].lower(programs.state, teacher.params, rollout, entropy, programs.frozen)
@@ -56,11 +46,6 @@ def step_phase(config: Config, programs: Programs, shapes: Shapes) -> tuple[Phas
         chip and total / mesh.size / (chip.tflops * 1e12),
         time.perf_counter() - began,
     ), text
-
-
-def _rows(mesh: Mesh, dtype, *shape: int) -> Any:
-    """An array whose rows are dealt over a mesh."""
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_spec(mesh))
 
 
 def _activation_gib(programs: Programs, rows: int, length: int) -> float:
