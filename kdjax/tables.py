@@ -58,8 +58,8 @@ MORE_SAMPLES = (
     " (of several seeds the mean alone)."
 )
 RESPONSES = (
-    "Every response is one of the first four, in percent; truncated ones are wrong or without an"
-    " answer. A length of 90 %: nine of ten responses are no longer, in tokens (means over seeds)."
+    "Every response is one of the first four, in percent; a truncated one may be any of them."
+    " A length of 90 %: nine of ten responses are no longer, in tokens (means over seeds)."
 )
 VERDICTS = (
     "The difference is the mean of the first cells less that of the others. A claim is supported"
