@@ -213,8 +213,9 @@ def _evaluate(args: list[str]) -> None:
     result, records = evaluate_params(parts, parts.initial_params if params is None else params)
     row = Row(Path(target).name, result, [], records)
     _print_table([row])
-    for made in (more_samples, responses):
-        _print_lines(*made([Cell(row.name, [row])]))
+    tables = [made([Cell(row.name, [row])]) for made in (more_samples, responses)]
+    found = [pair for head, (line,) in tables for pair in zip(head[1:], line[1:], strict=True)]
+    _print_lines(["%, length in tokens", f"{row.name} (95 %)"], found)
     if place is not None and place.suffix == ".json":
         report.write_json(place, to_json(result))
     elif place is not None:
