@@ -98,7 +98,7 @@ FULL = Config(
     cache="elsewhere",
     wandb_project="w",
 )
-VALID = dataclasses.replace(FULL, turns=(), rl=RL())  # these are not beside trajectories
+VALID = dataclasses.replace(FULL, turns=(), rl=RL(), stops="mask")  # these don't go with the rest
 
 
 def test_the_full_example_leaves_no_field_at_its_default():
