@@ -21,11 +21,12 @@ from urllib.parse import quote
 from kdjax import report
 from kdjax.base import ConfigError, KdjaxError, StorageError
 from kdjax.composition import describe
-from kdjax.config import Config, Lora, Study, teacher_models
+from kdjax.config import Config, Lora, Study, as_dict, teacher_models
 from kdjax.evaluate import from_json, to_json
 from kdjax.examine import evaluate_params, evaluation_key
 from kdjax.export import export
 from kdjax.jobs import Failure, run_commands, slots
+from kdjax.kl import forward_kl
 from kdjax.objective import divergence
 from kdjax.page import render_page
 from kdjax.parts import build
@@ -248,10 +249,23 @@ def _cells(study: Study, done: Sequence[Piece]) -> list[Cell]:
     """References, then the study's cells, each with its runs in the order of the seeds."""
     rows = {piece.name: _row(piece) for piece in done}
     references = [Cell(p.name, [rows[p.name]]) for p in done if p.is_reference]
+    weights = sweep(study)
     return references + [
-        Cell(name, [rows[f"{name}/seed_{seed}"] for seed in study.seeds], _weight(config))
-        for name, config in study.cells.items()
+        Cell(name, [rows[f"{name}/seed_{seed}"] for seed in study.seeds], weights.get(name))
+        for name in study.cells
     ]
+
+
+def sweep(study: Study) -> dict[str, float]:
+    """The weight of forward KL of each cell of the study's mixing sweep: those that are alike but
+    for it, the most of them where there are several such sets."""
+    weights = {name: _weight(config) for name, config in study.cells.items()}
+    sets: dict[str, dict[str, float]] = {}
+    for name, weight in weights.items():
+        if weight is not None and name not in study.starts:
+            rest = as_dict(dataclasses.replace(study.cells[name], token_loss=forward_kl))
+            sets.setdefault(str(rest), {})[name] = weight
+    return max(sets.values(), key=len, default={})
 
 
 def _weight(config: Config) -> float | None:
