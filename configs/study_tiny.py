@@ -2,7 +2,8 @@
 
     kdjax study configs/study_tiny.py --jobs 2
 
-12 cells, three seeds, 80 steps of 24 sequences each, on two CPU cores. The task is `recheck`
+12 cells, three seeds, 80 steps of 24 sequences each: 37 minutes on two CPU cores beside other jobs
+(docs/study.md has the results). The task is `recheck`
 (docs/embedded.md): many styles of one solution, responses of up to 160 tokens; 640 problems, seen
 three times, so that the teacher's responses are reused and the student's drawn anew.
 
