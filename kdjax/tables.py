@@ -45,11 +45,18 @@ def sections(cells: Sequence[Cell], verdicts: Sequence[Verdict] = ()) -> list[Se
     alike = [cell for cell in trained if are_comparable(cell, trained[0])]
     if len(alike) > 1:
         found.append(Section(f"Differences to {alike[0].name}", DIFFERENCES, differences(alike)))
-        if cells[0] not in trained and are_comparable(cells[0], alike[0]):
+        tested = all(_is_tested(run) for cell in alike for run in cell.runs)
+        if tested and cells[0] not in trained and are_comparable(cells[0], alike[0]):
             readings = equal_readings(alike, cells[0].runs[0])
             found.append(Section("At equal steps and at equal FLOPs", READINGS, readings))
     found.append(Section("Training FLOPs by part", FLOPS, flops_by_part(trained)))
     return [section for section in found if section.table[1]]
+
+
+def _is_tested(run: Row) -> bool:
+    """Whether it was tested during training: from start and end alone, a reading at equal cost
+    would be a straight line."""
+    return any("test_correct" in record for record in run.metrics)
 
 
 MORE_SAMPLES = (
