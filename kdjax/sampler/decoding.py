@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from kdjax.base import Key, Model, Params, Sampling
 from kdjax.numerics import project
 from kdjax.sampler.choose import choose, uniforms
-from kdjax.sharding import BATCH, KV_HEADS, constrain, data_size
+from kdjax.sharding import BATCH, KV_HEADS, data_size, spec
 
 
 class Decoding(NamedTuple):
@@ -76,8 +76,11 @@ def decoder(
         return x.reshape(devices, -1, *x.shape[1:])
 
     def placed(x: jax.Array) -> jax.Array:
+        if mesh is None:
+            return x
         axes = (BATCH, KV_HEADS, None, None) if x.ndim == 4 else (BATCH, None)[: x.ndim]
-        return constrain(mesh, x, *axes)
+        place = NamedSharding(mesh, spec(mesh, x.shape, axes))
+        return jax.lax.with_sharding_constraint(x, place)  # one device too: it may not be here
 
     def joined(x: jax.Array) -> jax.Array:
         return placed(x.reshape(-1, *x.shape[2:]))
