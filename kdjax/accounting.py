@@ -12,7 +12,7 @@ import numpy as np
 
 from kdjax import data, flops
 from kdjax.parts import Parts, batch_at
-from kdjax.timetable import methods, turn_at, updates_at
+from kdjax.timetable import methods, turn_at, updates_of
 
 SAMPLING, TEACHER, FORWARD, BACKWARD = (
     "flops_sampling",
@@ -50,12 +50,11 @@ def open_account(parts: Parts) -> Cost:
     if parts.frozen is not None:
         adapter = sum(leaf.size for leaf in jax.tree.leaves(parts.initial_params))
 
-    whose = [method.prefix for method in methods(config)]
+    whose = [(method.prefix, updates_of(method)) for method in methods(config)]
 
     @functools.cache
     def kind_at(number: int) -> tuple[str, str, int]:
-        updates = updates_at(config, number)
-        return batch_at(parts, number)[0], whose[turn_at(config, number)], updates
+        return batch_at(parts, number)[0], *whose[turn_at(config, number)]
 
     def kinds(first: int, last: int) -> Counter[tuple[str, str, int]]:
         return Counter(kind_at(number) for number in range(first, last))

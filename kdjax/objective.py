@@ -148,6 +148,22 @@ def _of_teacher(scores: Scores, name: str) -> jax.Array:
     return value
 
 
+def runs_on(objective: Objective, *known: str) -> bool:
+    """Whether an objective needs no more than these `Scores` beside the student's and the
+    sampler's; others are None.
+
+    >>> runs_on(negative_log_likelihood), runs_on(divergence), runs_on(divergence, "divergence")
+    (True, False, True)
+    """
+    one = jnp.ones(1)
+    fields: dict[str, Any] = dict.fromkeys(known, one)
+    try:
+        jax.eval_shape(at_progress(objective, 0.5), Scores(one, one, one, one > 0, **fields))
+    except (ConfigError, TypeError, AttributeError):  # what None does in an expression
+        return False
+    return True
+
+
 def require_per_token(objective: Objective) -> None:
     """ConfigError unless an objective's value at a token depends on that token's scores alone.
 
@@ -218,6 +234,6 @@ def terms(loss: Callable) -> list[Callable]:
 
 __all__ = [
     "add", "at_temperature", "clip", "closed_form", "divergence", "forward_divergence", "mix",
-    "negative_log_likelihood", "require_per_token", "reverse_divergence", "scale", "terms",
-    "where_teacher_unsure",
+    "negative_log_likelihood", "require_per_token", "reverse_divergence", "runs_on", "scale",
+    "terms", "where_teacher_unsure",
 ]  # fmt: skip

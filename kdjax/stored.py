@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from kdjax import trajectories as folders
-from kdjax.base import ConfigError, Objective, PrefixSource, Scores
+from kdjax.base import ConfigError, PrefixSource
 from kdjax.composition import describe as describe_function
 from kdjax.config import Config, differences, teacher_models
+from kdjax.objective import runs_on
 from kdjax.prefixes import NOTHING, Asked, Keep, of_tag, parse_keep, settings_of
 from kdjax.rollout import from_trajectories
 from kdjax.tokenizer import Tokenizer
@@ -61,12 +60,12 @@ def _troubles(config: Config, teacher: str | None, stored: Stored) -> Iterator[s
             f"end at {stored.settings['max_new_tokens']} tokens, and curriculum.lengths reach"
             f" {lengths[-1]}; lower those, or draw longer ones"
         )
-    if keep == NOTHING and teacher is None and not _runs_on(config.objective):
+    if keep == NOTHING and teacher is None and not runs_on(config.objective):
         yield (
             f"keep nothing of a teacher, and objective {describe_function(config.objective)} needs"
             " one; set teacher, or draw with --keep states or --keep top_k=64"
         )
-    if keep.kind == "top_k" and not _runs_on(config.objective, *BY_TOP_K):
+    if keep.kind == "top_k" and not runs_on(config.objective, *BY_TOP_K):
         yield (
             f"keep the teacher's top {keep.k}, and objective {describe_function(config.objective)}"
             " needs more than its divergences; draw with --keep states"
@@ -90,18 +89,6 @@ def _troubles(config: Config, teacher: str | None, stored: Stored) -> Iterator[s
 
 BY_TOP_K = ("divergence", "forward_kl", "reverse_kl", "top1_agreement")
 """The `Scores` that a top-k teacher gives."""
-
-
-def _runs_on(objective: Objective, *of_teacher: str) -> bool:
-    """Whether an objective needs no more of a teacher than these `Scores`; others are None."""
-    one = jnp.ones(1)
-    known: dict[str, Any] = dict.fromkeys(of_teacher, one)
-    scores = Scores(one, one, one, one > 0, **known)
-    try:
-        jax.eval_shape(objective, scores)
-    except (ConfigError, TypeError, AttributeError):  # what None does in an expression
-        return False
-    return True
 
 
 def stop_ids(stored: dict[str, Stored]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from kdjax.models import DecoderConfig
 from kdjax.models.linear import LoRA
 from kdjax.models.lora import init_adapter, join, make_lora, merge
 from kdjax.optimizer import make_optimizer
-from kdjax.timetable import measured_before, updates_at
+from kdjax.timetable import measured_before, methods, turn_at, updates_of
 
 
 class Student(NamedTuple):
@@ -55,7 +55,8 @@ def optimizer_of(config: Config) -> optax.GradientTransformationExtraArgs:
         policy=POLICIES[curriculum.policy],
         measurements=max(1, len(measured_before(config))),  # Orbax keeps no empty array
     )
-    updates = sum(updates_at(config, step) for step in range(config.steps))
+    of_each = [updates_of(method) for method in methods(config)]
+    updates = sum(of_each[turn_at(config, step)] for step in range(config.steps))
     return make_optimizer(steps=updates, gate=gate, **as_dict(config.optimizer))
 
 

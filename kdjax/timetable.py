@@ -11,8 +11,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from kdjax.base import ConfigError, Rollout, Scores
-from kdjax.composition import at_progress
 from kdjax.config import Config
+from kdjax.objective import runs_on
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
@@ -50,7 +50,16 @@ def turn_at(config: Config, step: int) -> int:
 
 def updates_at(config: Config, step: int) -> int:
     """Updates that a step makes: `rl.epochs` over a rollout that is rewarded, else one."""
-    return config.rl.epochs if is_rewarded(methods(config)[turn_at(config, step)]) else 1
+    return updates_of(methods(config)[turn_at(config, step)])
+
+
+def updates_of(method: Config) -> int:
+    """Updates that a step of this method makes."""
+    return method.rl.epochs if is_rewarded(method) else 1
+
+
+OF_REWARDS = ("advantage", "parts")
+"""The `Scores` that no other than a rewarded rollout brings, and those of the loss itself."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -59,13 +68,12 @@ def is_rewarded(method: Config) -> bool:
     objective or the reduction does not run without."""
     if method.prefix != "student" or method.rl.group_size == 1:
         return False
+    if not runs_on(method.objective, *(n for n in Scores._fields[4:] if n not in OF_REWARDS)):
+        return True
     ones = jnp.ones((1, 1))
-    unknown = ("mask", "parts", "advantage")
-    fields: dict[str, Any] = {name: ones for name in Scores._fields if name not in unknown}
     rows: dict[str, Any] = {n: ones[0] if n.endswith("_b") else ones for n in Rollout._fields}
     del rows["pass_rate_b"]
     try:
-        at_progress(method.objective, 0.5)(Scores(mask=ones > 0, **fields))
         drawn = Rollout(**rows)._replace(truncated_b=ones[0] > 0)
         method.reduction(ones > 0, drawn)
     except (ConfigError, TypeError, AttributeError):  # what None does in an expression
