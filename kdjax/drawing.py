@@ -68,13 +68,12 @@ def _rewarded(parts: Parts, params: Params, number: int, length: int) -> Rollout
         parts, params, (tag, problems, np.arange(len(problems))), key, length
     )
     for again in range(1, rl.redraws + 1):
-        flat = np.ptp(reward.reshape(-1, rl.group_size), axis=1) == 0
-        rows = np.flatnonzero(np.repeat(flat, rl.group_size))
+        rows = np.flatnonzero(~_have_signal(reward, rl.group_size))
         if not len(rows):
             break
         asked = tag, problems[rows], rows
         fresh, new = _attempt(parts, params, asked, jax.random.fold_in(key, again), length)
-        useful = np.repeat(np.ptp(new.reshape(-1, rl.group_size), axis=1) > 0, rl.group_size)
+        useful = _have_signal(new, rl.group_size)
         reward[rows[useful]] = new[useful]
         for old, drawn in zip(jax.tree.leaves(rollout), jax.tree.leaves(fresh), strict=True):
             old[rows[useful]] = drawn[useful]
@@ -90,6 +89,11 @@ def _rewarded(parts: Parts, params: Params, number: int, length: int) -> Rollout
         reward_b=jnp.asarray(reward, jnp.float32),
         pass_rate_b=jnp.asarray(rate, jnp.float32),
     )
+
+
+def _have_signal(reward_b: np.ndarray, group_size: int) -> np.ndarray:
+    """The rows [B] of groups whose rewards are not all equal."""
+    return np.repeat(np.ptp(reward_b.reshape(-1, group_size), axis=1) > 0, group_size)
 
 
 def _attempt(

@@ -18,7 +18,7 @@ from kdjax.claims import Metric
 from kdjax.evaluate import EvalReport, from_json
 from kdjax.passk import Estimate, pass_by_problem
 from kdjax.tables import Table, between, shown
-from kdjax.verdicts import COMPARABLE
+from kdjax.verdicts import differing
 
 
 class Difference(NamedTuple):
@@ -38,7 +38,7 @@ def compare(first: EvalReport, second: EvalReport, names: tuple[str, str]) -> li
     The intervals are over problems, which are drawn with the values of both. Errors: ConfigError
     naming what differs besides the model: problems, samples, sampling, limit or verifier.
     """
-    changed = [n for n in COMPARABLE if getattr(first, n) != getattr(second, n)]
+    changed = differing(first, second)
     changed += ["problems"] * (len(first.correct) != len(second.correct) and not changed)
     if changed:
         said = ", ".join(

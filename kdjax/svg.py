@@ -115,18 +115,8 @@ def _legend_columns(names: Iterable[str]) -> int:
 
 
 def _curve(axes, series: Series, look: Style) -> None:
-    (line,) = axes.plot(
-        series.x,
-        series.y,
-        label=series.name,
-        color=_colour(look.colour),
-        linestyle=look.dashes,
-        linewidth=1.6,
-        marker=look.marker,
-        markersize=4,
-        markevery=max(1, len(series.x) // 6),
-    )
-    line.set_gid("series")
+    line = _line(axes, series, look)
+    line.set(marker=look.marker, markersize=4, markevery=max(1, len(series.x) // 6))
     if series.y_range is not None:
         low, high = zip(*series.y_range, strict=True)
         axes.fill_between(series.x, low, high, color=line.get_color(), alpha=0.1, linewidth=0)
@@ -153,7 +143,7 @@ def _points(axes, series: Series, look: Style) -> None:
     _scatter(axes, series, look).set_linestyle(look.dashes)
 
 
-def _line(axes, series: Series, look: Style, drawstyle: str = "default") -> None:
+def _line(axes, series: Series, look: Style, drawstyle: str = "default"):
     (line,) = axes.plot(
         series.x,
         series.y,
@@ -164,6 +154,7 @@ def _line(axes, series: Series, look: Style, drawstyle: str = "default") -> None
         drawstyle=drawstyle,
     )
     line.set_gid("series")
+    return line
 
 
 _SHAPES: dict[str, Callable] = {

@@ -19,7 +19,7 @@ from kdjax.claims import Metric
 from kdjax.evaluate import QUANTILES, EvalReport
 from kdjax.passk import Estimate, pass_by_problem
 from kdjax.results import Cell, Row, Verdict
-from kdjax.verdicts import COMPARABLE, at_equal_flops, values_of
+from kdjax.verdicts import at_equal_flops, differing, values_of
 
 Table = tuple[list[str], list[list[str]]]
 """Header and lines, every line as long as the header."""
@@ -166,8 +166,7 @@ def comparison(cells: Sequence[Cell]) -> Table:
 
 def are_comparable(cell: Cell, other: Cell) -> bool:
     """Whether both were evaluated on the same problems in the same way."""
-    a, b = cell.runs[0].report, other.runs[0].report
-    return all(getattr(a, name) == getattr(b, name) for name in COMPARABLE)
+    return not differing(cell.runs[0].report, other.runs[0].report)
 
 
 def gain(cell: Cell, base: Cell) -> str:

@@ -9,11 +9,17 @@ import numpy as np
 from kdjax.base import ConfigError
 from kdjax.bootstrap import Interval, interval
 from kdjax.claims import Claim, Metric
+from kdjax.evaluate import EvalReport
 from kdjax.passk import pass_by_problem
 from kdjax.results import Cell, Outcome, Row, Verdict
 
 COMPARABLE = ("source", "samples", "sampling", "max_new_tokens", "grader")
 """What reports must share for their difference to mean anything."""
+
+
+def differing(first: EvalReport, second: EvalReport) -> list[str]:
+    """Which of those two reports don't share."""
+    return [name for name in COMPARABLE if getattr(first, name) != getattr(second, name)]
 
 
 def judge(claim: Claim, cells: Sequence[Cell]) -> Verdict:
@@ -102,8 +108,7 @@ def _outcome(found: Interval, bound: float) -> Outcome:
 
 
 def _check_comparable(claim: Claim, first: Cell, other: Cell) -> None:
-    a, b = first.runs[0].report, other.runs[0].report
-    changed = [name for name in COMPARABLE if getattr(a, name) != getattr(b, name)]
+    changed = differing(first.runs[0].report, other.runs[0].report)
     if changed:
         raise ConfigError(
             f"claim {claim.name}: cells {first.name} and {other.name} were evaluated with another"
