@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from kdjax.base import DataError, StorageError, TrainState
-from kdjax.config import differences
+from kdjax.config_json import differences
 
 
 class Checkpoints(NamedTuple):

@@ -19,7 +19,8 @@ import numpy as np
 from kdjax import data, models, report, stored
 from kdjax.answers import Grader, grade_boxed, grade_flexible
 from kdjax.base import Params, Rollout, Scores
-from kdjax.config import WHERE_IT_RUNS, Config, as_dict
+from kdjax.config import WHERE_IT_RUNS, Config
+from kdjax.config_json import as_dict
 from kdjax.evaluate import Chunk, EvalReport, Keep, evaluate, progress, to_json
 from kdjax.page import render_page
 from kdjax.parts import EVALUATE, PROGRESS, Parts, identities, run_key, test_source

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from kdjax import models, report
 from kdjax.base import DataError, Params
 from kdjax.checkpoint import open_checkpoints
-from kdjax.config import Config, from_dict
+from kdjax.config import Config
+from kdjax.config_json import from_dict
 from kdjax.models import DecoderConfig
 from kdjax.models.lora import adapter_of, write_adapter
 from kdjax.sharding import make_mesh

@@ -11,7 +11,8 @@ import numpy as np
 from kdjax import trajectories as folders
 from kdjax.base import ConfigError, PrefixSource
 from kdjax.composition import describe as describe_function
-from kdjax.config import Config, differences, teacher_models
+from kdjax.config import Config, teacher_models
+from kdjax.config_json import differences
 from kdjax.objective import runs_on
 from kdjax.prefixes import NOTHING, Asked, Keep, of_tag, parse_keep, settings_of
 from kdjax.rollout import from_trajectories

@@ -9,7 +9,8 @@ import jax
 import optax
 
 from kdjax.base import Key, Params
-from kdjax.config import Config, as_dict
+from kdjax.config import Config
+from kdjax.config_json import as_dict
 from kdjax.gate import POLICIES, entropy_gate
 from kdjax.models import DecoderConfig
 from kdjax.models.linear import LoRA

@@ -21,7 +21,8 @@ from urllib.parse import quote
 from kdjax import report
 from kdjax.base import ConfigError, KdjaxError, StorageError
 from kdjax.composition import describe
-from kdjax.config import Config, Lora, Study, as_dict, teacher_models
+from kdjax.config import Config, Lora, Study, teacher_models
+from kdjax.config_json import as_dict
 from kdjax.evaluate import from_json, to_json
 from kdjax.examine import evaluate_params, evaluation_key
 from kdjax.export import export

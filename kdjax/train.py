@@ -16,7 +16,8 @@ from kdjax import report
 from kdjax.accounting import PARTS, open_account, spent
 from kdjax.base import ConfigError, DataError, DivergedError, Rollout, Sampling, TrainState
 from kdjax.checkpoint import Checkpoints, open_checkpoints
-from kdjax.config import WHERE_IT_RUNS, Config, as_dict, differences
+from kdjax.config import WHERE_IT_RUNS, Config
+from kdjax.config_json import as_dict, differences
 from kdjax.drawing import draw, length_of, with_old_policy
 from kdjax.evaluate import (
     EvalReport,

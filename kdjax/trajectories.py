@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.base import Array, ConfigError, DataError, Samples, StorageError, TopK, Trajectories
-from kdjax.config import differences
+from kdjax.config_json import differences
 from kdjax.models.folder import one_line
 from kdjax.progress import announce
 

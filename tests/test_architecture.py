@@ -18,6 +18,7 @@ ROWS = [
     "sources",
     "catalogue data sampler score flops",
     "config",
+    "config_json",
     "timetable",
     "rollout trajectories step checkpoint report student validation",
     "evaluate export command_line programs",

@@ -36,10 +36,8 @@ from kdjax.config import (
     Optimizer,
     Rollouts,
     Turn,
-    as_dict,
-    differences,
-    from_dict,
 )
+from kdjax.config_json import as_dict, differences, from_dict
 from kdjax.gate import POLICIES
 from kdjax.train import HELDOUT_RESPONSES
 from kdjax.validation import validate

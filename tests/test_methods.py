@@ -23,7 +23,8 @@ from kdjax import (
     sequence_mean,
 )
 from kdjax.base import ConfigError
-from kdjax.config import RL, Config, Curriculum, Data, Turn, as_dict, from_dict
+from kdjax.config import RL, Config, Curriculum, Data, Turn
+from kdjax.config_json import as_dict, from_dict
 from kdjax.expected import expected_rollout
 from kdjax.parts import build
 from kdjax.sharding import make_mesh

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import kdjax
-from kdjax.config import Config, Study, as_dict
+from kdjax.config import Config, Study
+from kdjax.config_json import as_dict
 from kdjax.validation import validate
 
 ROOT = Path(__file__).parent.parent

@@ -18,7 +18,8 @@ from kdjax.__main__ import main
 from kdjax.base import ConfigError, DivergedError
 from kdjax.claims import Claim
 from kdjax.command_line import load_file
-from kdjax.config import Config, Study, as_dict
+from kdjax.config import Config, Study
+from kdjax.config_json import as_dict
 from kdjax.export import load_run
 from kdjax.report import git_commit
 from kdjax.results import Cell

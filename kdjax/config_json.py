@@ -1,0 +1,69 @@
+"""A config as JSON values and back, and what differs between two."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any
+
+from kdjax.base import ConfigError
+from kdjax.catalogue import parse
+from kdjax.composition import describe
+from kdjax.config import FUNCTIONS, Config, Turn
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """JSON values of a config; functions by the text they are written as."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def from_dict(fields: dict[str, Any]) -> Config:
+    """The inverse of `as_dict`, of a run's config.json.
+
+    A loss of the user's own is only known to the file that made it: the default stands in for it,
+    which evaluation and export don't look at.
+    """
+    return _build(Config, fields)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """'field: old -> new' for each value that differs, nested fields by dotted names.
+
+    >>> differences({"a": {"b": 1}}, {"a": {"b": 2}})
+    ['a.b: 1 -> 2']
+    """
+    found = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name}: {before} -> {after}")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return as_dict(value)
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return describe(value) if callable(value) else value
+
+
+def _build(kind: Any, fields: dict[str, Any]) -> Any:
+    values = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        if name not in fields:
+            continue
+        value = fields[name]
+        if dataclasses.is_dataclass(hint):
+            value = _build(hint, value)
+        elif hint == tuple[Turn, ...]:
+            value = [_build(Turn, one) for one in value]
+        elif hint in FUNCTIONS and value is not None:
+            try:
+                value = parse(value, FUNCTIONS[hint])
+            except ConfigError:
+                continue
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
