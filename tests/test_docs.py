@@ -58,9 +58,9 @@ def rows(page: str, heading: str) -> list[list[str]]:
 
 
 def test_the_readme_is_short():
-    """At most 150 lines, and the two commands on its first screen."""
+    """At most 160 lines, and the two commands on its first screen."""
     lines = PAGES[0].read_text().splitlines()
-    assert len(lines) <= 150
+    assert len(lines) <= 160
     shown = [line.split()[0] for line in lines[:20] if line.startswith("    ")]
     assert shown == ["./launch/quickstart.sh", "./launch/test.sh"]
 
