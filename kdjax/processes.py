@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -135,10 +136,14 @@ def _all_arrays(own: np.ndarray) -> list[np.ndarray]:
     return [array[:count] for array, count in zip(process_allgather(padded), rows, strict=True)]
 
 
+LOST = "gloo|nccl|connection (reset|closed)|coordination service|heartbeat|unavailable"
+"""What JAX's errors of several kinds say where a collective has lost a process."""
+
+
 def is_lost(error: Exception) -> bool:
     """Whether an error means that another process is gone. JAX's service says which as soon as it
     has not heard of it for HEARTBEAT_SECONDS, and ends this process; that is waited for."""
-    if not jax.distributed.is_initialized() or not isinstance(error, jax.errors.JaxRuntimeError):
+    if not jax.distributed.is_initialized() or not re.search(LOST, str(error), re.IGNORECASE):
         return False
     print(
         "kdjax: another process of this run is gone, or failed; which one is said within"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -152,8 +153,7 @@ def test_a_lost_process_ends_the_others(several, tmp_path):
     assert time.monotonic() - killed < processes.HEARTBEAT_SECONDS + 30
     assert code not in (0, None)
     assert lost == -9
-    assert "another process of this run is gone" in err
-    assert "/task:1" in err or "Task 1" in err or "Task: 1" in err
+    assert re.search(r"Task:? 1 heartbeat timeout|stopped sending heartbeats\):\n1\n", err), err
     step, state, _ = final_state(config)
     assert step >= 4
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
