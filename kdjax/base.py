@@ -95,6 +95,8 @@ class Rollout(NamedTuple):
     advantage_bt:     of each response token, where responses were rewarded.
     reward_b, pass_rate_b:  the row's reward, and the share of its problem's group that has a
                       reward over 0.
+    not_scored_b:     rows whose reward is 0 because a verifier could not judge them, where it says
+                      so.
 
     The last response token of a finished row is its stop token: it is trained on like any other.
     """
@@ -114,6 +116,7 @@ class Rollout(NamedTuple):
     advantage_bt: jax.Array | None = None
     reward_b: jax.Array | None = None
     pass_rate_b: jax.Array | None = None
+    not_scored_b: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ from kdjax.programs import (
     sampler_of,
 )
 from kdjax.reference import open_reference, read_reference
+from kdjax.rewards import Rewarder, open_rewarder
 from kdjax.rollout import from_dataset, from_student
 from kdjax.stored import Stored
 from kdjax.student import Student, open_student
@@ -51,6 +52,7 @@ class Parts(NamedTuple):
     ones, `whole` makes of them what `programs.student` reads. teachers, groups (the rows of
     source), what is asked of them, and the folders that they are stored in, if any, are by tag;
     prefixes by whose they are and tag. refer(rollout) adds what the reference model says of it.
+    rewarder is closed by who has built these parts and drawn with them.
     """
 
     config: Config
@@ -64,6 +66,7 @@ class Parts(NamedTuple):
     groups: data.Groups
     prefixes: dict[str, dict[str, PrefixSource]]
     refer: Callable[[Rollout], Rollout]
+    rewarder: Rewarder
     identities: dict[str, str]
     asked: dict[str, Asked]
     stored: dict[str, Stored]
@@ -118,7 +121,8 @@ def build(config: Config) -> Parts:
     return Parts(
         config, programs, tokenizer, student.trained, student.frozen, student.whole, source,
         teachers, groups, {method.prefix: prefixes(method) for method in methods(config)},
-        open_reference(config, programs, tokenizer), identities(config), asked(config), kept,
+        open_reference(config, programs, tokenizer), _open_rewarder(config), identities(config),
+        asked(config), kept,
     )  # fmt: skip
 
 
@@ -140,6 +144,15 @@ def draw_student(parts: Parts, params: Params, batch: Batch, key: Key, length: i
     """Responses of a student with these trained parameters, at the training temperature."""
     draw = _student_draw(parts.config, parts.programs, parts.tokenizer, parts)
     return draw(params, batch, key, length)
+
+
+def _open_rewarder(config: Config) -> Rewarder:
+    settings = config.rollouts
+    return open_rewarder(
+        config.rl.reward,
+        workers=settings.reward_workers,
+        deadline_seconds=settings.reward_seconds,
+    )
 
 
 def _open_student(config: Config, folder: Path, programs: Programs) -> Student:

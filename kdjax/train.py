@@ -79,6 +79,7 @@ def train(config: Config) -> EvalReport:
         state, seconds = _loop(parts, state, seconds, folder, checkpoints)
     finally:
         checkpoints.close()
+        parts.rewarder.close()
     return _finish(parts, state, seconds, folder)
 
 

@@ -18,13 +18,16 @@ from kdjax import (
     forward_kl,
     importance,
     reverse_kl,
+    rewards,
     scale,
 )
 from kdjax import train as train_module
+from kdjax.answers import Graded, Outcome
 from kdjax.base import ConfigError, DataError
 from kdjax.config import RL, Config, Turn
 from kdjax.drawing import draw
 from kdjax.parts import batch_at, build, fresh_state
+from kdjax.rewards import math
 from kdjax.timetable import updates_at
 from kdjax.validation import validate
 
@@ -140,6 +143,36 @@ def test_interrupted_equals_uninterrupted(rewarded, tmp_path, monkeypatch, chang
         assert record["gradient_norm"] > 0
     if whole.rl.epochs > 1:  # counted from the policy that drew: 0 at first, not any more at last
         assert logged(whole)[0]["sampler_gap"] < 1e-5 < logged(whole)[0]["policy_drift"]
+
+
+def test_a_verifier_is_opened_once_for_a_run(rewarded, monkeypatch):
+    """Reward `math`: one verifier grades every step's responses and is closed at the end, also of a
+    run that fails; what it could not score counts as 0 and is a metric."""
+    opened, graded = [], []
+
+    class Verifier:
+        def __init__(self, workers):
+            opened.append(workers)
+
+        def __call__(self, pairs):
+            graded.append(len(pairs))
+            if len(graded) == 4:
+                raise DataError("no more")
+            names = ["correct", "wrong", "not_scored", "not_scored"] * 2
+            return [Graded(Outcome(name), "a") for name in names]
+
+        def close(self):
+            opened.append("closed")
+
+    monkeypatch.setattr(rewards, "open_symbolic", Verifier)
+    config = dataclasses.replace(rewarded, rl=RL(4, math), save_every_steps=1)
+    with pytest.raises(DataError, match="no more"):
+        train_module.train(config)
+    assert opened == [4, "closed"]
+    assert graded == [8] * 4
+    assert [(r["reward"], r["not_scored"], r["reward_signal"]) for r in logged(config)] == [
+        (0.25, 0.5, 1.0)
+    ] * 3
 
 
 def test_distilling_while_rewarding(rewarded, teacher_folder):
