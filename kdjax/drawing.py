@@ -15,7 +15,7 @@ from kdjax.gate import rollout_length
 from kdjax.models.lora import join
 from kdjax.optimizer import gate_state
 from kdjax.parts import ROLLOUT, Parts, batch_at, encode, run_key
-from kdjax.programs import head_chunk, jitted_score
+from kdjax.programs import jitted_logp, logp_settings
 from kdjax.rewards import overlong_penalty
 from kdjax.sharding import shard_batch
 from kdjax.timetable import is_rewarded, methods, turn_at
@@ -50,12 +50,11 @@ def draw(parts: Parts, params: Params, number: int, length: int, staleness: int)
 def with_old_policy(parts: Parts, params: Params, rollout: Rollout) -> Rollout:
     """The rollout with its log-probabilities under these parameters of the student, from which the
     ratios of several updates are counted."""
-    programs, size = parts.programs, parts.tokenizer.size
-    chunk, whole = head_chunk(parts.config, parts.mesh, size), join(parts.frozen, params)
-    scores = jitted_score(  # by what is trained: an adapter merged and rounded is another function
-        programs.learner, None, programs.stops, chunk, size, parts.mesh, whole, None, rollout
-    )
-    return rollout._replace(old_logp_bt=scores.student_logp)
+    settings = logp_settings(parts.config, parts.programs, parts.tokenizer.size)
+    whole = join(parts.frozen, params)
+    # by what is trained: an adapter merged and rounded is another function
+    old = jitted_logp(parts.programs.learner, whole, rollout, **settings)
+    return rollout._replace(old_logp_bt=old)
 
 
 def _rewarded(parts: Parts, params: Params, number: int, length: int) -> Rollout:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import random_rollout
 from test_train import assert_bitwise_equal, final_state, interrupt_at, logged, tiny  # noqa: F401
 
 from kdjax import (
@@ -21,11 +22,12 @@ from kdjax import (
     rewards,
     scale,
 )
+from kdjax import score as score_module
 from kdjax import train as train_module
 from kdjax.answers import Graded, Outcome
 from kdjax.base import ConfigError, DataError
 from kdjax.config import RL, Config, Turn
-from kdjax.drawing import draw
+from kdjax.drawing import draw, with_old_policy
 from kdjax.parts import batch_at, build, fresh_state
 from kdjax.rewards import math
 from kdjax.timetable import updates_at
@@ -183,6 +185,25 @@ def test_distilling_while_rewarding(rewarded, teacher_folder):
     )
     train_module.train(config)
     assert {"clipped_surrogate(0.2)", "reverse_kl", "reward"} <= set(logged(config)[0])
+
+
+def test_other_policies_are_read_in_micro_batches(tiny, monkeypatch):  # noqa: F811
+    """The reference and the policy that drew never have more rows in memory than the step has."""
+    config = dataclasses.replace(
+        tiny, teacher=None, objective=clipped_surrogate(0.2), rl=RL(4, even_digits, epochs=2),
+        batch_size=16, micro_batches=2, reference=tiny.student,
+    )  # fmt: skip
+    parts, rows, read = build(validate(config)), [], score_module.score
+
+    def counted(model, params, teacher, teacher_params, rollout, **settings):
+        rows.append(len(rollout.tokens_bs))
+        return read(model, params, teacher, teacher_params, rollout, **settings)
+
+    monkeypatch.setattr(score_module, "score", counted)
+    rollout = random_rollout(0, 20, [3] * 16, [5] * 16)
+    made = parts.refer(with_old_policy(parts, parts.initial_params, rollout))
+    assert rows == [8, 8]
+    np.testing.assert_allclose(made.old_logp_bt, made.reference_logp_bt, atol=1e-5)
 
 
 def test_updates_of_a_run():

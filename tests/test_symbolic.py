@@ -262,16 +262,16 @@ def test_without_the_extra_the_error_names_it(monkeypatch):
         validate(Config(rl=RL(2, math)))
 
 
-def test_workers_of_a_reward_live_until_it_is_closed(monkeypatch, hasty):
+def test_workers_of_a_reward_live_until_it_is_closed(monkeypatch, stub):
     """One process for all batches; what it can't judge is 0 and said to be so."""
-    monkeypatch.setattr(rewards, "open_symbolic", lambda workers: Strict(hasty))
+    monkeypatch.setattr(rewards, "open_symbolic", lambda workers: Strict(stub))
     rewarder, problems = open_rewarder(math), [Problem("p", "", GOLD)] * 5
     said = [r"\boxed{pid}", r"\boxed{x}", r"\boxed{raise}", r"\boxed{2 \sqrt3}", "no box"]
     made = [rewarder.of_all(problems, said) for _ in range(2)]
     for value_b, not_scored_b in made:
         assert value_b.tolist() == [1, 0, 0, 1, 0]
         assert not_scored_b.tolist() == [False, False, True, False, False]
-    (worker,) = hasty._workers
+    (worker,) = stub._workers
     assert worker.answers == 6
     rewarder.close()
     assert not is_running(worker.process.pid)
