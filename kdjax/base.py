@@ -95,6 +95,8 @@ class Rollout(NamedTuple):
     advantage_bt:     of each response token, where responses were rewarded.
     reward_b, pass_rate_b:  the row's reward, and the share of its problem's group that has a
                       reward over 0.
+    draws_b:          int32, times that the row was drawn until its group had a signal, or the tries
+                      were over.
     not_scored_b:     rows whose reward is 0 because a verifier could not judge them, where it says
                       so.
 
@@ -116,6 +118,7 @@ class Rollout(NamedTuple):
     advantage_bt: jax.Array | None = None
     reward_b: jax.Array | None = None
     pass_rate_b: jax.Array | None = None
+    draws_b: jax.Array | None = None
     not_scored_b: jax.Array | None = None
 
 

@@ -64,10 +64,12 @@ def _rewarded(parts: Parts, params: Params, number: int, length: int) -> Rollout
     tag, indices = batch_at(parts, number)
     problems = np.repeat(indices[: parts.config.batch_size // rl.group_size], rl.group_size)
     rollout = _attempt(parts, params, (tag, problems, np.arange(len(problems))), key, length)
+    draws = np.ones(len(problems), np.int32)
     for again in range(1, rl.redraws + 1):
         rows = np.flatnonzero(~_have_signal(rollout.reward_b, rl.group_size))
         if not len(rows):
             break
+        draws[rows] += 1
         asked = tag, problems[rows], rows
         fresh = _attempt(parts, params, asked, jax.random.fold_in(key, again), length)
         useful = _have_signal(fresh.reward_b, rl.group_size)
@@ -84,6 +86,7 @@ def _rewarded(parts: Parts, params: Params, number: int, length: int) -> Rollout
         advantage_bt=jnp.asarray(tokens, jnp.float32),
         reward_b=jnp.asarray(reward, jnp.float32),
         pass_rate_b=jnp.asarray(rate, jnp.float32),
+        draws_b=draws,
     )
 
 

@@ -43,6 +43,7 @@ def expected_rollout(method: Config, mesh: Mesh) -> Rollout:
         made = made._replace(reference_logp_bt=a_token())
     if is_rewarded(method):
         made = made._replace(advantage_bt=a_token(), reward_b=a_row(), pass_rate_b=a_row())
+        made = made._replace(draws_b=array(jnp.int32))
         if method.rl.reward is math:
             made = made._replace(not_scored_b=array(jnp.bool_))
         if method.rl.epochs > 1:

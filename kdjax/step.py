@@ -186,7 +186,7 @@ def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
     if rollout.old_logp_bt is not None:
         moved = jnp.abs(scores.student_logp - rollout.old_logp_bt)
         token_level["policy_drift"] = reduce(moved, scores.mask, weights)
-    for name in ("staleness", "reward", "not_scored"):
+    for name in ("staleness", "reward", "draws", "not_scored"):
         value = getattr(rollout, f"{name}_b")
         if value is not None:
             token_level[name] = WeightedSum(jnp.sum(value.astype(jnp.float32)), rows)

@@ -138,7 +138,7 @@ def _loop(
                 record = None
                 if saves or logs:
                     record = _record(parts, state, values, entropy, time.perf_counter() - began)
-                    new = cost(logged, done, record["response_length"])
+                    new = cost(logged, done, record)
                     logged, total = done, {name: total[name] + new[name] for name in PARTS}
                     record |= total
                     if tests:

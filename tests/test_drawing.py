@@ -101,6 +101,7 @@ def test_only_groups_without_signal_are_drawn_anew(rewarded):
     np.testing.assert_array_equal(old[4:, :width], new[4:, :width])
     assert (old[:4, :width] != new[:4, :width]).any()
     assert float(jnp.ptp(after.reward_b[:4])) > 0
+    assert np.asarray(after.draws_b).tolist() == [2] * 4 + [1] * 4
 
 
 def test_no_signal_leaves_the_parameters(rewarded):
@@ -110,6 +111,7 @@ def test_no_signal_leaves_the_parameters(rewarded):
     record = logged(config)[0]
     assert record["gradient_norm"] == record["loss"] == record["reward_signal"] == 0
     assert record["reward"] == 0.25
+    assert record["draws"] == 3.0
 
 
 @pytest.mark.parametrize(
