@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -98,3 +100,30 @@ def test_chunks_are_made_once(tmp_path):
         file.write_text(damaged)
         assert keep(0, lambda: make(4)) == first | {"value": 4}
     assert made == [1, 3, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("struck", ["drawing", "writing"])
+def test_a_kill_loses_the_chunk_in_flight_alone(tmp_path, struck):
+    """A process that is killed outright while it makes the third chunk, or at the last moment of
+    writing it: the two before are there, and no more is made again."""
+    code = """
+import os, pathlib, signal, sys
+from kdjax import report
+
+def die(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+keep = report.keep_chunks(pathlib.Path(sys.argv[1]))
+keep(0, lambda: ["chunk", 0])
+keep(1, lambda: ["chunk", 1])
+if sys.argv[2] == "writing":
+    pathlib.Path.replace = die
+keep(2, die if sys.argv[2] == "drawing" else lambda: ["chunk", 2])
+"""
+    child = subprocess.run([sys.executable, "-c", code, str(tmp_path), struck], timeout=120)
+    assert child.returncode == -signal.SIGKILL
+    assert report.chunks_in(tmp_path) == 2
+    keep, made = report.keep_chunks(tmp_path), []
+    again = [keep(n, lambda n=n: made.append(n) or ["chunk", n]) for n in range(4)]
+    assert again == [["chunk", n] for n in range(4)]
+    assert made == [2, 3]
