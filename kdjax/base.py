@@ -208,6 +208,24 @@ class Scores(NamedTuple):
     advantage: jax.Array | None = None
     parts: dict[str, jax.Array] | None = None
 
+    def known(self, name: str) -> jax.Array:
+        """A field that a loss needs. Errors: ConfigError where it is None, with what brings it."""
+        value = getattr(self, name)
+        if value is None:
+            remedy = BROUGHT_BY.get(name, BROUGHT_BY["teacher"])
+            raise ConfigError(f"the objective needs {name}, which is not known here: {remedy}")
+        return value
+
+
+BROUGHT_BY = {
+    "teacher": "set teacher (a kept top-k knows neither its entropy nor its log-probability)",
+    "divergence": "set teacher, or use another objective",
+    "reference_logp": "set reference",
+    "old_logp": "set rl.epochs over 1, or rollouts.ahead",
+    "advantage": "set rl.group_size over 1, and prefix student",
+}
+"""What brings the `Scores` that may be None; a teacher, unless it is said."""
+
 
 class WeightedSum(NamedTuple):
     """A mean that is not divided yet: add totals and weights over micro-batches and devices, divide
