@@ -8,7 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_train import assert_bitwise_equal, final_state, interrupt_at, logged, tiny  # noqa: F401
+from test_train import (
+    assert_bitwise_equal,
+    assert_interrupted_equals_uninterrupted,
+    final_state,
+    tiny,  # noqa: F401
+)
 
 from kdjax import clipped_surrogate, flops, models, report
 from kdjax import train as train_module
@@ -79,7 +84,7 @@ def test_a_run_logs_its_cost_and_its_quality(tiny, tmp_path, monkeypatch):  # no
     train_module.train(plain)
     evaluation = dataclasses.replace(tiny.evaluation, every_steps=1, samples_during_training=3)
     tested = dataclasses.replace(tiny, run=str(tmp_path / "tested"), evaluation=evaluation)
-    result = train_module.train(tested)
+    result = assert_interrupted_equals_uninterrupted(tested, tmp_path, monkeypatch)
     assert_bitwise_equal(final_state(plain)[1], final_state(tested)[1])
     records = report.read_metrics(Path(tested.run))
     assert result.flops_by_part == {name: records[-1][name] for name in PARTS}
@@ -91,14 +96,6 @@ def test_a_run_logs_its_cost_and_its_quality(tiny, tmp_path, monkeypatch):  # no
         assert 0 < record["test_length"] <= 8
         assert record["test_entropy"] > 0
     assert not any(name.startswith("test_") for name in report.read_metrics(Path(plain.run))[0])
-    halves = dataclasses.replace(tested, run=str(tmp_path / "halves"))
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, 3)
-        with pytest.raises(KeyboardInterrupt):
-            train_module.train(halves)
-    train_module.train(halves)
-    assert logged(halves) == logged(tested)
-    assert [r["step"] for r in logged(halves) if "test_avg" in r] == [1, 2, 3, 4]
 
 
 def test_the_time_of_tests_is_not_training(tiny, monkeypatch):  # noqa: F811

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import random_rollout
-from test_train import assert_bitwise_equal, final_state, interrupt_at, logged, tiny  # noqa: F401
+from test_train import (
+    assert_bitwise_equal,
+    assert_interrupted_equals_uninterrupted,
+    logged,
+    tiny,  # noqa: F401
+)
 
 from kdjax import (
     add,
@@ -30,7 +35,7 @@ from kdjax.config import RL, Config, Turn
 from kdjax.drawing import draw, with_old_policy
 from kdjax.parts import batch_at, build, fresh_state
 from kdjax.rewards import math
-from kdjax.timetable import updates_at
+from kdjax.timetable import turn_at, updates_at
 from kdjax.validation import validate
 
 
@@ -114,39 +119,23 @@ def test_no_signal_leaves_the_parameters(rewarded):
     assert record["draws"] == 3.0
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"rl": RL(4, even_digits, epochs=2)},
-        {"rl": RL(2, even_digits, redraws=1, overlong_buffer_tokens=4)},
-        {"turns": (Turn(from_step=2, objective=divergence, prefix="teacher"),), "teacher": True},
-    ],
-    ids=["two epochs", "redrawn and shaped", "then distilled"],
-)
-def test_interrupted_equals_uninterrupted(rewarded, tmp_path, monkeypatch, change, teacher_folder):
-    """Stopped before step 3 and resumed from step 2: the same bits and metrics; each record says
-    what the responses earned."""
-    if change.get("teacher"):
-        change = change | {"teacher": str(teacher_folder)}
-    whole = dataclasses.replace(rewarded, **change)
-    train_module.train(whole)
-    halves = dataclasses.replace(whole, run=str(tmp_path / "halves"))
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, 3)
-        with pytest.raises(KeyboardInterrupt):
-            train_module.train(halves)
-    train_module.train(halves)
-    step, state, _ = final_state(whole)
-    assert step == int(state.step) == 4
-    assert_bitwise_equal(state, final_state(halves)[1])
-    assert logged(whole) == logged(halves)
-    for number, record in enumerate(logged(whole)):
-        rewarded_step = not (whole.turns and number >= 2)
-        assert ("reward" in record) == rewarded_step
-        assert ("policy_drift" in record) == (rewarded_step and whole.rl.epochs > 1)
+def test_interrupted_equals_uninterrupted(rewarded, tmp_path, monkeypatch, teacher_folder):
+    """Rewarded steps, redrawn, shaped and of two updates each, in turn with distilled ones: resumed
+    before one of each, the bits and metrics are the same; records say what responses earned."""
+    config = dataclasses.replace(
+        rewarded,
+        rl=RL(4, even_digits, epochs=2, redraws=1, overlong_buffer_tokens=4),
+        teacher=str(teacher_folder),
+        turns=(Turn(share=0.5, objective=divergence, prefix="teacher"),),
+    )
+    assert [turn_at(config, step) for step in range(4)] == [0, 1, 0, 1]
+    assert_interrupted_equals_uninterrupted(config, tmp_path, monkeypatch)
+    for step, record in enumerate(logged(config)):
+        rewarded_step = step in (0, 2)
+        assert ("reward" in record) == ("policy_drift" in record) == rewarded_step
         assert record["gradient_norm"] > 0
-    if whole.rl.epochs > 1:  # counted from the policy that drew: 0 at first, not any more at last
-        assert logged(whole)[0]["sampler_gap"] < 1e-5 < logged(whole)[0]["policy_drift"]
+    # counted from the policy that drew: 0 at first, not any more at last
+    assert logged(config)[0]["sampler_gap"] < 1e-5 < logged(config)[0]["policy_drift"]
 
 
 def test_a_verifier_is_opened_once_for_a_run(rewarded, monkeypatch):

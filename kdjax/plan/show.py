@@ -97,7 +97,7 @@ def remarks(config: Config) -> Iterator[str]:
     """What the phases don't say of a step."""
     rewarded = [method for method in methods(config) if is_rewarded(method)]
     if rewarded and config.rl.epochs > 1:
-        yield f"rl.epochs {config.rl.epochs}: a rewarded step makes so many updates, each as its phase says"
+        yield f"rl.epochs {config.rl.epochs}: a rewarded step makes so many updates, a phase each"
     if rewarded and config.rl.redraws:
         yield (
             f"rl.redraws {config.rl.redraws}: groups that are drawn anew are left out; they take up"
