@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 
 from kdjax import data, flops
 from kdjax.parts import Parts, batch_at
-from kdjax.timetable import methods, turn_at, updates_of
+from kdjax.timetable import is_rewarded, methods, turn_at, updates_of
 
 SAMPLING, TEACHER, FORWARD, BACKWARD = (
     "flops_sampling",
@@ -22,23 +22,23 @@ SAMPLING, TEACHER, FORWARD, BACKWARD = (
 )
 PARTS = (SAMPLING, TEACHER, FORWARD, BACKWARD)
 
-Cost = Callable[[int, int, float], dict[str, float]]
-"""cost(first, last, length) -> FLOPs of the steps first .. last - 1, whose responses have `length`
-tokens in the mean."""
+Cost = Callable[[int, int, Mapping[str, Any]], dict[str, float]]
+"""cost(first, last, record) -> FLOPs of the steps first .. last - 1, for all of which the metrics
+of a logged step stand: its mean response_length in tokens, and its draws of a row if rewarded."""
 
 
 def open_account(parts: Parts) -> Cost:
     """The cost of any steps of a run, by part (`PARTS`), whoever does the work:
 
-    - sampling: drawing responses. The student draws each step's. The teacher's are drawn once for
-      each problem that the run visits, when it is first visited, as if for this run alone.
+    - sampling: drawing responses. The student draws each step's; groups that are drawn anew count
+      each time, at the length of those that were kept. The teacher's are drawn once for each
+      problem that the run visits, when it is first visited, as if for this run alone.
     - teacher: reading every step's responses. Where its states are kept in a folder, its head
       alone; where its top-k are kept, nothing. A reference model reads them too.
     - student_forward and student_backward: of the training step.
 
     Responses that are read from a folder or are of the data cost nothing to draw. The gate's
-    measurements, evaluations and groups that are drawn anew are not counted. Prompts count with
-    their mean length (of 64).
+    measurements and evaluations are not counted. Prompts count with their mean length (of 64).
     """
     config, programs = parts.config, parts.programs
     shape = programs.student.config
@@ -50,24 +50,26 @@ def open_account(parts: Parts) -> Cost:
     if parts.frozen is not None:
         adapter = sum(leaf.size for leaf in jax.tree.leaves(parts.initial_params))
 
-    whose = [(method.prefix, updates_of(method)) for method in methods(config)]
+    whose = [(m.prefix, is_rewarded(m), updates_of(m)) for m in methods(config)]
 
     @functools.cache
-    def kind_at(number: int) -> tuple[str, str, int]:
+    def kind_at(number: int) -> tuple[str, str, bool, int]:
         return batch_at(parts, number)[0], *whose[turn_at(config, number)]
 
-    def kinds(first: int, last: int) -> Counter[tuple[str, str, int]]:
+    def kinds(first: int, last: int) -> Counter[tuple[str, str, bool, int]]:
         return Counter(kind_at(number) for number in range(first, last))
 
-    before: tuple[int, Counter[tuple[str, str, int]]] = 0, Counter()
+    before: tuple[int, Counter[tuple[str, str, bool, int]]] = 0, Counter()
 
-    def cost(first: int, last: int, length: float) -> dict[str, float]:
+    def cost(first: int, last: int, record: Mapping[str, Any]) -> dict[str, float]:
         nonlocal before
+        length, draws = record["response_length"], record.get("draws", 1.0)
         spent = dict.fromkeys(PARTS, 0.0)
         step, counted = before if before[0] <= first else (0, Counter())
         before = first, counted + kinds(step, first)
         earlier = before[1]
-        for (tag, prefix, updates), steps in kinds(first, last).items():
+        for kind, steps in kinds(first, last).items():
+            tag, prefix, rewarded, updates = kind
             teacher, whole = parts.teachers[tag], prompt + length
             rows = steps * config.batch_size
             sizes = rows * prompt, rows * length, whole
@@ -86,12 +88,10 @@ def open_account(parts: Parts) -> Cost:
             if parts.stored:
                 continue
             if prefix == "student":
-                spent[SAMPLING] += flops.response(shape, *sizes)
+                again = draws if rewarded else 1.0
+                spent[SAMPLING] += again * flops.response(shape, *sizes)
             if prefix == "teacher" and teacher.programs.model is not None:
-                seen, known = (
-                    earlier[tag, prefix, updates] * config.batch_size,
-                    len(parts.groups[tag]),
-                )
+                seen, known = earlier[kind] * config.batch_size, len(parts.groups[tag])
                 drawn = min(seen + rows, known) - min(seen, known)
                 spent[SAMPLING] += flops.response(
                     teacher.programs.model.config, drawn * prompt, drawn * length, whole
@@ -102,11 +102,10 @@ def open_account(parts: Parts) -> Cost:
 
 
 def spent(cost: Cost, metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """FLOPs by part up to the last record: the length of a logged step stands for those since the
-    one before."""
+    """FLOPs by part up to the last record: a logged step stands for those since the one before."""
     total, done = dict.fromkeys(PARTS, 0.0), 0
     for record in metrics:
-        new = cost(done, record["step"], record["response_length"])
+        new = cost(done, record["step"], record)
         total = {name: total[name] + new[name] for name in PARTS}
         done = record["step"]
     return total

@@ -34,13 +34,13 @@ def policy_gradient(advantage: Objective) -> Objective:
 
 def log_ratio(scores: Scores) -> jax.Array:
     """log p - log q of the sampled token, in nats: the reward of on-policy distillation."""
-    return _known(scores, "teacher_logp") - scores.student_logp
+    return scores.known("teacher_logp") - scores.student_logp
 
 
 def reference_log_ratio(scores: Scores) -> jax.Array:
     """log ref - log q of the sampled token, in nats: `policy_gradient(reference_log_ratio)` has the
     gradient of KL(student || reference) in expectation, which the k3 estimator has not."""
-    return _known(scores, "reference_logp") - scores.student_logp
+    return scores.known("reference_logp") - scores.student_logp
 
 
 def power_difference(exponent: Number) -> Objective:
@@ -53,7 +53,7 @@ def power_difference(exponent: Number) -> Objective:
     require("power_difference: exponent", exponent, lambda a: a > 0, "above 0")
 
     def difference(scores: Scores) -> jax.Array:
-        teacher = jnp.exp(exponent * _known(scores, "teacher_logp"))
+        teacher = jnp.exp(exponent * scores.known("teacher_logp"))
         return teacher - jnp.exp(exponent * scores.student_logp)
 
     return composed(difference, power_difference, numbers=(exponent,))
@@ -69,7 +69,7 @@ def extrapolated(scale: Number) -> Objective:
     require("extrapolated: scale", scale, lambda s: s >= 0, "at least 0")
 
     def reward(scores: Scores) -> jax.Array:
-        gained = _known(scores, "teacher_logp") - _known(scores, "reference_logp")
+        gained = scores.known("teacher_logp") - scores.known("reference_logp")
         return log_ratio(scores) + (scale - 1) * gained
 
     return composed(reward, extrapolated, numbers=(scale,))
@@ -103,11 +103,3 @@ def bounded(advantage: Objective, low: Number, high: Number) -> Objective:
         return jnp.clip(advantage(scores), low, high)
 
     return composed(between, bounded, advantage, numbers=(low, high))
-
-
-def _known(scores: Scores, name: str) -> jax.Array:
-    value = getattr(scores, name)
-    if value is None:
-        model = name.removesuffix("_logp")
-        raise ConfigError(f"the advantage needs the {model}'s log-probability; set {model}")
-    return value

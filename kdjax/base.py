@@ -95,6 +95,10 @@ class Rollout(NamedTuple):
     advantage_bt:     of each response token, where responses were rewarded.
     reward_b, pass_rate_b:  the row's reward, and the share of its problem's group that has a
                       reward over 0.
+    draws_b:          int32, times that the row was drawn until its group had a signal, or the tries
+                      were over.
+    not_scored_b:     rows whose reward is 0 because a verifier could not judge them, where it says
+                      so.
 
     The last response token of a finished row is its stop token: it is trained on like any other.
     """
@@ -114,6 +118,8 @@ class Rollout(NamedTuple):
     advantage_bt: jax.Array | None = None
     reward_b: jax.Array | None = None
     pass_rate_b: jax.Array | None = None
+    draws_b: jax.Array | None = None
+    not_scored_b: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +207,24 @@ class Scores(NamedTuple):
     old_logp: jax.Array | None = None
     advantage: jax.Array | None = None
     parts: dict[str, jax.Array] | None = None
+
+    def known(self, name: str) -> jax.Array:
+        """A field that a loss needs. Errors: ConfigError where it is None, with what brings it."""
+        value = getattr(self, name)
+        if value is None:
+            remedy = BROUGHT_BY.get(name, BROUGHT_BY["teacher"])
+            raise ConfigError(f"the objective needs {name}, which is not known here: {remedy}")
+        return value
+
+
+BROUGHT_BY = {
+    "teacher": "set teacher (a kept top-k knows neither its entropy nor its log-probability)",
+    "divergence": "set teacher, or use another objective",
+    "reference_logp": "set reference",
+    "old_logp": "set rl.epochs over 1, or rollouts.ahead",
+    "advantage": "set rl.group_size over 1, and prefix student",
+}
+"""What brings the `Scores` that may be None; a teacher, unless it is said."""
 
 
 class WeightedSum(NamedTuple):

@@ -79,7 +79,7 @@ REDUCTIONS = Names(
     ),
 )
 GROUP_ADVANTAGES = Names(_by_name(grpo.standardized, grpo.centered, grpo.leave_one_out), {})
-REWARDS = Names(_by_name(rewards.accuracy), {})
+REWARDS = Names(_by_name(rewards.accuracy, rewards.math), {})
 SCHEDULES = _by_name(composition.linear, composition.switch)
 
 

@@ -160,7 +160,8 @@ class Rollouts:
     engine: the URL of an OpenAI-compatible server (docs/engines.md) that draws in place of this
     process, for teacher prefixes and `kdjax rollouts`; engine_model is its name for the model (by
     default the config's), engine_log_probs what its log-probabilities describe. reward_workers,
-    reward_seconds: rewards that are computed at a time, and how long those of a batch may take.
+    reward_seconds: rewards that are computed at a time, and how long those of a batch may take
+    (answers of reward math have a deadline each).
     """
 
     rows: int = 512
@@ -195,7 +196,8 @@ class RL:
     """What the student's responses are rewarded for, and how an objective sees it.
 
     group_size: samples of each problem in a batch (1: nothing is rewarded); a step takes the first
-    batch_size / group_size problems of its batch. reward: a function of (prompt, response, answer).
+    batch_size / group_size problems of its batch. reward: a function of (prompt, response, answer);
+    by name accuracy, or math, which takes symbolic answers too (extra math, docs/verifier.md).
     advantage: of rewards within a group (kdjax/grpo.py). epochs: updates over one rollout. redraws:
     times that groups without signal, all of whose rewards are equal, are drawn anew.
     overlong_buffer_tokens: over so many tokens before the limit the reward falls by

@@ -15,8 +15,8 @@ from kdjax.gate import rollout_length
 from kdjax.models.lora import join
 from kdjax.optimizer import gate_state
 from kdjax.parts import ROLLOUT, Parts, batch_at, encode, run_key
-from kdjax.programs import head_chunk, jitted_score
-from kdjax.rewards import overlong_penalty, reward_all
+from kdjax.programs import jitted_logp, logp_settings
+from kdjax.rewards import overlong_penalty
 from kdjax.sharding import shard_batch
 from kdjax.timetable import is_rewarded, methods, turn_at
 
@@ -79,12 +79,11 @@ def deal(parts: Parts, own: Rollout) -> Rollout:
 def with_old_policy(parts: Parts, params: Params, rollout: Rollout) -> Rollout:
     """The rollout with its log-probabilities under these parameters of the student, from which the
     ratios of several updates are counted."""
-    programs, size = parts.programs, parts.tokenizer.size
-    chunk, whole = head_chunk(parts.config, parts.mesh, size), join(parts.frozen, params)
-    scores = jitted_score(  # by what is trained: an adapter merged and rounded is another function
-        programs.learner, None, programs.stops, chunk, size, parts.mesh, whole, None, rollout
-    )
-    return rollout._replace(old_logp_bt=scores.student_logp)
+    settings = logp_settings(parts.config, parts.programs, parts.tokenizer.size)
+    whole = join(parts.frozen, params)
+    # by what is trained: an adapter merged and rounded is another function
+    old = jitted_logp(parts.programs.learner, whole, rollout, **settings)
+    return rollout._replace(old_logp_bt=old)
 
 
 def _rewarded(parts: Parts, reads: Params, number: int, length: int) -> Rollout:
@@ -93,18 +92,19 @@ def _rewarded(parts: Parts, reads: Params, number: int, length: int) -> Rollout:
     rl, key = parts.config.rl, run_key(parts.config, ROLLOUT, number)
     tag, indices = own_batch_at(parts, number)
     problems = np.repeat(indices, rl.group_size)
-    rollout, reward = _attempt(parts, reads, (tag, problems, np.arange(len(problems))), key, length)
+    rollout = _attempt(parts, reads, (tag, problems, np.arange(len(problems))), key, length)
+    draws = np.ones(len(problems), np.int32)
     for again in range(1, rl.redraws + 1):
-        rows = np.flatnonzero(~_have_signal(reward, rl.group_size))
+        rows = np.flatnonzero(~_have_signal(rollout.reward_b, rl.group_size))
         if not len(rows):
             break
+        draws[rows] += 1
         asked = tag, problems[rows], rows
-        fresh, new = _attempt(parts, reads, asked, jax.random.fold_in(key, again), length)
-        useful = _have_signal(new, rl.group_size)
-        reward[rows[useful]] = new[useful]
+        fresh = _attempt(parts, reads, asked, jax.random.fold_in(key, again), length)
+        useful = _have_signal(fresh.reward_b, rl.group_size)
         for old, drawn in zip(jax.tree.leaves(rollout), jax.tree.leaves(fresh), strict=True):
             old[rows[useful]] = drawn[useful]
-    lengths = np.asarray(rollout.response_length_b)
+    reward, lengths = rollout.reward_b, rollout.response_length_b
     penalty = overlong_penalty(lengths, length, rl.overlong_buffer_tokens)
     shaped = reward + rl.overlong_penalty * penalty
     advantage = rl.advantage(shaped.reshape(-1, rl.group_size)).reshape(-1, 1)
@@ -115,6 +115,7 @@ def _rewarded(parts: Parts, reads: Params, number: int, length: int) -> Rollout:
         advantage_bt=jnp.asarray(tokens, jnp.float32),
         reward_b=jnp.asarray(reward, jnp.float32),
         pass_rate_b=jnp.asarray(rate, jnp.float32),
+        draws_b=draws,
     )
 
 
@@ -125,8 +126,9 @@ def _have_signal(reward_b: np.ndarray, group_size: int) -> np.ndarray:
 
 def _attempt(
     parts: Parts, reads: Params, asked: tuple[str, np.ndarray, np.ndarray], key: Any, length: int
-) -> tuple[Rollout, np.ndarray]:
-    """(responses as host arrays that can be written, their rewards) of (tag, problems, rows)."""
+) -> Any:
+    """The responses of (tag, problems, rows) with their rewards (float64): a Rollout of host arrays
+    that can be written."""
     (tag, problems, rows), config = asked, parts.config
     batch = encode(parts.source, parts.tokenizer, problems, config, length)
     samples = problems * config.rl.group_size + rows % config.rl.group_size
@@ -138,11 +140,6 @@ def _attempt(
         parts.tokenizer.decode(tokens[start : start + count].tolist())
         for tokens, start, count in zip(rollout.tokens_bs, starts, counts, strict=True)
     ]
-    reward = reward_all(
-        config.rl.reward,
-        [parts.source.problem(int(index)) for index in problems],
-        texts,
-        workers=config.rollouts.reward_workers,
-        deadline_seconds=config.rollouts.reward_seconds,
-    )
-    return rollout, reward
+    asked_of = [parts.source.problem(int(index)) for index in problems]
+    made = parts.rewarder.of_all(asked_of, texts)
+    return rollout._replace(reward_b=made.value_b, not_scored_b=made.not_scored_b)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +18,7 @@ from kdjax.answers import Grader, grade_boxed, grade_flexible
 from kdjax.base import Params, Rollout, Scores
 from kdjax.config import WHERE_IT_RUNS, Config
 from kdjax.config_json import as_dict
+from kdjax.digest import digest
 from kdjax.evaluate import Chunk, EvalReport, Keep, evaluate, progress, to_json
 from kdjax.page import render_page
 from kdjax.parts import EVALUATE, PROGRESS, Parts, identities, run_key, test_source
@@ -102,8 +101,7 @@ def _keeping(config: Config, besides: dict[str, Any], chunks: int) -> Iterator[K
         yield lambda number, make: make()
         return
     key = evaluation_key(config) | besides | {"versions": report.versions()}
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    folder = Path(config.cache) / "evaluations" / digest
+    folder = Path(config.cache) / "evaluations" / digest(key)
     first = processes.from_first(lambda: report.chunks_in(folder))
     with training_progress("evaluation", chunks, first) as show:
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from kdjax.base import Rollout
 from kdjax.config import Config
 from kdjax.programs import Programs
+from kdjax.rewards import math
 from kdjax.sharding import batch_spec
 from kdjax.timetable import is_rewarded, methods
 
@@ -42,6 +43,9 @@ def expected_rollout(method: Config, mesh: Mesh) -> Rollout:
         made = made._replace(reference_logp_bt=a_token())
     if is_rewarded(method):
         made = made._replace(advantage_bt=a_token(), reward_b=a_row(), pass_rate_b=a_row())
+        made = made._replace(draws_b=array(jnp.int32))
+        if method.rl.reward is math:
+            made = made._replace(not_scored_b=array(jnp.bool_))
         if method.rl.epochs > 1:
             made = made._replace(old_logp_bt=a_token())
     return made

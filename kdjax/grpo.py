@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.base import ConfigError, Objective, Scores
+from kdjax.base import Objective, Scores
 from kdjax.composition import Number, composed, composition_of, require, walk
 
 GroupAdvantage = Callable[[np.ndarray], np.ndarray]
@@ -104,11 +104,7 @@ def importance(objective: Objective, maximum: Number) -> Objective:
 def group_advantage(scores: Scores) -> jax.Array:
     """The advantage of a token's response in its group, [B, T]: an advantage to compose, such as
     `policy_gradient(add(group_advantage, scale(log_ratio, 0.1)))`."""
-    if scores.advantage is None:
-        raise ConfigError(
-            "the objective needs rewards: set rl.group_size over 1, and prefix student"
-        )
-    return scores.advantage
+    return scores.known("advantage")
 
 
 def negative_entropy(scores: Scores) -> jax.Array:

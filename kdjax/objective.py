@@ -97,11 +97,7 @@ def at_temperature(loss: TokenLoss, temperature: Number) -> TokenLoss:
 
 def divergence(scores: Scores) -> jax.Array:
     """The objective of distillation: the token loss itself, [B, T] in nats (arXiv 2605.16826)."""
-    if scores.divergence is None:
-        raise ConfigError(
-            "divergence: there is no teacher to diverge from; set teacher, or use another objective"
-        )
-    return scores.divergence
+    return scores.known("divergence")
 
 
 def negative_log_likelihood(scores: Scores) -> jax.Array:
@@ -111,12 +107,12 @@ def negative_log_likelihood(scores: Scores) -> jax.Array:
 
 def forward_divergence(scores: Scores) -> jax.Array:
     """KL(teacher || student), [B, T] in nats, whatever the token loss is."""
-    return _of_teacher(scores, "forward_kl")
+    return scores.known("forward_kl")
 
 
 def reverse_divergence(scores: Scores) -> jax.Array:
     """KL(student || teacher), [B, T] in nats, whatever the token loss is."""
-    return _of_teacher(scores, "reverse_kl")
+    return scores.known("reverse_kl")
 
 
 def where_teacher_unsure(objective: Objective, entropy_nats: Number) -> Objective:
@@ -132,20 +128,10 @@ def where_teacher_unsure(objective: Objective, entropy_nats: Number) -> Objectiv
     require("where_teacher_unsure: entropy_nats", entropy_nats, lambda h: h >= 0, "at least 0")
 
     def selected(scores: Scores) -> jax.Array:
-        unsure = _of_teacher(scores, "teacher_entropy") >= entropy_nats
+        unsure = scores.known("teacher_entropy") >= entropy_nats
         return jnp.where(unsure, objective(scores), 0.0)
 
     return composed(selected, where_teacher_unsure, objective, numbers=(entropy_nats,))
-
-
-def _of_teacher(scores: Scores, name: str) -> jax.Array:
-    value = getattr(scores, name)
-    if value is None:
-        raise ConfigError(
-            f"the objective needs {name}, which is not known here: set teacher (a kept top-k does"
-            " not know the teacher's entropy)"
-        )
-    return value
 
 
 def runs_on(objective: Objective, *known: str) -> bool:

@@ -35,6 +35,7 @@ from kdjax.programs import (
     sampler_of,
 )
 from kdjax.reference import open_reference, read_reference
+from kdjax.rewards import Rewarder, open_rewarder
 from kdjax.rollout import from_dataset, from_student
 from kdjax.stored import Stored
 from kdjax.student import Student, open_student
@@ -54,6 +55,7 @@ class Parts(NamedTuple):
     this process's devices, by itself. teachers, groups (the rows of
     source), what is asked of them, and the folders that they are stored in, if any, are by tag;
     prefixes by whose they are and tag. refer(rollout) adds what the reference model says of it.
+    rewarder is closed by who has built these parts and drawn with them.
     """
 
     config: Config
@@ -68,6 +70,7 @@ class Parts(NamedTuple):
     groups: data.Groups
     prefixes: dict[str, dict[str, PrefixSource]]
     refer: Callable[[Rollout], Rollout]
+    rewarder: Rewarder
     identities: dict[str, str]
     asked: dict[str, Asked]
     stored: dict[str, Stored]
@@ -133,7 +136,8 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     return Parts(
         config, programs, tokenizer, student.trained, student.frozen, student.whole, draw, source,
         teachers, groups, {method.prefix: prefixes(method) for method in methods(config)},
-        open_reference(config, programs, tokenizer), identities(config), asked(config), kept,
+        open_reference(config, programs, tokenizer), _open_rewarder(config), identities(config),
+        asked(config), kept,
     )  # fmt: skip
 
 
@@ -159,6 +163,15 @@ def fresh_state(parts: Parts) -> TrainState:
 def batch_at(parts: Parts, number: int) -> tuple[str, list[int]]:
     """(tag, rows of the source) that step `number` is trained on."""
     return data.batch_at(parts.groups, number, parts.config.batch_size, parts.config.seed)
+
+
+def _open_rewarder(config: Config) -> Rewarder:
+    settings = config.rollouts
+    return open_rewarder(
+        config.rl.reward,
+        workers=settings.reward_workers,
+        deadline_seconds=settings.reward_seconds,
+    )
 
 
 def _open_student(config: Config, folder: Path, programs: Programs) -> Student:

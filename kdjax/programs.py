@@ -21,7 +21,7 @@ from kdjax.models import DecoderConfig, parameter_count
 from kdjax.models.linear import LoRA
 from kdjax.models.lora import adapter_of
 from kdjax.sampler import CACHE_BYTES, open_sampler
-from kdjax.score import response_states, score
+from kdjax.score import response_states, sampled_logp, score
 from kdjax.sharding import (
     BATCH,
     constrain,
@@ -300,6 +300,24 @@ def jitted_score(
         mesh=mesh,
     )
     return jax.tree.map(lambda x: constrain(mesh, x, BATCH, None), scores)
+
+
+jitted_logp = jax.jit(
+    sampled_logp,
+    static_argnames=("model", "micro_batches", "stops", "chunk", "vocabulary", "mesh"),
+)
+"""`sampled_logp`, jitted: for the policy that drew, and for the reference model."""
+
+
+def logp_settings(config: Config, programs: Programs, vocabulary: int) -> dict[str, Any]:
+    """What `jitted_logp` is told, so that it reads rows as the config's step does."""
+    return {
+        "micro_batches": config.micro_batches,
+        "stops": programs.stops,
+        "chunk": head_chunk(config, programs.mesh, vocabulary),
+        "vocabulary": vocabulary,
+        "mesh": programs.mesh,
+    }
 
 
 def choose_meshes(

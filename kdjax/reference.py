@@ -10,7 +10,7 @@ from kdjax import models
 from kdjax.base import ConfigError, Rollout
 from kdjax.config import Config
 from kdjax.models import DecoderConfig
-from kdjax.programs import Programs, head_chunk, jitted_score
+from kdjax.programs import Programs, jitted_logp, logp_settings
 from kdjax.tokenizer import Tokenizer, load_pair
 
 
@@ -38,12 +38,9 @@ def open_reference(
         )
     folder = models.find(config.reference)
     _, params = models.load(folder, mesh, params_dtype=jnp.dtype(config.dtype))
-    chunk = head_chunk(config, mesh, tokenizer.size)
+    settings = logp_settings(config, programs, tokenizer.size)
 
     def refer(rollout: Rollout) -> Rollout:
-        scores = jitted_score(
-            model, None, programs.stops, chunk, tokenizer.size, mesh, params, None, rollout
-        )
-        return rollout._replace(reference_logp_bt=scores.student_logp)
+        return rollout._replace(reference_logp_bt=jitted_logp(model, params, rollout, **settings))
 
     return refer

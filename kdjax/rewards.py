@@ -1,21 +1,23 @@
 """Rewards: plain functions of (prompt, response, answer), run outside the step by bounded workers.
 
-A reward never evaluates model text in this process; one that must (symbolic mathematics) asks
-workers of its own that can be killed.
+A reward never evaluates model text in this process; one that must (`math`) asks workers of its own
+that can be killed.
 """
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdjax.answers import extract_answer, is_equivalent
+from kdjax.answers import Grader, Outcome, extract_answer, is_equivalent
 from kdjax.base import DataError, Problem
+from kdjax.symbolic import open_symbolic
 
 Reward = Callable[[str, str, str], float]
 """(prompt, response, gold answer) -> a number, most often in [0, 1]."""
@@ -33,6 +35,61 @@ def accuracy(prompt: str, response: str, answer: str) -> float:
     """
     del prompt
     return float(is_equivalent(extract_answer(response), answer))
+
+
+def math(prompt: str, response: str, answer: str) -> float:
+    r"""1 where the last closed box after the thinking part is the gold answer, exactly or by
+    math-verify (the strict grader of docs/verifier.md; extra `math`); else 0.
+
+    By itself it starts a worker for each call; a run starts its workers once (`open_rewarder`).
+
+    math("", r"\boxed{\sqrt{12}}", r"2\sqrt{3}")  # 1.0
+    """
+    with open_symbolic() as grader:
+        return float(_graded(grader, [Problem("", prompt, answer)], [response]).value_b[0])
+
+
+class Rewards(NamedTuple):
+    """Of the responses of a batch: value_b float64, and where something says so not_scored_b, the
+    rows of value 0 that the verifier could not judge."""
+
+    value_b: np.ndarray
+    not_scored_b: np.ndarray | None = None
+
+
+class Rewarder(NamedTuple):
+    """A reward as a run uses it: of_all(problems, responses) -> Rewards, and close() at its end."""
+
+    of_all: Callable[[Sequence[Problem], Sequence[str]], Rewards]
+    close: Callable[[], None]
+
+
+def open_rewarder(reward: Reward, *, workers: int = 4, deadline_seconds: float = 60.0) -> Rewarder:
+    """The reward by so many workers at a time: threads, all of a batch within the deadline
+    (`reward_all`); for `math` processes, which live until close and have a deadline for each
+    answer (`open_symbolic`).
+
+    Errors: ConfigError for `math` without its extra.
+
+    >>> rewarder = open_rewarder(accuracy)
+    >>> rewarder.of_all([Problem("one", "6x7=", "42")], [r"\\boxed{42}"]).value_b.tolist()
+    [1.0]
+    """
+    if reward is math:
+        grader = open_symbolic(workers=workers)
+        return Rewarder(functools.partial(_graded, grader), grader.close)
+    own = functools.partial(reward_all, reward, workers=workers, deadline_seconds=deadline_seconds)
+    return Rewarder(lambda problems, responses: Rewards(own(problems, responses)), lambda: None)
+
+
+def _graded(grader: Grader, problems: Sequence[Problem], responses: Sequence[str]) -> Rewards:
+    golds = (problem.answer for problem in problems)
+    outcomes = [graded.outcome for graded in grader([*zip(responses, golds, strict=True)])]
+    correct, not_scored = (
+        np.array([one is wanted for one in outcomes])
+        for wanted in (Outcome.CORRECT, Outcome.NOT_SCORED)
+    )
+    return Rewards(correct.astype(float), not_scored)
 
 
 def reward_all(

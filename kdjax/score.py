@@ -24,7 +24,14 @@ from kdjax.objective import (
     terms,
 )
 from kdjax.reduction import sequence_mean, token_mean
-from kdjax.sharding import collect_rows, own_rows, vocabulary_axis, whole_rows
+from kdjax.sharding import (
+    collect_rows,
+    micro_batched,
+    own_rows,
+    vocabulary_axis,
+    whole_batch,
+    whole_rows,
+)
 from kdjax.stops import RAW, Stops, kept, merged
 from kdjax.topk import TopK, buckets, top_k
 
@@ -157,6 +164,40 @@ def score(
         vocabulary=vocabulary,
         mesh=mesh,
     )[1]
+
+
+def sampled_logp(
+    model: Model,
+    params: Params,
+    rollout: Rollout,
+    *,
+    micro_batches: int = 1,
+    stops: Stops = RAW,
+    chunk: int = 1024,
+    vocabulary: int | None = None,
+    mesh: Mesh | None = None,
+) -> jax.Array:
+    """A model's log-probability of each response token, [B, T] in nats, 0 beyond the response: of
+    a policy or a reference that is not trained here. Micro-batches are read one after the other,
+    as the step reads them, so that no more rows are in memory at a time."""
+
+    def of(rows: Rollout) -> jax.Array:
+        return score(
+            model,
+            params,
+            None,
+            None,
+            rows,
+            stops=stops,
+            chunk=chunk,
+            vocabulary=vocabulary,
+            mesh=mesh,
+        ).student_logp
+
+    if micro_batches == 1:
+        return of(rollout)
+    pieces = jax.tree.map(lambda x: micro_batched(x, micro_batches), rollout)
+    return whole_batch(jax.lax.map(of, pieces))
 
 
 def token_function(

@@ -358,6 +358,20 @@ def rows_on_host(tree: T) -> T:
     return jax.tree.map(local, tree)
 
 
+def micro_batched(x: jax.Array, pieces: int) -> jax.Array:
+    """[B, ...] -> [pieces, B / pieces, ...], every piece spread over the batch's devices."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 1, 0)
+
+
+def whole_batch(x: jax.Array) -> jax.Array:
+    """The inverse of `micro_batched`.
+
+    >>> whole_batch(micro_batched(jnp.arange(6), 3)).tolist()
+    [0, 1, 2, 3, 4, 5]
+    """
+    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
+
+
 def pad_rows(rows: np.ndarray, mesh: Mesh, at_least: int = 1) -> np.ndarray:
     """The rows, the last one repeated until they can be dealt over the mesh."""
     wanted = -(-max(len(rows), at_least) // data_size(mesh)) * data_size(mesh)

@@ -29,7 +29,7 @@ from kdjax.models.lora import join
 from kdjax.objective import divergence, require_per_token
 from kdjax.reduction import reduce, sequence_mean, token_mean
 from kdjax.score import scored_loss
-from kdjax.sharding import replicated
+from kdjax.sharding import micro_batched, replicated
 from kdjax.stops import RAW, Stops
 
 Metrics = dict[str, jax.Array]
@@ -132,7 +132,7 @@ def make_step(
         gradient_of = functools.partial(gradient, params, *constants)
         if micro_batches == 1:
             return gradient_of(rollout)
-        pieces = jax.tree.map(lambda x: _deal(x, micro_batches), rollout)
+        pieces = jax.tree.map(lambda x: micro_batched(x, micro_batches), rollout)
         shapes = jax.eval_shape(gradient_of, jax.tree.map(lambda x: x[0], pieces))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
@@ -186,7 +186,7 @@ def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
     if rollout.old_logp_bt is not None:
         moved = jnp.abs(scores.student_logp - rollout.old_logp_bt)
         token_level["policy_drift"] = reduce(moved, scores.mask, weights)
-    for name in ("staleness", "reward"):
+    for name in ("staleness", "reward", "draws", "not_scored"):
         value = getattr(rollout, f"{name}_b")
         if value is not None:
             token_level[name] = WeightedSum(jnp.sum(value.astype(jnp.float32)), rows)
@@ -200,8 +200,3 @@ def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
         "truncated": WeightedSum(jnp.sum(rollout.truncated_b.astype(jnp.float32)), rows),
         "empty": WeightedSum(jnp.sum((rollout.response_length_b == 0).astype(jnp.float32)), rows),
     }
-
-
-def _deal(x: jax.Array, pieces: int) -> jax.Array:
-    """[B, ...] -> [pieces, B / pieces, ...], every piece spread over the batch's devices."""
-    return jnp.moveaxis(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 1, 0)

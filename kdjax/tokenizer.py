@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdjax.base import ConfigError, DataError
+from kdjax.digest import digest
 
 
 class Tokenizer(NamedTuple):
@@ -312,10 +312,6 @@ def _identity(hf) -> dict[str, Any]:
         name: parts.get(name) for name in ("normalizer", "pre_tokenizer")
     }
     return {
-        "fingerprint": _hash(decisive),
-        "cutting": tuple((name, _hash(part)) for name, part in cutting.items()),
+        "fingerprint": digest(decisive),
+        "cutting": tuple((name, digest(part)) for name, part in cutting.items()),
     }
-
-
-def _hash(part: Any) -> str:
-    return hashlib.sha256(json.dumps(part, sort_keys=True).encode()).hexdigest()[:16]

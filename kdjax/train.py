@@ -78,6 +78,7 @@ def train(config: Config) -> EvalReport:
         state, seconds = _loop(parts, state, seconds, folder, checkpoints)
     finally:
         checkpoints.close()
+        parts.rewarder.close()
     return _finish(parts, state, seconds, folder)
 
 
@@ -136,7 +137,7 @@ def _loop(
                 record = None
                 if saves or logs:
                     record = _record(parts, state, values, entropy, time.perf_counter() - began)
-                    new = cost(logged, done, record["response_length"])
+                    new = cost(logged, done, record)
                     logged, total = done, {name: total[name] + new[name] for name in PARTS}
                     record |= total
                     if tests:

@@ -25,6 +25,7 @@ import numpy as np
 
 from kdjax.base import Array, ConfigError, DataError, Samples, StorageError, TopK, Trajectories
 from kdjax.config_json import differences
+from kdjax.digest import digest
 from kdjax.models.folder import one_line
 from kdjax.progress import announce
 
@@ -38,11 +39,10 @@ Draw = Callable[[np.ndarray], Trajectories]
 def place_of(cache: Path, settings: dict[str, Any]) -> Path:
     """The folder of these settings in a cache: other settings have another.
 
-    >>> place_of(Path("cache"), {"seed": 0}).name
-    '9463faa209d6c2a8'
+    >>> place_of(Path("cache"), {"seed": 0}) == place_of(Path("cache"), {"seed": 1})
+    False
     """
-    text = json.dumps(settings, sort_keys=True, indent=2)
-    return cache / "trajectories" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    return cache / "trajectories" / digest(settings)
 
 
 def open_trajectories(path: Path, settings: dict[str, Any], draw: Draw) -> Draw:
@@ -165,11 +165,11 @@ def identity(path: Path) -> str:
     """
     settings = read_settings(path)
     require_complete(path, settings)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    whole = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for number in range(_chunks(settings)):
         sums = _read_sums(_chunk_place(path, number))
-        digest.update(str(sorted(v for name, v in sums.items() if ".arrow" in name)).encode())
-    return digest.hexdigest()[:16]
+        whole.update(str(sorted(v for name, v in sums.items() if ".arrow" in name)).encode())
+    return whole.hexdigest()[:16]
 
 
 def reader(path: Path, settings: dict[str, Any], draw: Draw | None = None) -> Draw:

@@ -15,6 +15,7 @@ from kdjax.config import RL, Config, Data, Lora, Turn, teacher_models
 from kdjax.gate import entropy_gate
 from kdjax.grpo import importance
 from kdjax.objective import divergence
+from kdjax.rewards import math
 from kdjax.sampler import check_sampling
 from kdjax.sources.mapping import mapping_of
 from kdjax.symbolic import check_installed
@@ -161,6 +162,8 @@ def _check_rl(config: Config) -> None:
         )
     if rl.group_size == 1 and rl != RL():
         raise ConfigError("rl is set, and rl.group_size 1 rewards nothing; set it to 2 or more")
+    if rl.reward is math:
+        check_installed("rl.reward math")
     weighed = any(_uses(method.objective, importance) for method in methods(config))
     if config.stops == "merge" and (config.rollouts.ahead or weighed):
         raise ConfigError(

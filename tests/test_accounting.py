@@ -8,11 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_train import assert_bitwise_equal, final_state, interrupt_at, logged, tiny  # noqa: F401
+from test_train import (
+    assert_bitwise_equal,
+    assert_interrupted_equals_uninterrupted,
+    final_state,
+    tiny,  # noqa: F401
+)
 
-from kdjax import flops, models, report
+from kdjax import clipped_surrogate, flops, models, report
 from kdjax import train as train_module
 from kdjax.accounting import PARTS, open_account, spent
+from kdjax.config import RL, Turn
 from kdjax.parts import build
 
 
@@ -31,7 +37,7 @@ def test_parts_by_hand(tiny, prefix):  # noqa: F811
     student, or by the teacher each problem once."""
     config = dataclasses.replace(tiny, prefix=prefix)
     student, teacher = (models.read_config(Path(n)) for n in (config.student, config.teacher))
-    found = open_account(build(config))(0, 5, 6.0)
+    found = open_account(build(config))(0, 5, {"response_length": 6.0})
     sizes = sizes_of(config, 40, 6.0)
     forward, backward = flops.student(student, *sizes)
     own = {"student": (student, 40), "teacher": (teacher, 24)}[prefix]
@@ -49,13 +55,26 @@ def test_parts_by_hand(tiny, prefix):  # noqa: F811
 def test_steps_add_up(tiny):  # noqa: F811
     """However the steps are divided, and also where an epoch ends between (after step 3)."""
     cost = open_account(build(dataclasses.replace(tiny, prefix="teacher")))
-    for name, whole in cost(0, 6, 5.0).items():
-        assert cost(0, 2, 5.0)[name] + cost(2, 6, 5.0)[name] == pytest.approx(whole, rel=1e-12)
-    assert cost(3, 6, 5.0)["flops_sampling"] == 0.0
-    records = [{"step": 2, "response_length": 5.0}, {"step": 6, "response_length": 3.0}]
+    five, three = {"response_length": 5.0}, {"response_length": 3.0}
+    for name, whole in cost(0, 6, five).items():
+        assert cost(0, 2, five)[name] + cost(2, 6, five)[name] == pytest.approx(whole, rel=1e-12)
+    assert cost(3, 6, five)["flops_sampling"] == 0.0
+    records = [{"step": 2, **five}, {"step": 6, **three}]
     assert spent(cost, records)["flops_teacher"] == pytest.approx(
-        cost(0, 2, 5.0)["flops_teacher"] + cost(2, 6, 3.0)["flops_teacher"]
+        cost(0, 2, five)["flops_teacher"] + cost(2, 6, three)["flops_teacher"]
     )
+
+
+def test_groups_that_are_drawn_anew(tiny):  # noqa: F811
+    """Sampling costs what was drawn, in rewarded steps alone: three rows for each of 8 in steps 2
+    and 3, one before. Nothing else does."""
+    config = dataclasses.replace(
+        tiny, rl=RL(4, redraws=2), turns=(Turn(from_step=2, objective=clipped_surrogate(0.2)),)
+    )
+    cost, once = open_account(build(config)), {"response_length": 6.0}
+    plain, redrawn = cost(0, 4, once), cost(0, 4, once | {"draws": 3.0})
+    assert redrawn["flops_sampling"] == pytest.approx(2 * plain["flops_sampling"], rel=1e-12)
+    assert plain | {"flops_sampling": 0} == redrawn | {"flops_sampling": 0}
 
 
 def test_a_run_logs_its_cost_and_its_quality(tiny, tmp_path, monkeypatch):  # noqa: F811
@@ -65,7 +84,7 @@ def test_a_run_logs_its_cost_and_its_quality(tiny, tmp_path, monkeypatch):  # no
     train_module.train(plain)
     evaluation = dataclasses.replace(tiny.evaluation, every_steps=1, samples_during_training=3)
     tested = dataclasses.replace(tiny, run=str(tmp_path / "tested"), evaluation=evaluation)
-    result = train_module.train(tested)
+    result = assert_interrupted_equals_uninterrupted(tested, tmp_path, monkeypatch)
     assert_bitwise_equal(final_state(plain)[1], final_state(tested)[1])
     records = report.read_metrics(Path(tested.run))
     assert result.flops_by_part == {name: records[-1][name] for name in PARTS}
@@ -77,14 +96,6 @@ def test_a_run_logs_its_cost_and_its_quality(tiny, tmp_path, monkeypatch):  # no
         assert 0 < record["test_length"] <= 8
         assert record["test_entropy"] > 0
     assert not any(name.startswith("test_") for name in report.read_metrics(Path(plain.run))[0])
-    halves = dataclasses.replace(tested, run=str(tmp_path / "halves"))
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, 3)
-        with pytest.raises(KeyboardInterrupt):
-            train_module.train(halves)
-    train_module.train(halves)
-    assert logged(halves) == logged(tested)
-    assert [r["step"] for r in logged(halves) if "test_avg" in r] == [1, 2, 3, 4]
 
 
 def test_the_time_of_tests_is_not_training(tiny, monkeypatch):  # noqa: F811

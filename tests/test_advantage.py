@@ -9,12 +9,16 @@ import pytest
 
 from kdjax import (
     bounded,
+    divergence,
     extrapolated,
+    group_advantage,
     importance,
     log_compressed,
     log_ratio,
     policy_gradient,
     power_difference,
+    reference_log_ratio,
+    reverse_divergence,
     reverse_kl,
 )
 from kdjax.base import ConfigError, Scores
@@ -108,3 +112,20 @@ def test_what_is_missing_is_named(advantage, missing):
     scores = every_token(LOGITS)._replace(**{f"{missing}_logp": None})
     with pytest.raises(ConfigError, match=f"set {missing}"):
         policy_gradient(advantage)(scores)
+
+
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        (divergence, "needs divergence, .* set teacher, or use another objective"),
+        (reverse_divergence, "needs reverse_kl, .* set teacher .a kept top-k"),
+        (log_ratio, "needs teacher_logp, .* set teacher .a kept top-k"),
+        (reference_log_ratio, "needs reference_logp, .* set reference"),
+        (group_advantage, "needs advantage, .* set rl.group_size over 1, and prefix student"),
+    ],
+)
+def test_what_is_not_known_is_named_with_what_brings_it(objective, says):
+    """One line: the field that is None, and what to set."""
+    one = jnp.ones(1)
+    with pytest.raises(ConfigError, match=says):
+        objective(Scores(one, one, one, one > 0))

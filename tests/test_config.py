@@ -10,7 +10,6 @@ import typing
 import pytest
 
 from kdjax import (
-    accuracy,
     add,
     at_temperature,
     centered,
@@ -39,6 +38,7 @@ from kdjax.config import (
 )
 from kdjax.config_json import as_dict, differences, from_dict
 from kdjax.gate import POLICIES
+from kdjax.rewards import math as math_reward
 from kdjax.train import HELDOUT_RESPONSES
 from kdjax.validation import validate
 
@@ -61,7 +61,7 @@ FULL = Config(
     sampling=Sampling(0.0, 0.9, 20, 0.1),
     rollouts=Rollouts(8, 0.5, "int8", 0.2, True, "http://localhost:1/v1", "m", "drawn", 2, 3.0),
     seed=3,
-    rl=RL(3, accuracy, centered, 2, 1, 1),
+    rl=RL(3, math_reward, centered, 2, 1, 1),
     data=Data(
         task="calc",
         terms=(2,),

@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_train import assert_bitwise_equal, final_state, interrupt_at, logged, tiny  # noqa: F401
+from conftest import random_rollout
+from test_train import (
+    assert_bitwise_equal,
+    assert_interrupted_equals_uninterrupted,
+    logged,
+    tiny,  # noqa: F401
+)
 
 from kdjax import (
     add,
@@ -18,14 +24,18 @@ from kdjax import (
     forward_kl,
     importance,
     reverse_kl,
+    rewards,
     scale,
 )
+from kdjax import score as score_module
 from kdjax import train as train_module
+from kdjax.answers import Graded, Outcome
 from kdjax.base import ConfigError, DataError
 from kdjax.config import RL, Config, Turn
-from kdjax.drawing import draw
+from kdjax.drawing import draw, with_old_policy
 from kdjax.parts import batch_at, build, fresh_state
-from kdjax.timetable import updates_at
+from kdjax.rewards import math
+from kdjax.timetable import turn_at, updates_at
 from kdjax.validation import validate
 
 
@@ -96,6 +106,7 @@ def test_only_groups_without_signal_are_drawn_anew(rewarded):
     np.testing.assert_array_equal(old[4:, :width], new[4:, :width])
     assert (old[:4, :width] != new[:4, :width]).any()
     assert float(jnp.ptp(after.reward_b[:4])) > 0
+    assert np.asarray(after.draws_b).tolist() == [2] * 4 + [1] * 4
 
 
 def test_no_signal_leaves_the_parameters(rewarded):
@@ -105,41 +116,56 @@ def test_no_signal_leaves_the_parameters(rewarded):
     record = logged(config)[0]
     assert record["gradient_norm"] == record["loss"] == record["reward_signal"] == 0
     assert record["reward"] == 0.25
+    assert record["draws"] == 3.0
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"rl": RL(4, even_digits, epochs=2)},
-        {"rl": RL(2, even_digits, redraws=1, overlong_buffer_tokens=4)},
-        {"turns": (Turn(from_step=2, objective=divergence, prefix="teacher"),), "teacher": True},
-    ],
-    ids=["two epochs", "redrawn and shaped", "then distilled"],
-)
-def test_interrupted_equals_uninterrupted(rewarded, tmp_path, monkeypatch, change, teacher_folder):
-    """Stopped before step 3 and resumed from step 2: the same bits and metrics; each record says
-    what the responses earned."""
-    if change.get("teacher"):
-        change = change | {"teacher": str(teacher_folder)}
-    whole = dataclasses.replace(rewarded, **change)
-    train_module.train(whole)
-    halves = dataclasses.replace(whole, run=str(tmp_path / "halves"))
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, 3)
-        with pytest.raises(KeyboardInterrupt):
-            train_module.train(halves)
-    train_module.train(halves)
-    step, state, _ = final_state(whole)
-    assert step == int(state.step) == 4
-    assert_bitwise_equal(state, final_state(halves)[1])
-    assert logged(whole) == logged(halves)
-    for number, record in enumerate(logged(whole)):
-        rewarded_step = not (whole.turns and number >= 2)
-        assert ("reward" in record) == rewarded_step
-        assert ("policy_drift" in record) == (rewarded_step and whole.rl.epochs > 1)
+def test_interrupted_equals_uninterrupted(rewarded, tmp_path, monkeypatch, teacher_folder):
+    """Rewarded steps, redrawn, shaped and of two updates each, in turn with distilled ones: resumed
+    before one of each, the bits and metrics are the same; records say what responses earned."""
+    config = dataclasses.replace(
+        rewarded,
+        rl=RL(4, even_digits, epochs=2, redraws=1, overlong_buffer_tokens=4),
+        teacher=str(teacher_folder),
+        turns=(Turn(share=0.5, objective=divergence, prefix="teacher"),),
+    )
+    assert [turn_at(config, step) for step in range(4)] == [0, 1, 0, 1]
+    assert_interrupted_equals_uninterrupted(config, tmp_path, monkeypatch)
+    for step, record in enumerate(logged(config)):
+        rewarded_step = step in (0, 2)
+        assert ("reward" in record) == ("policy_drift" in record) == rewarded_step
         assert record["gradient_norm"] > 0
-    if whole.rl.epochs > 1:  # counted from the policy that drew: 0 at first, not any more at last
-        assert logged(whole)[0]["sampler_gap"] < 1e-5 < logged(whole)[0]["policy_drift"]
+    # counted from the policy that drew: 0 at first, not any more at last
+    assert logged(config)[0]["sampler_gap"] < 1e-5 < logged(config)[0]["policy_drift"]
+
+
+def test_a_verifier_is_opened_once_for_a_run(rewarded, monkeypatch):
+    """Reward `math`: one verifier grades every step's responses and is closed at the end, also of a
+    run that fails; what it could not score counts as 0 and is a metric."""
+    opened, graded = [], []
+
+    class Verifier:
+        def __init__(self, workers):
+            opened.append(workers)
+
+        def __call__(self, pairs):
+            graded.append(len(pairs))
+            if len(graded) == 4:
+                raise DataError("no more")
+            names = ["correct", "wrong", "not_scored", "not_scored"] * 2
+            return [Graded(Outcome(name), "a") for name in names]
+
+        def close(self):
+            opened.append("closed")
+
+    monkeypatch.setattr(rewards, "open_symbolic", Verifier)
+    config = dataclasses.replace(rewarded, rl=RL(4, math), save_every_steps=1)
+    with pytest.raises(DataError, match="no more"):
+        train_module.train(config)
+    assert opened == [4, "closed"]
+    assert graded == [8] * 4
+    assert [(r["reward"], r["not_scored"], r["reward_signal"]) for r in logged(config)] == [
+        (0.25, 0.5, 1.0)
+    ] * 3
 
 
 def test_distilling_while_rewarding(rewarded, teacher_folder):
@@ -150,6 +176,25 @@ def test_distilling_while_rewarding(rewarded, teacher_folder):
     )
     train_module.train(config)
     assert {"clipped_surrogate(0.2)", "reverse_kl", "reward"} <= set(logged(config)[0])
+
+
+def test_other_policies_are_read_in_micro_batches(tiny, monkeypatch):  # noqa: F811
+    """The reference and the policy that drew never have more rows in memory than the step has."""
+    config = dataclasses.replace(
+        tiny, teacher=None, objective=clipped_surrogate(0.2), rl=RL(4, even_digits, epochs=2),
+        batch_size=16, micro_batches=2, reference=tiny.student,
+    )  # fmt: skip
+    parts, rows, read = build(validate(config)), [], score_module.score
+
+    def counted(model, params, teacher, teacher_params, rollout, **settings):
+        rows.append(len(rollout.tokens_bs))
+        return read(model, params, teacher, teacher_params, rollout, **settings)
+
+    monkeypatch.setattr(score_module, "score", counted)
+    rollout = random_rollout(0, 20, [3] * 16, [5] * 16)
+    made = parts.refer(with_old_policy(parts, parts.initial_params, rollout))
+    assert rows == [8, 8]
+    np.testing.assert_allclose(made.old_logp_bt, made.reference_logp_bt, atol=1e-5)
 
 
 def test_updates_of_a_run():

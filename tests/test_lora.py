@@ -14,7 +14,12 @@ import numpy as np
 import pytest
 from conftest import lively, random_rollout, tiny_config
 from safetensors.numpy import load_file
-from test_train import assert_bitwise_equal, interrupt_at, logged, tiny  # noqa: F401  (a fixture)
+from test_train import (
+    assert_bitwise_equal,
+    assert_interrupted_equals_uninterrupted,
+    logged,
+    tiny,  # noqa: F401  (a fixture)
+)
 
 from kdjax import flops, forward_kl, make_optimizer, models, report, train
 from kdjax.base import ConfigError, DataError
@@ -279,16 +284,8 @@ def test_interrupted_equals_uninterrupted(small, tmp_path, monkeypatch):
     checkpoint holds the adapter and its moments, and no base leaf."""
     curriculum = dataclasses.replace(small.curriculum, lengths=(4, 8), entropy_threshold_nats=0.1)
     small = dataclasses.replace(small, curriculum=curriculum)
-    train.train(small)
-    halves = dataclasses.replace(small, run=str(tmp_path / "halves"))
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, 3)
-        with pytest.raises(KeyboardInterrupt):
-            train.train(halves)
-    train.train(halves)
-    (state, leaves), (resumed, _) = saved(small), saved(halves)
-    assert_bitwise_equal(state, resumed)
-    assert logged(small) == logged(halves)
+    assert_interrupted_equals_uninterrupted(small, tmp_path, monkeypatch, lambda c: saved(c)[0])
+    leaves = saved(small)[1]
     assert "heldout_entropy" in logged(small)[2]
     arrays = [n for n, kind in leaves.items() if not kind.endswith("[]") and "history" not in n]
     assert len(arrays) == 3 * 2 * len(PROJECTIONS)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from kdjax import models
+from kdjax import clipped_surrogate, models, reverse_kl
+from kdjax import plan as plan_module
 from kdjax.__main__ import main
 from kdjax.base import ConfigError
-from kdjax.config import Config, Curriculum, Data, Layout, Lora
+from kdjax.config import RL, Config, Curriculum, Data, Layout, Lora, Turn
 from kdjax.models.known import KNOWN
-from kdjax.plan import device_gib, plan, shapes_of, to_json
+from kdjax.plan import Phase, device_gib, plan, shapes_of, to_json
 from kdjax.plan.show import advice
 from kdjax.programs import Shapes, choose_meshes, held_bytes
 from kdjax.sharding import make_mesh
@@ -43,8 +44,13 @@ def tiny(student_folder, teacher_folder) -> Config:
 
 @pytest.fixture(scope="module")
 def made(tiny):
-    """The plan of a student-prefix run on the eight devices, fsdp 2."""
-    config = dataclasses.replace(tiny, prefix="student", layout=Layout(fsdp=2))
+    """The plan of a run that distils, then rewards and asks a reference, on the eight devices with
+    fsdp 2."""
+    config = dataclasses.replace(
+        tiny, prefix="dataset", reference=tiny.student, rl=RL(4, epochs=2, redraws=1),
+        turns=(Turn(from_step=2, prefix="student", objective=clipped_surrogate(0.2)),),
+        layout=Layout(fsdp=2),
+    )  # fmt: skip
     return config, plan(config, "local")
 
 
@@ -58,13 +64,22 @@ def test_what_is_held(made):
     assert 0.5 <= held["trained parameters"] * GIB / (4 * student) < 0.52
     assert 0.5 <= held["teacher"] * GIB / (4 * teacher) < 0.52
     assert held["optimizer"] == pytest.approx(2 * held["trained parameters"], rel=1e-3)
+    assert held["reference"] == held["trained parameters"]
     assert held["frozen base"] == 0
 
 
 def test_phases(made):
-    """Both programs hold and send something; the KV cache is counted by hand."""
+    """Every program of the run holds and sends something; the KV cache is counted by hand."""
     config, planned = made
-    assert set(planned.phases) == {"step", "rollout"}
+    names = ["step", "step of turn 1", "rollout", "reference", "old policy"]
+    assert list(planned.phases) == names
+    assert all(phase.flops > 0 and phase.sent_gib for phase in planned.phases.values())
+    forward = planned.phases["reference"].flops  # of the student's shape, as is what drew
+    assert planned.phases["old policy"].flops == planned.phases["rollout"].flops == forward
+    teacher = planned.phases["step"].flops - 3 * forward
+    assert teacher > 0
+    assert planned.phases["step of turn 1"].flops == planned.phases["step"].flops
+    assert [line.split(":")[0] for line in planned.remarks] == ["rl.epochs 2", "rl.redraws 1"]
     step, rollout = planned.phases["step"], planned.phases["rollout"]
     shape = models.read_config(models.find(config.student))
     slots = config.data.max_prompt_tokens + config.curriculum.lengths[-1]
@@ -92,7 +107,39 @@ def test_advice_names_what_is_too_large(made):
         assert field in said
 
 
-def test_an_adapter_holds_less(tiny):
+@pytest.fixture
+def uncompiled(monkeypatch) -> list[int]:
+    """Plans whose phases hold nothing, at once; the methods whose steps are asked for."""
+    empty, asked = Phase({}, 1.0, {}, None, 0.0), []
+
+    def step_of(config, number, *_):
+        asked.append(number)
+        return empty, ""
+
+    monkeypatch.setattr(plan_module, "step_phase", step_of)
+    monkeypatch.setattr(plan_module, "rollout_phase", lambda *_: empty)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "rollouts"),
+    [
+        ({"turns": (Turn(0.5, prefix="student"),)}, ["teacher rollout", "student rollout"]),
+        ({"turns": (Turn(0.5, prefix="dataset"),)}, ["rollout"]),
+        ({"turns": (Turn(0.5, token_loss=reverse_kl), Turn(0.3))}, ["rollout"]),
+    ],
+)
+def test_a_step_for_each_method_and_a_rollout_for_each_source(tiny, uncompiled, changes, rollouts):
+    """Methods that share a source share its rollout; without a reference or epochs nothing is read
+    besides."""
+    made = plan(dataclasses.replace(tiny, prefix="teacher", **changes), "local")
+    steps = len(changes["turns"]) + 1
+    assert uncompiled == list(range(steps))
+    assert list(made.phases)[:steps] == ["step", "step of turn 1", "step of turn 2"][:steps]
+    assert list(made.phases)[steps:] == rollouts
+
+
+def test_an_adapter_holds_less(tiny, uncompiled):
     """LoRA: moments of the adapter alone, the base once."""
     config = dataclasses.replace(tiny, prefix="dataset", lora=Lora(rank=1))
     planned = plan(config, "local")

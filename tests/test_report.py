@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -93,3 +95,22 @@ def test_chunks_are_kept(tmp_path):
     for damaged in (whole.replace(b"0.3", b"0.4"), whole[:-1], b"", b"x", b"\xff"):
         file.write_bytes(damaged)
         assert report.read_chunk(folder, 0) is None
+
+
+def test_a_kill_loses_the_chunk_in_flight_alone(tmp_path):
+    """A process that is killed outright at the last moment of writing the third chunk: the two
+    before are there, and no third."""
+    code = """
+import os, pathlib, signal, sys
+from kdjax import report
+
+folder = pathlib.Path(sys.argv[1])
+report.write_chunk(folder, 0, ["chunk", 0])
+report.write_chunk(folder, 1, ["chunk", 1])
+pathlib.Path.replace = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+report.write_chunk(folder, 2, ["chunk", 2])
+"""
+    child = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=120)
+    assert child.returncode == -signal.SIGKILL
+    assert report.chunks_in(tmp_path) == 2
+    assert [report.read_chunk(tmp_path, n) for n in range(3)] == [["chunk", 0], ["chunk", 1], None]

@@ -14,7 +14,7 @@ from conftest import bigram, bigram_params, one_layer, random_rollout
 from kdjax import forward_kl, mix, reverse_kl
 from kdjax.base import ConfigError, Scores
 from kdjax.reduction import token_mean
-from kdjax.score import score, scored_loss
+from kdjax.score import sampled_logp, score, scored_loss
 
 V = 23
 PROMPTS, RESPONSES = [3, 6, 1], [5, 7, 2]
@@ -253,3 +253,23 @@ def test_a_chunk_holds_a_position(pair):
     rollout = random_rollout(9, V, PROMPTS, RESPONSES)
     with pytest.raises(ConfigError, match="head chunk must be at least 1 token, got 0"):
         score(bigram(), pair[0], bigram(), pair[1], rollout, chunk=0)
+
+
+def test_micro_batches_read_fewer_rows_at_a_time():
+    """A policy's log-probabilities are the same however many rows are read at once, and what is in
+    memory falls with them."""
+    model, params = one_layer(V, 3)
+    rollout = random_rollout(0, V, [3, 6, 1, 2, 4, 4, 5, 1], [5, 7, 2, 9, 1, 3, 4, 60])
+
+    @functools.partial(jax.jit, static_argnames="micro_batches")
+    def read(params, rollout, micro_batches):
+        return sampled_logp(model, params, rollout, micro_batches=micro_batches, chunk=4)
+
+    whole, parts = (read(params, rollout, n) for n in (1, 4))
+    assert float(jnp.abs(whole).sum(1).min()) > 0
+    chex.assert_trees_all_close(whole, parts, rtol=1e-5, atol=1e-6)
+    needed = [
+        read.lower(params, rollout, n).compile().memory_analysis().temp_size_in_bytes
+        for n in (1, 4)
+    ]
+    assert needed[1] < 0.4 * needed[0]

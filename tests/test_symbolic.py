@@ -16,11 +16,12 @@ from conftest import HAS_MATH_VERIFY, NO_MATH_VERIFY
 from golden_answers import SYMBOLIC
 from test_answers import flat
 
-from kdjax import symbolic
+from kdjax import rewards, symbolic
 from kdjax.answers import Outcome
-from kdjax.base import ConfigError
-from kdjax.config import Config, Evaluation
+from kdjax.base import ConfigError, Problem
+from kdjax.config import RL, Config, Evaluation
 from kdjax.examine import GRADERS
+from kdjax.rewards import math, open_rewarder
 from kdjax.symbolic import Lenient, Strict, is_decided, open_lenient, open_symbolic, unfit
 from kdjax.symbolic.pool import Reply, Workers
 from kdjax.validation import validate
@@ -257,6 +258,29 @@ def test_without_the_extra_the_error_names_it(monkeypatch):
         open_symbolic()
     with pytest.raises(ConfigError, match=r"evaluation\.grader math needs math-verify"):
         validate(Config(evaluation=Evaluation(grader="math")))
+    with pytest.raises(ConfigError, match=r"rl\.reward math needs math-verify"):
+        validate(Config(rl=RL(2, math)))
+
+
+def test_workers_of_a_reward_live_until_it_is_closed(monkeypatch, stub):
+    """One process for all batches; what it can't judge is 0 and said to be so."""
+    monkeypatch.setattr(rewards, "open_symbolic", lambda workers: Strict(stub))
+    rewarder, problems = open_rewarder(math), [Problem("p", "", GOLD)] * 5
+    said = [r"\boxed{pid}", r"\boxed{x}", r"\boxed{raise}", r"\boxed{2 \sqrt3}", "no box"]
+    made = [rewarder.of_all(problems, said) for _ in range(2)]
+    for value_b, not_scored_b in made:
+        assert value_b.tolist() == [1, 0, 0, 1, 0]
+        assert not_scored_b.tolist() == [False, False, True, False, False]
+    (worker,) = stub._workers
+    assert worker.answers == 6
+    rewarder.close()
+    assert not is_running(worker.process.pid)
+
+
+@with_math_verify
+def test_the_reward_alone():
+    """A plain function like any other: equal by algebra, not by text."""
+    assert math("", r"so \boxed{\sqrt{12}}", GOLD) == 1.0
 
 
 def test_limits_are_positive(monkeypatch):

@@ -13,7 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
-from test_train import assert_bitwise_equal, final_state, interrupt_at, logged
+from test_train import (
+    assert_bitwise_equal,
+    assert_interrupted_equals_uninterrupted,
+    final_state,
+    logged,
+)
 
 from kdjax import flops, models, report
 from kdjax import train as train_module
@@ -149,15 +154,7 @@ def test_steps_are_those_of_single_teachers(tiny):
 def test_interrupted_equals_uninterrupted(tiny, tmp_path, monkeypatch):
     """Stopped within a round of turns and resumed: the same bits, with teachers' trajectories."""
     whole = dataclasses.replace(tiny, prefix="teacher")
-    result = train_module.train(whole)
-    halves = dataclasses.replace(whole, run=str(tmp_path / "halves"))
-    with monkeypatch.context() as patched:
-        interrupt_at(patched, 3)
-        with pytest.raises(KeyboardInterrupt):
-            train_module.train(halves)
-    train_module.train(halves)
-    assert_bitwise_equal(final_state(whole)[1], final_state(halves)[1])
-    assert logged(whole) == logged(halves)
+    result = assert_interrupted_equals_uninterrupted(whole, tmp_path, monkeypatch)
     about = final_state(whole)[2]
     assert {"teacher add", "teacher sub"} <= set(about["identities"])
     swapped = dataclasses.replace(whole, teachers=whole.teachers[::-1])

@@ -233,30 +233,14 @@ def build(
         raise ConfigError(f"unknown remat {remat!r}; there are {list(REMAT)}")
     if kv_cache not in CACHES:
         raise ConfigError(f"unknown kv_cache {kv_cache!r}; there are {list(CACHES)}")
-    keep = CACHES[kv_cache]
-    abstract = nnx.eval_shape(lambda: Layer(config, dtype, lora, mesh, rngs=nnx.Rngs(0)))
-    layer_def, layer_state = nnx.split(abstract, nnx.Param)
-    layer_axes = logical_axes({"layers": nnx.to_pure_dict(layer_state)})["layers"]
-
+    keep, run_layer = CACHES[kv_cache], _layer_function(config, dtype, lora, mesh)
     whole_attention = functools.partial(
         attention, impl=impl, window=config.sliding_window, mesh=mesh, platform=platform
     )
 
-    def run_layer(params: Params, x, positions_bt, attend: Attend):
-        params, x = in_turn(params, x)
-        whole = jax.tree.map(
-            lambda w, axes: used(mesh, w, dtype, axes), params, layer_axes, is_leaf=is_quantized
-        )
-        return nnx.merge(layer_def, nnx.State(whole))(x, positions_bt, attend)
-
     def embed(params: Params, tokens):
         rows = lookup(mesh, params["embed"], tokens, dtype)
         return constrain(mesh, rows, BATCH, None, None)
-
-    def final_norm(params: Params, x):
-        wide = x.astype(jnp.float32)
-        scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.rms_norm_eps)
-        return (wide * scale * params["norm"][None, None]).astype(dtype)
 
     def hidden(params: Params, tokens_bs: jax.Array, segment_ids=None) -> jax.Array:
         positions = jnp.broadcast_to(jnp.arange(tokens_bs.shape[1]), tokens_bs.shape)
@@ -271,7 +255,7 @@ def build(
             body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
         unroll = LAYERS_A_ROUND if REMAT[remat] is None else 1
         x, _ = jax.lax.scan(body, embed(params, tokens_bs), params["layers"], unroll=unroll)
-        return final_norm(params, x)
+        return _final_norm(config, params, x, dtype)
 
     def head(params: Params) -> LMHead:
         return LMHead(params["embed" if config.tie_word_embeddings else "head"])
@@ -291,7 +275,7 @@ def build(
         for layer_params in params["layers"]:
             x, kept = run_layer(layer_params, x, positions, attend)
             cache.append(kept)
-        return final_norm(params, x), cache
+        return _final_norm(config, params, x, dtype), cache
 
     def extend(params: Params, tokens_bt, cache, pointer, start_b):
         slot = pointer + jnp.arange(tokens_bt.shape[1])
@@ -301,6 +285,29 @@ def build(
             attend = cached_attention(kept, pointer, start_b, config.sliding_window, keep)
             x, kept = run_layer(layer_params, x, positions, attend)
             new_cache.append(kept)
-        return final_norm(params, x), new_cache
+        return _final_norm(config, params, x, dtype), new_cache
 
     return Model(config, hidden, head, init_cache, prefill, extend)
+
+
+def _layer_function(config: DecoderConfig, dtype, lora: LoRA | None, mesh: Mesh | None):
+    """run(a layer's parameters, x, positions_bt, attend) -> (x, what attend kept): parameters are
+    gathered and made narrow where a layer uses them."""
+    abstract = nnx.eval_shape(lambda: Layer(config, dtype, lora, mesh, rngs=nnx.Rngs(0)))
+    layer_def, layer_state = nnx.split(abstract, nnx.Param)
+    layer_axes = logical_axes({"layers": nnx.to_pure_dict(layer_state)})["layers"]
+
+    def run(params: Params, x, positions_bt, attend: Attend):
+        params, x = in_turn(params, x)
+        whole = jax.tree.map(
+            lambda w, axes: used(mesh, w, dtype, axes), params, layer_axes, is_leaf=is_quantized
+        )
+        return nnx.merge(layer_def, nnx.State(whole))(x, positions_bt, attend)
+
+    return run
+
+
+def _final_norm(config: DecoderConfig, params: Params, x: jax.Array, dtype) -> jax.Array:
+    wide = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.rms_norm_eps)
+    return (wide * scale * params["norm"][None, None]).astype(dtype)

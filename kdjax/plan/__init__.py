@@ -1,7 +1,8 @@
 """`kdjax plan`: will it fit, and how fast could it be? The real programs, compiled ahead of time.
 
-Nothing is run and no weight is read: the step and the rollout of a config are compiled for devices
-that need not be here, and asked what they hold and send.
+Nothing is run and no weight is read: the steps and the rollouts of a config, and the readings of a
+reference model and of the policy that drew, are compiled for devices that need not be here, and
+asked what they hold and send.
 """
 
 from __future__ import annotations
@@ -14,18 +15,21 @@ from kdjax import models, topology
 from kdjax.base import ConfigError
 from kdjax.config import Config, teacher_models
 from kdjax.models.known import KNOWN, Known
+from kdjax.models.lora import join
 from kdjax.plan.phase import GIB, Phase, Plan, device_gib
 from kdjax.plan.rollout import rollout_phase
-from kdjax.plan.show import advice, show, to_json
-from kdjax.plan.step import step_phase
-from kdjax.programs import Shapes, choose_meshes, compose, head_chunk
+from kdjax.plan.show import advice, remarks, show, to_json
+from kdjax.plan.step import reading_phase, step_phase
+from kdjax.programs import Programs, Shapes, choose_meshes, compose, head_chunk
+from kdjax.timetable import methods, updates_of
 from kdjax.tokenizer import load_tokenizer
 
 __all__ = ["GIB", "Phase", "Plan", "device_gib", "plan", "shapes_of", "show", "to_json"]
 
 
 def plan(config: Config, target: str) -> Plan:
-    """Compile a config's step and rollout for a target; of several teachers, those of the largest.
+    """Compile a config's programs for a target, a phase for each: the steps and the rollouts of its
+    methods (`timetable.methods`), and what is read besides; of several teachers, the largest's.
 
     Errors: ConfigError where the compiler is missing, a layout can't be, or a model's shapes are
     not known.
@@ -37,8 +41,6 @@ def plan(config: Config, target: str) -> Plan:
         config = dataclasses.replace(config, attention="chunked")
     if config.layout.teacher_devices:
         raise ConfigError("plan: layout.teacher_devices is not planned yet; leave it at 0")
-    if config.turns:
-        raise ConfigError("plan: turns are not planned yet; plan each method alone")
     if config.trajectories is not None:
         raise ConfigError("plan: trajectories are not planned yet; leave them out")
     meshes = choose_meshes(config, devices, shapes)
@@ -51,10 +53,7 @@ def plan(config: Config, target: str) -> Plan:
         "reference": device_gib(programs.reference_params),
     }
     with topology.uncached():
-        step, step_text = step_phase(config, programs, shapes)
-        phases = {"step": step}
-        if config.prefix != "dataset":
-            phases["rollout"] = rollout_phase(config, programs, shapes)
+        phases, step_text = _phases(config, programs, shapes)
     memory = topology.memory_bytes(devices[0])
     made = Plan(
         target,
@@ -66,9 +65,30 @@ def plan(config: Config, target: str) -> Plan:
         head_chunk(config, mesh, shapes.vocabulary),
         config.attention,
         [],
+        list(remarks(config)),
         step_text,
     )
     return made._replace(advice=list(advice(config, made)))
+
+
+def _phases(config: Config, programs: Programs, shapes: Shapes) -> tuple[dict[str, Phase], str]:
+    """(every phase of a step, the program of the first method's step)."""
+    own, phases, texts = methods(config), {}, []
+    for number, method in enumerate(own):
+        name = f"step of turn {number}" if number else "step"
+        phases[name], text = step_phase(method, number, programs, shapes)
+        texts.append(text)
+    drawn = {method.prefix: method for method in own if method.prefix != "dataset"}
+    for prefix, method in drawn.items():
+        name = "rollout" if len(drawn) == 1 else f"{prefix} rollout"
+        phases[name] = rollout_phase(method, programs, shapes)
+    if programs.reference is not None:
+        given = programs.reference, programs.reference_params
+        phases["reference"] = reading_phase(config, programs, shapes, *given)
+    if any(updates_of(method) > 1 for method in own) and not config.rollouts.ahead:
+        trained = join(programs.frozen, programs.state.params)
+        phases["old policy"] = reading_phase(config, programs, shapes, programs.learner, trained)
+    return phases, texts[0]
 
 
 def shapes_of(config: Config) -> Shapes:

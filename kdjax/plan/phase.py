@@ -37,6 +37,7 @@ class Plan(NamedTuple):
     head_chunk: int
     attention: str
     advice: list[str]
+    remarks: list[str]
     step_text: str
 
     def total_gib(self, phase: str) -> float:

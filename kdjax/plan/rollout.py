@@ -23,7 +23,8 @@ from kdjax.trajectories import CHUNK_ROWS
 
 
 def rollout_phase(config: Config, programs: Programs, shapes: Shapes) -> Phase:
-    """The sampler of the prefix source: the student's batch, or a chunk of teacher trajectories.
+    """The sampler of a method's prefix source: the student's batch, whole groups where they are
+    rewarded, or a chunk of teacher trajectories.
 
     Rows are decoded as many at a time as the cache may hold, at the length limit."""
     model, source, rows, places = _sampled(config, programs)

@@ -7,6 +7,7 @@ from typing import Any
 
 from kdjax.config import Config
 from kdjax.plan.phase import Plan
+from kdjax.timetable import is_rewarded, methods
 
 
 def to_json(made: Plan) -> dict[str, Any]:
@@ -59,6 +60,8 @@ def show(made: Plan) -> None:
         " weights and KV cache read at the published bandwidth); a real step takes longer."
     )
     print(f"attention {made.attention}; {made.head_chunk} tokens a chunk of the loss head")
+    for line in made.remarks:
+        print(line)
     for line in made.advice:
         print(f"to make it fit: {line}")
 
@@ -68,21 +71,37 @@ def advice(config: Config, made: Plan) -> Iterator[str]:
     if made.fits:
         return
     devices = made.mesh["data"] * made.mesh["fsdp"] * made.mesh["tensor"]
-    held = sum(made.held_gib.values())
-    over = {p: made.total_gib(p) - (made.memory_gib or 0) for p in made.phases}
-    if held > 0.5 * (made.memory_gib or 0) and made.mesh["fsdp"] < devices:
+    held, memory = sum(made.held_gib.values()), made.memory_gib or 0.0
+    over = [p.extra_gib for name, p in made.phases.items() if made.total_gib(name) > memory]
+    trained = [extra for extra in over if "activations" in extra]
+    drawn = [extra for extra in over if "KV cache" in extra]
+    if held > 0.5 * memory and made.mesh["fsdp"] < devices:
         yield f"--layout.fsdp {devices}: deal the {held:.1f} GiB of states over all devices"
-    if over["step"] > 0:
-        extra = made.phases["step"].extra_gib
+    if trained:
+        extra = max(trained, key=lambda extra: extra["activations"])
         if config.remat != "full":
             yield f"--remat full: {extra['activations']:.1f} GiB are kept for the backward pass"
         if config.batch_size // config.micro_batches > devices // made.mesh["tensor"]:
             yield f"--micro_batches {config.micro_batches * 2}: half the rows at a time"
         if extra["temporaries"] > 2:
             yield "--head_memory_mib: a smaller chunk of the loss head"
-    if over.get("rollout", 0) > 0:
-        cache = made.phases["rollout"].extra_gib["KV cache"]
+    if drawn:
+        cache = max(extra["KV cache"] for extra in drawn)
         yield f"--layout.tensor 2: deal heads and the KV cache ({cache:.1f} GiB) over more devices"
         yield f"--rollouts.cache_gib {cache / 2:.1f}: fewer rows decoded at a time"
-    if held > 0.8 * (made.memory_gib or 0) and made.mesh["fsdp"] == devices:
+    if held > 0.8 * memory and made.mesh["fsdp"] == devices:
         yield "more devices, or smaller models: the states alone fill them"
+
+
+def remarks(config: Config) -> Iterator[str]:
+    """What the phases don't say of a step."""
+    rewarded = [method for method in methods(config) if is_rewarded(method)]
+    if rewarded and config.rl.epochs > 1:
+        yield f"rl.epochs {config.rl.epochs}: a rewarded step makes so many updates, a phase each"
+    if rewarded and config.rl.redraws:
+        yield (
+            f"rl.redraws {config.rl.redraws}: groups that are drawn anew are left out; they take up"
+            " to as many rollouts more"
+        )
+    if len(config.teachers) > 1:
+        yield f"of {len(config.teachers)} teachers all are held, and the largest's steps planned"

@@ -1,23 +1,29 @@
-"""The training step of a plan: compiled from shapes, with what its layers keep counted apart."""
+"""The training step of a plan: compiled from shapes, with what its layers keep counted apart; and
+what a step has read besides."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from kdjax import flops, topology
+from kdjax.base import Model
 from kdjax.config import Config
 from kdjax.expected import expected_rollout
 from kdjax.models.lora import join
 from kdjax.plan.phase import GIB, Phase, compiled_program, largest_teacher, sent_gib
-from kdjax.programs import Programs, Shapes, head_chunk
+from kdjax.programs import Programs, Shapes, head_chunk, jitted_logp, logp_settings
 from kdjax.sharding import data_size, replicated
 
 
-def step_phase(config: Config, programs: Programs, shapes: Shapes) -> tuple[Phase, str]:
+def step_phase(
+    config: Config, number: int, programs: Programs, shapes: Shapes
+) -> tuple[Phase, str]:
+    """One update of method `number`, whose config this is, and its program."""
     prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
     rows, length = config.batch_size, prompt + response
     mesh, began, teacher = programs.mesh, time.perf_counter(), largest_teacher(programs)
@@ -25,7 +31,9 @@ def step_phase(config: Config, programs: Programs, shapes: Shapes) -> tuple[Phas
     rollout = expected_rollout(config, mesh)
     entropy = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     compiled = compiled_program(
-        teacher.steps[0].lower(programs.state, teacher.params, rollout, entropy, programs.frozen)
+        teacher.steps[number].lower(
+            programs.state, teacher.params, rollout, entropy, programs.frozen
+        )
     )
     activations = _activation_gib(programs, rows // config.micro_batches, length)
     temporaries = compiled.memory_analysis().temp_size_in_bytes / GIB
@@ -33,19 +41,48 @@ def step_phase(config: Config, programs: Programs, shapes: Shapes) -> tuple[Phas
     sizes = rows * prompt, rows * response, length
     total = sum(flops.student(shapes.student, *sizes))
     total += flops.response(decoder, *sizes) if decoder else 0.0
-    chunks = rows * response / data_size(mesh) / head_chunk(config, mesh, shapes.vocabulary)
     text = compiled.as_text()
+    extra = {
+        "activations": min(activations, temporaries),
+        "temporaries": max(temporaries - activations, 0.0),
+    }
+    return _phase(config, programs, shapes, extra, total, text, began), text
+
+
+def reading_phase(
+    config: Config, programs: Programs, shapes: Shapes, model: Model, params: Any
+) -> Phase:
+    """A model that reads a step's rows for their log-probabilities (`score.sampled_logp`)."""
+    prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
+    rows, began = config.batch_size, time.perf_counter()
+    settings = logp_settings(config, programs, shapes.vocabulary)
+    rollout = expected_rollout(config, programs.mesh)
+    compiled = compiled_program(jitted_logp.lower(model, params, rollout, **settings))
+    total = flops.response(model.config, rows * prompt, rows * response, prompt + response)
+    extra = {"temporaries": compiled.memory_analysis().temp_size_in_bytes / GIB}
+    return _phase(config, programs, shapes, extra, total, compiled.as_text(), began)
+
+
+def _phase(
+    config: Config,
+    programs: Programs,
+    shapes: Shapes,
+    extra_gib: dict[str, float],
+    total: float,
+    text: str,
+    began: float,
+) -> Phase:
+    """The phase of a program that reads a step's rows, of so many FLOPs on all devices."""
+    mesh, tokens = programs.mesh, config.batch_size * config.curriculum.lengths[-1]
+    chunks = tokens / data_size(mesh) / head_chunk(config, mesh, shapes.vocabulary)
     chip = topology.chip(mesh.devices.flat[0])
     return Phase(
-        {
-            "activations": min(activations, temporaries),
-            "temporaries": max(temporaries - activations, 0.0),
-        },
+        extra_gib,
         total / mesh.size,
         sent_gib(text, chunks / config.micro_batches),
         chip and total / mesh.size / (chip.tflops * 1e12),
         time.perf_counter() - began,
-    ), text
+    )
 
 
 def _activation_gib(programs: Programs, rows: int, length: int) -> float:
