@@ -30,3 +30,12 @@ install() {
     touch "$stamp"
   fi
 }
+
+# What the scripts for several processes share: compute nodes install nothing, they use what is there.
+mistake() { echo "kdjax: $1" >&2; exit 64; }
+number() { if [[ $2 =~ ^[0-9]+$ ]]; then echo "$2"; else mistake "$1 needs a whole number, got '$2'"; fi; }
+quoted() { local line; line="$(printf ' %q' "$@")"; echo "${line:1}"; }  # a command as one could type it
+find_kdjax() {  # the kdjax of an active environment, else .venv's
+  PATH="$PATH:$PWD/.venv/bin"
+  command -v kdjax >/dev/null || mistake "no kdjax on PATH; install it: bash -c '. launch/environment.sh && install cuda'"
+}

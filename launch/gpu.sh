@@ -2,7 +2,7 @@
 # What is to be known of a GPU, in one call: correctness first, then the benches of head and sampler at the paper's
 # sizes, then the main job. Figures go to runs/gpu (or to the folder given). PYTHON must have jax with CUDA.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 out="${1:-runs/gpu}" python="${PYTHON:-python3}"
 mkdir -p "$out"
 export PYTHONPATH="$PWD" JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/$out/xla}"

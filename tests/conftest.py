@@ -1,4 +1,4 @@
-"""Strict JAX on eight forced CPU devices, tiny models, a loud word where torch is missing."""
+"""Strict JAX on eight forced CPU devices, tiny models, a loud word where something is missing."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from slurm import CAN_INSTALL, HAS_SLURM, NO_SLURM
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -45,10 +46,13 @@ def pytest_configure(config):
         raise pytest.UsageError("CI must run the parity tests: install torch (a CPU build)")
     if not HAS_MATH_VERIFY:
         raise pytest.UsageError("CI must grade symbolic answers: install math-verify")
+    if not HAS_SLURM and CAN_INSTALL:
+        raise pytest.UsageError("CI must run a job on Slurm: apt-get install slurm-wlm munge")
 
 
 def pytest_terminal_summary(terminalreporter):
     missing = [LEFT_OUT] * (not HAS_TORCH) + [NO_MATH_VERIFY] * (not HAS_MATH_VERIFY)
+    missing += [NO_SLURM] * (not HAS_SLURM)
     if missing:
         terminalreporter.section("left out")
     for line in missing:
