@@ -259,14 +259,15 @@ def _cells(study: Study, done: Sequence[Piece]) -> list[Cell]:
 
 def sweep(study: Study) -> dict[str, float]:
     """The weight of forward KL of each cell of the study's mixing sweep: those that are alike but
-    for it, the most of them where there are several such sets."""
+    for it, one of them a mix; the most of them where there are several such sets."""
     weights = {name: _weight(config) for name, config in study.cells.items()}
     sets: dict[str, dict[str, float]] = {}
     for name, weight in weights.items():
         if weight is not None and name not in study.starts:
             rest = as_dict(dataclasses.replace(study.cells[name], token_loss=forward_kl))
             sets.setdefault(str(rest), {})[name] = weight
-    return max(sets.values(), key=len, default={})
+    mixed = [found for found in sets.values() if any(0 < weight < 1 for weight in found.values())]
+    return max(mixed, key=len, default={})
 
 
 def _weight(config: Config) -> float | None:

@@ -316,9 +316,12 @@ def test_the_shipped_models_have_the_size_they_are_said_to_have():
         assert sum(map(math.prod, shapes)) == int(said.replace(",", "")), name
 
 
-def test_the_studys_verdicts_are_those_of_its_report():
-    """docs/study.md repeats, in order, the verdicts and differences of docs/study_tiny."""
-    said = rows("docs/study.md", "| claim of arXiv")
-    made = rows("docs/study_tiny/results.md", "| claim | verdict")
+@pytest.mark.parametrize(
+    ("study", "table"), [("tiny", "| claim of arXiv"), ("stops", "| claim | verdict")]
+)
+def test_the_studies_verdicts_are_those_of_their_reports(study, table):
+    """docs/study.md repeats, in order, the verdicts and differences of each study's report."""
+    said = rows("docs/study.md", table)
+    made = rows(f"docs/study_{study}/results.md", "| claim | verdict")
     plain = [[verdict.strip("*"), difference] for _, verdict, difference in said]
     assert [[v, re.sub(r"(?<=[( ])\+", "", d)] for _, v, d, *_ in made] == plain
