@@ -12,9 +12,10 @@ ROOT = Path(__file__).parent.parent / "kdjax"
 ROWS = [
     "numerics equivalence passk progress claims figure",
     "base answers bootstrap majority svg",
-    "symbolic composition kl comparison topk gate jobs sharding topology hlo",
+    "symbolic chat composition kl comparison topk gate jobs sharding topology hlo",
     "objective reduction advantage divergences grpo rewards head optimizer stops tasks"
-    " models tokenizer buckets",
+    " models buckets",
+    "tokenizer",
     "sources",
     "catalogue data sampler score flops",
     "config",
@@ -36,7 +37,14 @@ ROWS = [
     "__main__",
 ]
 ROW = {module: number for number, row in enumerate(ROWS) for module in row.split()}
-WITHOUT_JAX = ["answers.py", "equivalence.py", "majority.py", "passk.py", "symbolic/program.py"]
+WITHOUT_JAX = [
+    "answers.py",
+    "equivalence.py",
+    "majority.py",
+    "passk.py",
+    "symbolic/program.py",
+    "chat/program.py",
+]
 ONLY_IMPORTER = {
     "orbax": {"checkpoint"},
     "flax": {"models"},
