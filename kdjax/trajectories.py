@@ -25,11 +25,18 @@ import numpy as np
 
 from kdjax.base import Array, ConfigError, DataError, Samples, StorageError, TopK, Trajectories
 from kdjax.config_json import differences
-from kdjax.models.folder import one_line
+from kdjax.models.folder import member, one_line, read_json
 from kdjax.progress import announce
+from kdjax.sources import check_saved
 
 CHUNK_ROWS = 256
 SETTINGS, SUMS = "settings.json", "sha256.json"
+MANY = 2**31 - 1
+LIMITS = {"rows": MANY, "chunk_rows": MANY, "max_new_tokens": 2**20}
+"""The settings that every folder has, each at least 1 and at most so much."""
+KINDS = {
+    "prefix": str, "keep": str, "vocabulary": int, "teacher_stop_ids": list, "stop_ids": list,
+}  # fmt: skip
 
 Draw = Callable[[np.ndarray], Trajectories]
 """places (0 .. settings["rows"] - 1) -> their trajectories, max_new_tokens wide."""
@@ -93,14 +100,26 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} holds no trajectories (no {SETTINGS}); give a folder that kdjax rollouts wrote"
         )
-    try:
-        found = json.loads((path / SETTINGS).read_text())
-        found["rows"], found["chunk_rows"], found["max_new_tokens"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    found = read_json(path, SETTINGS)
+    kinds = {**KINDS, **dict.fromkeys(LIMITS, int)}
+    wrong = [
+        f"{name} is {found.get(name)!r}"
+        for name, kind in kinds.items()
+        if (name in found or name in LIMITS) and not _is_setting(kind, found.get(name), name)
+    ]
+    if wrong:
         raise DataError(
-            f"{path / SETTINGS} is damaged ({one_line(error)}); restore it, or draw anew"
-        ) from error
+            f"{path / SETTINGS} is damaged ({'; '.join(wrong)}); restore it, or draw anew"
+        )
     return found
+
+
+def _is_setting(kind: type, value: Any, name: str) -> bool:
+    if kind is list:
+        return isinstance(value, list) and all(type(one) is int for one in value)
+    if kind is int:
+        return type(value) is int and 1 <= value <= LIMITS.get(name, MANY)
+    return isinstance(value, str)
 
 
 def fill(
@@ -124,7 +143,7 @@ def fill(
         place = _chunk_place(path, number)
         if redo and place.is_dir():
             try:
-                _load(place)
+                _load(place, settings)
             except DataError as error:
                 announce(f"{path}: drawing anew: {error}")
                 _remove(place)
@@ -138,10 +157,11 @@ def fill(
 def require_complete(path: Path, settings: dict[str, Any]) -> None:
     """DataError unless every chunk is there (what is in them is checked when they are read)."""
     total = _chunks(settings)
-    missing = [n for n in range(total) if not _chunk_place(path, n).is_dir()]
+    there = [int(p.name[6:]) for p in path.glob("chunk-*") if p.name[6:].isdecimal() and p.is_dir()]
+    missing = total - sum(_chunk_place(path, n).is_dir() for n in {*there} if n < total)
     if missing:
         raise DataError(
-            f"{path}: {len(missing)} of {total} chunks are missing;"
+            f"{path}: {missing} of {total} chunks are missing;"
             f" kdjax rollouts CONFIG --out {path} completes it"
         )
 
@@ -173,7 +193,7 @@ def reader(path: Path, settings: dict[str, Any], draw: Draw | None = None) -> Dr
         place = _chunk_place(path, number)
         if not place.is_dir() and draw is not None:
             _keep(place, _rows(settings, number), draw)
-        return _load(place)
+        return _load(place, settings)
 
     def read(places: np.ndarray) -> Trajectories:
         numbers, offsets = np.divmod(places, settings["chunk_rows"])
@@ -310,31 +330,61 @@ def _padded(rows: list[np.ndarray], width: int) -> np.ndarray:
     return padded
 
 
-def _load(place: Path):
-    """A chunk as a table on the disk, once its files are those that were written."""
+def _load(place: Path, settings: dict[str, Any]):
+    """A chunk as a table on the disk, once its files are those that were written, and hold what a
+    chunk does."""
     import datasets
 
     try:
         sums = _read_sums(place)
         there = {path.name for path in place.iterdir()} - {SUMS}
-        changed = sorted(n for n in {*sums, *there} if _digest(place / n) != sums.get(n))
+        known = [n for n in sorted(there & {*sums}) if member(place, n) is not None]
+        changed = [n for n in known if _digest(place / n) != sums[n]]
+        changed += sorted(there ^ {*sums})
         if changed:
             raise ValueError(f"{', '.join(changed)} is not what was written")
-        return datasets.load_from_disk(str(place)).with_format("arrow")
+        check_saved(place)
+        found = datasets.load_from_disk(str(place)).with_format("arrow")
+        number = int(place.name.removeprefix("chunk-"))
+        _check_table(found[:], len(_rows(settings, number)), settings["max_new_tokens"])
+        return found
     except Exception as error:  # the library raises many kinds; all mean a damaged folder
         raise _damaged(place, error) from error
 
 
+def _check_table(table, rows: int, width: int) -> None:
+    """ValueError unless a table holds so many rows of what `_table` makes, none of them wider."""
+    import pyarrow
+    import pyarrow.compute
+
+    table.validate(full=True)  # offsets that point elsewhere would be followed
+    needed = {"tokens_bt", "length_b", "sampler_logp_bt", "stop_b"}
+    if len(table) != rows or not needed <= {*table.column_names}:
+        raise ValueError(f"{len(table)} rows of {', '.join(table.column_names)}")
+    for name in {*table.column_names} - {"row"}:
+        column = table.column(name)
+        listed = pyarrow.types.is_large_list(column.type)
+        inner = column.type.value_type if listed else column.type
+        inner = inner.value_type if pyarrow.types.is_fixed_size_list(inner) else inner
+        if listed is name.endswith("_b") or not inner.bit_width:
+            raise ValueError(f"{name} holds {column.type}")
+        if listed and not pyarrow.compute.list_value_length(column).equals(
+            table.column("length_b").cast(pyarrow.int64())
+        ):
+            raise ValueError(f"{name} is not as long as its responses")
+    longest = pyarrow.compute.max(table.column("length_b")).as_py() or 0
+    if longest > width:
+        raise ValueError(f"a response of {longest} tokens, over {width}")
+
+
 def _read_sums(place: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads((place / SUMS).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise _damaged(place, error) from error
+    sums = read_json(place, SUMS)
+    if not sums or not all(isinstance(value, str) for value in sums.values()):
+        raise _damaged(place, ValueError(f"{SUMS} is missing or holds no sums"))
+    return sums
 
 
 def _damaged(place: Path, error: Exception) -> DataError:
-    if isinstance(error, DataError):
-        return error
     return DataError(
         f"trajectories in {place} are damaged ({one_line(error)}); kdjax rollouts with --redo draws"
         " them anew, or delete that folder"
