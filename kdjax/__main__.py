@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not args or args[0] == "help" or (args[:2][-1] in ("-h", "--help")):
         print(HELP, end="")
         return 0
-    from kdjax.base import KdjaxError
+    from kdjax.base import KdjaxError, without_secrets
 
     try:
         _run(args[0], args[1:])
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception:
         import traceback
 
-        traceback.print_exc()
+        print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
         print("kdjax: this is a bug of kdjax; please report the lines above", file=sys.stderr)
         return 70
     return 0
