@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _guarded(command: str, args: list[str]) -> int:
     """Run a command -> its exit code, once its mistakes have been told in a line."""
-    from kdjax.base import KdjaxError
+    from kdjax.base import KdjaxError, without_secrets
 
     try:
         _run(command, args)
@@ -81,7 +81,7 @@ def _guarded(command: str, args: list[str]) -> int:
 
         from kdjax import processes
 
-        traceback.print_exc()
+        print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
         if processes.is_lost(error):
             return 134
         print("kdjax: this is a bug of kdjax; please report the lines above", file=sys.stderr)

@@ -14,6 +14,8 @@ The flow of one step:
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -294,10 +296,43 @@ the parameters, its prompt, the key and its row number alone. An engine with wei
 takes None as parameters, and refuses others."""
 
 
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY")
+"""Environment variables whose values are not to be written anywhere."""
+
+
+def without_secrets(text: str) -> str:
+    """The text without the passwords of URLs, and with the names of `SECRETS` for their values.
+
+    >>> without_secrets("looked at http://me:token@host")
+    'looked at http://***@host'
+    """
+    text = re.sub(r"(:/+)[^\s/?#]*@", r"\1***@", text)  # a path has one slash where a URL has two
+    for name in SECRETS:
+        if len(secret := os.environ.get(name, "")) >= 8:  # a shorter one is a stand-in for none
+            text = text.replace(secret, f"${name}")
+    return text
+
+
 class KdjaxError(Exception):
-    """A mistake that the user can mend: one clear line with the remedy, and an exit code."""
+    """A mistake that the user can mend: one clear line with the remedy, and an exit code.
+
+    The line is printable and at most 2,000 characters long whatever it quotes, and holds no secret.
+
+    >>> print(DataError("no https://me:token@host/a\\nb"))
+    no https://***@host/a\\nb
+    """
 
     exit_code = 64
+
+    def __init__(self, message: str):
+        line = _shortened(without_secrets(message))
+        escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        super().__init__(_shortened("".join(escaped)))
+
+
+def _shortened(line: str) -> str:
+    """Its begin and its end, where the remedy stands."""
+    return line if len(line) <= 2000 else f"{line[:1500]} ... {line[-490:]}"
 
 
 class ConfigError(KdjaxError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple, TypeGuard
 
@@ -81,6 +82,8 @@ REDUCTIONS = Names(
 GROUP_ADVANTAGES = Names(_by_name(grpo.standardized, grpo.centered, grpo.leave_one_out), {})
 REWARDS = Names(_by_name(rewards.accuracy, rewards.math), {})
 SCHEDULES = _by_name(composition.linear, composition.switch)
+LONGEST = 10_000
+"""Characters of a function's text."""
 
 
 def parse(text: str, names: Names) -> Callable:
@@ -108,7 +111,11 @@ def parse(text: str, names: Names) -> Callable:
         raise ValueError(ast.unparse(node))
 
     try:
-        built = build(ast.parse(text.strip(), mode="eval").body)
+        if len(text) > LONGEST:
+            raise ValueError(f"more than {LONGEST} characters")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python about the text: it is refused here, or fine
+            built = build(ast.parse(text.strip(), mode="eval").body)
         if callable(built):
             return built
         reason = "that is a number"

@@ -21,7 +21,7 @@ def from_dict(fields: dict[str, Any]) -> Config:
     """The inverse of `as_dict`, of a run's config.json.
 
     A loss of the user's own is only known to the file that made it: the default stands in for it,
-    which evaluation and export don't look at.
+    which evaluation and export don't look at. Errors: ConfigError for what no config says.
     """
     return _build(Config, fields)
 
@@ -50,7 +50,9 @@ def _plain(value: Any) -> Any:
     return describe(value) if callable(value) else value
 
 
-def _build(kind: Any, fields: dict[str, Any]) -> Any:
+def _build(kind: Any, fields: Any) -> Any:
+    if not isinstance(fields, dict):
+        raise ConfigError(f"a {kind.__name__} must be a JSON object, got {fields!r}")
     values = {}
     for name, hint in typing.get_type_hints(kind).items():
         if name not in fields:
@@ -58,9 +60,9 @@ def _build(kind: Any, fields: dict[str, Any]) -> Any:
         value = fields[name]
         if dataclasses.is_dataclass(hint):
             value = _build(hint, value)
-        elif hint == tuple[Turn, ...]:
+        elif hint == tuple[Turn, ...] and isinstance(value, list):
             value = [_build(Turn, one) for one in value]
-        elif hint in FUNCTIONS and value is not None:
+        elif hint in FUNCTIONS and isinstance(value, str):
             try:
                 value = parse(value, FUNCTIONS[hint])
             except ConfigError:

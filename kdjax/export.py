@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kdjax import models, report
-from kdjax.base import DataError, Params
+from kdjax.base import ConfigError, DataError, Params
 from kdjax.checkpoint import open_checkpoints
 from kdjax.config import Config
 from kdjax.config_json import from_dict
@@ -17,6 +17,7 @@ from kdjax.models.lora import adapter_of, write_adapter
 from kdjax.sharding import make_mesh
 from kdjax.step import abstract_state
 from kdjax.student import Student, lora_of, optimizer_of
+from kdjax.validation import check_types
 
 
 def export(run: str | Path, out: str | Path, dtype=jnp.float32) -> None:
@@ -53,7 +54,10 @@ def _restore(run: str | Path) -> tuple[Config, DecoderConfig, Student, Params]:
     folder = Path(run)
     if not (folder / "checkpoints").is_dir():
         raise DataError(f"{folder} is not a run: it holds no checkpoints")
-    config = from_dict(report.read_json(folder / report.CONFIG))
+    try:
+        check_types(config := from_dict(report.read_json(folder / report.CONFIG)))
+    except ConfigError as error:
+        raise DataError(f"{folder / report.CONFIG} is damaged: {error}") from error
     checkpoints = open_checkpoints(folder / "checkpoints")
     try:
         if not checkpoints.steps():

@@ -81,11 +81,23 @@ def read_result(path: Path) -> EvalReport:
             f"no evaluation {file}; give a finished run, or what kdjax evaluate --out wrote"
         )
     fields = report.read_json(file)
+    return as_report(fields.get("report", fields) if isinstance(fields, dict) else fields, file)
+
+
+def as_report(fields: Any, file: Path) -> EvalReport:
+    """The report that a file's JSON values are. Errors: DataError, as `read_result`."""
     try:
-        found = from_json(fields.get("report", fields))
+        found = from_json(fields)
+        estimates = [found.avg, found.length, found.truncated, found.no_answer, found.not_scored]
+        estimates += [*found.pass_at.values(), *(found.majority_at or {}).values()]
+        if not all(isinstance(n, int | float) for estimate in estimates for n in estimate):
+            raise ValueError("not all estimates are numbers")
         if len(found.correct) != found.problems:
             raise ValueError(f"correct has {len(found.correct)} of {found.problems} problems")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        for counts in (found.correct, found.cut or []):
+            if not all(type(n) is int and 0 <= n <= found.samples for n in counts):
+                raise ValueError(f"a count of responses is not in 0..{found.samples}")
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise DataError(
             f"{file} is no evaluation ({type(error).__name__}: {error}); evaluate anew with kdjax"
             " evaluate --out"

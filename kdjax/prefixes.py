@@ -171,9 +171,10 @@ def _fill_together(
         reads = _teacher_reads(asked)  # once: it takes all processes, and they draw by themselves
     draw = drawer(asked, NOTHING, reads)
     share = jax.process_index(), jax.process_count()
-    folders.fill(folder, settings, draw, share=share, places=places)
+    numbers = folders.chunks_of(places, settings)
+    folders.fill(folder, settings, draw, share=share, numbers=numbers)
     processes.gather(None)
-    missing = folders.missing(folder, settings, places)
+    missing = folders.missing(folder, numbers)
     if missing:
         raise DataError(
             f"{folder}: {len(missing)} chunks that other processes drew are not seen here;"

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,7 +69,9 @@ def read_evaluation(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     if not (folder / EVALUATION).exists():
         return None
     saved = read_json(folder / EVALUATION)
-    return saved["report"] if saved["key"] == json.loads(json.dumps(key)) else None
+    if not isinstance(saved, dict) or not isinstance(saved.get("report"), dict):
+        raise DataError(f"{folder / EVALUATION} is damaged (no report); delete it to evaluate anew")
+    return saved["report"] if saved.get("key") == json.loads(json.dumps(key)) else None
 
 
 def chunks_in(folder: Path) -> int:
@@ -101,10 +103,20 @@ def _chunk_file(folder: Path, number: int) -> Path:
 
 def read_json(path: Path) -> Any:
     """A JSON file of a run. Errors: DataError when it is missing or damaged."""
+    if not path.exists():
+        raise DataError(f"{path.parent} holds no {path.name}; is it a run folder?")
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DataError(f"{path.parent} holds no {path.name}; is it a run folder?") from None
+        return json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error})") from error
+
+
+def _read_text(path: Path) -> str:
+    """Errors: DataError for what is no regular file (a pipe has no end), or no UTF-8."""
+    try:
+        if not path.is_file():
+            raise ValueError("no regular file")
+        return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error})") from error
 
@@ -165,20 +177,37 @@ def open_metrics(folder: Path, from_step: int, wandb_project: str | None = None)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; a last line that a kill cut short is left out."""
+    """The records of metrics.jsonl, by rising steps; a last line that a kill cut short is left out.
+    Errors: DataError naming another line that is no record."""
     path = folder / METRICS
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records
+    return list(_records(path, _is_metric)) if path.exists() else []
 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:
-    """The samples of a finished run."""
-    return [json.loads(line) for line in (folder / SAMPLES).read_text().splitlines()]
+    """The samples of a finished run. Errors: DataError naming a line that is none."""
+    return list(_records(folder / SAMPLES, lambda record, before: True))
+
+
+def _records(path: Path, follows: Callable[[dict, dict], bool]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file's lines, each of which follows the one before it."""
+    lines = _read_text(path).split("\n")
+    before: dict[str, Any] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not follows(record, before):
+            if number == len(lines):  # nothing, or what a kill left of a line
+                return
+            raise DataError(f"{path}, line {number}: no record; delete it and what follows")
+        yield record
+        before = record
+
+
+def _is_metric(record: dict[str, Any], before: dict[str, Any]) -> bool:
+    numbers = all(isinstance(value, int | float | list) for value in record.values())
+    return numbers and type(record.get("step")) is int and record["step"] > before.get("step", -1)
 
 
 def versions() -> dict[str, str]:

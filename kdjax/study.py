@@ -23,13 +23,14 @@ from kdjax.base import ConfigError, KdjaxError, StorageError
 from kdjax.composition import describe
 from kdjax.config import Config, Lora, Study, teacher_models
 from kdjax.config_json import as_dict
-from kdjax.evaluate import from_json, to_json
+from kdjax.evaluate import to_json
 from kdjax.examine import evaluate_params, evaluation_key
 from kdjax.export import export
 from kdjax.jobs import Failure, run_commands, slots
 from kdjax.kl import forward_kl
 from kdjax.objective import divergence
 from kdjax.page import render_page
+from kdjax.paired import as_report
 from kdjax.parts import build
 from kdjax.progress import announce
 from kdjax.results import Cell, Row, Verdict
@@ -286,7 +287,8 @@ def _row(piece: Piece) -> Row:
     fields = report.read_evaluation(folder, evaluation_key(piece.config))
     assert fields is not None, f"{folder} was just evaluated"
     metrics = [] if piece.is_reference else report.read_metrics(folder)
-    return Row(piece.name, from_json(fields), metrics, report.read_samples(folder))
+    found = as_report(fields, folder / report.EVALUATION)
+    return Row(piece.name, found, metrics, report.read_samples(folder))
 
 
 def _about(done: Sequence[Piece]) -> dict[str, Any]:

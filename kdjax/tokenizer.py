@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdjax.base import ConfigError, DataError
+from kdjax.base import ConfigError, DataError, KdjaxError
+from kdjax.chat import render
 from kdjax.digest import digest
+from kdjax.models.folder import member, one_line, read_json
 
 
 class Tokenizer(NamedTuple):
@@ -90,21 +93,30 @@ def load_tokenizer(
         raise DataError(
             f"{folder}: the tokenizer has no chat template; add chat_template.jinja to the folder"
         )
-    pieces = _template_ids(folder, hf, wording)
-    return Tokenizer(
-        render=lambda prompt: _render(hf, wording, wording.user_turn(prompt)),
-        encode=functools.partial(hf.encode, add_special_tokens=False),
-        encode_prompt=functools.partial(_encode_prompt, hf, wording, *pieces),
-        decode=functools.partial(hf.decode, skip_special_tokens=True),
-        token=hf.convert_ids_to_tokens,
-        stop_ids=stop_ids,
-        turn_end_id=_turn_end_id(hf),
-        size=len(hf),
-        full_size=len(hf),
-        **_identity(hf),
-        folder=str(folder),
-        template_folder=str(template_folder),
+    before, after = _around_user_turn(folder, hf, wording)
+    encode, plain = (
+        functools.partial(_encode, folder, hf, split_special_tokens=split)
+        for split in (False, True)
     )
+    before_ids = [
+        i for text, read in zip(before, (encode, plain, encode), strict=True) for i in read(text)
+    ]
+    after_ids = encode(after)
+    with _trusting(folder):
+        return Tokenizer(
+            render=lambda prompt: "".join((*before, wording.user_turn(prompt), after)),
+            encode=encode,
+            encode_prompt=lambda prompt: before_ids + plain(wording.user_turn(prompt)) + after_ids,
+            decode=functools.partial(hf.decode, skip_special_tokens=True),
+            token=hf.convert_ids_to_tokens,
+            stop_ids=stop_ids,
+            turn_end_id=_turn_end_id(hf),
+            size=len(hf),
+            full_size=len(hf),
+            **_identity(hf),
+            folder=str(folder),
+            template_folder=str(template_folder),
+        )
 
 
 def load_pair(
@@ -197,40 +209,85 @@ def _read(folder: Path):
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
     from transformers import AutoTokenizer
 
-    if not (folder / "tokenizer.json").is_file():
+    files = [path.name for path in folder.iterdir() if not path.is_dir()]
+    files += [f"{path.parent.name}/{path.name}" for path in folder.glob(f"{MORE_TEMPLATES}/*")]
+    if "tokenizer.json" not in files:
         raise DataError(
             f"{folder}: no tokenizer.json; a model folder needs its tokenizer beside the weights"
         )
-    try:
+    for name in files:  # which of them are read is the library's choice
+        member(folder, name)
+    _check_growth(folder, read_json(folder, "tokenizer.json").get("normalizer"))
+    with _trusting(folder):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (
-        Exception
-    ) as error:  # the library raises many kinds; all mean that the files can't be read
+
+
+MORE_TEMPLATES = "additional_chat_templates"
+MOST_GROWTH = 1000
+"""Characters that a normalizer may make of one."""
+
+
+def _check_growth(folder: Path, normalizer: Any) -> None:
+    """DataError for a normalizer whose replacements, one after another, make a text explode."""
+    growth, parts = 1, [normalizer]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            pattern, content = part.get("pattern"), part.get("content")
+            literal = isinstance(pattern, dict) and bool(pattern.get("String"))
+            length = len(content) if isinstance(content, str) else 0
+            growth *= max(1, length) if literal else 1 + length  # a regex may match nothing
+            parts += part.get("normalizers") or []
+    if growth > MOST_GROWTH:
         raise DataError(
-            f"{folder}: can't read the tokenizer ({type(error).__name__}: {error})"
+            f"{folder}: the tokenizer's normalizer makes up to {growth} characters of one; use a"
+            " tokenizer from a source that you trust"
+        )
+
+
+@contextlib.contextmanager
+def _trusting(folder: Path) -> Iterator[None]:
+    """DataError for whatever the library raises over a folder's tokenizer: many kinds, and panics
+    of its Rust part, which are no `Exception`."""
+    try:
+        yield
+    except KdjaxError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise DataError(
+            f"{folder}: can't read the tokenizer ({type(error).__name__}: {one_line(error)})"
         ) from error
 
 
-def _render(hf, wording: Wording, user_turn: str) -> str:
-    turns = [{"role": "user", "content": user_turn}]
-    if wording.system_prompt is not None:
-        turns.insert(0, {"role": "system", "content": wording.system_prompt})
-    return hf.apply_chat_template(
-        turns, tokenize=False, add_generation_prompt=True, enable_thinking=wording.thinking
-    )
+def _encode(folder: Path, hf, text: str, *, split_special_tokens: bool) -> list[int]:
+    """Ids of a text; split: one in which control tokens are text."""
+    with _trusting(folder):
+        return hf.encode(text, add_special_tokens=False, split_special_tokens=split_special_tokens)
 
 
-def _template_ids(folder: Path, hf, wording: Wording) -> tuple[list[int], list[int]]:
-    """Ids of what stands before and after the user's turn: the template's control tokens count as
-    such, those that the system prompt spells don't."""
+def _render(hf, turns: list[dict[str, str]], **values: Any) -> str:
+    """What the chat template makes of turns; transformers names what else it reads. Errors:
+    DataError."""
+    values = {"messages": turns, "tools": None, "documents": None, **hf.special_tokens_map} | values
+    return render(hf.get_chat_template(), values)
+
+
+def _around_user_turn(folder: Path, hf, wording: Wording) -> tuple[tuple[str, str, str], str]:
+    """What stands before the user's turn, the system prompt in its middle, and after it."""
     system = wording.system_prompt is not None
-    marked = wording._replace(system_prompt=_SYSTEM_PLACEHOLDER if system else None)
+    turns = [{"role": "system", "content": _SYSTEM_PLACEHOLDER}] * system
+    turns += [{"role": "user", "content": _PLACEHOLDER}]
     try:
-        rendered = _render(hf, marked, _PLACEHOLDER)
-    except Exception as error:  # a template may refuse a system turn in many ways
-        if not system:
-            raise
-        raise _no_place_for_a_system_prompt(folder) from error
+        with _trusting(folder):
+            rendered = _render(
+                hf, turns, add_generation_prompt=True, enable_thinking=wording.thinking
+            )
+    except DataError as error:
+        if system:  # a template may refuse a system turn in many ways
+            raise _no_place_for_a_system_prompt(folder) from error
+        raise DataError(f"{folder}: the chat template can't be rendered ({error})") from error
     before, marker, after = rendered.partition(_PLACEHOLDER)
     if not marker:
         raise DataError(
@@ -240,11 +297,7 @@ def _template_ids(folder: Path, hf, wording: Wording) -> tuple[list[int], list[i
     first, marker, second = before.partition(_SYSTEM_PLACEHOLDER)
     if system and not marker:
         raise _no_place_for_a_system_prompt(folder)
-    own = _encode_plain(hf, wording.system_prompt) if wording.system_prompt is not None else []
-    first_ids, second_ids, after_ids = (
-        hf.encode(part, add_special_tokens=False) for part in (first, second, after)
-    )
-    return first_ids + own + second_ids, after_ids
+    return (first, wording.system_prompt or "", second), after
 
 
 def _no_place_for_a_system_prompt(folder: Path) -> DataError:
@@ -252,19 +305,6 @@ def _no_place_for_a_system_prompt(folder: Path) -> DataError:
         f"{folder}: the chat template does not show a system prompt before the user's text; leave"
         " data.system_prompt out, and write it into data.prompt_template"
     )
-
-
-def _encode_prompt(
-    hf, wording: Wording, before: list[int], after: list[int], prompt: str
-) -> list[int]:
-    """Control tokens of the chat template count as such, those inside the user's turn don't (prompt
-    injection)."""
-    return before + _encode_plain(hf, wording.user_turn(prompt)) + after
-
-
-def _encode_plain(hf, text: str) -> list[int]:
-    """Ids of a text in which control tokens are text."""
-    return hf.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
 DECISIVE_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
@@ -279,8 +319,8 @@ def _turn_end_id(hf) -> int | None:
     """The control token that follows an answer in the template, or whatever token does."""
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
     try:
-        text = hf.apply_chat_template(turns, tokenize=False)
-    except Exception:  # a template may refuse turns in many ways; it then says nothing of their end
+        text = _render(hf, turns, add_generation_prompt=False)
+    except DataError:  # a template may refuse turns in many ways; it then says nothing of their end
         return None
     ids = hf.encode(text.partition(_ANSWER)[2], add_special_tokens=False)
     control = {*hf.get_added_vocab().values()}
@@ -288,14 +328,13 @@ def _turn_end_id(hf) -> int | None:
 
 
 def _stop_ids(folder: Path, hf) -> tuple[int, ...]:
-    ids: list[int] = []
-    path = folder / "generation_config.json"
-    if path.is_file():
-        try:
-            declared = json.loads(path.read_text()).get("eos_token_id")
-        except (ValueError, AttributeError) as error:
-            raise DataError(f"{path}: not a readable JSON object ({error})") from None
-        ids += [declared] if isinstance(declared, int) else list(declared or [])
+    declared = read_json(folder, "generation_config.json").get("eos_token_id")
+    ids = list(declared or []) if isinstance(declared, list | None) else [declared]
+    if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
+        raise DataError(
+            f"{folder / 'generation_config.json'}: eos_token_id must be one id or"
+            f" several, got {declared!r}"
+        )
     if hf.eos_token_id is not None:
         ids.append(hf.eos_token_id)
     if not ids:

@@ -16,21 +16,28 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from kdjax.base import Array, ConfigError, DataError, Samples, StorageError, TopK, Trajectories
+from kdjax.arrow import check_table, padded, row_of, table_of
+from kdjax.base import ConfigError, DataError, Samples, StorageError, TopK, Trajectories
 from kdjax.config_json import differences
 from kdjax.digest import digest
-from kdjax.models.folder import one_line
+from kdjax.models.folder import member, one_line, read_json
 from kdjax.progress import announce
+from kdjax.sources import check_saved
 
 CHUNK_ROWS = 256
 SETTINGS, SUMS = "settings.json", "sha256.json"
+MANY = 2**31 - 1
+LIMITS = {"rows": MANY, "chunk_rows": MANY, "max_new_tokens": 2**20}
+"""The settings that every folder has, each at least 1 and at most so much."""
+KINDS = {
+    "prefix": str, "keep": str, "vocabulary": int, "teacher_stop_ids": list, "stop_ids": list,
+}  # fmt: skip
 
 Draw = Callable[[np.ndarray], Trajectories]
 """places (0 .. settings["rows"] - 1) -> their trajectories, max_new_tokens wide."""
@@ -93,14 +100,26 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise DataError(
             f"{path} holds no trajectories (no {SETTINGS}); give a folder that kdjax rollouts wrote"
         )
-    try:
-        found = json.loads((path / SETTINGS).read_text())
-        found["rows"], found["chunk_rows"], found["max_new_tokens"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    found = read_json(path, SETTINGS)
+    kinds = {**KINDS, **dict.fromkeys(LIMITS, int)}
+    wrong = [
+        f"{name} is {found.get(name)!r}"
+        for name, kind in kinds.items()
+        if (name in found or name in LIMITS) and not _is_setting(kind, found.get(name), name)
+    ]
+    if wrong:
         raise DataError(
-            f"{path / SETTINGS} is damaged ({one_line(error)}); restore it, or draw anew"
-        ) from error
+            f"{path / SETTINGS} is damaged ({'; '.join(wrong)}); restore it, or draw anew"
+        )
     return found
+
+
+def _is_setting(kind: type, value: Any, name: str) -> bool:
+    if kind is list:
+        return isinstance(value, list) and all(type(one) is int for one in value)
+    if kind is int:
+        return type(value) is int and 1 <= value <= LIMITS.get(name, MANY)
+    return isinstance(value, str)
 
 
 def fill(
@@ -110,9 +129,9 @@ def fill(
     *,
     share: tuple[int, int] = (0, 1),
     redo: bool = False,
-    places: np.ndarray | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> int:
-    """Draw the chunks that a folder lacks (of these places alone, if they are given), every
+    """Draw the chunks that a folder lacks (of these numbers alone, if they are given), every
     count-th from the index-th of them on for a share (index, count), so that count processes fill
     it together; returns how many were drawn.
 
@@ -122,11 +141,11 @@ def fill(
     open_folder(path, settings)
     index, count = share
     drawn, total = 0, _chunks(settings)
-    for number in _wanted(settings, places)[index::count].tolist():
+    for number in (range(total) if numbers is None else numbers)[index::count]:
         place = _chunk_place(path, number)
         if redo and place.is_dir():
             try:
-                _load(place)
+                _load(place, settings)
             except DataError as error:
                 announce(f"{path}: drawing anew: {error}")
                 _remove(place)
@@ -139,23 +158,24 @@ def fill(
 
 def require_complete(path: Path, settings: dict[str, Any]) -> None:
     """DataError unless every chunk is there (what is in them is checked when they are read)."""
-    gone = missing(path, settings)
+    total = _chunks(settings)
+    there = [int(p.name[6:]) for p in path.glob("chunk-*") if p.name[6:].isdecimal() and p.is_dir()]
+    gone = total - sum(_chunk_place(path, n).is_dir() for n in {*there} if n < total)
     if gone:
         raise DataError(
-            f"{path}: {len(gone)} of {_chunks(settings)} chunks are missing;"
+            f"{path}: {gone} of {total} chunks are missing;"
             f" kdjax rollouts CONFIG --out {path} completes it"
         )
 
 
-def missing(path: Path, settings: dict[str, Any], places: np.ndarray | None = None) -> list[int]:
-    """The chunks that are not there, of all or of those that hold these places."""
-    wanted = _wanted(settings, places)
-    return [n for n in wanted.tolist() if not _chunk_place(path, n).is_dir()]
+def chunks_of(places: np.ndarray, settings: dict[str, Any]) -> list[int]:
+    """The numbers of the chunks that hold these places."""
+    return np.unique(places // settings["chunk_rows"]).tolist()
 
 
-def _wanted(settings: dict[str, Any], places: np.ndarray | None) -> np.ndarray:
-    every = np.arange(_chunks(settings))
-    return every if places is None else np.unique(places // settings["chunk_rows"])
+def missing(path: Path, numbers: Sequence[int]) -> list[int]:
+    """Those of these chunks that are not there."""
+    return [n for n in numbers if not _chunk_place(path, n).is_dir()]
 
 
 def identity(path: Path) -> str:
@@ -185,13 +205,13 @@ def reader(path: Path, settings: dict[str, Any], draw: Draw | None = None) -> Dr
         place = _chunk_place(path, number)
         if not place.is_dir() and draw is not None:
             _keep(place, _rows(settings, number), draw)
-        return _load(place)
+        return _load(place, settings)
 
     def read(places: np.ndarray) -> Trajectories:
         numbers, offsets = np.divmod(places, settings["chunk_rows"])
-        rows = [_row(chunk(int(n))[int(o)]) for n, o in zip(numbers, offsets, strict=True)]
+        rows = [row_of(chunk(int(n))[int(o)]) for n, o in zip(numbers, offsets, strict=True)]
         fields = {
-            name: _padded([row[name] for row in rows], settings["max_new_tokens"])
+            name: padded([row[name] for row in rows], settings["max_new_tokens"])
             for name in rows[0]
         }
         samples = Samples(**{name: fields.get(name) for name in Samples._fields})  # type: ignore[arg-type]
@@ -263,90 +283,42 @@ def _write(folder: Path, rows: np.ndarray, kept: Trajectories) -> None:
     import datasets
 
     datasets.disable_progress_bars()
-    table = datasets.Dataset(_table(rows, kept))
+    table = datasets.Dataset(table_of(rows, kept))
     table.save_to_disk(str(folder), num_shards=1)
     sums = {path.name: _digest(path) for path in sorted(folder.iterdir())}
     (folder / SUMS).write_text(json.dumps(sums, indent=2) + "\n")
 
 
-def _table(rows: np.ndarray, kept: Trajectories):
-    """An Arrow table, a row a response: what is [B] is a number there, what is [B, T, ...] a list
-    of the response's length."""
-    import pyarrow
-
-    fields: dict[str, Array | None] = {**kept.samples._asdict(), "states_btd": kept.states_btd}
-    if kept.top_k_bt is not None:
-        fields |= {f"top_k_{name}": value for name, value in kept.top_k_bt._asdict().items()}
-    columns = {name: np.asarray(value) for name, value in fields.items() if value is not None}
-    lengths = np.asarray(kept.samples.length_b)
-    inside = np.arange(columns["tokens_bt"].shape[1])[None] < lengths[:, None]
-    ends = pyarrow.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-
-    def column(values: np.ndarray):
-        if values.ndim == 1:
-            return pyarrow.array(values)
-        inner = values[inside]
-        bits = inner.view(np.uint16) if inner.dtype == jnp.bfloat16 else inner
-        flat = pyarrow.array(bits.reshape(-1))
-        if inner.ndim > 1:
-            flat = pyarrow.FixedSizeListArray.from_arrays(flat, inner.shape[1])
-        return pyarrow.LargeListArray.from_arrays(ends, flat)
-
-    named = {name: column(values) for name, values in columns.items()}
-    return pyarrow.table({"row": pyarrow.array(rows), **named})
-
-
-def _row(table) -> dict[str, np.ndarray]:
-    """The fields of a table of one row."""
-    fields = {}
-    for name in table.column_names:
-        values, shape = table.column(name).combine_chunks(), ()  # type: Any, tuple[int, ...]
-        if "list" in str(values.type):
-            values, shape = values.flatten(), (-1,)
-        if "list" in str(values.type):
-            shape = (len(values), values.type.list_size)
-            values = values.flatten()
-        found = values.to_numpy()
-        found = found.view(jnp.bfloat16) if found.dtype == np.uint16 else found
-        fields[name] = found.reshape(shape)
-    return fields
-
-
-def _padded(rows: list[np.ndarray], width: int) -> np.ndarray:
-    """Numbers as [B]; arrays [t, ...] as [B, width, ...], zeros beyond t."""
-    if rows[0].ndim == 0:
-        return np.stack(rows)
-    padded = np.zeros((len(rows), width, *rows[0].shape[1:]), rows[0].dtype)
-    for place, row in zip(padded, rows, strict=True):
-        place[: len(row)] = row
-    return padded
-
-
-def _load(place: Path):
-    """A chunk as a table on the disk, once its files are those that were written."""
+def _load(place: Path, settings: dict[str, Any]):
+    """A chunk as a table on the disk, once its files are those that were written, and hold what a
+    chunk does."""
     import datasets
 
     try:
         sums = _read_sums(place)
         there = {path.name for path in place.iterdir()} - {SUMS}
-        changed = sorted(n for n in {*sums, *there} if _digest(place / n) != sums.get(n))
+        known = [n for n in sorted(there & {*sums}) if member(place, n) is not None]
+        changed = [n for n in known if _digest(place / n) != sums[n]]
+        changed += sorted(there ^ {*sums})
         if changed:
             raise ValueError(f"{', '.join(changed)} is not what was written")
-        return datasets.load_from_disk(str(place)).with_format("arrow")
+        check_saved(place)
+        found = datasets.load_from_disk(str(place)).with_format("arrow")
+        number = int(place.name.removeprefix("chunk-"))
+        check_table(found[:], len(_rows(settings, number)), settings["max_new_tokens"])
+        return found
     except Exception as error:  # the library raises many kinds; all mean a damaged folder
         raise _damaged(place, error) from error
 
 
 def _read_sums(place: Path) -> dict[str, str]:
-    try:
-        return dict(json.loads((place / SUMS).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise _damaged(place, error) from error
+    sums = read_json(place, SUMS)
+    if not sums or not all(isinstance(value, str) for value in sums.values()):
+        raise _damaged(place, ValueError(f"{SUMS} is missing or holds no sums"))
+    return sums
 
 
 def _damaged(place: Path, error: Exception) -> DataError:
-    if isinstance(error, DataError):
-        return error
     return DataError(
         f"trajectories in {place} are damaged ({one_line(error)}); kdjax rollouts with --redo draws"
         " them anew, or delete that folder"

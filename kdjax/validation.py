@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from kdjax.base import ConfigError, Objective
+from kdjax.base import ConfigError, Objective, without_secrets
 from kdjax.composition import composition_of, walk
 from kdjax.config import RL, Config, Data, Lora, Turn, teacher_models
 from kdjax.gate import entropy_gate
 from kdjax.grpo import importance
 from kdjax.objective import divergence
-from kdjax.rewards import math
-from kdjax.sampler import check_sampling
+from kdjax.rewards import math as math_reward
+from kdjax.sampler import check_sampling, check_url
 from kdjax.sources.mapping import mapping_of
 from kdjax.symbolic import check_installed
 from kdjax.timetable import methods
@@ -24,7 +25,7 @@ from kdjax.timetable import methods
 
 def validate(config: Config) -> Config:
     """The config itself, or a ConfigError naming the field, what it got and the remedy."""
-    _check_types(config, "")
+    check_types(config)
     positive = (
         "steps",
         "batch_size",
@@ -53,6 +54,10 @@ def validate(config: Config) -> Config:
             f" micro_batches {config.micro_batches}"
         )
     _check_turns(config)
+    if min(config.curriculum.lengths, default=0) < 1:
+        raise ConfigError(
+            f"curriculum.lengths must be one or more, each over 0, got {config.curriculum.lengths}"
+        )
     _check_rl(config)
     for method in methods(config):
         _check_teachers(method)
@@ -61,6 +66,8 @@ def validate(config: Config) -> Config:
             f"rollouts.rows and rollouts.cache_gib must be over 0, got {config.rollouts.rows} and"
             f" {config.rollouts.cache_gib}"
         )
+    if config.rollouts.engine is not None:
+        check_url(config.rollouts.engine, "rollouts.engine")
     check_sampling(config.sampling, "sampling.")
     check_sampling(config.evaluation.sampling, "evaluation.sampling.")
     _check_problems(config)
@@ -162,7 +169,7 @@ def _check_rl(config: Config) -> None:
         )
     if rl.group_size == 1 and rl != RL():
         raise ConfigError("rl is set, and rl.group_size 1 rewards nothing; set it to 2 or more")
-    if rl.reward is math:
+    if rl.reward is math_reward:
         check_installed("rl.reward math")
     weighed = any(_uses(method.objective, importance) for method in methods(config))
     if config.stops == "merge" and (config.rollouts.ahead or weighed):
@@ -245,18 +252,35 @@ def _check_lora(lora: Lora) -> None:
         raise ConfigError(f"lora.rank is 0, so nothing else of {lora} has an effect; set lora.rank")
 
 
-def _check_types(node: Any, prefix: str) -> None:
+def check_types(node: Any, prefix: str = "") -> None:
+    """ConfigError unless each field of a config holds what its annotation says, and nothing that no
+    device or file could hold."""
     for name, kind in typing.get_type_hints(type(node)).items():
         value = getattr(node, name)
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             if not isinstance(value, kind):
                 raise ConfigError(f"{prefix}{name} must be a {kind.__name__}, got {value!r}")
-            _check_types(value, f"{prefix}{name}.")
+            check_types(value, f"{prefix}{name}.")
         elif not _fits(value, kind):
             raise ConfigError(f"{prefix}{name} must be {_spelled(kind)}, got {value!r}")
         elif kind == tuple[Turn, ...]:
             for turn in value:
-                _check_types(turn, f"{prefix}{name}.")
+                check_types(turn, f"{prefix}{name}.")
+        else:
+            for one in value if isinstance(value, tuple) else (value,):
+                for wanted in _unmet(one):
+                    raise ConfigError(f"{prefix}{name} must be {wanted}, got {value!r}")
+
+
+def _unmet(value: Any) -> Iterator[str]:
+    if isinstance(value, float) and math.isnan(value):
+        yield "a number"
+    if isinstance(value, int) and abs(value) >= 2**32:
+        yield "under 2**32"
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+        yield "text without NUL and halves of characters"
+    if isinstance(value, str) and without_secrets(value) != value:
+        yield "text without a password, as it is written into the run's files"
 
 
 def _fits(value: Any, kind: Any) -> bool:

@@ -12,16 +12,17 @@ ROOT = Path(__file__).parent.parent / "kdjax"
 ROWS = [
     "numerics equivalence passk processes claims figure digest",
     "progress base answers bootstrap majority svg",
-    "symbolic composition kl comparison topk gate jobs sharding topology hlo",
+    "symbolic chat composition kl comparison topk gate jobs sharding topology hlo",
     "objective reduction advantage divergences grpo rewards head optimizer stops tasks"
-    " models tokenizer buckets",
+    " models buckets",
+    "tokenizer",
     "sources",
     "catalogue data sampler score flops",
     "config",
     "config_json",
     "timetable",
-    "rollout trajectories step checkpoint report student validation readings",
-    "evaluate export command_line programs",
+    "rollout arrow step checkpoint report student validation readings",
+    "trajectories evaluate export command_line programs",
     "results teachers startup reference",
     "verdicts timeline",
     "tables",
@@ -36,7 +37,14 @@ ROWS = [
     "__main__",
 ]
 ROW = {module: number for number, row in enumerate(ROWS) for module in row.split()}
-WITHOUT_JAX = ["answers.py", "equivalence.py", "majority.py", "passk.py", "symbolic/program.py"]
+WITHOUT_JAX = [
+    "answers.py",
+    "equivalence.py",
+    "majority.py",
+    "passk.py",
+    "symbolic/program.py",
+    "chat/program.py",
+]
 ONLY_IMPORTER = {
     "orbax": {"checkpoint"},
     "flax": {"models"},

@@ -223,7 +223,7 @@ WRONG = [
     (dict(teacher=None, teachers=("a=b", "a=c")), "teachers: tag 'a' has two"),
     (dict(layout=Layout(teacher_devices=-1)), "layout.teacher_devices is -1; set it to 0"),
     (dict(sampling=Sampling(-0.5)), "sampling.temperature must be at least 0, got -0.5"),
-    (dict(sampling=Sampling(math.nan)), "sampling.temperature must be at least 0, got nan"),
+    (dict(sampling=Sampling(math.nan)), "sampling.temperature must be a number, got nan"),
     (dict(sampling=Sampling(top_p=0.0)), "sampling.top_p must be in (0, 1], got 0.0"),
     (dict(sampling=Sampling(top_k=-1)), "sampling.top_k must be at least 0"),
     (dict(sampling=Sampling(min_p=1.0)), "sampling.min_p must be in [0, 1), got 1.0"),

@@ -278,7 +278,7 @@ def directory(path):
             "no column prompt; it has question, answer (say",
         ),
         ("columns.csv", "a,b\n1,2\n", "no column prompt; it has a, b (say"),
-        ("broken.jsonl", '{"prompt": "1", "answer": \n', "can't read it as json"),
+        ("broken.jsonl", '{"prompt": "1", "answer": \n', "line 1: not JSON"),
         ("broken.parquet", "this is not parquet at all", "can't read it as parquet"),
         ("binary.csv", b"\xff\xfe\x00\x01\xff\n" * 3, "can't read it as csv"),
     ],

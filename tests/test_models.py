@@ -231,7 +231,7 @@ def drop_hidden_size(folder):
         (drop_config, "no config.json"),
         (garble_config, "not a readable JSON file"),
         (list_for_config, "a JSON object was expected"),
-        (drop_hidden_size, "missing or not a whole number: hidden_size"),
+        (drop_hidden_size, "missing or 0: hidden_size"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -156,7 +156,7 @@ def drop_stop_ids(folder):
     ("spoil", "error", "says"),
     [
         (spoil_tokenizer, DataError, "no tokenizer.json"),
-        (damage_tokenizer, DataError, "can't read the tokenizer"),
+        (damage_tokenizer, DataError, "not a readable JSON file"),
         (damage_generation_config, DataError, "generation_config.json"),
         (drop_template, DataError, "no chat template"),
         (hide_the_user, DataError, "does not show the user's text"),

@@ -312,7 +312,7 @@ def test_other_settings_in_a_named_folder_are_refused(tmp_path):
     assert teacher.asked == []
     assert identity(tmp_path / "f") == before
     (tmp_path / "f" / "settings.json").write_text("{")
-    with pytest.raises(DataError, match=r"settings\.json is damaged"):
+    with pytest.raises(DataError, match=r"settings\.json: not a readable JSON file"):
         read_settings(tmp_path / "f")
     with pytest.raises(DataError, match="holds no trajectories"):
         read_settings(tmp_path / "nowhere")

@@ -7,6 +7,8 @@ name.
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,7 @@ def from_fields(fields: Fields, where: str) -> DecoderConfig:
     """A config from parsed JSON; what would be computed differently here is refused."""
     if not isinstance(fields, dict):
         raise DataError(f"{where}: a JSON object was expected")
+    _check_kinds(fields, where)
     architecture = (fields.get("architectures") or ["none"])[0]
     known = {family.architecture: name for name, family in FAMILIES.items()}
     if architecture not in known:
@@ -120,6 +123,57 @@ def from_fields(fields: Fields, where: str) -> DecoderConfig:
     }
     values.setdefault("head_dim", _default_head_dim(fields))
     return _checked(values, where)
+
+
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window",
+    "max_window_layers", "num_experts", "num_local_experts", "num_experts_per_tok",
+    "moe_intermediate_size", "decoder_sparse_step", "original_max_position_embeddings",
+)  # fmt: skip
+NUMBERS = (
+    "rms_norm_eps", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "beta_fast",
+    "beta_slow", "attention_factor", "partial_rotary_factor",
+)  # fmt: skip
+SWITCHES = (
+    "tie_word_embeddings", "attention_bias", "use_sliding_window", "norm_topk_prob", "qk_norm",
+    "qkv_bias", "output_bias",
+)  # fmt: skip
+TEXTS = ("rope_type", "type", "hidden_act")
+
+
+def _check_kinds(fields: Fields, where: str) -> None:
+    """What is read of a config.json, and of its rope_scaling, is of its kind, or null or absent."""
+    kinds: dict[str, tuple[Callable[[Any], bool], str]] = {
+        **dict.fromkeys(SIZES, (_is_size, "a whole number in 0..2**31 - 1")),
+        **dict.fromkeys(NUMBERS, (_is_number, "a finite number of at least 0")),
+        **dict.fromkeys(SWITCHES, (lambda value: isinstance(value, bool), "true or false")),
+        **dict.fromkeys(TEXTS, (lambda value: isinstance(value, str), "a text")),
+        **dict.fromkeys(("architectures", "layer_types"), (_is_texts, "a list of texts")),
+        **dict.fromkeys(("rope_scaling", "rope_parameters"), (_is_object, "an object")),
+    }
+    for name, (good, wanted) in kinds.items():
+        value = fields.get(name)
+        if value is not None and not good(value):
+            raise DataError(f"{where}: {name} must be {wanted}, got {value!r}")
+        if isinstance(value, dict):
+            _check_kinds(value, f"{where}, {name}")
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= sys.float_info.max
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict) and not {"rope_scaling", "rope_parameters"} & {*value}
 
 
 def to_fields(config: DecoderConfig) -> Fields:
@@ -202,7 +256,7 @@ def _rope_scaling(rope: Fields, fields: Fields, where: str) -> RopeScaling | Non
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type == "default":
         return None
-    if not isinstance(rope.get("factor"), int | float):
+    if not rope.get("factor"):
         raise DataError(f"{where}: rope_scaling of type {rope_type} needs a factor, got {rope}")
     names = {f.name for f in dataclasses.fields(RopeScaling)}
     values = {k: v for k, v in rope.items() if k in names and v is not None}
@@ -220,9 +274,9 @@ def _default_head_dim(fields: Fields) -> int | None:
 def _checked(values: Fields, where: str) -> DecoderConfig:
     known = {f.name: f for f in dataclasses.fields(DecoderConfig)}
     needed = [n for n, f in known.items() if f.default is dataclasses.MISSING]
-    missing = sorted(name for name in needed if not isinstance(values.get(name), int))
+    missing = sorted(name for name in needed if not values.get(name))
     if missing:
-        raise DataError(f"{where}: missing or not a whole number: {', '.join(missing)}")
+        raise DataError(f"{where}: missing or 0: {', '.join(missing)}")
     config = DecoderConfig(**{name: values[name] for name in known if name in values})
     if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
         raise DataError(f"{where}: heads must be a multiple of key/value heads, and head_dim even")

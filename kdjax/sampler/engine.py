@@ -142,12 +142,23 @@ def open_engine(
     return draw
 
 
+def check_url(url: str, field: str) -> None:
+    """ConfigError unless an engine could be at this URL, and it may stand in a run's files: it
+    holds no password and no key."""
+    if {*url} & {*"@?#"}:
+        raise ConfigError(
+            f"{field} must be a host and a path alone, without user, password and query, as it is"
+            " written into the run's files; set OPENAI_API_KEY instead"
+        )
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"{field} must start with http:// or https://, got {url!r}")
+
+
 def _check_arguments(engine: _Engine) -> None:
     check_sampling(engine.sampling, "open_engine: ")
     temperature = engine.sampling.temperature
+    check_url(engine.url.removesuffix("/v1"), "open_engine: url")
     for name, good, wanted, got in (
-        ("url", engine.url.startswith(("http://", "https://")), "start with http:// or https://",
-         repr(engine.url.removesuffix("/v1"))),
         ("stop_ids", bool(engine.stop_ids), "name a token that ends a response", "none"),
         ("stop_ids", all(0 <= i < engine.vocabulary for i in engine.stop_ids),
          f"be in the vocabulary of {engine.vocabulary}", engine.stop_ids),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdjax.base import DataError
+from kdjax.models.folder import one_line
+from kdjax.sources.guard import check_file, check_saved
 
 READERS = {
     ".jsonl": "json",
@@ -40,10 +43,13 @@ def read_local(path: Path, split: str | None = None):
     if all(file.stat().st_size == 0 for file in files):
         raise DataError(f"{path}: the dataset is empty; it needs at least one row")
     reader = READERS[files[0].suffix]
+    for file in files:
+        check_file(file)
+    names = [glob.escape(str(file)) for file in files]  # the library reads them as patterns
     try:
-        rows = datasets.load_dataset(reader, data_files=[str(f) for f in files], split="train")
+        rows = datasets.load_dataset(reader, data_files=names, split="train")
     except Exception as error:  # the library raises many kinds; all mean an unreadable file
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = one_line(error.__cause__ or error)
         raise DataError(f"{path}: can't read it as {reader} ({reason})") from error
     return _not_empty(path, rows)
 
@@ -80,10 +86,24 @@ def column_names(rows) -> list[str]:
 
 
 def columns_only(rows, names: Sequence[str]):
-    """The rows with these columns alone; of a dotted name, the struct that holds it."""
+    """The rows with these columns alone; of a dotted name, the struct that holds it.
+
+    Errors: DataError for a column of images or the like, which the library would open from any path
+    or address that a row names.
+    """
     whole = rows.column_names
-    wanted = {name if name in whole else name.split(".")[0] for name in names}
-    return rows.select_columns(sorted(wanted))
+    wanted = sorted({name if name in whole else name.split(".")[0] for name in names})
+    for name in wanted:
+        if _opens_files(rows.features[name]):
+            raise DataError(f"column {name} holds {rows.features[name]}; a text is needed")
+    return rows.select_columns(wanted)
+
+
+def _opens_files(kind: Any) -> bool:
+    inner = kind.values() if isinstance(kind, dict) else kind if isinstance(kind, list) else ()
+    beneath = [*inner, *([kind.feature] if hasattr(kind, "feature") else [])]
+    own = hasattr(kind, "decode") and type(kind).__name__ != "Json"
+    return own or any(map(_opens_files, beneath))
 
 
 def every_row(rows) -> Iterator[dict[str, Any]]:
@@ -98,10 +118,11 @@ def every_row(rows) -> Iterator[dict[str, Any]]:
 def _saved(path: Path, split: str | None):
     import datasets
 
+    check_saved(path)
     try:
         found = datasets.load_from_disk(str(path))
     except Exception as error:
-        raise DataError(f"{path}: can't read it ({' '.join(str(error).split())[:200]})") from error
+        raise DataError(f"{path}: can't read it ({one_line(error)})") from error
     if not isinstance(found, datasets.DatasetDict):
         return found
     if split not in found:
@@ -127,13 +148,17 @@ def _files(path: Path, split: str | None) -> list[Path]:
 def _not_empty(path: Path, rows):
     if len(rows) == 0:
         raise DataError(f"{path}: the dataset is empty; it needs at least one row")
+    try:
+        rows.data.validate(full=True)  # offsets that point elsewhere would be followed
+    except Exception as error:
+        raise DataError(f"{path}: its values are damaged ({one_line(error)})") from error
     return rows
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, ConnectionError):
         return "the hub is offline (HF_HUB_OFFLINE) or can't be reached; run it where it can"
-    said = " ".join(str(error).split())[:200]
+    said = one_line(error)
     if "gated" in said.lower():
         return "it is gated; accept its terms on its page and run hf auth login"
     return f"{type(error).__name__} ({said})"
