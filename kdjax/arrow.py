@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -39,7 +41,8 @@ def row_of(table) -> dict[str, np.ndarray]:
     """The fields of a table of one row."""
     fields = {}
     for name in table.column_names:
-        values, shape = table.column(name).combine_chunks(), ()  # type: Any, tuple[int, ...]
+        values: Any = table.column(name).combine_chunks()
+        shape: tuple[int, ...] = ()
         if "list" in str(values.type):
             values, shape = values.flatten(), (-1,)
         if "list" in str(values.type):

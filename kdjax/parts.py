@@ -25,15 +25,9 @@ from kdjax.base import (
 )
 from kdjax.config import Config, teacher_models
 from kdjax.expected import check_turns
+from kdjax.layout import Shapes, choose_meshes
 from kdjax.prefixes import NOTHING, Asked, from_cache
-from kdjax.programs import (
-    Programs,
-    Shapes,
-    choose_meshes,
-    compose,
-    head_chunk,
-    sampler_of,
-)
+from kdjax.programs import Programs, compose, head_chunk, sampler_of
 from kdjax.reference import open_reference, read_reference
 from kdjax.rewards import Rewarder, open_rewarder
 from kdjax.rollout import from_dataset, from_student

@@ -5,6 +5,7 @@ What trains, what is planned ahead of time and what is measured are these same f
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,10 +15,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax import models, topology
-from kdjax.base import ConfigError, Model, Params, Rollout, Sampler, Sampling, Scores
+from kdjax.base import Model, Params, Rollout, Sampler, Sampling, Scores
 from kdjax.config import Config
 from kdjax.head import chunk_tokens
-from kdjax.models import DecoderConfig, parameter_count
+from kdjax.layout import Shapes, check_layout, teacher_shapes
+from kdjax.models import DecoderConfig
 from kdjax.models.linear import LoRA
 from kdjax.models.lora import adapter_of
 from kdjax.sampler import CACHE_BYTES, open_sampler
@@ -25,12 +27,9 @@ from kdjax.score import response_states, sampled_logp, score
 from kdjax.sharding import (
     BATCH,
     constrain,
-    data_size,
     head_sharding,
-    make_mesh,
     on_own_devices,
     own_mesh,
-    owners,
     replicated,
     rollout_mesh,
     shard_batch,
@@ -40,30 +39,6 @@ from kdjax.step import abstract_state, make_step
 from kdjax.stops import Stops
 from kdjax.student import lora_of, optimizer_of
 from kdjax.timetable import methods
-
-ADAM_BYTES = 16  # float32 parameter, gradient and two moments
-COPY_BYTES = 4  # the parameter that the entropy gate may fall back to
-TEACHER_WEIGHTS: dict[str, models.Hold | None] = {"compute": None, "int8": models.int8}
-"""How the teacher's parameters are held, by the config's `teacher_weights`."""
-SHARE_OF_MEMORY = 0.4  # of a device, that states may fill before they are dealt over fsdp
-
-
-class Shapes(NamedTuple):
-    """What a config's programs depend on besides the config: no weight and no file is read.
-
-    teachers are by the name of their model; {None: None} is no teacher. teacher_stop_ids are those
-    of all of them. reference is the shape of the reference model, if there is one. heads_alone:
-    rollouts bring the teachers' states, so that of a teacher, which
-    has no shape here, its LM head is read.
-    """
-
-    student: DecoderConfig
-    teachers: dict[str | None, DecoderConfig | None]
-    vocabulary: int
-    stop_ids: tuple[int, ...]
-    teacher_stop_ids: tuple[int, ...] = ()
-    heads_alone: bool = False
-    reference: DecoderConfig | None = None
 
 
 class TeacherPrograms(NamedTuple):
@@ -118,9 +93,30 @@ class Programs(NamedTuple):
 
 def compose(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> Programs:
     """The programs of a config on the student's mesh and the teachers' (one mesh twice where they
-    share it). Errors: ConfigError for what can't be dealt over them."""
-    mesh, teacher_mesh = meshes
+    share it). Configs that differ in nothing that is compiled, such as the seeds of a study, share
+    them. Errors: ConfigError for what can't be dealt over them."""
     check_layout(config, meshes, shapes)
+    unset: dict[str, Any] = dict.fromkeys(NOT_COMPILED)
+    alike = dataclasses.replace(config, **unset)
+    without = shapes._replace(teachers=())  # type: ignore[arg-type]  # a dict has no hash
+    return _compose(alike, meshes, without, tuple(shapes.teachers.items()))
+
+
+NOT_COMPILED = (
+    "run", "cache", "trajectories", "seed", "data", "evaluation", "save_every_steps",
+    "log_every_steps", "wandb_project", "student", "reference",
+)  # fmt: skip
+"""Fields that no program depends on (of models, their shapes decide)."""
+
+
+@functools.lru_cache(maxsize=4)
+def _compose(
+    config: Config,
+    meshes: tuple[Mesh, Mesh],
+    shapes: Shapes,
+    teachers: tuple[tuple[str | None, DecoderConfig | None], ...],
+) -> Programs:
+    mesh, teacher_mesh = meshes
     dtype, kv_cache = jnp.dtype(config.dtype), config.rollouts.kv_cache
     build = functools.partial(models.build, dtype=dtype, impl=config.attention)
     stops = Stops(config.stops, tuple(dict.fromkeys((*shapes.stop_ids, *shapes.teacher_stop_ids))))
@@ -180,16 +176,10 @@ def compose(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> Progra
         frozen,
         whole,
         read_by_sampler(whole, dtype, mesh),
-        {name: taught_by(decoder) for name, decoder in shapes.teachers.items()},
+        {name: taught_by(decoder) for name, decoder in teachers},
         reference,
         reference_params,
     )
-
-
-def teacher_shapes(config: Config, teacher: DecoderConfig, mesh: Mesh | None = None) -> Params:
-    """Shapes of the teacher's parameters as the config holds them."""
-    hold = TEACHER_WEIGHTS[config.teacher_weights]
-    return models.abstract_params(teacher, jnp.dtype(config.dtype), mesh, hold=hold)
 
 
 def read_elsewhere(taught: TeacherPrograms, teacher_mesh: Mesh, mesh: Mesh) -> TeacherPrograms:
@@ -318,75 +308,6 @@ def logp_settings(config: Config, programs: Programs, vocabulary: int) -> dict[s
         "vocabulary": vocabulary,
         "mesh": programs.mesh,
     }
-
-
-def choose_meshes(
-    config: Config, devices: Sequence[jax.Device], shapes: Shapes
-) -> tuple[Mesh, Mesh]:
-    """The config's meshes over these devices: the student's and the teachers', which are one
-    unless layout.teacher_devices parts them.
-
-    fsdp, where the config leaves it open, is 1 if the training state and the teachers fill at most
-    40 % of a device, else all devices that tensor leaves.
-    """
-    apart = config.layout.teacher_devices
-    if apart and devices[0].process_index != devices[-1].process_index:
-        raise ConfigError("layout.teacher_devices is for the devices of one process; leave it at 0")
-    if apart >= len(devices):
-        raise ConfigError(
-            f"layout.teacher_devices {apart} leaves none of {len(devices)} devices to the student"
-        )
-    own, others = devices[: len(devices) - apart], devices[len(devices) - apart :]
-    fsdp, tensor = config.layout.fsdp, config.layout.tensor
-    if fsdp is None:
-        fsdp = 1
-        memory = topology.memory_bytes(devices[0])
-        if memory is not None and held_bytes(config, shapes) / tensor > SHARE_OF_MEMORY * memory:
-            fsdp = max(1, len(own) // tensor)
-    mesh = make_mesh(own, fsdp=fsdp, tensor=tensor)
-    return mesh, make_mesh(others, fsdp=apart) if apart else mesh
-
-
-def held_bytes(config: Config, shapes: Shapes) -> float:
-    """Bytes of the training state with its gradient, of the reference, and of the teachers, where
-    they lie on the student's devices."""
-    trained = jax.tree.leaves(models.abstract_params(shapes.student, jnp.float32))
-    beside = [] if config.layout.teacher_devices else shapes.teachers.values()
-    teachers = [teacher_shapes(config, decoder) for decoder in beside if decoder]
-    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(teachers))
-    if shapes.reference is not None:
-        held += jnp.dtype(config.dtype).itemsize * parameter_count(shapes.reference)
-    kept = COPY_BYTES if config.curriculum.policy == "fall_back" else 0
-    return (ADAM_BYTES + kept) * sum(x.size for x in trained) + held
-
-
-def check_layout(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> None:
-    """ConfigError where rows or heads can't be dealt over the meshes."""
-    mesh, teacher_mesh = meshes
-    if teacher_mesh is not mesh and config.batch_size % data_size(teacher_mesh):
-        raise ConfigError(
-            f"batch_size is {config.batch_size} rows, which can't be dealt over the teacher's"
-            f" {data_size(teacher_mesh)} devices; make it a multiple of {data_size(teacher_mesh)}"
-        )
-    groups = config.batch_size // config.rl.group_size
-    if groups % owners(mesh):
-        raise ConfigError(
-            f"batch_size / rl.group_size is {groups} problems, which can't be dealt to"
-            f" {owners(mesh)} processes; make it a multiple of {owners(mesh)}"
-        )
-    rows = config.batch_size // config.micro_batches
-    if rows % data_size(mesh):
-        raise ConfigError(
-            f"batch_size / micro_batches is {rows} rows, which can't be dealt over"
-            f" {data_size(mesh)} devices; make it a multiple of {data_size(mesh)}"
-        )
-    teachers = [(f"teacher {name}", decoder) for name, decoder in shapes.teachers.items()]
-    for name, model in (("student", shapes.student), *teachers, ("reference", shapes.reference)):
-        if model and model.num_key_value_heads % config.layout.tensor:
-            raise ConfigError(
-                f"layout.tensor {config.layout.tensor} does not divide the {name}'s"
-                f" {model.num_key_value_heads} key/value heads; choose a divisor"
-            )
 
 
 def head_chunk(config: Config, mesh: Mesh, vocabulary: int) -> int:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from kdjax import models
 from kdjax.base import ConfigError, Params
 from kdjax.config import Config, teacher_models
+from kdjax.layout import TEACHER_WEIGHTS
 from kdjax.models import DecoderConfig
-from kdjax.programs import TEACHER_WEIGHTS, Programs, TeacherPrograms
+from kdjax.programs import Programs, TeacherPrograms
 from kdjax.tokenizer import Tokenizer, Wording, load_pair, load_tokenizer
 
 

@@ -21,7 +21,7 @@ ROWS = [
     "config",
     "config_json",
     "timetable",
-    "rollout arrow step checkpoint report student validation readings",
+    "rollout arrow layout step checkpoint report student validation readings",
     "trajectories evaluate export command_line programs",
     "results teachers startup reference",
     "verdicts timeline",

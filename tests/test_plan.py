@@ -15,10 +15,10 @@ from kdjax import plan as plan_module
 from kdjax.__main__ import main
 from kdjax.base import ConfigError
 from kdjax.config import RL, Config, Curriculum, Data, Layout, Lora, Turn
+from kdjax.layout import Shapes, choose_meshes, held_bytes
 from kdjax.models.known import KNOWN
 from kdjax.plan import Phase, device_gib, plan, shapes_of, to_json
 from kdjax.plan.show import advice
-from kdjax.programs import Shapes, choose_meshes, held_bytes
 from kdjax.sharding import make_mesh
 
 GIB = 2**30

@@ -14,13 +14,14 @@ import jax
 from kdjax import models, topology
 from kdjax.base import ConfigError
 from kdjax.config import Config, teacher_models
+from kdjax.layout import Shapes, choose_meshes
 from kdjax.models.known import KNOWN, Known
 from kdjax.models.lora import join
 from kdjax.plan.phase import GIB, Phase, Plan, device_gib
 from kdjax.plan.rollout import rollout_phase
 from kdjax.plan.show import advice, remarks, show, to_json
 from kdjax.plan.step import reading_phase, step_phase
-from kdjax.programs import Programs, Shapes, choose_meshes, compose, head_chunk
+from kdjax.programs import Programs, compose, head_chunk
 from kdjax.timetable import methods, updates_of
 from kdjax.tokenizer import load_tokenizer
 

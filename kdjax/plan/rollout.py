@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from kdjax import flops, topology
 from kdjax.base import Model, Params
 from kdjax.config import Config
+from kdjax.layout import Shapes
 from kdjax.plan.phase import GIB, Phase, compiled_program, device_gib, largest_teacher, sent_gib
-from kdjax.programs import Programs, Shapes, cache_bytes, to_sampler
+from kdjax.programs import Programs, cache_bytes, to_sampler
 from kdjax.sampler.decoding import Prompts, decoder
 from kdjax.sampler.levels import Level, levels, prefill_rows, rounded_up, rows_within
 from kdjax.sampler.local import row_bytes

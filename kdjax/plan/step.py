@@ -14,9 +14,10 @@ from kdjax import flops, topology
 from kdjax.base import Model
 from kdjax.config import Config
 from kdjax.expected import expected_rollout
+from kdjax.layout import Shapes
 from kdjax.models.lora import join
 from kdjax.plan.phase import GIB, Phase, compiled_program, largest_teacher, sent_gib
-from kdjax.programs import Programs, Shapes, head_chunk, jitted_logp, logp_settings
+from kdjax.programs import Programs, head_chunk, jitted_logp, logp_settings
 from kdjax.sharding import data_size, replicated
 
 
