@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "kdjax"
 
 ROWS = [
-    "numerics equivalence passk progress claims figure",
+    "numerics equivalence passk progress claims figure retention fingerprint",
     "base answers bootstrap majority svg",
     "symbolic composition kl comparison topk gate jobs sharding topology hlo",
     "objective reduction advantage divergences grpo rewards head optimizer stops tasks"
