@@ -23,9 +23,8 @@ def initial() -> TrainState:
     return init_state(params, OPTIMIZER)
 
 
-def state_of(step: int, devices: int = 1) -> TrainState:
-    """What might be trained after `step` steps, every leaf of it another than at step 0; rows are
-    dealt over so many devices."""
+def values_of(step: int):
+    """What might be trained after `step` steps, on the host; every leaf another than at step 0."""
     rng = np.random.default_rng(step)
 
     def trained(leaf: jax.Array) -> np.ndarray:
@@ -33,12 +32,17 @@ def state_of(step: int, devices: int = 1) -> TrainState:
             return rng.normal(size=leaf.shape).astype(np.float32)
         return np.full(leaf.shape, step, leaf.dtype)
 
-    return jax.tree.map(jax.device_put, jax.tree.map(trained, initial()), places(devices))
+    return jax.tree.map(trained, initial())
+
+
+def state_of(step: int, devices: int = 1) -> TrainState:
+    """The same on so many devices, the rows dealt over them."""
+    return jax.tree.map(jax.device_put, values_of(step), places(devices))
 
 
 def places(devices: int):
     """The sharding of every leaf on a mesh of so many devices."""
-    mesh = make_mesh(devices, fsdp=devices)
+    mesh = make_mesh(jax.devices()[:devices], fsdp=devices)
 
     def place(leaf):
         dealt = leaf.ndim > 0 and leaf.shape[0] % devices == 0

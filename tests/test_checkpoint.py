@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
+import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -272,3 +276,39 @@ def test_a_save_that_is_declined_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(ocp.CheckpointManager, "save", lambda *_, **__: False)
     with pytest.raises(StorageError, match="declined"):
         open_checkpoints(tmp_path).save(1, state_of(1), {})
+
+
+def test_two_processes(tmp_path):
+    """A step that one process can't read is passed over by both, moved aside once, saved again by
+    both, and restored by one, bit for bit."""
+    save(tmp_path, 1, 2, 3)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    here = Path(__file__).parent
+    environment = os.environ | {
+        "JAX_NUM_CPU_DEVICES": "2",
+        "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)]),
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(here / "checkpoint_process.py"), str(number), port, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        for number in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for each in said:
+        assert "SAW [2, 4, 2, 33, true, true]" in each, "\n".join(said)
+    assert "another process could not read it" in said[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3", QUARANTINE]
+    state, about = open_checkpoints(tmp_path).newest(like(8), anything)
+    assert bits(state) == bits(state_of(3))
+    assert about["position"] == 33
