@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shutil
 import sys
@@ -32,25 +33,7 @@ def read_arrays(place: Path, like: Any) -> Any:
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
     reader = ocp.Checkpointer(handler, multiprocessing_options=alone)
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    try:
-        return reader.restore(place.absolute(), args=ocp.args.StandardRestore(abstract))
-    except Exception:  # the other reads go on, and report to nobody
-        sys.unraisablehook = _leave_out
-        logging.getLogger("asyncio").addFilter(_is_retrieved)
-        raise
-
-
-def _leave_out(unraisable) -> None:
-    """A `sys.unraisablehook` without what reads say that Orbax left behind."""
-    code = getattr(unraisable.object, "cr_code", None)
-    left = code is not None and "orbax" in code.co_filename
-    if not left and str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
-
-
-def _is_retrieved(record: logging.LogRecord) -> bool:
-    """A filter of asyncio's log, likewise."""
-    return "exception was never retrieved" not in record.getMessage()
+    return reader.restore(place.absolute(), args=ocp.args.StandardRestore(abstract))
 
 
 class Writer(NamedTuple):
@@ -90,6 +73,12 @@ def open_writer(folder: Path, keep: Callable[[list[int]], set[int]]) -> Writer:
     return Writer(save, wait, manager.close)
 
 
+def remove_partial(folder: Path, step: int) -> None:
+    """Delete what a save that failed has written, so that a full disk has room for other files."""
+    for place in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
+        shutil.rmtree(place, ignore_errors=True)
+
+
 class _Policy(NamedTuple):
     """An Orbax preservation policy of a function of the steps."""
 
@@ -109,9 +98,24 @@ def _alone():
 
 
 def _orbax():
-    """Orbax, which takes a second to load, without its log: what fails is raised here and told in
-    one line, where the log would add a stack a thread."""
+    """Orbax, which takes a second to load, and quiet: what fails is raised here and told in one
+    line. Its log would add a stack a thread, and the reads and writes that it leaves behind when
+    one of them fails report to nobody, each with a stack."""
     import orbax.checkpoint as ocp
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("asyncio").addFilter(_was_awaited)
+    if getattr(sys.unraisablehook, "func", None) is not _unless_left_behind:
+        sys.unraisablehook = functools.partial(_unless_left_behind, sys.unraisablehook)
     return ocp
+
+
+def _was_awaited(record: logging.LogRecord) -> bool:
+    return "exception was never retrieved" not in record.getMessage()
+
+
+def _unless_left_behind(report: Callable[[Any], Any], unraisable: Any) -> None:
+    code = getattr(unraisable.object, "cr_code", None)
+    left = code is not None and "orbax" in code.co_filename
+    if not left and str(unraisable.exc_value) != "Event loop is closed":
+        report(unraisable)

@@ -11,7 +11,7 @@ import jax
 
 from kdjax.base import DataError, StorageError, TrainState
 from kdjax.checkpoint.agreement import anywhere, by_first_process, of_first_process
-from kdjax.checkpoint.library import Writer, open_writer
+from kdjax.checkpoint.library import Writer, open_writer, remove_partial
 from kdjax.checkpoint.read import (
     About,
     DamagedError,
@@ -106,6 +106,7 @@ def open_checkpoints(
         if writer is not None:
             with contextlib.suppress(Exception):
                 writer.close()
+        by_first_process(lambda: remove_partial(folder, step))
         writer, good = None, saved_steps(folder)
         left = f"the last good one is {good[-1]}" if good else "there is no other"
         told = f"step {step} was not saved to {folder} ({reason(error)}); {left}"
