@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 
@@ -25,6 +25,8 @@ from kdjax.checkpoint.read import (
 )
 from kdjax.progress import announce
 from kdjax.retention import Tests, kept
+
+T = TypeVar("T")
 
 QUARANTINE = "quarantine"
 """The folder beside the steps that damaged ones are moved to; nothing deletes them there."""
@@ -124,12 +126,21 @@ def open_checkpoints(
             writer.close()
             writer = None
 
+    def written(read: Callable[..., T]) -> Callable[..., T]:
+        """read(folder, ...) of what is there when the save that is under way has ended."""
+
+        def read_then(*args: Any) -> T:
+            wait()
+            return read(folder, *args)
+
+        return read_then
+
     return Checkpoints(
-        lambda: saved_steps(folder),
+        written(saved_steps),
         save,
-        lambda step: read_about(folder, step),
-        lambda step, like: read_state(folder, step, like),
-        lambda like, accept: _newest(folder, like, accept),
+        written(read_about),
+        written(read_state),
+        written(_newest),
         close,
     )
 
