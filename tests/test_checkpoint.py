@@ -222,6 +222,7 @@ def test_a_full_disk_stops_the_run(tmp_path, full_disk, capfd):
         checkpoints.close()
     said = capfd.readouterr()
     assert said.out + said.err == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]  # nothing of what failed
     assert bits(open_checkpoints(tmp_path).newest(like(), anything)[0]) == bits(state_of(1))
 
 
