@@ -18,7 +18,8 @@ kdjax: distillation of language models in JAX, where a method is two choices
                  [--field VALUE ...]         draw a config's responses once, and keep the teacher's
                                              outputs; train on them with --trajectories FOLDER
   kdjax evaluate TARGET [--benchmark NAME] [--n 32] [--k 1,8,32] [--out FOLDER|FILE.json]
-                 [--field VALUE ...]         evaluate a model folder (or kdjax:teacher) or a run, on
+                 [--step newest|best|N] [--field VALUE ...]
+                                             evaluate a model folder (or kdjax:teacher) or a run, on
                                              its task or on a dataset by name (evaluation.name), n
                                              samples a problem (evaluation.samples); --teacher
                                              MODEL adds the KLs to a teacher
@@ -27,8 +28,9 @@ kdjax: distillation of language models in JAX, where a method is two choices
   kdjax study CONFIG [--folder FOLDER] [--jobs 2] [--only RUN]
                                              train and compare the runs of a study file, several at
                                              once on CPUs and GPUs; or one alone (CELL/seed_0)
-  kdjax export RUN OUT [--dtype bfloat16]    write a run's student as a Hugging Face folder
-  kdjax export-adapter RUN OUT               write a run's LoRA adapter as peft reads it
+  kdjax export RUN OUT [--dtype bfloat16] [--step newest|best|N]
+                                             write a run's student as a Hugging Face folder
+  kdjax export-adapter RUN OUT [--step N]    write a run's LoRA adapter as peft reads it
   kdjax data check NAME_OR_FILE [--against BENCHMARK ...] [--columns FIELD=COLUMN ...]
                    [--student MODEL] [--out FILE]
                                              what a dataset holds: duplicates, answers that can't be
@@ -201,17 +203,19 @@ def _evaluate(args: list[str]) -> None:
     from kdjax.objective import negative_log_likelihood
 
     target, rest = _first(args, "kdjax evaluate TARGET")
-    out = _option(rest, "--out")
+    out, step = _option(rest, "--out"), _option(rest, "--step")
     rest = evaluation_fields(rest)
     is_run = (Path(target) / "checkpoints").is_dir()
-    from kdjax.export import load_run
+    if step is not None and not is_run:
+        raise ConfigError(f"--step {step} is of a run's checkpoints, and {target} is no run")
+    from kdjax.export import NEWEST, load_run
 
     bare = Config(student=target, teacher=None, objective=negative_log_likelihood)
     if any(arg.startswith("--evaluation.name") for arg in rest):
         prompt, new = BENCHMARK_TOKENS
         data, evaluation = Data(max_prompt_tokens=prompt), Evaluation(max_new_tokens=new)
         bare = dataclasses.replace(bare, data=data, evaluation=evaluation)
-    config, params = load_run(target) if is_run else (bare, None)
+    config, params = load_run(target, step or NEWEST) if is_run else (bare, None)
     if not any(teacher_models(config).values()):  # its objective may need none, or be unreadable
         config = dataclasses.replace(config, objective=negative_log_likelihood)
     student = config.student
@@ -264,14 +268,16 @@ def _compare(args: list[str]) -> None:
 
 def _export(args: list[str]) -> None:
     from kdjax.base import ConfigError
-    from kdjax.export import export
+    from kdjax.export import NEWEST, export
 
     rest = list(args)
-    dtype = _option(rest, "--dtype") or "float32"
+    dtype, step = _option(rest, "--dtype") or "float32", _option(rest, "--step") or NEWEST
     if len(rest) != 2 or dtype not in ("float32", "bfloat16"):
-        raise ConfigError("usage: kdjax export RUN OUT [--dtype float32|bfloat16]")
+        raise ConfigError(
+            "usage: kdjax export RUN OUT [--dtype float32|bfloat16] [--step newest|best|N]"
+        )
     run, out = rest
-    export(run, out, dtype)
+    export(run, out, dtype, step)
     print(f"wrote {out}: a Hugging Face folder in {dtype}")
 
 
@@ -319,12 +325,15 @@ def _plan(args: list[str]) -> None:
 
 def _export_adapter(args: list[str]) -> None:
     from kdjax.base import ConfigError
-    from kdjax.export import export_adapter
+    from kdjax.export import NEWEST, export_adapter
 
-    if len(args) != 2:
-        raise ConfigError("usage: kdjax export-adapter RUN OUT")
-    export_adapter(*args)
-    print(f"wrote {args[1]}: a peft adapter")
+    rest = list(args)
+    step = _option(rest, "--step") or NEWEST
+    if len(rest) != 2:
+        raise ConfigError("usage: kdjax export-adapter RUN OUT [--step newest|best|N]")
+    run, out = rest
+    export_adapter(run, out, step)
+    print(f"wrote {out}: a peft adapter")
 
 
 def _bench(args: list[str]) -> None:

@@ -40,6 +40,11 @@ FUNCTIONS: dict[Any, Names] = {
 Prefix = Literal["dataset", "teacher", "student"]
 """Whose responses are trained on."""
 
+Best = Literal[
+    "highest test_avg", "highest test_entropy", "lowest test_entropy", "lowest test_truncated"
+]
+"""Which checkpoint is the best, by the tests during training."""
+
 
 def _written(names: Names) -> tyro.constructors.PrimitiveConstructorSpec:
     """How the command line reads a function: by name, or as a combinator call."""
@@ -214,6 +219,20 @@ class RL:
 
 
 @dataclasses.dataclass(frozen=True)
+class Checkpointing:
+    """Which of the checkpoints, one every save_every_steps, stay: the `last` ones, those of every
+    so many steps (0: none for that), and the best by a test during training, which then needs
+    evaluation.every_steps. failed_save: what a run does whose checkpoint can't be written, where a
+    disk is full or gone: stop, or say so and go on from the last good one.
+    """
+
+    last: int = 2
+    every_steps: int = 0
+    best: Best | None = None
+    failed_save: Literal["stop", "go_on"] = "stop"
+
+
+@dataclasses.dataclass(frozen=True)
 class Turn:
     """Another method that takes steps of a run: this share of them, evenly spread, from a step on.
     What is None is the config's own.
@@ -278,6 +297,7 @@ class Config:
     curriculum: Curriculum = Curriculum()
     evaluation: Evaluation = Evaluation()
     save_every_steps: int = 50
+    checkpoints: Checkpointing = Checkpointing()
     log_every_steps: int = 5
     dtype: Literal["float32", "bfloat16"] = "float32"
     teacher_weights: Literal["compute", "int8"] = "compute"
@@ -309,6 +329,7 @@ WHERE_IT_RUNS = (
     "wandb_project",
     "log_every_steps",
     "save_every_steps",
+    "checkpoints",
     "evaluation",
     "layout",
 )

@@ -41,7 +41,7 @@ class EvalReport(NamedTuple):
     - length_quantiles: of all responses, the least length that 10, 50, 90 % of them don't exceed.
     - intervals: 95 % bootstrap intervals over problems, by the names avg, pass_at_K, majority_at_K,
       length, truncated, no_answer and not_scored; none of a single problem.
-    - weights: a hash of the parameters that were evaluated (`kdjax.models.fingerprint`).
+    - weights: a hash of the parameters that were evaluated (`kdjax.fingerprint`).
     - flops_by_part: what training_flops consists of (`kdjax.accounting`).
 
     What has a default is missing from reports of older versions.

@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax import data, models, processes, report, stored
+from kdjax import data, processes, report, stored
 from kdjax.answers import Grader, grade_boxed, grade_flexible
 from kdjax.base import Params, Rollout, Scores
 from kdjax.config import WHERE_IT_RUNS, Config
 from kdjax.config_json import as_dict
 from kdjax.digest import digest
 from kdjax.evaluate import Chunk, EvalReport, Keep, evaluate, progress, to_json
+from kdjax.fingerprint import fingerprint
 from kdjax.page import render_page
 from kdjax.parts import EVALUATE, PROGRESS, Parts, identities, run_key, test_source
 from kdjax.prefixes import NOTHING
@@ -63,7 +64,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     dealt = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
     batch = -(-settings.batch_size // dealt) * dealt
     chunk = -(-CHUNK_BATCHES * config.rollouts.rows // batch) * batch
-    weights, chunks = models.fingerprint(params), -(-source.size * settings.samples // chunk)
+    weights, chunks = fingerprint(params), -(-source.size * settings.samples // chunk)
     with (
         GRADERS[settings.grader]() as grader,
         _keeping(config, {"weights": weights, "chunk_rows": chunk}, chunks) as keep,

@@ -9,47 +9,54 @@ import jax.numpy as jnp
 
 from kdjax import models, report
 from kdjax.base import ConfigError, DataError, Params
-from kdjax.checkpoint import open_checkpoints
+from kdjax.checkpoint import DamagedError, measured, read_params, saved_steps
 from kdjax.config import Config
 from kdjax.config_json import from_dict
 from kdjax.models import DecoderConfig
 from kdjax.models.lora import adapter_of, write_adapter
+from kdjax.progress import announce
+from kdjax.retention import best_step
 from kdjax.sharding import make_mesh
-from kdjax.step import abstract_state
-from kdjax.student import Student, lora_of, optimizer_of
+from kdjax.student import Student, lora_of
 from kdjax.validation import check_types
 
+NEWEST, BEST = "newest", "best"
+"""Steps by name, beside their numbers."""
 
-def export(run: str | Path, out: str | Path, dtype=jnp.float32) -> None:
-    """Write the newest checkpoint's student to `out` in `dtype`, with the config and tokenizer of
-    the model it began as.
 
-    Errors: DataError when `run` holds no checkpoint, StorageError when `out` exists and is not
+def export(run: str | Path, out: str | Path, dtype=jnp.float32, step: str = NEWEST) -> None:
+    """Write a checkpoint's student to `out` in `dtype`, with the config and tokenizer of the model
+    it began as; step as in `load_run`.
+
+    Errors: DataError when `run` holds no such checkpoint, StorageError when `out` exists and is not
     empty.
     """
-    config, params = load_run(run)
+    config, params = load_run(run, step)
     models.write_folder(Path(out), params, models.find(config.student), dtype)
 
 
-def export_adapter(run: str | Path, out: str | Path) -> None:
-    """Write the newest checkpoint's adapter to `out`, as peft reads it onto the model it began as.
+def export_adapter(run: str | Path, out: str | Path, step: str = NEWEST) -> None:
+    """Write a checkpoint's adapter to `out`, as peft reads it onto the model it began as.
 
-    Errors: DataError when `run` holds no checkpoint or trained no adapter, StorageError as above.
+    Errors: DataError when `run` holds no such checkpoint or trained no adapter, StorageError as
+    above.
     """
-    config, decoder, student, trained = _restore(run)
+    config, decoder, student, trained = _restore(run, step)
     if student.lora is None:
         raise DataError(f"{run} trained the whole student, no adapter; kdjax export writes that")
     adapter, base = jax.device_get(trained), models.find(config.student)
     write_adapter(Path(out), adapter, decoder, student.lora, base)
 
 
-def load_run(run: str | Path) -> tuple[Config, Params]:
-    """The config and the newest trained parameters of a run, an adapter merged into its base."""
-    config, _, student, trained = _restore(run)
+def load_run(run: str | Path, step: str = NEWEST) -> tuple[Config, Params]:
+    """The config and the trained parameters of a run, an adapter merged into its base. step: the
+    newest intact checkpoint, the best (by the run's checkpoints.best), or one by its number. The
+    optimizer is not read, and nothing of the run is changed. Errors: DataError."""
+    config, _, student, trained = _restore(run, step)
     return config, student.whole(trained)
 
 
-def _restore(run: str | Path) -> tuple[Config, DecoderConfig, Student, Params]:
+def _restore(run: str | Path, step: str) -> tuple[Config, DecoderConfig, Student, Params]:
     """(config, the student's shape, how its parameters are divided, the trained ones)."""
     folder = Path(run)
     if not (folder / "checkpoints").is_dir():
@@ -58,19 +65,40 @@ def _restore(run: str | Path) -> tuple[Config, DecoderConfig, Student, Params]:
         check_types(config := from_dict(report.read_json(folder / report.CONFIG)))
     except ConfigError as error:
         raise DataError(f"{folder / report.CONFIG} is damaged: {error}") from error
-    checkpoints = open_checkpoints(folder / "checkpoints")
-    try:
-        if not checkpoints.steps():
-            raise DataError(f"{folder} holds no checkpoint yet; let it train to its first save")
-        mesh, decoder = make_mesh(1), models.read_config(models.find(config.student))
-        lora = lora_of(config, decoder)
-        trained = models.abstract_params(decoder, jnp.float32, mesh, lora)
-        frozen = None
-        if lora is not None:
-            trained = adapter_of(trained)
-            _, frozen = models.load(config.student)
-        like = abstract_state(trained, optimizer_of(config), mesh)
-        state = checkpoints.restore(checkpoints.steps()[-1], like)
-    finally:
-        checkpoints.close()
-    return config, decoder, Student(state.params, frozen, lora), state.params
+    mesh, decoder = make_mesh(1), models.read_config(models.find(config.student))
+    lora = lora_of(config, decoder)
+    like, frozen = models.abstract_params(decoder, jnp.float32, mesh, lora), None
+    if lora is not None:
+        like = adapter_of(like)
+        _, frozen = models.load(config.student)
+    trained = _params(folder, step, config.checkpoints.best, like)
+    return config, decoder, Student(trained, frozen, lora), trained
+
+
+def _params(run: Path, step: str, best: str | None, like: Params) -> Params:
+    folder = run / "checkpoints"
+    steps = saved_steps(folder)
+    if not steps:
+        raise DataError(f"{run} holds no checkpoint yet; let it train to its first save")
+    if step != NEWEST:
+        return read_params(folder, _chosen(folder, step, best, steps), like)
+    for newest in reversed(steps):
+        try:
+            return read_params(folder, newest, like)
+        except DamagedError as error:
+            announce(f"{error}; the one before it is tried")
+    raise DataError(f"{folder} holds no intact checkpoint, of steps {steps}")
+
+
+def _chosen(folder: Path, step: str, best: str | None, steps: list[int]) -> int:
+    """The number of the step that is asked for."""
+    if step == BEST and best is None:
+        raise DataError(
+            f"{folder.parent} keeps no best checkpoint (checkpoints.best); give --step {NEWEST}, or"
+            f" one of {steps}"
+        )
+    found = best_step(measured(folder), best) if step == BEST and best else None
+    number = found[0] if found else int(step) if step.isdecimal() else None
+    if number not in steps:
+        raise DataError(f"{folder.parent} has no checkpoint {step}; it has {steps} (--step)")
+    return number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ import numpy as np
 from kdjax import processes, report
 from kdjax.accounting import PARTS, open_account, spent
 from kdjax.base import ConfigError, DataError, DivergedError, Rollout, Samples, Sampling, TrainState
-from kdjax.checkpoint import Checkpoints, open_checkpoints
+from kdjax.checkpoint import Checkpoints, measured, open_checkpoints
 from kdjax.config import WHERE_IT_RUNS, Config
 from kdjax.config_json import as_dict, differences
 from kdjax.drawing import deal, draw, draw_own, length_of, sampler_params, with_old_policy
@@ -44,6 +45,7 @@ from kdjax.parts import (
 )
 from kdjax.progress import announce, training_progress
 from kdjax.results import Cell, Row
+from kdjax.retention import best_step
 from kdjax.summary import render_results, to_csv
 from kdjax.timetable import measured_before, methods, turn_at, updates_at
 from kdjax.validation import validate
@@ -69,7 +71,7 @@ def train(config: Config) -> EvalReport:
     for line in about.splitlines():  # one by one: a study's next cell says only what differs
         announce(line)
     report.open_run_folder(folder)
-    checkpoints = open_checkpoints(folder / "checkpoints")
+    checkpoints = open_checkpoints(folder / "checkpoints", **as_dict(config.checkpoints))
     try:
         state, seconds = _start(parts, checkpoints)
         report.write_json(folder / report.CONFIG, as_dict(config))
@@ -83,11 +85,17 @@ def train(config: Config) -> EvalReport:
 
 
 def _start(parts: Parts, checkpoints: Checkpoints) -> tuple[TrainState, float]:
-    """A fresh state, or the newest checkpoint's if this config is the one that made it."""
-    steps = checkpoints.steps()
-    if not steps:
+    """A fresh state, or the newest intact checkpoint's if this config is the one that made it."""
+    found = checkpoints.newest(parts.programs.state, functools.partial(_check_same, parts))
+    if found is None:
         return fresh_state(parts), 0.0
-    run, about = parts.config.run, checkpoints.read_about(steps[-1])
+    state, about = found
+    return state, about["seconds"]
+
+
+def _check_same(parts: Parts, about: dict[str, Any]) -> None:
+    """Errors: ConfigError where a checkpoint is of another config, of other weights or data."""
+    run = parts.config.run
     changed = differences(_trained_by(about["config"]), _trained_by(as_dict(parts.config)))
     if changed:
         raise ConfigError(
@@ -97,10 +105,8 @@ def _start(parts: Parts, checkpoints: Checkpoints) -> tuple[TrainState, float]:
     if about["identities"] != parts.identities:
         other = "; ".join(differences(about["identities"], parts.identities))
         raise ConfigError(f"{run} was trained with other weights or data: {other}")
-    state = checkpoints.restore(steps[-1], parts.programs.state)
-    if about["position"] != int(state.step) * parts.config.batch_size:
+    if about["position"] != about["step"] * parts.config.batch_size:
         raise DataError(f"{run}: the checkpoint's data position does not belong to its step")
-    return state, about["seconds"]
 
 
 def _trained_by(config: dict[str, Any]) -> dict[str, Any]:
@@ -148,7 +154,8 @@ def _loop(
                     _check_gap(config, record, done)
                 show(done, record)
                 if saves:
-                    checkpoints.save(done, state, _about(parts, done, time.perf_counter() - began))
+                    now = time.perf_counter() - began
+                    checkpoints.save(done, state, _about(parts, done, now, record or {}))
     finally:
         pool.shutdown(cancel_futures=True)
         metrics.close()
@@ -271,12 +278,14 @@ def _check_gap(config: Config, record: dict[str, float], step: int) -> None:
         )
 
 
-def _about(parts: Parts, done: int, seconds: float) -> dict[str, Any]:
+def _about(parts: Parts, done: int, seconds: float, record: dict[str, Any]) -> dict[str, Any]:
+    tested = {name: value for name, value in record.items() if name.startswith("test_")}
     return {
         "config": as_dict(parts.config),
         "identities": parts.identities,
         "position": done * parts.config.batch_size,
         "seconds": seconds,
+        "tests": {name: value for name, value in tested.items() if isinstance(value, float)},
     }
 
 
@@ -297,9 +306,16 @@ def _finish(parts: Parts, state: TrainState, seconds: float, folder: Path) -> Ev
 def _write_results(config: Config, folder: Path, row: Row) -> None:
     report.write_evaluation(folder, evaluation_key(config), to_json(row.report), row.samples)
     cells, about = [Cell(row.name, [row])], about_run(folder)
+    about |= _best_checkpoint(config, folder)
     report.write_text(folder / report.PAGE, render_page(f"Run {row.name}", cells, about))
     report.write_text(folder / report.MARKDOWN, render_results(f"Run {row.name}", cells, about))
     report.write_text(folder / report.TABLE, to_csv(cells))
+
+
+def _best_checkpoint(config: Config, folder: Path) -> dict[str, str]:
+    best = config.checkpoints.best
+    found = best_step(measured(folder / "checkpoints"), best) if best else None
+    return {"best checkpoint": f"step {found[0]}: {best} {found[1]:.4g}"} if found else {}
 
 
 def about_run(folder: Path) -> dict[str, Any]:

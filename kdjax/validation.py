@@ -73,6 +73,7 @@ def validate(config: Config) -> Config:
     _check_problems(config)
     _check_prompts(config.data)
     _check_measurements(config)
+    _check_checkpoints(config)
     _check_lora(config.lora)
     return config
 
@@ -241,6 +242,30 @@ def _check_measurements(config: Config) -> None:
         )
     if evaluation.grader.startswith("math"):
         check_installed(f"evaluation.grader {evaluation.grader}")  # before the run, not at its end
+
+
+def _check_checkpoints(config: Config) -> None:
+    """What is to stay is saved: steps that are kept, and every test that the best is chosen by."""
+    kept, saved = config.checkpoints, config.save_every_steps
+    if kept.last < 1 or kept.every_steps < 0:
+        raise ConfigError(
+            "checkpoints.last must be at least 1 and checkpoints.every_steps at least 0, got"
+            f" {kept.last} and {kept.every_steps}"
+        )
+    if kept.best and not config.evaluation.every_steps:
+        raise ConfigError(
+            f"checkpoints.best {kept.best} needs tests during training; set"
+            f" evaluation.every_steps to a multiple of save_every_steps ({saved})"
+        )
+    asked = {"checkpoints.every_steps": kept.every_steps}
+    if kept.best:
+        asked["evaluation.every_steps"] = config.evaluation.every_steps
+    for name, every in asked.items():
+        if every % saved:
+            raise ConfigError(
+                f"{name} {every} is not a multiple of save_every_steps {saved}, so that what"
+                " checkpoints would keep is not saved; change one of them"
+            )
 
 
 def _check_lora(lora: Lora) -> None:

@@ -59,10 +59,11 @@ def main(asked: str, flags: list[str]) -> None:
     the trained parameters are, and which problems were drawn here."""
     import jax
 
-    from kdjax import drawing, models, processes
+    from kdjax import drawing, processes
     from kdjax.checkpoint import open_checkpoints
     from kdjax.command_line import join_processes
     from kdjax.config_json import from_dict
+    from kdjax.fingerprint import fingerprint
     from kdjax.parts import build
     from kdjax.train import train
 
@@ -74,7 +75,7 @@ def main(asked: str, flags: list[str]) -> None:
     for run in given["restore"]:
         checkpoints = open_checkpoints(Path(run) / "checkpoints")
         state = checkpoints.restore(checkpoints.steps()[-1], parts.programs.state)
-        found.append(models.fingerprint(state.params))
+        found.append(fingerprint(state.params))
         checkpoints.close()
     drawn, own_batch_at = [], drawing.own_batch_at
 

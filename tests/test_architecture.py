@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent / "kdjax"
 
 ROWS = [
-    "numerics equivalence passk processes claims figure digest",
+    "numerics equivalence passk processes claims figure digest retention fingerprint",
     "progress base answers bootstrap majority svg",
     "symbolic chat composition kl comparison topk gate jobs sharding topology hlo",
     "objective reduction advantage divergences grpo rewards head optimizer stops tasks"

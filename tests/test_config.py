@@ -26,6 +26,7 @@ from kdjax import (
 from kdjax.base import ConfigError, Sampling
 from kdjax.config import (
     RL,
+    Checkpointing,
     Config,
     Curriculum,
     Data,
@@ -83,8 +84,11 @@ FULL = Config(
         heldout_problems=4,
         heldout_file="h.jsonl",
     ),
-    evaluation=Evaluation(5, "t.jsonl", 4, (1, 4), Sampling(0.6), 32, 16, grader="exact_flexible"),
+    evaluation=Evaluation(
+        5, "t.jsonl", 4, (1, 4), Sampling(0.6), 32, 16, 4, grader="exact_flexible"
+    ),
     save_every_steps=2,
+    checkpoints=Checkpointing(3, 4, "lowest test_entropy", "go_on"),
     log_every_steps=1,
     dtype="bfloat16",
     teacher_weights="int8",
@@ -278,6 +282,21 @@ WRONG = [
     (nested("evaluation", batch_size=0), "batch_size must be at least 1"),
     (nested("evaluation", every_steps=-1), "evaluation.every_steps must be at least 0"),
     (nested("evaluation", samples_during_training=0), "samples_during_training at least 1, got 0"),
+    (nested("checkpoints", last=0), "checkpoints.last must be at least 1 and"),
+    (nested("checkpoints", every_steps=-50), "checkpoints.every_steps at least 0, got 2 and -50"),
+    (
+        nested("checkpoints", every_steps=75),
+        "checkpoints.every_steps 75 is not a multiple of",
+    ),
+    (nested("checkpoints", best="test_avg"), "checkpoints.best must be"),
+    (nested("checkpoints", best="highest test_avg"), "test_avg needs tests during training; set"),
+    (
+        dict(
+            checkpoints=Checkpointing(best="highest test_avg"),
+            evaluation=Evaluation(every_steps=20),
+        ),
+        "evaluation.every_steps 20 is not a multiple of save_every_steps 50",
+    ),
 ]
 
 

@@ -141,7 +141,9 @@ def test_train_export_evaluate(config_file, tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "out"
     assert main(["train", str(config_file)]) == 0
     assert "report:" in capsys.readouterr().out
-    assert main(["export", str(run), str(out)]) == 0
+    assert main(["export", str(run), str(out), "--step", "2"]) == 0
+    assert "keeps no best" in fails(capsys, 65, "evaluate", run, "--step", "best")
+    assert "is no run" in fails(capsys, 64, "evaluate", out, "--step", "best")
     capsys.readouterr()
     assert "nothing was overwritten" in fails(capsys, 74, "export", run, out)
     assert main(["evaluate", str(run), "--out", str(tmp_path / "a.json")]) == 0

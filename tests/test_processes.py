@@ -16,11 +16,12 @@ import pytest
 from several import begin, finish, train_by
 from test_train import final_state, logged
 
-from kdjax import clipped_surrogate, forward_kl, models, processes, reverse_kl
+from kdjax import clipped_surrogate, forward_kl, processes, reverse_kl
 from kdjax.base import ConfigError
 from kdjax.command_line import join_processes
 from kdjax.config import RL, Config, Curriculum, Data, Evaluation, Turn
 from kdjax.data import batch_at, group_by_tag
+from kdjax.fingerprint import fingerprint
 from kdjax.parts import training_source
 from kdjax.timetable import turn_at
 
@@ -100,7 +101,7 @@ def test_processes_are_one_run(runs, name):
 
 def test_checkpoints_are_of_no_number_of_processes(runs):
     """What one and four processes wrote two restore bit for bit, and one what four wrote."""
-    bits = {name: models.fingerprint(final_state(runs[name][0])[1].params) for name in runs}
+    bits = {name: fingerprint(final_state(runs[name][0])[1].params) for name in runs}
     assert [own["restored"] for own in runs["two"][1]] == [[bits["one"], bits["four"]]] * 2
 
 

@@ -25,12 +25,14 @@ from kdjax import (
 from kdjax import parts as parts_module
 from kdjax import train as train_module
 from kdjax.base import ConfigError, DataError, DivergedError, StorageError
-from kdjax.checkpoint import open_checkpoints
-from kdjax.config import Config, Curriculum, Data, Evaluation, Rollouts, Turn
+from kdjax.checkpoint import open_checkpoints, read_params, saved_steps
+from kdjax.config import Checkpointing, Config, Curriculum, Data, Evaluation, Rollouts, Turn
 from kdjax.evaluate import mean_entropy
+from kdjax.export import load_run
 from kdjax.gate import DECISIONS
 from kdjax.objective import negative_log_likelihood
 from kdjax.optimizer import gate_state
+from kdjax.sharding import make_mesh
 from kdjax.step import init_state, make_step
 from kdjax.student import optimizer_of
 from kdjax.timetable import turn_at
@@ -373,14 +375,55 @@ def test_unwritable_run_folder(tiny, tmp_path):
         train_module.train(dataclasses.replace(tiny, run=str(tmp_path / "file" / "run")))
 
 
-def test_damaged_checkpoint_is_named(tiny):
-    """A checkpoint with a missing part is an error that names it, not a fresh start."""
+def test_a_damaged_checkpoint_is_passed_over(tiny, capsys):
+    """A resume says what is wrong, goes on from the step before, and ends in the same bits; other
+    checkpoints.* are no other run. Where none is intact it does not begin anew by itself."""
     train_module.train(tiny)
-    for path in sorted((Path(tiny.run) / "checkpoints" / "4" / "state").rglob("*")):
-        if path.is_file():
-            path.unlink()
-    with pytest.raises(DataError, match=r"checkpoints/4 can't be restored"):
+    whole, folder = final_state(tiny)[1], Path(tiny.run) / "checkpoints"
+    shutil.rmtree(folder / "4" / "params")
+    train_module.train(dataclasses.replace(tiny, checkpoints=Checkpointing(last=3)))
+    said = capsys.readouterr().out
+    assert said.count(f"checkpoint {folder}/4 is damaged: params: ") == 1
+    assert final_state(tiny)[0] == 4
+    assert_bitwise_equal(whole, final_state(tiny)[1])
+    assert (folder / "quarantine" / "4").is_dir()
+    for step in (2, 4):
+        shutil.rmtree(folder / str(step) / "about")
+    with pytest.raises(DataError, match="holds no intact checkpoint"):
         train_module.train(tiny)
+
+
+def test_the_best_checkpoint_stays(tiny, tmp_path):
+    """The best by a test is kept beside the last, is exported by name, and the page names it."""
+    config = dataclasses.replace(
+        tiny,
+        save_every_steps=1,
+        evaluation=dataclasses.replace(tiny.evaluation, every_steps=1),
+        checkpoints=Checkpointing(last=1, best="lowest test_entropy"),
+    )
+    train_module.train(config)
+    entropies = {r["step"]: r["test_entropy"] for r in logged(config)}
+    best = min(entropies, key=entropies.__getitem__)
+    assert best < 4, "the last one is the best: another seed is needed"
+    folder = Path(config.run) / "checkpoints"
+    assert saved_steps(folder) == [best, 4]
+    page = (Path(config.run) / "report.md").read_text()
+    assert f"step {best}: lowest test_entropy {entropies[best]:.4g}" in page
+    like = models.abstract_params(
+        models.read_config(Path(config.student)), np.float32, make_mesh(1)
+    )
+    shutil.rmtree(folder / str(best) / "training")  # the optimizer's files are not read
+    for name in ("best", str(best)):
+        _, params = load_run(config.run, name)
+        assert_bitwise_equal(params, read_params(folder, best, like))
+    for name, says in (("3", "has no checkpoint 3; it has"), ("last", "has no checkpoint last")):
+        with pytest.raises(DataError, match=says):
+            load_run(config.run, name)
+    shutil.rmtree(folder / "4" / "params")
+    assert_bitwise_equal(load_run(config.run)[1], params)  # what is intact; nothing is moved
+    assert saved_steps(folder) == [best, 4]
+    with pytest.raises(DataError, match="checkpoints/4 is damaged: params"):
+        load_run(config.run, "4")
 
 
 def test_other_weights_on_resume_are_refused(tiny, tmp_path):

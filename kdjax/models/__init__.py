@@ -35,7 +35,7 @@ from kdjax.models.decoder import (
     unstacked_axes,
 )
 from kdjax.models.hub import is_hub_name, snapshot
-from kdjax.models.identity import fingerprint, identity
+from kdjax.models.identity import identity
 from kdjax.models.quantized import Hold, int8
 from kdjax.models.shards import COPIED_FILES, write_folder
 from kdjax.models.weights import read_head, read_params
@@ -110,7 +110,6 @@ __all__ = [
     "build",
     "create",
     "find",
-    "fingerprint",
     "identity",
     "int8",
     "load",

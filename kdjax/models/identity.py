@@ -1,5 +1,4 @@
-"""What a model folder is: a hash of everything that decides what it computes; and the same of
-parameters in memory."""
+"""What a model folder is: a hash of everything that decides what it computes."""
 
 from __future__ import annotations
 
@@ -8,11 +7,6 @@ import hashlib
 import time
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-from jax import lax
-
-from kdjax.base import Params
 from kdjax.models.folder import INDEX_FILE, member, weight_files
 
 IDENTITY_FILES = (
@@ -53,39 +47,3 @@ def _digest(files: tuple[tuple[str, int, int], ...]) -> str:
             while piece := file.read(1 << 20):
                 digest.update(piece)
     return digest.hexdigest()[:16]
-
-
-def fingerprint(params: Params) -> str:
-    """16 hex digits that names, shapes, dtypes and every bit of the parameters decide, and where
-    they lie does not: sums over integers are exact in any order. For telling weights apart, no
-    protection against forgery.
-
-    >>> fingerprint({"a": jnp.arange(3.0)}) == fingerprint({"a": jnp.arange(3.0)[::-1]})
-    False
-    """
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        sums = [int(x) for x in _sums(leaf)]
-        name = jax.tree_util.keystr(path)
-        digest.update(f"{name}:{leaf.shape}:{leaf.dtype}:{sums};".encode())
-    return digest.hexdigest()[:16]
-
-
-@jax.jit
-def _sums(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two sums modulo 2^32 over what every element's bits and place are mixed to."""
-    width = jnp.dtype(f"uint{8 * values.dtype.itemsize}")
-    bits = lax.bitcast_convert_type(values, width).astype(jnp.uint32)
-    place = jnp.zeros(values.shape, jnp.uint32)
-    for axis in range(values.ndim):
-        along = lax.broadcasted_iota(jnp.uint32, values.shape, axis)
-        place = place * jnp.uint32(0x01000193) + along
-    first = _mixed(bits ^ _mixed(place))
-    return first.sum(), _mixed(first ^ bits).sum()
-
-
-def _mixed(x: jax.Array) -> jax.Array:
-    """The last step of MurmurHash3: every bit of 32 decides on every other."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    return x ^ (x >> 16)
