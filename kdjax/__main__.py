@@ -1,6 +1,6 @@
 """The command line: `kdjax train | rollouts | evaluate | compare | study | export | plan ...`.
 
-Exit codes: 0 done, 64 config, 65 data, 69 engine, 70 bug, 74 I/O.
+Exit codes: in HELP, and in docs/reliability.md with what to do at each.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ Any field can be overridden: --optimizer.learning_rate 3e-4 --prefix teacher
   --token_loss "mix(forward_kl, reverse_kl, weight=0.8)". `kdjax train CONFIG --help` lists them.
 
 Exit codes: 0 done, 64 wrong config, 65 bad data or model folder, 69 an inference engine failed,
-70 a bug of kdjax, 74 can't read or write, 86 diverged, 130 interrupted.
+70 a bug of kdjax, 74 can't read or write, 85 told to stop (SIGTERM, Ctrl-C) and saved: the same
+command resumes, 86 diverged, 124 a step hung (faults.step_limit_seconds), 130 interrupted at once.
 """
 
 
@@ -59,9 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(HELP, end="")
         return 0
     from kdjax.base import KdjaxError
+    from kdjax.preemption import stop_at_once
 
     try:
-        _run(args[0], args[1:])
+        with stop_at_once():
+            _run(args[0], args[1:])
     except KdjaxError as error:
         print(f"kdjax: {error}", file=sys.stderr)
         return error.exit_code

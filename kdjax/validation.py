@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from kdjax.base import ConfigError, Objective
 from kdjax.composition import composition_of, walk
-from kdjax.config import RL, Config, Data, Lora, Turn, teacher_models
+from kdjax.config import RL, Config, Data, Faults, Lora, Turn, teacher_models
 from kdjax.gate import entropy_gate
 from kdjax.grpo import importance
 from kdjax.objective import divergence
@@ -60,6 +60,7 @@ def validate(config: Config) -> Config:
             f"rollouts.rows and rollouts.cache_gib must be over 0, got {config.rollouts.rows} and"
             f" {config.rollouts.cache_gib}"
         )
+    _check_faults(config.faults)
     check_sampling(config.sampling, "sampling.")
     check_sampling(config.evaluation.sampling, "evaluation.sampling.")
     _check_problems(config)
@@ -231,6 +232,18 @@ def _check_measurements(config: Config) -> None:
         )
     if evaluation.grader.startswith("math"):
         check_installed(f"evaluation.grader {evaluation.grader}")  # before the run, not at its end
+
+
+def _check_faults(faults: Faults) -> None:
+    if faults.skipped_in_a_row < 1:
+        raise ConfigError(
+            f"faults.skipped_in_a_row must be at least 1, got {faults.skipped_in_a_row}"
+        )
+    if faults.step_limit_seconds is not None and not faults.step_limit_seconds > 0:
+        raise ConfigError(
+            f"faults.step_limit_seconds must be over 0, got {faults.step_limit_seconds}; leave it"
+            " out for no limit"
+        )
 
 
 def _check_lora(lora: Lora) -> None:

@@ -10,9 +10,9 @@ import pytest
 ROOT = Path(__file__).parent.parent / "kdjax"
 
 ROWS = [
-    "numerics equivalence passk progress claims figure",
+    "numerics equivalence passk progress claims figure health",
     "base answers bootstrap majority svg",
-    "symbolic composition kl comparison topk gate jobs sharding topology hlo",
+    "symbolic composition kl comparison topk gate jobs sharding topology hlo preemption watchdog",
     "objective reduction advantage divergences grpo rewards head optimizer stops tasks"
     " models tokenizer buckets",
     "sources",
@@ -31,6 +31,7 @@ ROWS = [
     "stored",
     "parts",
     "accounting drawing examine bench plan",
+    "notes",
     "train",
     "study",
     "__main__",
