@@ -99,11 +99,11 @@ PARAMS = {"a": jnp.array([[1.5, -0.0], [0.0, -2.0]]), "b": jnp.array([3.0, -0.0]
 GOOD = {"a": jnp.array([[0.5, 1.0], [-1.0, 2.0]]), "b": jnp.array([1.0, -1.0])}
 
 
-def guarded_steps(given, mesh=None):
-    """(params, state) after (loss, gradients) one after the other, jitted with donated arguments;
-    with a mesh, parameters dealt over it."""
-    gate = entropy_gate((4, 8), 0.5)
-    optimizer = make_optimizer(learning_rate=RATE, steps=8, weight_decay=0.1, gate=gate)
+@functools.cache  # one program for all cases
+def guarded():
+    optimizer = make_optimizer(
+        learning_rate=RATE, steps=8, weight_decay=0.1, gate=entropy_gate((4, 8), 0.5)
+    )
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, grads, loss):
@@ -112,6 +112,13 @@ def guarded_steps(given, mesh=None):
         )
         return optax.apply_updates(params, updates), state
 
+    return optimizer, step
+
+
+def guarded_steps(given, mesh=None):
+    """(params, state) after (loss, gradients) one after the other, jitted with donated arguments;
+    with a mesh, parameters dealt over it."""
+    optimizer, step = guarded()
     params = jax.tree.map(jnp.copy, PARAMS)
     if mesh is not None:
         dealt = NamedSharding(mesh, PartitionSpec("fsdp"))
