@@ -50,21 +50,29 @@ command resumes, 86 diverged, 124 a step hung (faults.step_limit_seconds), 130 i
 """
 
 
-WIDEST_TABLE = 150  # columns
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; mistakes of the user end in one line on standard error and an exit code."""
     args = sys.argv[1:] if arguments is None else arguments
     if not args or args[0] == "help" or (args[:2][-1] in ("-h", "--help")):
         print(HELP, end="")
         return 0
+    code = _guarded(args[0], args[1:])
+    from kdjax import processes
+    from kdjax.base import PreemptedError
+
+    together = code in (0, PreemptedError.exit_code)  # all processes have come to the same end
+    processes.end() if together else processes.abandon(code)
+    return code
+
+
+def _guarded(command: str, args: list[str]) -> int:
+    """Run a command -> its exit code, once its mistakes have been told in a line."""
     from kdjax.base import KdjaxError
     from kdjax.preemption import stop_at_once
 
     try:
         with stop_at_once():
-            _run(args[0], args[1:])
+            _run(command, args)
     except KdjaxError as error:
         print(f"kdjax: {error}", file=sys.stderr)
         return error.exit_code
@@ -73,10 +81,14 @@ def main(arguments: list[str] | None = None) -> int:
             "kdjax: interrupted; the same command resumes from the last checkpoint", file=sys.stderr
         )
         return 130
-    except Exception:
+    except Exception as error:
         import traceback
 
+        from kdjax import processes
+
         traceback.print_exc()
+        if processes.is_lost(error):
+            return 134
         print("kdjax: this is a bug of kdjax; please report the lines above", file=sys.stderr)
         return 70
     return 0
@@ -101,7 +113,9 @@ def _run(command: str, args: list[str]) -> None:
         raise ConfigError(
             f"unknown command {command!r}; there are {', '.join(commands)} (kdjax --help)"
         )
-    commands[command](args)
+    from kdjax.command_line import join_processes
+
+    commands[command](join_processes(command, args))
 
 
 def _train(args: list[str]) -> None:
@@ -109,12 +123,14 @@ def _train(args: list[str]) -> None:
 
     path, rest = _first(args, "kdjax train CONFIG")
     config = override(load_file(path, "get_config"), rest, f"kdjax train {path}")
+    from kdjax.progress import announce
     from kdjax.results import Row
+    from kdjax.terminal import print_table
     from kdjax.train import train
 
     result = train(config)
-    _print_table([Row(Path(config.run).name, result, [], [])])
-    print(f"report: {Path(config.run) / 'report.html'}")
+    print_table([Row(Path(config.run).name, result, [], [])])
+    announce(f"report: {Path(config.run) / 'report.html'}")
 
 
 def _rollouts(args: list[str]) -> None:
@@ -129,10 +145,13 @@ def _rollouts(args: list[str]) -> None:
     rest = [arg for arg in rest if arg != "--redo"]
     config = override(load_file(path, "get_config"), rest, f"kdjax rollouts {path}")
     asked = parse_keep(keep), parse_share(share), redo
+    import jax
+
     from kdjax.parts import build
     from kdjax.validation import validate
 
-    parts = build(validate(dataclasses.replace(config, trajectories=None)))
+    config = validate(dataclasses.replace(config, trajectories=None))
+    parts = build(config, jax.local_devices())  # by itself, whatever other processes do
     for each in parts.asked.values():
         place, drawn = fill(each, out, *asked)
         print(f"{place}: {drawn} chunks drawn now, {len(each.rows)} responses in all")
@@ -157,6 +176,7 @@ def _study(args: list[str]) -> None:
     if folder is not None:
         study = dataclasses.replace(study, folder=folder)
     from kdjax.study import find_piece, run_piece, run_study, side_by_side
+    from kdjax.terminal import print_table
 
     if only is not None:
         run_piece(find_piece(study, only))
@@ -165,7 +185,7 @@ def _study(args: list[str]) -> None:
     at_once = None if jobs is None else side_by_side(path, study.folder, int(jobs))
     cells, verdicts = run_study(study, at_once, command)
     one_seed = len(study.seeds) == 1
-    _print_table(
+    print_table(
         [run._replace(name=cell.name) if one_seed else run for cell in cells for run in cell.runs]
     )
     for verdict in verdicts:
@@ -211,14 +231,15 @@ def _evaluate(args: list[str]) -> None:
     from kdjax.parts import build
     from kdjax.results import Cell, Row
     from kdjax.tables import more_samples, responses
+    from kdjax.terminal import print_lines, print_table
 
     parts = build(dataclasses.replace(config, prefix="student", trajectories=None, lora=Lora()))
     result, records = evaluate_params(parts, parts.initial_params if params is None else params)
     row = Row(Path(target).name, result, [], records)
-    _print_table([row])
+    print_table([row])
     tables = [made([Cell(row.name, [row])]) for made in (more_samples, responses)]
     found = [pair for head, (line,) in tables for pair in zip(head[1:], line[1:], strict=True)]
-    _print_lines(["%, length in tokens", f"{row.name} (95 %)"], found)
+    print_lines(["%, length in tokens", f"{row.name} (95 %)"], found)
     if place is not None and place.suffix == ".json":
         report.write_json(place, to_json(result))
     elif place is not None:
@@ -236,10 +257,11 @@ def _compare(args: list[str]) -> None:
     file = _new_file(out)
     from kdjax import report
     from kdjax.paired import compare, read_result, table, to_json
+    from kdjax.terminal import print_lines
 
     first, second = (read_result(Path(each)) for each in rest)
     found = compare(first, second, names=(rest[0], rest[1]))
-    _print_lines(*table(found))
+    print_lines(*table(found))
     print("A: {}, B: {}; B less A is paired by problem, with its 95 % interval".format(*rest))
     if file is not None:
         report.write_json(file, to_json(found))
@@ -364,28 +386,6 @@ def _new_file(out: str | None) -> Path | None:
     if out is not None and Path(out).exists():
         raise StorageError(f"{out} exists; choose another --out, nothing was overwritten")
     return None if out is None else Path(out)
-
-
-def _print_table(rows) -> None:
-    from kdjax.tables import table
-
-    _print_lines(*table(rows))
-    print("± one standard error over problems; entropy and KL in nats a token of own responses")
-
-
-def _print_lines(header, lines) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    printed = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for place, name in enumerate(header):
-        printed.add_column(name, justify="right" if place else "left", no_wrap=True)
-    for line in lines:
-        printed.add_row(*line)
-    console = Console()
-    console.width = max(console.width, WIDEST_TABLE)  # a narrow terminal wraps, nothing is cut
-    console.print(printed)
 
 
 if __name__ == "__main__":

@@ -258,8 +258,8 @@ Reduction = Callable[..., jax.Array]
 total weight."""
 
 PrefixSource = Callable[[Batch, Params, Key, int], Rollout]
-"""(batch, student parameters, key, max_new_tokens) -> Rollout: the prefix axis of the design
-space."""
+"""(batch, student parameters as its sampler reads them, key, max_new_tokens) -> Rollout: the prefix
+axis of the design space."""
 
 
 Sampler = Callable[[Params, Batch, Key, int], Samples]

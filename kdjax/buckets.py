@@ -41,13 +41,18 @@ def bucket(length: int, widest: int) -> int:
     return next(width for width in ladder(widest) if width >= length)
 
 
-def trim(rollout: Rollout) -> Rollout:
-    """A rollout cut to the bucket of its longest row, its response axis to no more than that.
+def longest(rollout: Rollout) -> int:
+    """Tokens of the longest row, prompt and response. The host waits for the rollout."""
+    return int((np.asarray(rollout.prompt_length_b) + np.asarray(rollout.response_length_b)).max())
+
+
+def trim(rollout: Rollout, at_least: int = 0) -> Rollout:
+    """A rollout cut to the bucket of its longest row, or of so many tokens, its response axis to no
+    more than that.
 
     Only padding goes, so every loss and gradient stays as it is; the width takes at most
-    len(ladder(S)) values, and so does the number of programs. The host reads the lengths, so it
-    waits for the rollout. Errors: ConfigError where a row is longer than its tokens.
+    len(ladder(S)) values, and so does the number of programs. Errors: ConfigError where a row is
+    longer than its tokens.
     """
-    lengths = np.asarray(rollout.prompt_length_b) + np.asarray(rollout.response_length_b)
-    width = bucket(int(lengths.max()), rollout.tokens_bs.shape[1])
+    width = bucket(max(longest(rollout), at_least), rollout.tokens_bs.shape[1])
     return jax.tree.map(lambda x: x[:, :width] if np.ndim(x) > 1 else x, rollout)

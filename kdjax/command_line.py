@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 import runpy
 import typing
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from kdjax import processes
 from kdjax.base import ConfigError
 from kdjax.config import Config, Study
 from kdjax.validation import validate
@@ -103,6 +105,59 @@ def evaluation_fields(arguments: list[str]) -> list[str]:
     return (
         found[:at] + [k for text in found[at : at + 1] for k in text.split(",")] + found[at + 1 :]
     )
+
+
+def join_processes(command: str, arguments: list[str]) -> list[str]:
+    """The arguments without the flags of a run of several processes, once this one has joined the
+    others: --distributed (found as JAX finds them: Slurm, Cloud TPU, GKE), or --coordinator
+    HOST:PORT --processes N --process I.
+
+    Errors: ConfigError for flags that can't be, where the others are not found or don't come, and
+    for several tasks of a Slurm step that would each do the whole of a run.
+    """
+    flags, rest = _process_flags(arguments)
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if not flags and tasks > 1 and command == "train":
+        raise ConfigError(
+            f"this is one of {tasks} tasks of a Slurm step, each of which would train the whole"
+            " run; add --distributed, or start one task"
+        )
+    if not flags:
+        return rest
+    if command not in ("train", "evaluate", "rollouts"):
+        raise ConfigError(f"kdjax {command} is of one process; leave out {', '.join(flags)}")
+    if flags.keys() != {"--distributed"} and not (
+        flags.keys() == {"--coordinator", "--processes", "--process"}
+        and flags["--processes"].isdecimal()
+        and flags["--process"].isdecimal()
+    ):
+        raise ConfigError(
+            "several processes are --distributed, or --coordinator HOST:PORT --processes N"
+            f" --process I, got {' '.join(f'{n} {v}'.strip() for n, v in flags.items())}"
+        )
+    numbers = [int(flags[name]) for name in ("--processes", "--process") if name in flags]
+    try:
+        processes.start(flags.get("--coordinator"), *numbers)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"the processes of this run did not find each other ({str(error).splitlines()[0]});"
+            " start all of them, with one coordinator address that every one can reach"
+        ) from error
+    return rest
+
+
+def _process_flags(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    found: dict[str, str] = {}
+    rest, waiting = [], iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.partition("=")
+        if name == "--distributed":
+            found[name] = ""
+        elif name in ("--coordinator", "--processes", "--process"):
+            found[name] = value if equals else next(waiting, "")
+        else:
+            rest.append(argument)
+    return found, rest
 
 
 def field_names(kind: Any, prefix: str = "") -> Iterator[str]:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import data
+from kdjax import data, processes
 from kdjax.base import Params, Rollout, TrainState
-from kdjax.buckets import trim
+from kdjax.buckets import longest, trim
 from kdjax.gate import rollout_length
 from kdjax.models.lora import join
 from kdjax.optimizer import gate_state
@@ -27,24 +27,53 @@ def length_of(parts: Parts, state: TrainState) -> int:
 
 
 def draw(parts: Parts, params: Params, number: int, length: int, staleness: int) -> Rollout:
-    """The training data of step `number` by these parameters of the student, of so many updates
-    ago: a pure function of its arguments."""
+    """The training data of step `number` by these trained parameters of the student, of so many
+    updates ago, dealt over the mesh: a pure function of its arguments."""
+    reads = sampler_params(parts, params, number)
+    return deal(parts, draw_own(parts, reads, number, length, staleness))
+
+
+def sampler_params(parts: Parts, params: Params, number: int) -> Params | None:
+    """What step `number` draws with; nothing where the student does not draw."""
+    prefix = methods(parts.config)[turn_at(parts.config, number)].prefix
+    return parts.sampler_params(params) if prefix == "student" else None
+
+
+def draw_own(
+    parts: Parts, reads: Params | None, number: int, length: int, staleness: int
+) -> Rollout:
+    """This process's rows of the training data of step `number`; no other process is needed."""
     config = parts.config
     method = methods(config)[turn_at(config, number)]
     prefix = method.prefix
     if is_rewarded(method):
-        rollout = _rewarded(parts, params, number, length)
+        rollout = _rewarded(parts, reads, number, length)
     else:
-        tag, indices = batch_at(parts, number)
+        tag, indices = own_batch_at(parts, number)
         if prefix == "dataset":
             data.require_solutions(parts.source, indices)
         batch = encode(parts.source, parts.tokenizer, indices, config, length)
         source = parts.prefixes[prefix][tag]
-        rollout = source(batch, params, run_key(config, ROLLOUT, number), length)
+        rollout = source(batch, reads, run_key(config, ROLLOUT, number), length)
     if config.rollouts.ahead and prefix == "student":
-        stale = jnp.full(config.batch_size, staleness, jnp.int32)
+        stale = jnp.full(len(rollout.tokens_bs), staleness, jnp.int32)
         rollout = rollout._replace(staleness_b=stale, old_logp_bt=rollout.own_logp_bt)
-    return shard_batch(trim(rollout), parts.mesh)
+    return rollout
+
+
+def own_batch_at(parts: Parts, number: int) -> tuple[str, list[int]]:
+    """(tag, this process's rows of the source) of step `number`; of a step in groups, its own
+    problems, each of which it draws the whole group of."""
+    config = parts.config
+    tag, indices = batch_at(parts, number)
+    if is_rewarded(methods(config)[turn_at(config, number)]):
+        indices = indices[: config.batch_size // config.rl.group_size]
+    return tag, data.rows_of_process(indices, jax.process_index(), jax.process_count())
+
+
+def deal(parts: Parts, own: Rollout) -> Rollout:
+    """The rows of all processes as one rollout on the mesh, as wide as the longest of them."""
+    return shard_batch(trim(own, max(processes.gather(longest(own)))), parts.mesh)
 
 
 def with_old_policy(parts: Parts, params: Params, rollout: Rollout) -> Rollout:
@@ -58,21 +87,19 @@ def with_old_policy(parts: Parts, params: Params, rollout: Rollout) -> Rollout:
     return rollout._replace(old_logp_bt=scores.student_logp)
 
 
-def _rewarded(parts: Parts, params: Params, number: int, length: int) -> Rollout:
+def _rewarded(parts: Parts, reads: Params, number: int, length: int) -> Rollout:
     """Groups of responses with their advantages. Groups whose rewards are all equal are drawn anew
     with another key, up to `rl.redraws` times, and kept as they are if that does not help."""
     rl, key = parts.config.rl, run_key(parts.config, ROLLOUT, number)
-    tag, indices = batch_at(parts, number)
-    problems = np.repeat(indices[: parts.config.batch_size // rl.group_size], rl.group_size)
-    rollout, reward = _attempt(
-        parts, params, (tag, problems, np.arange(len(problems))), key, length
-    )
+    tag, indices = own_batch_at(parts, number)
+    problems = np.repeat(indices, rl.group_size)
+    rollout, reward = _attempt(parts, reads, (tag, problems, np.arange(len(problems))), key, length)
     for again in range(1, rl.redraws + 1):
         rows = np.flatnonzero(~_have_signal(reward, rl.group_size))
         if not len(rows):
             break
         asked = tag, problems[rows], rows
-        fresh, new = _attempt(parts, params, asked, jax.random.fold_in(key, again), length)
+        fresh, new = _attempt(parts, reads, asked, jax.random.fold_in(key, again), length)
         useful = _have_signal(new, rl.group_size)
         reward[rows[useful]] = new[useful]
         for old, drawn in zip(jax.tree.leaves(rollout), jax.tree.leaves(fresh), strict=True):
@@ -97,14 +124,14 @@ def _have_signal(reward_b: np.ndarray, group_size: int) -> np.ndarray:
 
 
 def _attempt(
-    parts: Parts, params: Params, asked: tuple[str, np.ndarray, np.ndarray], key: Any, length: int
+    parts: Parts, reads: Params, asked: tuple[str, np.ndarray, np.ndarray], key: Any, length: int
 ) -> tuple[Rollout, np.ndarray]:
     """(responses as host arrays that can be written, their rewards) of (tag, problems, rows)."""
     (tag, problems, rows), config = asked, parts.config
     batch = encode(parts.source, parts.tokenizer, problems, config, length)
     samples = problems * config.rl.group_size + rows % config.rl.group_size
     batch = batch._replace(row_b=samples.astype(np.int32))
-    rollout = parts.prefixes["student"][tag](batch, params, key, length)
+    rollout = parts.prefixes["student"][tag](batch, reads, key, length)
     rollout = jax.tree.map(np.array, rollout)
     starts, counts = rollout.prompt_length_b, rollout.response_length_b
     texts = [

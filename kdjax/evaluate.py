@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kdjax import data
+from kdjax import data, processes
 from kdjax.answers import Grader, Outcome
 from kdjax.base import Batch, ConfigError, Key, Rollout, Samples, Sampling, Scores
 from kdjax.bootstrap import Interval, interval
 from kdjax.majority import majority_by_problem
 from kdjax.passk import Estimate, over_problems, pass_by_problem
+from kdjax.readings import readings
 from kdjax.rollout import assemble_samples
-from kdjax.tokenizer import Tokenizer, pieces
+from kdjax.tokenizer import Tokenizer
 
 
 class EvalReport(NamedTuple):
@@ -101,12 +102,13 @@ def evaluate(
     keep: Keep = lambda number, make: make(),
 ) -> tuple[EvalReport, list[dict[str, Any]]]:
     """The report, and one record a sample (problem, prompt, answer, response, outcome, tokens; a
-    few have their `_pieces` too).
+    few have their `pieces` too).
 
-    Samples are drawn chunk_rows rows at a time, and scored batch_size rows at a time: scorer gets
-    the rollout and the problem of each of its rows. keep(number, make) gives a chunk, from where it
-    is kept or made now. Sample j of problem i is row i * samples + j, so results depend on neither
-    size nor order. Errors: ConfigError when a k is over the samples drawn.
+    Samples are drawn chunk_rows rows at a time, and scored batch_size rows at a time, each process
+    its share of both: scorer gets the rollout and the problem of each of its rows. keep(number,
+    make) gives a chunk, from where it is kept or made now. Sample j of problem i is row
+    i * samples + j, so results depend on neither size nor order. Errors: ConfigError when a k is
+    over the samples drawn.
     """
     if not k or max(k) > samples or min(k) < 1:
         raise ConfigError(
@@ -117,10 +119,15 @@ def evaluate(
     encoded = _encode_all(source, tokenizer, samples, max_prompt_tokens)
 
     def make(rows: np.ndarray) -> Chunk:
-        began = time.perf_counter()
-        own = jax.tree.map(lambda x: x[rows], encoded)
-        drawn = draw(own, key, max_new_tokens)
-        made = _scored(scorer, source, tokenizer, grader[1], own, drawn, samples, batch_size)
+        began, count = time.perf_counter(), jax.process_count()
+        own = rows[processes.share(len(rows))]
+        asked = jax.tree.map(lambda x: x[own if len(own) else rows[:1]], encoded)
+        drawn = draw(asked, key, max_new_tokens)
+        made = _scored(
+            scorer, source, tokenizer, grader[1], asked, drawn, samples,
+            batch_size // count, len(own), -(-len(rows) // count),
+        )  # fmt: skip
+        made = _joined(processes.gather(made))
         made["sums"]["seconds"] = time.perf_counter() - began
         return made
 
@@ -162,8 +169,11 @@ def progress(
     (tokens), test_entropy (nats a token, exact, of the sampler), test_truncated, and test_correct,
     the right ones of test_samples responses of each problem. Nothing is scored."""
     asked = _encode_all(source, tokenizer, samples, max_prompt_tokens)
-    drawn = draw(asked, key, max_new_tokens)
     rows = np.arange(source.size * samples)
+    drawn = processes.draw_apart(
+        lambda places: draw(jax.tree.map(lambda x: x[places], asked), key, max_new_tokens),
+        len(rows),
+    )
     found = _estimates(
         list(_records(source, tokenizer, grader, rows, samples, drawn)), samples, (1,)
     )
@@ -184,29 +194,33 @@ def _encode_all(source, tokenizer, samples: int, max_prompt_tokens: int) -> Batc
 
 
 def _scored(
-    scorer, source, tokenizer, grader: Grader, asked: Batch, drawn: Samples, samples: int, size: int
-) -> Chunk:
-    """What was drawn, scored `size` rows at a time and graded."""
+    scorer, source, tokenizer, grader: Grader, asked: Batch, drawn: Samples, samples: int,
+    size: int, count: int, most: int,
+) -> Chunk:  # fmt: skip
+    """The first `count` rows of what was drawn, scored `size` rows at a time and graded, in as many
+    batches as `most` rows need: the last row fills up what it lacks."""
     records: list[dict[str, Any]] = []
     sums: dict[str, float] = defaultdict(float)
-    for places in _batches(len(asked.row_b), size):
-        padded = np.concatenate([places, np.full(size - len(places), places[-1])])
-        batch, own = jax.tree.map(lambda x, at=padded: x[at], (asked, drawn))
-        rows = np.asarray(asked.row_b)[places]
+    for first in range(0, most, size):
+        places = np.arange(first, first + size)
+        batch, own = jax.tree.map(lambda x, p=places: x[np.minimum(p, len(x) - 1)], (asked, drawn))
+        rows = np.asarray(asked.row_b)[first : min(first + size, count)]
         scores = scorer(assemble_samples(batch, own), (batch.row_b // samples).tolist())
         for name, value in _token_sums(scores, len(rows)).items():
             sums[name] += value
         counted = _records(source, tokenizer, grader, rows, samples, own)
-        read = _readings(tokenizer, rows, samples, source.size, own, scores)
+        read = readings(tokenizer, rows, samples, source.size, own, scores)
         records += [a | b for a, b in zip(counted, read, strict=True)]
     return {"sums": dict(sums), "records": records}
 
 
-def _mean_entropies(scores: Scores) -> list[float]:
-    """Of each row, the student's entropy in nats a token; 0 for a response without a token."""
-    mask = np.asarray(scores.mask)
-    nats = np.where(mask, np.asarray(scores.student_entropy), 0.0).sum(axis=1, dtype=np.float64)
-    return (nats / np.maximum(mask.sum(axis=1), 1)).tolist()
+def _joined(chunks: Sequence[Chunk]) -> Chunk:
+    """What several processes made of their shares, in order."""
+    names = chunks[0]["sums"]
+    return {
+        "sums": {name: sum(chunk["sums"][name] for chunk in chunks) for name in names},
+        "records": [record for chunk in chunks for record in chunk["records"]],
+    }
 
 
 def _token_sums(scores: Scores, rows: int) -> dict[str, float]:
@@ -355,46 +369,3 @@ def _records(
             "truncated": bool(drawn.truncated_b[position]),
             "tokens": int(drawn.length_b[position]),
         }
-
-
-SHOWN_PROBLEMS, SHOWN_TOKENS = 4, 300
-"""Of how many problems, spread over the set, the first sample is kept token by token; how far."""
-
-
-def _readings(
-    tokenizer, rows, samples: int, problems: int, drawn: Samples, scores: Scores
-) -> Iterator[dict[str, Any]]:
-    """What scoring adds to the records: the response's entropy, and the pieces of shown samples."""
-    shown = {*range(0, problems, -(-problems // SHOWN_PROBLEMS))}
-    entropies = _mean_entropies(scores)
-    for position, row in enumerate(rows):
-        problem, sample = divmod(int(row), samples)
-        found: dict[str, Any] = {"entropy": entropies[position]}
-        if sample == 0 and problem in shown:
-            ids = drawn.tokens_bt[position, : int(drawn.length_b[position])].tolist()
-            found["pieces"] = _pieces(tokenizer, ids, _log_ratios(scores, position))
-        yield found
-
-
-def _log_ratios(scores: Scores, position: int) -> list[float | None]:
-    """log p(teacher) - log q(student) in nats of each token of a row; None where no teacher says
-    it, or where the stop policy leaves the token out."""
-    kept = np.asarray(scores.mask[position])
-    if scores.teacher_logp is None:
-        return [None] * len(kept)
-    rows = (np.asarray(x[position], np.float64) for x in (scores.teacher_logp, scores.student_logp))
-    ratios = np.subtract(*rows)
-    return [float(ratio) if keep else None for ratio, keep in zip(ratios, kept, strict=True)]
-
-
-def _pieces(tokenizer: Tokenizer, ids: list[int], log_ratios: list[float | None]) -> list[list]:
-    """[text, log-ratio] of a response's first pieces (`kdjax.tokenizer.pieces`); that of several
-    tokens is their sum, and None where one of them has none."""
-    found, at = [], 0
-    for text, tokens in pieces(tokenizer, ids[:SHOWN_TOKENS]):
-        known = [ratio for ratio in log_ratios[at : at + tokens] if ratio is not None]
-        found.append([text, round(sum(known), 3) if len(known) == tokens else None])
-        at += tokens
-    if len(ids) > SHOWN_TOKENS:
-        found.append([f" ... and {len(ids) - SHOWN_TOKENS} tokens more", None])
-    return found

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from kdjax import data, models, report, stored
+from kdjax import data, models, processes, report, stored
 from kdjax.answers import Grader, grade_boxed, grade_flexible
 from kdjax.base import Params, Rollout, Scores
 from kdjax.config import WHERE_IT_RUNS, Config
@@ -28,7 +27,7 @@ from kdjax.prefixes import NOTHING
 from kdjax.programs import TeacherPrograms, head_chunk, jitted_score, sampler_of
 from kdjax.progress import announce, training_progress
 from kdjax.results import Cell, Row
-from kdjax.sharding import data_size, shard_batch
+from kdjax.sharding import data_size, rows_on_host, shard_batch
 from kdjax.summary import render_results
 from kdjax.symbolic import open_lenient, open_symbolic
 from kdjax.teachers import Teacher
@@ -105,11 +104,13 @@ def _keeping(config: Config, besides: dict[str, Any], chunks: int) -> Iterator[K
     key = evaluation_key(config) | besides | {"versions": report.versions()}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(config.cache) / "evaluations" / digest
-    stored, first = report.keep_chunks(folder), report.chunks_in(folder)
+    first = processes.from_first(lambda: report.chunks_in(folder))
     with training_progress("evaluation", chunks, first) as show:
 
         def keep(number: int, make: Callable[[], Chunk]) -> Chunk:
-            chunk = stored(number, make)
+            chunk = processes.from_first(lambda: report.read_chunk(folder, number))
+            if chunk is None:
+                chunk = report.write_chunk(folder, number, make())
             tokens = [record["tokens"] for record in chunk["records"]]
             if number >= first:
                 mean = float(np.mean(tokens))
@@ -117,7 +118,8 @@ def _keeping(config: Config, besides: dict[str, Any], chunks: int) -> Iterator[K
             return chunk
 
         yield keep
-    shutil.rmtree(folder, ignore_errors=True)
+    if processes.is_first():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_results(folder: Path, row: Row, config: Config) -> None:
@@ -204,18 +206,20 @@ def _scorer(parts: Parts, params: Params, source: data.Source):
     def against(tag: str, rollout: Rollout) -> Scores:
         teacher = teachers[tag]
         read = teacher.programs.read(teacher.params, shard_batch(rollout, parts.mesh))
-        return jitted_score(
+        scores = jitted_score(
             programs.student, teacher.programs.guide, programs.stops, chunk, parts.tokenizer.size,
             parts.mesh, params, teacher.given, read,
         )  # fmt: skip
+        return rows_on_host(scores)
 
     def score_by_tag(rollout: Rollout, problems: Sequence[int]) -> Scores:
         tags_b = tags[np.asarray(problems)]
-        first, *others = dict.fromkeys(tags_b.tolist())
+        asked = processes.gather(list(dict.fromkeys(tags_b.tolist())))
+        first, *others = dict.fromkeys(tag for own in asked for tag in own)
         scores = against(first, rollout)
         for tag in others:
             own = (tags_b == tag)[:, None]
-            scores = jax.tree.map(functools.partial(jnp.where, own), against(tag, rollout), scores)
+            scores = jax.tree.map(functools.partial(np.where, own), against(tag, rollout), scores)
         return scores
 
     return score_by_tag

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from kdjax import data, models, startup, stored
@@ -19,6 +19,7 @@ from kdjax.base import (
     Params,
     PrefixSource,
     Rollout,
+    Sampler,
     Samples,
     TrainState,
 )
@@ -38,7 +39,7 @@ from kdjax.rollout import from_dataset, from_student
 from kdjax.stored import Stored
 from kdjax.student import Student, open_student
 from kdjax.teachers import Teacher, load_teachers, load_tokenizers, read_shapes, title
-from kdjax.timetable import is_rewarded, methods
+from kdjax.timetable import is_rewarded, methods, turn_at
 from kdjax.tokenizer import Tokenizer
 
 ROLLOUT, MEASURE, EVALUATE, TRAJECTORIES, ADAPTER, PROGRESS = range(6)  # purposes of the run key
@@ -48,7 +49,9 @@ class Parts(NamedTuple):
     """Everything a run is made of, built once from its config.
 
     initial_params are those that are trained, frozen those that are not; steps take the trained
-    ones, `whole` makes of them what `programs.student` reads. teachers, groups (the rows of
+    ones, `whole` makes of them what `programs.student` reads. draw(params, batch, key, length) is
+    the student at the training temperature, of parameters that `sampler_params` gave; it draws on
+    this process's devices, by itself. teachers, groups (the rows of
     source), what is asked of them, and the folders that they are stored in, if any, are by tag;
     prefixes by whose they are and tag. refer(rollout) adds what the reference model says of it.
     """
@@ -59,6 +62,7 @@ class Parts(NamedTuple):
     initial_params: Params
     frozen: Params | None
     whole: Callable[[Params], Params]
+    draw: Sampler
     source: data.Source
     teachers: dict[str, Teacher]
     groups: data.Groups
@@ -72,9 +76,14 @@ class Parts(NamedTuple):
     def mesh(self) -> Mesh:
         return self.programs.mesh
 
+    def sampler_params(self, trained: Params) -> Params:
+        """What `draw` reads of trained parameters. All processes call it together."""
+        return self.programs.to_sampler(self.whole(trained))
 
-def build(config: Config) -> Parts:
-    """Load models and data, compose the programs. Here names become folders and weights."""
+
+def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
+    """Load models and data, compose the programs over these devices (by default those of all
+    processes). Here names become folders and weights."""
     folder, kept = models.find(config.student), stored.open_stored(config)
     tokenizer, tokenizers = load_tokenizers(config)
     tokenizer = stored.tokenizer_of(kept, tokenizer, known=None not in tokenizers)
@@ -88,18 +97,24 @@ def build(config: Config) -> Parts:
         heads_alone=keep.kind == "states",
         reference=read_reference(config),
     )
-    programs = compose(config, choose_meshes(config, jax.local_devices(), shapes), shapes)
+    programs = compose(config, choose_meshes(config, devices or jax.devices(), shapes), shapes)
     check_turns(config, programs)
     source = training_source(config)
     groups = data.group_by_tag(source, list(teacher_models(config)))
     _check_data(config, source, groups)
     student = _open_student(config, folder, programs)
     teachers = load_teachers(config, programs, tokenizers)
-    draw = _student_draw(config, programs, tokenizer, student)
-    key, draw_first = run_key(config, TRAJECTORIES), functools.partial(draw, student.trained)
+    draw = sampler_of(
+        config, programs.mesh, programs.student_sampler, config.sampling, tokenizer.stop_ids,
+        tokenizer.size,
+    )  # fmt: skip
+
+    def draw_first(batch: Batch, key: Key, length: int) -> Samples:
+        reads = programs.to_sampler(student.whole(student.trained))
+        return draw(reads, batch, key, length)
 
     def asked(config: Config) -> dict[str, Asked]:
-        given = (source, key, draw_first)
+        given = (source, run_key(config, TRAJECTORIES), draw_first)
         return {
             tag: Asked(config, programs, tokenizer, teacher, tag, groups[tag], *given)
             for tag, teacher in teachers.items()
@@ -110,16 +125,26 @@ def build(config: Config) -> Parts:
         sources: dict[str, Callable[[str], PrefixSource]] = {
             "dataset": lambda tag: from_dataset,
             "student": lambda tag: from_student(draw),
-            "teacher": lambda tag: from_cache(own[tag]),
+            "teacher": lambda tag: from_cache(own[tag], lambda: _rows_needed(config, groups, tag)),
             "stored": lambda tag: stored.from_stored(own[tag], kept[tag]),
         }
         return {tag: sources["stored" if kept else method.prefix](tag) for tag in teachers}
 
     return Parts(
-        config, programs, tokenizer, student.trained, student.frozen, student.whole, source,
+        config, programs, tokenizer, student.trained, student.frozen, student.whole, draw, source,
         teachers, groups, {method.prefix: prefixes(method) for method in methods(config)},
         open_reference(config, programs, tokenizer), identities(config), asked(config), kept,
     )  # fmt: skip
+
+
+def _rows_needed(config: Config, groups: data.Groups, tag: str) -> np.ndarray:
+    """The rows of the source that a run asks the teacher of a tag for."""
+    batches = [
+        data.batch_at(groups, step, config.batch_size, config.seed)
+        for step in range(config.steps)
+        if methods(config)[turn_at(config, step)].prefix == "teacher"
+    ]
+    return np.unique([row for owner, rows in batches for row in rows if owner == tag])
 
 
 def fresh_state(parts: Parts) -> TrainState:
@@ -136,12 +161,6 @@ def batch_at(parts: Parts, number: int) -> tuple[str, list[int]]:
     return data.batch_at(parts.groups, number, parts.config.batch_size, parts.config.seed)
 
 
-def draw_student(parts: Parts, params: Params, batch: Batch, key: Key, length: int) -> Samples:
-    """Responses of a student with these trained parameters, at the training temperature."""
-    draw = _student_draw(parts.config, parts.programs, parts.tokenizer, parts)
-    return draw(params, batch, key, length)
-
-
 def _open_student(config: Config, folder: Path, programs: Programs) -> Student:
     """The student's weights, divided as the config says, where the programs want them."""
     dtype = jnp.float32 if programs.lora is None else jnp.dtype(config.dtype)
@@ -149,21 +168,6 @@ def _open_student(config: Config, folder: Path, programs: Programs) -> Student:
     student = open_student(programs.lora, programs.student.config, params, run_key(config, ADAPTER))
     places = jax.tree.map(lambda leaf: leaf.sharding, programs.state.params)
     return student._replace(trained=jax.device_put(student.trained, places))
-
-
-def _student_draw(config: Config, programs: Programs, tokenizer: Tokenizer, student):
-    """`student` knows by `whole` what the sampler reads of trained parameters."""
-    draw = sampler_of(
-        config,
-        programs.mesh,
-        programs.student_sampler,
-        config.sampling,
-        tokenizer.stop_ids,
-        tokenizer.size,
-    )
-    return lambda trained, batch, key, length: draw(
-        programs.to_sampler(student.whole(trained)), batch, key, length
-    )
 
 
 def _check_data(config: Config, source: data.Source, groups: data.Groups) -> None:

@@ -19,16 +19,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from kdjax import data, models
+from kdjax import data, models, processes
 from kdjax import trajectories as folders
-from kdjax.base import Batch, ConfigError, Key, PrefixSource, Samples, Trajectories
+from kdjax.base import (
+    Batch,
+    ConfigError,
+    DataError,
+    Key,
+    Params,
+    PrefixSource,
+    Samples,
+    Trajectories,
+)
 from kdjax.buckets import trim
 from kdjax.config import Config
-from kdjax.programs import Programs, head_chunk, sampler_of, to_sampler
+from kdjax.programs import Programs, head_chunk, read_by_sampler, sampler_of
 from kdjax.rollout import assemble_samples, dataset_samples, from_trajectories
 from kdjax.sampler import open_engine
 from kdjax.score import response_states, response_top_k
-from kdjax.sharding import pad_rows, shard_batch
+from kdjax.sharding import owners, pad_rows, shard_batch
 from kdjax.teachers import Teacher, title
 from kdjax.tokenizer import Tokenizer
 
@@ -129,17 +138,47 @@ def settings_of(asked: Asked, keep: Keep) -> dict[str, Any]:
     return found
 
 
-def from_cache(asked: Asked) -> PrefixSource:
+def from_cache(asked: Asked, needed: Callable[[], np.ndarray]) -> PrefixSource:
     """The teacher's responses, drawn into the cache when they are first asked for, once for all
-    runs that ask for the same."""
+    runs that ask for the same; by several processes together before the run begins, those to the
+    rows of the source that are `needed`."""
 
-    @functools.cache
-    def read() -> folders.Draw:
+    together = owners(asked.programs.mesh) > 1
+
+    def open_cache() -> folders.Draw:
         settings = settings_of(asked, NOTHING)
         place = folders.place_of(Path(asked.config.cache), settings)
-        return folders.open_trajectories(place, settings, drawer(asked, NOTHING))
+        if not together:
+            return folders.open_trajectories(place, settings, drawer(asked, NOTHING))
+        _fill_together(asked, place, settings, np.searchsorted(asked.rows, needed()))
+        return folders.reader(place, settings)
 
+    read = functools.cache(open_cache)
+    if together:
+        read()
     return from_trajectories(lambda rows: read()(np.searchsorted(asked.rows, rows)))
+
+
+def _fill_together(
+    asked: Asked, folder: Path, settings: dict[str, Any], places: np.ndarray
+) -> None:
+    """Every process draws its share of the chunks of these places; returns when all have.
+
+    Errors: DataError where what another has drawn is not seen here.
+    """
+    reads = None
+    if asked.teacher.params is not None:
+        reads = _teacher_reads(asked)  # once: it takes all processes, and they draw by themselves
+    draw = drawer(asked, NOTHING, reads)
+    share = jax.process_index(), jax.process_count()
+    folders.fill(folder, settings, draw, share=share, places=places)
+    processes.gather(None)
+    missing = folders.missing(folder, settings, places)
+    if missing:
+        raise DataError(
+            f"{folder}: {len(missing)} chunks that other processes drew are not seen here;"
+            " set --cache to a folder that all of them see"
+        )
 
 
 def fill(
@@ -170,18 +209,19 @@ def of_tag(folder: Path, tag: str) -> Path:
     return folder / quote(title(tag), safe=" ") if tag else folder
 
 
-def drawer(asked: Asked, keep: Keep) -> folders.Draw:
-    """draw(places in asked.rows) -> Trajectories as host arrays."""
+def drawer(asked: Asked, keep: Keep, reads: Params | None = None) -> folders.Draw:
+    """draw(places in asked.rows) -> Trajectories as host arrays. reads: what the teacher's sampler
+    reads, if it is there already; else it is made at each draw, and held no longer."""
 
     def draw(places: np.ndarray) -> Trajectories:
         rows = asked.rows[places]
-        samples = _draw_samples(asked, rows)
+        samples = _draw_samples(asked, rows, reads)
         return Trajectories(samples) if keep == NOTHING else _read(asked, keep, rows, samples)
 
     return draw
 
 
-def _draw_samples(asked: Asked, rows: np.ndarray) -> Samples:
+def _draw_samples(asked: Asked, rows: np.ndarray, reads: Params | None) -> Samples:
     """Responses to the student's prompts, token by token; the teacher stops in its own way."""
     prefix, length = asked.config.prefix, asked.config.curriculum.lengths[-1]
     if prefix == "dataset":
@@ -189,20 +229,25 @@ def _draw_samples(asked: Asked, rows: np.ndarray) -> Samples:
     sources: dict[str, Callable[[Batch], Samples]] = {
         "dataset": lambda batch: dataset_samples(batch, length),
         "student": lambda batch: asked.draw_student(batch, asked.key, length),
-        "teacher": lambda batch: _as_teacher(asked, batch, length),
+        "teacher": lambda batch: _as_teacher(asked, batch, length, reads),
     }
     if asked.config.rollouts.engine is not None and prefix != "dataset":
         sources[prefix] = lambda batch: _by_engine(asked, batch, length)
     return jax.tree.map(np.asarray, sources[prefix](_encode(asked, rows)))
 
 
-def _as_teacher(asked: Asked, batch: Batch, length: int) -> Samples:
+def _as_teacher(asked: Asked, batch: Batch, length: int, reads: Params | None) -> Samples:
     config, teacher, mesh = asked.config, asked.teacher, asked.programs.teacher_mesh
     model, stop_ids = teacher.programs.sampler, teacher.tokenizer.stop_ids
     assert model is not None  # validate: prefix teacher has one
     draw = sampler_of(config, mesh, model, config.sampling, stop_ids, asked.tokenizer.size)
-    reads = to_sampler(teacher.programs.params, jnp.dtype(config.dtype), mesh)
-    return draw(reads(teacher.params), batch, asked.key, length)
+    return draw(_teacher_reads(asked) if reads is None else reads, batch, asked.key, length)
+
+
+def _teacher_reads(asked: Asked) -> Params:
+    programs, dtype = asked.programs, jnp.dtype(asked.config.dtype)
+    teacher = asked.teacher
+    return read_by_sampler(teacher.programs.params, dtype, programs.teacher_mesh)(teacher.params)
 
 
 def _by_engine(asked: Asked, batch: Batch, length: int) -> Samples:

@@ -23,9 +23,15 @@ from kdjax.models.lora import adapter_of
 from kdjax.sampler import CACHE_BYTES, open_sampler
 from kdjax.score import response_states, score
 from kdjax.sharding import (
+    BATCH,
+    constrain,
     data_size,
     head_sharding,
     make_mesh,
+    on_own_devices,
+    own_mesh,
+    owners,
+    replicated,
     rollout_mesh,
     shard_batch,
     shardings,
@@ -87,7 +93,7 @@ class Programs(NamedTuple):
 
     - learner is the student as the step differentiates it (remat, adapters).
     - to_sampler(student parameters) -> parameters as the sampler reads them: narrowed to the
-      compute dtype, and whole on each device but for the tensor axis.
+      compute dtype, and whole on each device but for the tensor axis, on this process's devices.
     - student_sampler: the model that reads those.
     - teachers: by the name of their model; those of one shape share their programs.
     - reference reads reference_params (shapes here).
@@ -134,7 +140,7 @@ def compose(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> Progra
         taught = TeacherPrograms((), guide=HEAD if shapes.heads_alone else None)
         if decoder is not None:
             model = build(decoder, mesh=teacher_mesh)
-            sampler = build(decoder, mesh=rollout_mesh(teacher_mesh), kv_cache=kv_cache)
+            sampler = build(decoder, mesh=sampler_mesh(teacher_mesh), kv_cache=kv_cache)
             params = teacher_shapes(config, decoder, teacher_mesh)
             taught = TeacherPrograms((), model, sampler, params, model)
             if teacher_mesh is not mesh:
@@ -153,7 +159,8 @@ def compose(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> Progra
             steps=config.steps,
         )
         steps = (make(token_loss=m.token_loss, objective=m.objective) for m in methods(config))
-        jitted = (jax.jit(s, donate_argnums=0, out_shardings=(placed, None)) for s in steps)
+        places = (placed, replicated(mesh))  # what is measured is known to every process
+        jitted = (jax.jit(s, donate_argnums=0, out_shardings=places) for s in steps)
         return taught._replace(steps=tuple(jitted))
 
     reference, reference_params = None, None
@@ -165,14 +172,14 @@ def compose(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> Progra
         teacher_mesh,
         learner,
         build(shapes.student, mesh=mesh),
-        build(shapes.student, mesh=rollout_mesh(mesh), kv_cache=kv_cache),
+        build(shapes.student, mesh=sampler_mesh(mesh), kv_cache=kv_cache),
         optimizer,
         stops,
         lora,
         state,
         frozen,
         whole,
-        to_sampler(whole, dtype, mesh),
+        read_by_sampler(whole, dtype, mesh),
         {name: taught_by(decoder) for name, decoder in shapes.teachers.items()},
         reference,
         reference_params,
@@ -227,6 +234,18 @@ def to_sampler(params: Params, dtype, mesh: Mesh) -> Any:
     return jax.jit(convert, out_shardings=places)
 
 
+def read_by_sampler(params: Params, dtype, mesh: Mesh) -> Callable[[Params], Params]:
+    """`to_sampler`, and then on this process's devices alone. All processes must call what it gives
+    together; sampling needs none of the others."""
+    convert = to_sampler(params, dtype, mesh)
+    return lambda params: on_own_devices(convert(params))
+
+
+def sampler_mesh(mesh: Mesh) -> Mesh:
+    """The devices that draw this process's share of the rows of a batch on `mesh`."""
+    return own_mesh(rollout_mesh(mesh))
+
+
 def sampler_of(
     config: Config,
     mesh: Mesh,
@@ -235,13 +254,13 @@ def sampler_of(
     stop_ids: Sequence[int],
     vocabulary: int,
 ) -> Sampler:
-    """A model's sampler on a mesh (its `rollout_mesh`), as the config draws."""
+    """A model's sampler on a mesh (its `sampler_mesh`), as the config draws."""
     return open_sampler(
         model,
         stop_ids=stop_ids,
         sampling=sampling,
         vocabulary=vocabulary,
-        mesh=rollout_mesh(mesh),
+        mesh=sampler_mesh(mesh),
         rows=config.rollouts.rows,
         cache_bytes=cache_bytes(config, mesh),
     )
@@ -267,8 +286,9 @@ def jitted_score(
     teacher_params: Params | None,
     rollout: Rollout,
 ) -> Scores:
-    """`score`, jitted: for the evaluation, and for the self-test at the start."""
-    return score(
+    """`score`, jitted, its rows dealt as the rollout's are: for the evaluation, and for the
+    self-test at the start."""
+    scores = score(
         student,
         params,
         teacher,
@@ -279,6 +299,7 @@ def jitted_score(
         vocabulary=vocabulary,
         mesh=mesh,
     )
+    return jax.tree.map(lambda x: constrain(mesh, x, BATCH, None), scores)
 
 
 def choose_meshes(
@@ -291,6 +312,8 @@ def choose_meshes(
     40 % of a device, else all devices that tensor leaves.
     """
     apart = config.layout.teacher_devices
+    if apart and devices[0].process_index != devices[-1].process_index:
+        raise ConfigError("layout.teacher_devices is for the devices of one process; leave it at 0")
     if apart >= len(devices):
         raise ConfigError(
             f"layout.teacher_devices {apart} leaves none of {len(devices)} devices to the student"
@@ -326,6 +349,12 @@ def check_layout(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> N
         raise ConfigError(
             f"batch_size is {config.batch_size} rows, which can't be dealt over the teacher's"
             f" {data_size(teacher_mesh)} devices; make it a multiple of {data_size(teacher_mesh)}"
+        )
+    groups = config.batch_size // config.rl.group_size
+    if groups % owners(mesh):
+        raise ConfigError(
+            f"batch_size / rl.group_size is {groups} problems, which can't be dealt to"
+            f" {owners(mesh)} processes; make it a multiple of {owners(mesh)}"
         )
     rows = config.batch_size // config.micro_batches
     if rows % data_size(mesh):

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from kdjax import processes
+
 SHOWN = {
     "loss": "loss",
     "forward_kl": "KL(t|s)",
@@ -27,13 +29,13 @@ Show = Callable[[int, dict[str, float] | None], None]
 @functools.cache
 def announce(text: str) -> None:
     """Say what is being done, once, where it takes long enough to wonder; letter by letter."""
-    Console().print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    _console().print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 @contextlib.contextmanager
 def training_progress(name: str, steps: int, first: int = 0) -> Iterator[Show]:
     """From step `first` to `steps`: ETA, response tokens/s, loss, KLs, entropy, length."""
-    console = Console()
+    console = _console()
     if not console.is_terminal:
         yield _lines(console, name, steps, first)
         return
@@ -54,6 +56,11 @@ def training_progress(name: str, steps: int, first: int = 0) -> Iterator[Show]:
                 bar.update(task, numbers=numbers(step, metrics))
 
         yield show
+
+
+def _console() -> Console:
+    """Of several processes the first speaks."""
+    return Console(quiet=not processes.is_first())
 
 
 def _lines(console: Console, name: str, steps: int, first: int) -> Show:

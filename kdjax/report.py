@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kdjax import processes
 from kdjax.base import ConfigError, DataError, StorageError
 
 CONFIG, VERSIONS, METRICS = "config.json", "versions.json", "metrics.jsonl"
@@ -72,24 +73,26 @@ def read_evaluation(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def chunks_in(folder: Path) -> int:
-    """How many chunks `keep_chunks` has there, from the first on."""
+    """How many chunks `write_chunk` has kept there, from the first on."""
     return next(n for n in itertools.count() if not _chunk_file(folder, n).exists())
 
 
-def keep_chunks(folder: Path) -> Callable[[int, Callable[[], Any]], Any]:
-    """keep(number, make): the JSON value of that number in a folder, made and written if it is not
-    there whole. What it gives is what would be read again. Errors: StorageError."""
+def read_chunk(folder: Path, number: int) -> Any:
+    """The JSON value that `write_chunk` kept; None where there is none, or it is damaged."""
+    file = _chunk_file(folder, number)
+    try:
+        digest, _, value = file.read_text().partition("\n")
+    except (OSError, ValueError):
+        return None
+    return json.loads(value) if digest == hashlib.sha256(value.encode()).hexdigest() else None
 
-    def keep(number: int, make: Callable[[], Any]) -> Any:
-        file = _chunk_file(folder, number)
-        text = file.read_text() if file.exists() else ""
-        digest, _, value = text.partition("\n")
-        if not value or digest != hashlib.sha256(value.encode()).hexdigest():
-            value = json.dumps(make(), ensure_ascii=True)
-            write_text(file, f"{hashlib.sha256(value.encode()).hexdigest()}\n{value}")
-        return json.loads(value)
 
-    return keep
+def write_chunk(folder: Path, number: int, value: Any) -> Any:
+    """Keep a JSON value under its number; gives what would be read again. Errors: StorageError."""
+    text = json.dumps(value, ensure_ascii=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    write_text(_chunk_file(folder, number), f"{digest}\n{text}")
+    return json.loads(text)
 
 
 def _chunk_file(folder: Path, number: int) -> Path:
@@ -112,7 +115,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all. Errors: StorageError."""
+    """Write a file whole or not at all, by the first process of a run. Errors: StorageError."""
+    if not processes.is_first():
+        return
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +128,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def open_metrics(folder: Path, from_step: int, wandb_project: str | None = None) -> MetricsWriter:
-    """A writer for the steps after `from_step`; what was logged beyond it is dropped first."""
+    """A writer for the steps after `from_step`; what was logged beyond it is dropped first. The
+    first process of a run writes, the others write nothing."""
+    if not processes.is_first():
+        return MetricsWriter(lambda step, values: None, lambda: None)
     from tensorboardX import SummaryWriter
 
     path = folder / METRICS
@@ -180,11 +188,12 @@ def versions() -> dict[str, str]:
     import jax
 
     names = ("kdjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
-    devices = jax.local_devices()
+    devices, count = jax.devices(), jax.process_count()
+    over = f" over {count} processes" if count > 1 else ""
     return {
         **{name: version(name) for name in names},
         "python": platform.python_version(),
-        "devices": f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})",
+        "devices": f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()}){over}",
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
         "git_commit": git_commit(),
     }

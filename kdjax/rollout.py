@@ -1,7 +1,8 @@
 """The prefix axis: where the sequences that the student is trained on come from.
 
 `from_dataset`, `from_student`, `from_teacher` and `from_trajectories` are, or return, a
-`PrefixSource`: (batch, student parameters, key, max_new_tokens) -> Rollout.
+`PrefixSource`: (batch, student parameters, key, max_new_tokens) -> Rollout, where the parameters
+are as the student's sampler reads them.
 """
 
 from __future__ import annotations

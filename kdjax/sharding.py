@@ -71,6 +71,50 @@ def rollout_mesh(mesh: Mesh) -> Mesh:
     return Mesh(devices, (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
 
 
+def owners(mesh: Mesh) -> int:
+    """How many processes the mesh lies on.
+
+    >>> owners(make_mesh(1))
+    1
+    """
+    return len({device.process_index for device in mesh.devices.flat})
+
+
+def own_mesh(mesh: Mesh) -> Mesh:
+    """The part of a mesh that lies on this process's devices, and draws its share of the rows; the
+    mesh itself in a run of one process.
+
+    Errors: ConfigError where a model's pieces (tensor) would lie on devices of two processes.
+    """
+    if jax.process_count() == 1:
+        return mesh
+    groups = mesh.devices.reshape(-1, mesh.shape[TENSOR])
+    whose = [{device.process_index for device in group} for group in groups]
+    if any(len(processes) > 1 for processes in whose):
+        raise ConfigError(
+            f"layout.tensor {mesh.shape[TENSOR]} parts a model over the devices of several"
+            f" processes, which draw apart; choose a divisor of {jax.local_device_count()}"
+        )
+    own = [g for g, who in zip(groups, whose, strict=True) if who == {jax.process_index()}]
+    devices = np.stack(own).reshape(-1, 1, mesh.shape[TENSOR])
+    return Mesh(devices, (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
+
+
+def on_own_devices(tree: T) -> T:
+    """Arrays that every row of a `rollout_mesh` holds alike -> the same on its `own_mesh`; nothing
+    is copied."""
+    if jax.process_count() == 1:
+        return tree
+
+    def local(x: jax.Array) -> jax.Array:
+        assert isinstance(x.sharding, NamedSharding)
+        place = NamedSharding(own_mesh(x.sharding.mesh), x.sharding.spec)  # type: ignore[arg-type]
+        pieces = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, place, pieces)
+
+    return jax.tree.map(local, tree)
+
+
 def data_size(mesh: Mesh) -> int:
     """Over how many devices a batch's rows are dealt."""
     return pieces(mesh, BATCH)
@@ -285,14 +329,33 @@ def rows_spec(mesh: Mesh) -> PartitionSpec:
 
 
 def shard_batch(tree: T, mesh: Mesh) -> T:
-    """Deal the rows of every array over data and fsdp; ConfigError if they don't divide."""
-    rows = {np.shape(x)[0] for x in jax.tree.leaves(tree)}
+    """Deal the rows of every array over data and fsdp; each process gives its share of them
+    (`processes.share`). ConfigError if they don't divide."""
+    rows = {owners(mesh) * np.shape(x)[0] for x in jax.tree.leaves(tree)}
     if any(n % data_size(mesh) for n in rows):
         raise ConfigError(
             f"a batch of {sorted(rows)} rows can't be dealt over {data_size(mesh)} devices;"
             f" make it a multiple of {data_size(mesh)}"
         )
-    return jax.device_put(tree, batch_spec(mesh))
+    if owners(mesh) == 1:
+        return jax.device_put(tree, batch_spec(mesh))
+    place = batch_spec(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(place, np.asarray(x)), tree
+    )
+
+
+def rows_on_host(tree: T) -> T:
+    """The rows of dealt arrays that this process gave, on the host; all of them in a run of one
+    process."""
+
+    def local(x: jax.Array) -> np.ndarray:
+        if x.is_fully_addressable:
+            return np.asarray(x)
+        pieces = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+        return np.concatenate([np.asarray(pieces[start]) for start in sorted(pieces)])
+
+    return jax.tree.map(local, tree)
 
 
 def pad_rows(rows: np.ndarray, mesh: Mesh, at_least: int = 1) -> np.ndarray:

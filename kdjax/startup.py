@@ -15,7 +15,14 @@ from kdjax.config import Config
 from kdjax.models.quantized import parameter_total
 from kdjax.objective import closed_form
 from kdjax.programs import jitted_score
-from kdjax.sharding import data_size, device_bytes, shard_batch, vocabulary_axis
+from kdjax.sharding import (
+    data_size,
+    device_bytes,
+    owners,
+    rows_on_host,
+    shard_batch,
+    vocabulary_axis,
+)
 from kdjax.stops import Stops
 from kdjax.tokenizer import Tokenizer
 
@@ -97,7 +104,7 @@ def self_test(
     once a model. Errors: DataError above LARGEST_SELF_KL_NATS, and where it is no number.
     """
     ids = jnp.asarray(tokenizer.encode_prompt(PROMPT)[: SELF_TEST_TOKENS + 1], jnp.int32)
-    rows, length = data_size(mesh), len(ids) - 1
+    rows, length = data_size(mesh) // owners(mesh), len(ids) - 1
     rollout = Rollout(
         tokens_bs=jnp.tile(ids, (rows, 1)),
         prompt_length_b=jnp.ones(rows, jnp.int32),
@@ -109,7 +116,7 @@ def self_test(
     scores = jitted_score(
         model, model, stops, chunk, tokenizer.size, mesh, params, params, shard_batch(rollout, mesh)
     )
-    kls = jax.device_get((scores.forward_kl, scores.reverse_kl))
+    kls = rows_on_host((scores.forward_kl, scores.reverse_kl))
     largest = float(np.max(kls))  # on the host: XLA's maximum may drop a NaN
     if not largest <= LARGEST_SELF_KL_NATS:
         raise DataError(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import report
+from kdjax import processes, report
 from kdjax.accounting import open_account, spent
 from kdjax.base import (
     ConfigError,
@@ -21,13 +21,14 @@ from kdjax.base import (
     DivergedError,
     PreemptedError,
     Rollout,
+    Samples,
     Sampling,
     TrainState,
 )
 from kdjax.checkpoint import Checkpoints, open_checkpoints
 from kdjax.config import WHERE_IT_RUNS, Config
 from kdjax.config_json import as_dict, differences
-from kdjax.drawing import draw, length_of, with_old_policy
+from kdjax.drawing import deal, draw, draw_own, length_of, sampler_params, with_old_policy
 from kdjax.evaluate import (
     EvalReport,
     all_responses,
@@ -45,7 +46,6 @@ from kdjax.parts import (
     Parts,
     batch_at,
     build,
-    draw_student,
     encode,
     fresh_state,
     heldout_source,
@@ -144,7 +144,7 @@ def _loop(
             for number in range(first, config.steps):
                 watch.begins(number + 1)
                 entropy = _measure_entropy(parts, state, number)
-                rollout = drawn.result() if drawn else _rollout(parts, state, number)
+                rollout = deal(parts, drawn.result()) if drawn else _rollout(parts, state, number)
                 drawn = _draw_ahead(parts, pool, state, number + 1)
                 state, updates = _update(parts, state, number, rollout, entropy)
                 done, fault = number + 1, None
@@ -192,7 +192,8 @@ def _draw_ahead(
     if not config.rollouts.ahead or number >= config.steps or number % config.save_every_steps == 0:
         return None
     params, length = jax.tree.map(jnp.copy, state.params), length_of(parts, state)
-    return pool.submit(draw, parts, params, number, length, updates_at(config, number - 1))
+    reads = sampler_params(parts, params, number)  # here, where the processes are in step
+    return pool.submit(draw_own, parts, reads, number, length, updates_at(config, number - 1))
 
 
 def _rollout(parts: Parts, state: TrainState, number: int) -> Rollout:
@@ -211,12 +212,12 @@ def _update(
     step, updates = teacher.programs.steps[turn_at(config, number)], updates_at(config, number)
     if updates > 1 and rollout.old_logp_bt is None:
         rollout = with_old_policy(parts, state.params, rollout)
-    heldout = jnp.float32(entropy)
+    heldout = np.float32(entropy)
     state, first = step(state, teacher.given, rollout, heldout, parts.frozen)
     made = [first]
     for _ in range(updates - 1):
         state = state._replace(step=state.step - 1)
-        state, metrics = step(state, teacher.given, rollout, jnp.float32(jnp.nan), parts.frozen)
+        state, metrics = step(state, teacher.given, rollout, np.float32(np.nan), parts.frozen)
         made.append(metrics)
     return state, made
 
@@ -240,9 +241,12 @@ def _measure_entropy(parts: Parts, state: TrainState, number: int) -> float:
     if number not in measured_before(config):
         return float("nan")
     length, source = length_of(parts, state), heldout_source(config)
-    batch = encode(source, parts.tokenizer, np.arange(source.size), config, length)
-    key = run_key(config, MEASURE, number)
-    samples = draw_student(parts, state.params, batch, key, length)
+    reads, key = parts.sampler_params(state.params), run_key(config, MEASURE, number)
+
+    def draw_rows(rows: np.ndarray) -> Samples:
+        return parts.draw(reads, encode(source, parts.tokenizer, rows, config, length), key, length)
+
+    samples = processes.draw_apart(draw_rows, source.size)
     entropy = mean_entropy(samples, HELDOUT_RESPONSES[config.curriculum.heldout_responses])
     if math.isnan(entropy):
         announce(
@@ -303,12 +307,17 @@ def _finish(parts: Parts, state: TrainState, seconds: float, folder: Path) -> Ev
     result = result._replace(
         training_flops=sum(flops.values()), flops_by_part=flops, training_seconds=seconds
     )
-    report.write_evaluation(folder, evaluation_key(parts.config), to_json(result), records)
-    cells, about = [Cell(name, [Row(name, result, metrics, records)])], about_run(folder)
-    report.write_text(folder / report.PAGE, render_page(f"Run {name}", cells, about))
-    report.write_text(folder / report.MARKDOWN, render_results(f"Run {name}", cells, about))
-    report.write_text(folder / report.TABLE, to_csv(cells))
+    if processes.is_first():
+        _write_results(parts.config, folder, Row(name, result, metrics, records))
     return result
+
+
+def _write_results(config: Config, folder: Path, row: Row) -> None:
+    report.write_evaluation(folder, evaluation_key(config), to_json(row.report), row.samples)
+    cells, about = [Cell(row.name, [row])], about_run(folder)
+    report.write_text(folder / report.PAGE, render_page(f"Run {row.name}", cells, about))
+    report.write_text(folder / report.MARKDOWN, render_results(f"Run {row.name}", cells, about))
+    report.write_text(folder / report.TABLE, to_csv(cells))
 
 
 def about_run(folder: Path) -> dict[str, Any]:

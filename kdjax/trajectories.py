@@ -110,9 +110,11 @@ def fill(
     *,
     share: tuple[int, int] = (0, 1),
     redo: bool = False,
+    places: np.ndarray | None = None,
 ) -> int:
-    """Draw the chunks that a folder lacks, those n with n % count = index of share (index, count),
-    so that count processes fill it together; returns how many were drawn.
+    """Draw the chunks that a folder lacks (of these places alone, if they are given), every
+    count-th from the index-th of them on for a share (index, count), so that count processes fill
+    it together; returns how many were drawn.
 
     redo: finished chunks are read through too, and the damaged ones drawn anew. Errors: as
     `open_folder`; StorageError where a chunk can't be written, what is finished stays.
@@ -120,7 +122,7 @@ def fill(
     open_folder(path, settings)
     index, count = share
     drawn, total = 0, _chunks(settings)
-    for number in range(index, total, count):
+    for number in _wanted(settings, places)[index::count].tolist():
         place = _chunk_place(path, number)
         if redo and place.is_dir():
             try:
@@ -137,13 +139,23 @@ def fill(
 
 def require_complete(path: Path, settings: dict[str, Any]) -> None:
     """DataError unless every chunk is there (what is in them is checked when they are read)."""
-    total = _chunks(settings)
-    missing = [n for n in range(total) if not _chunk_place(path, n).is_dir()]
-    if missing:
+    gone = missing(path, settings)
+    if gone:
         raise DataError(
-            f"{path}: {len(missing)} of {total} chunks are missing;"
+            f"{path}: {len(gone)} of {_chunks(settings)} chunks are missing;"
             f" kdjax rollouts CONFIG --out {path} completes it"
         )
+
+
+def missing(path: Path, settings: dict[str, Any], places: np.ndarray | None = None) -> list[int]:
+    """The chunks that are not there, of all or of those that hold these places."""
+    wanted = _wanted(settings, places)
+    return [n for n in wanted.tolist() if not _chunk_place(path, n).is_dir()]
+
+
+def _wanted(settings: dict[str, Any], places: np.ndarray | None) -> np.ndarray:
+    every = np.arange(_chunks(settings))
+    return every if places is None else np.unique(places // settings["chunk_rows"])
 
 
 def identity(path: Path) -> str:

@@ -19,8 +19,6 @@ from typing import NamedTuple
 
 import jax
 
-from kdjax.progress import announce
-
 EXIT_CODE = 124
 TIMES, ENOUGH, RECENT = 10, 5, 50  # times the median of the recent waits, once there are enough
 LEAST_SECONDS = 5.0  # what is over sooner is not worth a word
@@ -119,10 +117,10 @@ def watchdog(
     file = folder / f"stacks_{jax.process_index()}.txt"
 
     def report(line: str) -> None:
-        announce(f"{line}; where every thread stands: {_dump(file, line)}")
+        _say(f"{line}; where every thread stands: {_dump(file, line)}")
 
     def end(line: str) -> None:
-        os.write(2, f"kdjax: {line} (stacks: {_dump(file, line)})\n".encode())
+        _say(f"{line}; where every thread stands: {_dump(file, line)}")
         os._exit(EXIT_CODE)  # nothing that hangs can be waited for
 
     over = threading.Event()
@@ -140,6 +138,11 @@ def watchdog(
         finally:
             over.set()
             thread.join()
+
+
+def _say(text: str) -> None:
+    """On standard error, by any process: the one that hangs may not be the first."""
+    os.write(2, f"kdjax: {text}\n".encode())
 
 
 def _dump(file: Path, line: str) -> str:

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent / "kdjax"
 
 ROWS = [
-    "numerics equivalence passk progress claims figure health",
-    "base answers bootstrap majority svg",
+    "numerics equivalence passk processes claims figure health",
+    "progress base answers bootstrap majority svg",
     "symbolic composition kl comparison topk gate jobs sharding topology hlo preemption watchdog",
     "objective reduction advantage divergences grpo rewards head optimizer stops tasks"
     " models tokenizer buckets",
@@ -20,12 +20,12 @@ ROWS = [
     "config",
     "config_json",
     "timetable",
-    "rollout trajectories step checkpoint report student validation",
+    "rollout trajectories step checkpoint report student validation readings",
     "evaluate export command_line programs",
     "results teachers startup reference",
     "verdicts timeline",
     "tables",
-    "plots summary paired",
+    "plots summary paired terminal",
     "page expected",
     "prefixes",
     "stored",

@@ -157,7 +157,7 @@ def test_pieces_carry_the_log_ratio(tokenizer, student, teacher, monkeypatch):
     """The first samples' tokens have log p(teacher) - log q(student) of a scoring by hand; a
     character of two tokens has their sum, and what is beyond the limit is counted."""
     (model, params), (teacher_model, teacher_params) = student, teacher
-    monkeypatch.setattr("kdjax.evaluate.SHOWN_TOKENS", 6)
+    monkeypatch.setattr("kdjax.readings.SHOWN_TOKENS", 6)
     seen = []
 
     def scorer(rollout, _):

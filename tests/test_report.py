@@ -77,24 +77,19 @@ def test_wandb_is_used_only_when_asked_for(tmp_path, monkeypatch):
         report.open_metrics(tmp_path, 0, "mine")
 
 
-def test_chunks_are_made_once(tmp_path):
-    """What is there whole is read, what is not is made; both give the same; a damaged or cut file
-    is made anew."""
-    keep, made = report.keep_chunks(tmp_path / "new"), []
-
-    def make(value):
-        made.append(value)
-        return {"x": 0.1 + 0.2, "pair": ("\N{SNOWMAN}", None), "value": value}
-
-    first = keep(0, lambda: make(1))
-    assert first == {"x": 0.1 + 0.2, "pair": ["\N{SNOWMAN}", None], "value": 1}
-    assert report.keep_chunks(tmp_path / "new")(0, lambda: make(2)) == first
-    assert keep(1, lambda: make(3))["value"] == 3
-    assert made == [1, 3]
-    assert report.chunks_in(tmp_path / "new") == 2
+def test_chunks_are_kept(tmp_path):
+    """What is there whole is read, as it was written; a damaged or cut file is none."""
+    folder = tmp_path / "new"
+    value = {"x": 0.1 + 0.2, "pair": ("\N{SNOWMAN}", None)}
+    first = report.write_chunk(folder, 0, value)
+    assert first == report.read_chunk(folder, 0) == {"x": 0.1 + 0.2, "pair": ["\N{SNOWMAN}", None]}
+    report.write_chunk(folder, 1, 3)
+    assert report.read_chunk(folder, 1) == 3
+    assert report.read_chunk(folder, 2) is None
+    assert report.chunks_in(folder) == 2
     assert report.chunks_in(tmp_path) == 0
-    file = tmp_path / "new" / "chunk-00000"
-    for damaged in (file.read_text().replace("0.3", "0.4"), file.read_text()[:-1], "", "x"):
-        file.write_text(damaged)
-        assert keep(0, lambda: make(4)) == first | {"value": 4}
-    assert made == [1, 3, 4, 4, 4, 4]
+    file = folder / "chunk-00000"
+    whole = file.read_bytes()
+    for damaged in (whole.replace(b"0.3", b"0.4"), whole[:-1], b"", b"x", b"\xff"):
+        file.write_bytes(damaged)
+        assert report.read_chunk(folder, 0) is None

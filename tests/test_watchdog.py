@@ -116,7 +116,7 @@ def test_a_step_over_its_limit_ends_the_process(clock):
     assert len(clock.ended) == 1
 
 
-def test_the_thread_dumps_and_counts_real_compilations(tmp_path, monkeypatch, capsys):
+def test_the_thread_dumps_and_counts_real_compilations(tmp_path, monkeypatch, capfd):
     """A stall is said on the terminal, with all stacks in the folder; one while a program is
     compiled is not."""
     monkeypatch.setattr("kdjax.watchdog.LEAST_SECONDS", 0.0)
@@ -141,7 +141,7 @@ def test_the_thread_dumps_and_counts_real_compilations(tmp_path, monkeypatch, ca
     dumped = (tmp_path / "stacks_0.txt").read_text()
     assert dumped.count("in stall") == 1
     assert "step 3 takes over" in dumped
-    assert "step 3 takes over" in capsys.readouterr().out
+    assert "step 3 takes over" in capfd.readouterr().err
 
 
 HANGS = """

@@ -9,7 +9,7 @@ constant after 5 % warm-up, 32 sequences a step, mean over sequences of token me
 with bfloat16 compute, 1,500 steps, rollouts at temperature 1.0, top-p 0.95, top-k 20, evaluation at
 temperature 0.6. Prompts: a JSONL file with columns prompt and answer (DeepScaleR there), the bare
 question as the only user turn, thinking off.
-No training figure of this config was measured yet; README has its plans.
+No training figure of this config was measured yet; docs/plan.md has its plans.
 """
 
 from kdjax import Config, Sampling, reverse_kl

@@ -1,0 +1,206 @@
+"""Several processes are one run: on this machine, with JAX's collectives between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+
+import chex
+import jax
+import numpy as np
+import pytest
+from several import begin, finish, train_by
+from test_train import final_state, logged
+
+from kdjax import clipped_surrogate, forward_kl, models, processes, reverse_kl
+from kdjax.base import ConfigError
+from kdjax.command_line import join_processes
+from kdjax.config import RL, Config, Curriculum, Data, Evaluation, Turn
+from kdjax.data import batch_at, group_by_tag
+from kdjax.parts import training_source
+from kdjax.timetable import turn_at
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory, student_folder, teacher_folder) -> Config:
+    """All three kinds of step (own responses, groups with rewards, the teacher's), a gate, tests
+    during training and an evaluation, with numbers of problems that two or four don't divide."""
+    return Config(
+        cache=str(tmp_path_factory.mktemp("cache")),
+        student=str(student_folder),
+        teacher=str(teacher_folder),
+        prefix="student",
+        token_loss=reverse_kl,
+        turns=(
+            Turn(0.5, prefix="teacher", token_loss=forward_kl),
+            Turn(0.25, objective=clipped_surrogate(0.2)),
+        ),
+        rl=RL(group_size=2, redraws=1),
+        steps=4,
+        batch_size=8,
+        data=Data(terms=(2,), problems=21, max_prompt_tokens=24),
+        curriculum=Curriculum((8, 9), 100.0, measure_every_steps=2, heldout_problems=5),
+        evaluation=Evaluation(
+            problems=5, samples=2, k=(1, 2), max_new_tokens=8, batch_size=4, every_steps=2
+        ),
+        save_every_steps=2,
+        log_every_steps=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(several, tmp_path_factory):
+    """name -> (config, what each process said): one process; four, which go on from the middle of
+    its run; two, which restore both, and train a run of their own."""
+    folder = tmp_path_factory.mktemp("runs")
+    names = {"one": (1, 4), "four": (4, 1), "two": (2, 2)}
+    configs = {
+        name: dataclasses.replace(several, run=str(folder / name), cache=str(folder / f"of {name}"))
+        for name in names
+    }
+    said = {}
+    for name, (count, devices) in names.items():
+        if name == "four":
+            shutil.copytree(folder / "one", folder / "four")
+            shutil.rmtree(folder / "four" / "checkpoints" / "4")
+        done = [folder / other for other in said]
+        said[name] = configs[name], train_by(configs[name], count, devices, done)
+    return said
+
+
+def test_the_steps_are_of_every_kind(several):
+    """The run that the others are compared with is what it is meant to be."""
+    assert sorted(turn_at(several, step) for step in range(4)) == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["two", "four"])
+def test_processes_are_one_run(runs, name):
+    """Several processes train what one does, step by step, to float32 rounding, from the start or
+    from its checkpoint on: same losses, rewards, lengths, gate and tests, same evaluation; all of
+    them know the same."""
+    one, several = (logged(runs[each][0]) for each in ("one", name))
+    assert [r["step"] for r in several] == [1, 2, 3, 4]
+    for alone, together in zip(one, several, strict=True):
+        assert alone.keys() == together.keys()
+        for field, value in alone.items():
+            np.testing.assert_allclose(together[field], value, rtol=2e-5, atol=1e-6, err_msg=field)
+    assert sum("heldout_entropy" in r for r in one) == 1
+    assert sum("reward" in r for r in one) == 1
+    states = [final_state(runs[each][0])[1] for each in ("one", name)]
+    chex.assert_trees_all_close(states[0].params, states[1].params, rtol=0, atol=2e-6)
+    said = [own for each in ("one", name) for own in runs[each][1]]
+    first = said[0]["avg"], said[0]["tokens"]
+    assert [(own["avg"], own["tokens"]) for own in said] == [first] * len(said)
+    assert {own["devices"] for own in said} == {4}
+
+
+def test_checkpoints_are_of_no_number_of_processes(runs):
+    """What one and four processes wrote two restore bit for bit, and one what four wrote."""
+    bits = {name: models.fingerprint(final_state(runs[name][0])[1].params) for name in runs}
+    assert [own["restored"] for own in runs["two"][1]] == [[bits["one"], bits["four"]]] * 2
+
+
+def test_the_work_is_dealt_without_gap_or_overlap(runs):
+    """Of every step each process draws its own block, and together they are the batch."""
+    config, said = runs["two"]
+    source = training_source(config)
+    groups = group_by_tag(source, [""])
+    for number in range(config.steps):
+        whole = batch_at(groups, number, config.batch_size, config.seed)[1]
+        rewarded = turn_at(config, number) == 2
+        wanted = whole[: config.batch_size // 2] if rewarded else whole
+        dealt = [rows for own in said for step, rows in own["drawn"] if step == number]
+        assert [row for rows in dealt for row in rows] == wanted
+        assert len(dealt) == 2
+
+
+def test_what_is_written_once_is_written_by_the_first(runs):
+    """The run folder of two holds what that of one does, each line once."""
+    folders = [Path(runs[name][0].run) for name in ("one", "two")]
+    listed = [sorted(p.name for p in folder.iterdir()) for folder in folders]
+    assert listed[0] == listed[1]
+    samples = [(folder / "samples.jsonl").read_text().splitlines() for folder in folders]
+    texts = [[json.loads(line)["response"] for line in lines] for lines in samples]
+    assert texts[0] == texts[1]
+    assert "over 2 processes" in (folders[1] / "versions.json").read_text()
+
+
+def test_a_lost_process_ends_the_others(several, tmp_path):
+    """Killed in training, one process takes the other with it, within the heartbeat's time and a
+    word that names it; the last checkpoint is whole, and one process goes on from it."""
+    config = dataclasses.replace(
+        several, run=str(tmp_path / "run"), turns=(), steps=2000, save_every_steps=2,
+        evaluation=dataclasses.replace(several.evaluation, every_steps=0),
+    )  # fmt: skip
+    file = tmp_path / "config.py"
+    file.write_text(
+        "import json\nfrom kdjax.config_json import from_dict\n"
+        f"def get_config():\n    return from_dict(json.loads({json.dumps(as_text(config))}))\n"
+    )
+    started = begin(["-m", "kdjax", "train", str(file)], 2, 1)
+    limit = time.monotonic() + 240
+    while not (tmp_path / "run" / "checkpoints" / "4").is_dir():
+        assert time.monotonic() < limit
+        assert all(process.poll() is None for process in started), finish(started)[0]
+        time.sleep(0.2)
+    started[1].kill()
+    killed = time.monotonic()
+    (code, _, err), (lost, *_) = finish(started, processes.HEARTBEAT_SECONDS + 60)
+    assert time.monotonic() - killed < processes.HEARTBEAT_SECONDS + 30
+    assert code not in (0, None)
+    assert lost == -9
+    assert "another process of this run is gone" in err
+    assert "/task:1" in err or "Task 1" in err or "Task: 1" in err
+    step, state, _ = final_state(config)
+    assert step >= 4
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def as_text(config: Config) -> str:
+    from kdjax.config_json import as_dict
+
+    return json.dumps(as_dict(config))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--coordinator", "here:1"], "got --coordinator here:1"),
+        (["--distributed", "--process", "0"], "--coordinator HOST:PORT"),
+        (["--coordinator=here:1", "--processes", "two", "--process", "0"], "--processes two"),
+        (["--coordinator=here:1", "--processes", "2", "--process"], "--process"),
+    ],
+)
+def test_flags_that_cannot_be(arguments, message):
+    """Half of the flags, both ways at once, or no numbers: one line."""
+    with pytest.raises(ConfigError, match="several processes are --distributed") as caught:
+        join_processes("train", ["--steps", "3", *arguments])
+    assert message in str(caught.value)
+
+
+def test_flags_belong_to_runs(monkeypatch):
+    """Commands of one process say so, other arguments stay, and tasks of Slurm that would all train
+    the same run are refused."""
+    assert join_processes("train", ["a", "--steps=3"]) == ["a", "--steps=3"]
+    with pytest.raises(ConfigError, match="kdjax study is of one process"):
+        join_processes("study", ["--distributed"])
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(ConfigError, match=r"one of 2 tasks .* add --distributed"):
+        join_processes("train", [])
+    assert join_processes("evaluate", []) == []
+
+
+def test_a_share_is_a_block(monkeypatch):
+    """Shares are in order, without gap or overlap, and differ by one row at most."""
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    for total in (0, 3, 4, 10):
+        shares = []
+        for index in range(4):
+            monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+            shares.append(processes.share(total))
+        assert np.concatenate(shares).tolist() == list(range(total))
+        sizes = {len(own) for own in shares}
+        assert max(sizes) - min(sizes) <= 1
