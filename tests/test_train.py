@@ -214,7 +214,7 @@ def test_rollouts_drawn_ahead(tiny, tmp_path, monkeypatch):
     train_module.train(ahead)
     assert [r["staleness"] for r in logged(ahead)] == [0, 1, 0, 1]
     halves = dataclasses.replace(ahead, run=str(tmp_path / "halves"))
-    drawn = train_module.draw
+    drawn = train_module.draw_own
 
     def interrupted(parts, params, number, *rest):
         if number == 3:
@@ -222,7 +222,7 @@ def test_rollouts_drawn_ahead(tiny, tmp_path, monkeypatch):
         return drawn(parts, params, number, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_module, "draw", interrupted)
+        patched.setattr(train_module, "draw_own", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_module.train(halves)
     with pytest.raises(ConfigError, match="save_every_steps: 2 -> 3"):
