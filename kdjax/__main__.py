@@ -1,6 +1,6 @@
 """The command line: `kdjax train | rollouts | evaluate | compare | study | export | plan ...`.
 
-Exit codes: 0 done, 64 config, 65 data, 69 engine, 70 bug, 74 I/O.
+Exit codes: in HELP, and in docs/reliability.md with what to do at each.
 """
 
 from __future__ import annotations
@@ -10,45 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HELP = """\
-kdjax: distillation of language models in JAX, where a method is two choices
-
-  kdjax train CONFIG [--field VALUE ...]     train the run of a config file; resumes it if it exists
-  kdjax rollouts CONFIG [--out FOLDER] [--keep states|top_k=64] [--redo] [--share 0/2]
-                 [--field VALUE ...]         draw a config's responses once, and keep the teacher's
-                                             outputs; train on them with --trajectories FOLDER
-  kdjax evaluate TARGET [--benchmark NAME] [--n 32] [--k 1,8,32] [--out FOLDER|FILE.json]
-                 [--step newest|best|N] [--field VALUE ...]
-                                             evaluate a model folder (or kdjax:teacher) or a run, on
-                                             its task or on a dataset by name (evaluation.name), n
-                                             samples a problem (evaluation.samples); --teacher
-                                             MODEL adds the KLs to a teacher
-  kdjax compare A B [--out FILE.json]        B less A, paired by problem with 95 % intervals: runs,
-                                             or what kdjax evaluate --out wrote
-  kdjax study CONFIG [--folder FOLDER] [--jobs 2] [--only RUN]
-                                             train and compare the runs of a study file, several at
-                                             once on CPUs and GPUs; or one alone (CELL/seed_0)
-  kdjax export RUN OUT [--dtype bfloat16] [--step newest|best|N]
-                                             write a run's student as a Hugging Face folder
-  kdjax export-adapter RUN OUT [--step N]    write a run's LoRA adapter as peft reads it
-  kdjax data check NAME_OR_FILE [--against BENCHMARK ...] [--columns FIELD=COLUMN ...]
-                   [--student MODEL] [--out FILE]
-                                             what a dataset holds: duplicates, answers that can't be
-                                             used, and what of it is in benchmarks too
-  kdjax plan CONFIG [--topology v5e:4x4] [--out FILE] [--field VALUE ...]
-                                             will it fit, how fast could it be? The real programs,
-                                             compiled for TPUs, h100, h100:8, h200 or this machine
-  kdjax bench head|rollout|verifier [--out FILE] [--field VALUE ...]
-                                             errors, memory and time of the loss head, the sampler
-                                             or the verifier, here
-
-CONFIG is a Python file with get_config() -> kdjax.Config (a study: get_study() -> kdjax.Study).
-Any field can be overridden: --optimizer.learning_rate 3e-4 --prefix teacher
-  --token_loss "mix(forward_kl, reverse_kl, weight=0.8)". `kdjax train CONFIG --help` lists them.
-
-Exit codes: 0 done, 64 wrong config, 65 bad data or model folder, 69 an inference engine failed,
-70 a bug of kdjax, 74 can't read or write, 86 diverged, 130 interrupted.
-"""
+from kdjax.usage import HELP
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,17 +21,21 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     code = _guarded(args[0], args[1:])
     from kdjax import processes
+    from kdjax.base import PreemptedError
 
-    processes.end() if code == 0 else processes.abandon(code)
+    together = code in (0, PreemptedError.exit_code)  # all processes have come to the same end
+    processes.end() if together else processes.abandon(code)
     return code
 
 
 def _guarded(command: str, args: list[str]) -> int:
     """Run a command -> its exit code, once its mistakes have been told in a line."""
     from kdjax.base import KdjaxError, without_secrets
+    from kdjax.preemption import stop_at_once
 
     try:
-        _run(command, args)
+        with stop_at_once():
+            _run(command, args)
     except KdjaxError as error:
         print(f"kdjax: {error}", file=sys.stderr)
         return error.exit_code

@@ -347,6 +347,13 @@ class DataError(KdjaxError):
     exit_code = 65
 
 
+class PreemptedError(KdjaxError):
+    """Training was told to stop, and has saved where it was: the same command resumes (exit code
+    85)."""
+
+    exit_code = 85
+
+
 class DivergedError(KdjaxError):
     """Training produced numbers that are not finite (exit code 86)."""
 

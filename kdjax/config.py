@@ -233,6 +233,20 @@ class Checkpointing:
 
 
 @dataclasses.dataclass(frozen=True)
+class Faults:
+    """What ends a run that goes wrong (docs/reliability.md).
+
+    skipped_in_a_row: an update is skipped where loss or gradient is not finite; after so many in a
+    row the run is saved and stops (exit code 86). step_limit_seconds: a process in which no step
+    ends for so long writes where it stands, and ends (exit code 124); it must be over the longest
+    compilation. None: it is only reported.
+    """
+
+    skipped_in_a_row: int = 5
+    step_limit_seconds: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Turn:
     """Another method that takes steps of a run: this share of them, evenly spread, from a step on.
     What is None is the config's own.
@@ -304,6 +318,7 @@ class Config:
     attention: Literal["auto", "xla", "chunked", "cudnn", "splash"] = "auto"
     remat: Literal["none", "dots", "full"] = "none"
     layout: Layout = Layout()
+    faults: Faults = Faults()
     head_memory_mib: int | None = None
     cache: str = "runs/cache"
     wandb_project: str | None = None
@@ -332,6 +347,7 @@ WHERE_IT_RUNS = (
     "checkpoints",
     "evaluation",
     "layout",
+    "faults",
 )
 """Fields that may differ when a run is resumed: they don't change what is trained. (A folder of
 trajectories may have moved; what is in it is checked by its identity.)"""

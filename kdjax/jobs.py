@@ -52,7 +52,7 @@ def run_commands(
 ) -> dict[str, Failure]:
     """Run every command, as many at once as there are places; those that failed, by name. What
     each prints goes to logs/NAME.txt (/ becomes a space). One that fails does not stop the others;
-    an interrupt ends them all.
+    an interrupt or a SIGTERM (`preemption.stop_at_once`) ends them all.
     """
     waiting, free = list(commands), list(places)
     running: dict[str, tuple[subprocess.Popen, Slot]] = {}

@@ -23,7 +23,7 @@ MARKDOWN, TABLE = "report.md", "report.csv"
 
 class MetricsWriter(NamedTuple):
     """write(step, {name: number}) appends to metrics.jsonl, TensorBoard and (if asked for) W&B;
-    close() ends it. A list of numbers is kept in metrics.jsonl alone."""
+    close() ends it. Lists are kept in metrics.jsonl alone. Every number is finite."""
 
     write: Callable[[int, dict[str, Any]], None]
     close: Callable[[], None]

@@ -153,11 +153,15 @@ def make_step(
         total_gradient, sums = accumulate(state.params, rollout, *constants)
         weight = jnp.where(sums["loss"].weight == 0, 1.0, sums["loss"].weight)
         grads = jax.tree.map(lambda g: g / weight, total_gradient)
+        metrics = {name: s.mean() for name, s in sums.items()}
         updates, opt_state = optimizer.update(
-            grads, state.opt_state, state.params, heldout_entropy_nats=heldout_entropy_nats
+            grads,
+            state.opt_state,
+            state.params,
+            loss=metrics["loss"],
+            heldout_entropy_nats=heldout_entropy_nats,
         )
         params = optax.apply_updates(state.params, updates)
-        metrics = {name: s.mean() for name, s in sums.items()}
         metrics |= {text: schedule.at(progress) for text, schedule in moving.items()}
         metrics |= {
             "gradient_norm": optax.global_norm(grads),

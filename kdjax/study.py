@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from kdjax import report
-from kdjax.base import ConfigError, KdjaxError, StorageError
+from kdjax.base import ConfigError, KdjaxError, PreemptedError, StorageError
 from kdjax.composition import describe
 from kdjax.config import Config, Lora, Study, teacher_models
 from kdjax.config_json import as_dict
@@ -157,6 +157,8 @@ def one_by_one(todo: Sequence[Piece]) -> dict[str, Failure]:
     for piece in todo:
         try:
             run_piece(piece)
+        except PreemptedError:
+            raise  # the others were told to stop as well
         except KdjaxError as error:
             failures[piece.name] = Failure(error.exit_code, str(error))
             announce(f"{piece.name}: failed, {error}")

@@ -17,6 +17,7 @@ import numpy as np
 from kdjax.bootstrap import Interval, interval, over_problems_and_seeds
 from kdjax.claims import Metric
 from kdjax.evaluate import QUANTILES, EvalReport
+from kdjax.health import WARNINGS
 from kdjax.passk import Estimate, pass_by_problem
 from kdjax.results import Cell, Row, Verdict
 from kdjax.verdicts import at_equal_flops, differing, values_of
@@ -50,6 +51,7 @@ def sections(cells: Sequence[Cell], verdicts: Sequence[Verdict] = ()) -> list[Se
             readings = equal_readings(alike, cells[0].runs[0])
             found.append(Section("At equal steps and at equal FLOPs", READINGS, readings))
     found.append(Section("Training FLOPs by part", FLOPS, flops_by_part(trained)))
+    found.append(Section("Warnings", WARNED, warned(cells)))
     return [section for section in found if section.table[1]]
 
 
@@ -81,6 +83,8 @@ READINGS = (
     " between the tests during training)."
 )
 FLOPS = "Of the models, of real tokens, mean over seeds; what a teacher computed once counts once."
+WARNED = "Updates that were skipped, and each kind of warning where it was first due."
+MOST_WARNINGS = 20
 
 
 class Summary(NamedTuple):
@@ -265,6 +269,19 @@ def flops_by_part(cells: Sequence[Cell]) -> Table:
     ]
     said = [part.removeprefix("flops_").replace("_", " ") for part in parts]
     return ["FLOPs", *said], lines
+
+
+def warned(cells: Sequence[Cell]) -> Table:
+    """What was said during training, the first MOST_WARNINGS of each run."""
+    lines = []
+    for cell in cells:
+        for run in cell.runs:
+            said = [line for record in run.metrics for line in record.get(WARNINGS, ())]
+            lines += [[cell.name, str(run.report.seed), line] for line in said[:MOST_WARNINGS]]
+            if len(said) > MOST_WARNINGS:
+                rest = f"and {len(said) - MOST_WARNINGS} more, in metrics.jsonl"
+                lines.append([cell.name, str(run.report.seed), rest])
+    return ["run", "seed", "what was said during training"], lines
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:

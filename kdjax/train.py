@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import processes, report
-from kdjax.accounting import PARTS, open_account, spent
-from kdjax.base import ConfigError, DataError, DivergedError, Rollout, Samples, Sampling, TrainState
+from kdjax.accounting import open_account, spent
+from kdjax.base import (
+    ConfigError,
+    DataError,
+    DivergedError,
+    PreemptedError,
+    Rollout,
+    Samples,
+    Sampling,
+    TrainState,
+)
 from kdjax.checkpoint import Checkpoints, measured, open_checkpoints
 from kdjax.config import WHERE_IT_RUNS, Config
 from kdjax.config_json import as_dict, differences
@@ -29,7 +39,8 @@ from kdjax.evaluate import (
 )
 from kdjax.examine import evaluate_params, evaluation_key, progress_of
 from kdjax.gate import last_decision
-from kdjax.optimizer import gate_state
+from kdjax.notes import open_notes
+from kdjax.optimizer import gate_state, guard_state
 from kdjax.page import render_page
 from kdjax.parts import (
     MEASURE,
@@ -43,12 +54,15 @@ from kdjax.parts import (
     startup_report,
     test_source,
 )
+from kdjax.preemption import stop_between_steps
 from kdjax.progress import announce, training_progress
 from kdjax.results import Cell, Row
 from kdjax.retention import best_step
+from kdjax.step import Metrics
 from kdjax.summary import render_results, to_csv
 from kdjax.timetable import measured_before, methods, turn_at, updates_at
 from kdjax.validation import validate
+from kdjax.watchdog import watchdog
 
 HELDOUT_RESPONSES = {"all": all_responses, "finished": finished_responses}
 """Whose tokens the gate measures, by the config's `curriculum.heldout_responses`."""
@@ -123,39 +137,49 @@ def _loop(
     parts: Parts, state: TrainState, seconds: float, folder: Path, checkpoints: Checkpoints
 ) -> tuple[TrainState, float]:
     config = parts.config
-    first = int(state.step)
+    first, name = int(state.step), report.run_name(folder)
     metrics = report.open_metrics(folder, first, config.wandb_project)
-    cost, logged = open_account(parts), first
-    total = spent(cost, report.read_metrics(folder))
+    notes = open_notes(parts, state, report.read_metrics(folder))
     began = time.perf_counter() - seconds
     pool, drawn = ThreadPoolExecutor(1), None
     try:
-        with training_progress(report.run_name(folder), config.steps, first) as show:
+        with (
+            training_progress(name, config.steps, first) as show,
+            watchdog(folder, config.faults.step_limit_seconds) as watch,
+            stop_between_steps() as asked_to_stop,
+        ):
             for number in range(first, config.steps):
+                watch.begins(number + 1)
                 entropy = _measure_entropy(parts, state, number)
                 rollout = deal(parts, drawn.result()) if drawn else _rollout(parts, state, number)
                 drawn = _draw_ahead(parts, pool, state, number + 1)
-                state, values = _update(parts, state, number, rollout, entropy)
-                done = number + 1
+                state, updates = _update(parts, state, number, rollout, entropy)
+                done, fault = number + 1, None
                 saves = done % config.save_every_steps == 0 or done == config.steps
                 tests = is_due(config.evaluation.every_steps, done)
                 logs = done % config.log_every_steps == 0 or math.isfinite(entropy) or tests
                 record = None
+                notes.updated(done, updates)
                 if saves or logs:
-                    record = _record(parts, state, values, entropy, time.perf_counter() - began)
-                    new = cost(logged, done, record)
-                    logged, total = done, {name: total[name] + new[name] for name in PARTS}
-                    record |= total
+                    record = _record(parts, state, updates, entropy, time.perf_counter() - began)
+                    watch.done()
                     if tests:
                         record |= _test(parts, state, done)
                         began += record["test_seconds"]
+                    record, fault = notes.completed(done, record)
                     metrics.write(done, record)
-                    _check_finite(record, done)
                     _check_gap(config, record, done)
                 show(done, record)
-                if saves:
+                if asked_to_stop(done):
+                    fault = fault or PreemptedError(
+                        f"{name}: stopped after step {done} of {config.steps}, which is saved; the"
+                        " same command resumes"
+                    )
+                if saves or fault is not None:
                     now = time.perf_counter() - began
                     checkpoints.save(done, state, _about(parts, done, now, record or {}))
+                if fault is not None:
+                    raise fault
     finally:
         pool.shutdown(cancel_futures=True)
         metrics.close()
@@ -187,12 +211,9 @@ def _rollout(parts: Parts, state: TrainState, number: int) -> Rollout:
 
 def _update(
     parts: Parts, state: TrainState, number: int, rollout: Rollout, entropy: float
-) -> tuple[TrainState, dict[str, Any]]:
-    """One step: the update of its method, or several over one rollout (`rl.epochs`).
-
-    Metrics are of the first, before the student has moved; policy_drift, the mean distance of its
-    log-probabilities from those of the student that drew, is of the last.
-    """
+) -> tuple[TrainState, list[Metrics]]:
+    """One step: the update of its method, or several over one rollout (`rl.epochs`), and the
+    metrics of each."""
     config = parts.config
     teacher = parts.teachers[batch_at(parts, number)[0]]
     rollout = parts.refer(teacher.programs.read(teacher.params, rollout))
@@ -201,11 +222,12 @@ def _update(
         rollout = with_old_policy(parts, state.params, rollout)
     heldout = np.float32(entropy)
     state, first = step(state, teacher.given, rollout, heldout, parts.frozen)
+    made = [first]
     for _ in range(updates - 1):
         state = state._replace(step=state.step - 1)
-        state, last = step(state, teacher.given, rollout, np.float32(np.nan), parts.frozen)
-        first = first | {"policy_drift": last["policy_drift"]}
-    return state, first
+        state, metrics = step(state, teacher.given, rollout, np.float32(np.nan), parts.frozen)
+        made.append(metrics)
+    return state, made
 
 
 def is_due(every: int, step: int) -> bool:
@@ -243,28 +265,25 @@ def _measure_entropy(parts: Parts, state: TrainState, number: int) -> float:
 
 
 def _record(
-    parts: Parts, state: TrainState, values, entropy: float, seconds: float
+    parts: Parts, state: TrainState, updates: Sequence[Metrics], entropy: float, seconds: float
 ) -> dict[str, Any]:
-    """The metrics of a step as host numbers (this waits for the step). gate_length is the limit of
-    the next rollout; at a measurement gate_decision says what was decided (`gate.DECISIONS`)."""
+    """The metrics of a step as host numbers (this waits for the step), of those that are finite.
+
+    They are of its first update, before the student has moved; policy_drift, the mean distance of
+    its log-probabilities from those of the student that drew, is of the last. gate_length is the
+    limit of the next rollout; at a measurement gate_decision says what was decided
+    (`gate.DECISIONS`). skipped counts the updates that were skipped so far.
+    """
     gate = gate_state(state.opt_state)
-    record = {name: float(value) for name, value in values.items()}
+    values = updates[0] | {n: updates[-1][n] for n in ("policy_drift",) if n in updates[-1]}
+    record: dict[str, Any] = {name: float(value) for name, value in values.items()}
+    record = {name: value for name, value in record.items() if math.isfinite(value)}
     record |= {"gate_stage": int(gate.stage), "gate_length": length_of(parts, state)}
-    record["seconds"] = seconds
+    record |= {"skipped": int(guard_state(state.opt_state).total), "seconds": seconds}
     if math.isfinite(entropy):
         record |= {"heldout_entropy": entropy, "gate_decision": last_decision(gate)}
         record["gate_threshold_nats"] = float(gate.threshold_nats)
     return record
-
-
-def _check_finite(record: dict[str, float], step: int) -> None:
-    """Stop before a checkpoint is written with parameters that are not numbers."""
-    for name in ("loss", "gradient_norm"):
-        if not math.isfinite(record[name]):
-            raise DivergedError(
-                f"{name} is {record[name]} at step {step}; the last checkpoint is from before:"
-                " lower optimizer.learning_rate or optimizer.clip_norm in another --run"
-            )
 
 
 def _check_gap(config: Config, record: dict[str, float], step: int) -> None:

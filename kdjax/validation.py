@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from kdjax.base import ConfigError, Objective, without_secrets
 from kdjax.composition import composition_of, walk
-from kdjax.config import RL, Config, Data, Lora, Turn, teacher_models
+from kdjax.config import RL, Config, Data, Faults, Lora, Turn, teacher_models
 from kdjax.gate import entropy_gate
 from kdjax.grpo import importance
 from kdjax.objective import divergence
@@ -68,6 +68,7 @@ def validate(config: Config) -> Config:
         )
     if config.rollouts.engine is not None:
         check_url(config.rollouts.engine, "rollouts.engine")
+    _check_faults(config.faults)
     check_sampling(config.sampling, "sampling.")
     check_sampling(config.evaluation.sampling, "evaluation.sampling.")
     _check_problems(config)
@@ -266,6 +267,18 @@ def _check_checkpoints(config: Config) -> None:
                 f"{name} {every} is not a multiple of save_every_steps {saved}, so that what"
                 " checkpoints would keep is not saved; change one of them"
             )
+
+
+def _check_faults(faults: Faults) -> None:
+    if faults.skipped_in_a_row < 1:
+        raise ConfigError(
+            f"faults.skipped_in_a_row must be at least 1, got {faults.skipped_in_a_row}"
+        )
+    if faults.step_limit_seconds is not None and not faults.step_limit_seconds > 0:
+        raise ConfigError(
+            f"faults.step_limit_seconds must be over 0, got {faults.step_limit_seconds}; leave it"
+            " out for no limit"
+        )
 
 
 def _check_lora(lora: Lora) -> None:

@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent / "kdjax"
 
 ROWS = [
-    "numerics equivalence passk processes claims figure digest retention fingerprint",
+    "numerics equivalence passk processes claims figure digest retention fingerprint health usage",
     "progress base answers bootstrap majority svg",
-    "symbolic chat composition kl comparison topk gate jobs sharding topology hlo",
+    "symbolic chat composition kl comparison topk gate jobs sharding topology hlo"
+    " preemption watchdog",
     "objective reduction advantage divergences grpo rewards head optimizer stops tasks"
     " models buckets",
     "tokenizer",
@@ -32,6 +33,7 @@ ROWS = [
     "stored",
     "parts",
     "accounting drawing examine bench plan",
+    "notes",
     "train",
     "study",
     "__main__",

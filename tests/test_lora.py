@@ -30,6 +30,7 @@ from kdjax.models.decoder import build, init_params
 from kdjax.models.linear import PROJECTIONS, LoRA
 from kdjax.models.lora import adapter_of, init_adapter, join, make_lora, merge
 from kdjax.numerics import project
+from kdjax.optimizer import guard_state
 from kdjax.step import init_state, make_step
 from kdjax.student import lora_of, open_student, optimizer_of, sampling_params
 from kdjax.validation import validate
@@ -205,7 +206,7 @@ def test_steps_move_the_adapter_alone():
     )
     adapter = init_adapter(config, lora, jax.random.key(0))
     state, losses = init_state(adapter, optimizer), []
-    chex.assert_trees_all_equal_shapes(state.opt_state["adamw"][0].mu, adapter)
+    chex.assert_trees_all_equal_shapes(guard_state(state.opt_state).inner["adamw"][0].mu, adapter)
     one, two = (f(state, target, rollout, jnp.nan, narrow)[1] for f in (step, split))
     np.testing.assert_allclose(one["gradient_norm"], two["gradient_norm"], rtol=0.02)
     for _ in range(20):

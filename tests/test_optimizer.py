@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from kdjax import make_optimizer
 from kdjax.base import ConfigError
+from kdjax.gate import entropy_gate
+from kdjax.optimizer import gate_state, guard_state
 
 RATE = 0.125
 
@@ -85,6 +92,71 @@ def test_clipping_is_by_the_global_norm():
     np.testing.assert_allclose(clipped["b"], np.array([[12.0]]) * 2 / 13, rtol=1e-5)
     passed = first_moment(gradients, clip_norm=14.0)
     np.testing.assert_allclose(passed["b"], [[12.0]], rtol=1e-5)
+
+
+NAN, INF = float("nan"), float("inf")
+PARAMS = {"a": jnp.array([[1.5, -0.0], [0.0, -2.0]]), "b": jnp.array([3.0, -0.0])}
+GOOD = {"a": jnp.array([[0.5, 1.0], [-1.0, 2.0]]), "b": jnp.array([1.0, -1.0])}
+
+
+@functools.cache  # one program for all cases
+def guarded():
+    optimizer = make_optimizer(
+        learning_rate=RATE, steps=8, weight_decay=0.1, gate=entropy_gate((4, 8), 0.5)
+    )
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, grads, loss):
+        updates, state = optimizer.update(
+            grads, state, params, loss=loss, heldout_entropy_nats=jnp.float32(0.9)
+        )
+        return optax.apply_updates(params, updates), state
+
+    return optimizer, step
+
+
+def guarded_steps(given, mesh=None):
+    """(params, state) after (loss, gradients) one after the other, jitted with donated arguments;
+    with a mesh, parameters dealt over it."""
+    optimizer, step = guarded()
+    params = jax.tree.map(jnp.copy, PARAMS)
+    if mesh is not None:
+        dealt = NamedSharding(mesh, PartitionSpec("fsdp"))
+        params = jax.tree.map(lambda p: jax.device_put(p, dealt), params)
+    state = optimizer.init(params)
+    for loss, grads in given:
+        params, state = step(params, state, grads, jnp.float32(loss))
+    return params, state
+
+
+@pytest.mark.parametrize("on_mesh", [False, True])
+@pytest.mark.parametrize(
+    ("loss", "gradient"), [(NAN, 1.0), (INF, 1.0), (0.5, NAN), (0.5, -INF), (0.5, 3e38)]
+)
+def test_what_is_not_finite_is_skipped(loss, gradient, on_mesh):
+    """No bit of parameters (-0.0 among them) or of clip and AdamW changes, also where only the
+    norm overflows; it is counted, the gate is measured, and the next update is as if nothing had
+    been."""
+    mesh = jax.make_mesh((2,), ("fsdp",), (AxisType.Auto,)) if on_mesh else None
+    bad = loss, GOOD | {"b": jnp.array([1.0, gradient])}
+    before, first = guarded_steps([(0.5, GOOD)], mesh)
+    after, skipped = guarded_steps([(0.5, GOOD), bad, bad], mesh)
+    assert_bitwise_equal((before, guard_state(first).inner), (after, guard_state(skipped).inner))
+    start, _ = guarded_steps([bad], mesh)
+    assert_bitwise_equal(start, PARAMS)
+    assert (guard_state(first).in_a_row, guard_state(first).total) == (0, 0)
+    assert (guard_state(skipped).in_a_row, guard_state(skipped).total) == (2, 2)
+    assert (gate_state(skipped).step, gate_state(skipped).measurements) == (3, 3)
+    through, good = guarded_steps([(0.5, GOOD), bad, bad, (0.5, GOOD)], mesh)
+    directly, _ = guarded_steps([(0.5, GOOD), (0.5, GOOD)], mesh)
+    assert_bitwise_equal(through, directly)
+    assert (guard_state(good).in_a_row, guard_state(good).total) == (0, 2)
+
+
+def assert_bitwise_equal(first, second):
+    chex.assert_trees_all_equal_structs(first, second)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import chex
@@ -24,14 +25,14 @@ from kdjax import (
 )
 from kdjax import parts as parts_module
 from kdjax import train as train_module
-from kdjax.base import ConfigError, DataError, DivergedError, StorageError
+from kdjax.base import ConfigError, DataError, DivergedError, PreemptedError, StorageError
 from kdjax.checkpoint import open_checkpoints, read_params, saved_steps
-from kdjax.config import Checkpointing, Config, Curriculum, Data, Evaluation, Rollouts, Turn
+from kdjax.config import Checkpointing, Config, Curriculum, Data, Evaluation, Faults, Rollouts, Turn
 from kdjax.evaluate import mean_entropy
 from kdjax.export import load_run
 from kdjax.gate import DECISIONS
 from kdjax.objective import negative_log_likelihood
-from kdjax.optimizer import gate_state
+from kdjax.optimizer import gate_state, guard_state
 from kdjax.sharding import make_mesh
 from kdjax.step import init_state, make_step
 from kdjax.student import optimizer_of
@@ -222,7 +223,7 @@ def test_rollouts_drawn_ahead(tiny, tmp_path, monkeypatch):
     train_module.train(ahead)
     assert [r["staleness"] for r in logged(ahead)] == [0, 1, 0, 1]
     halves = dataclasses.replace(ahead, run=str(tmp_path / "halves"))
-    drawn = train_module.draw
+    drawn = train_module.draw_own
 
     def interrupted(parts, params, number, *rest):
         if number == 3:
@@ -230,7 +231,7 @@ def test_rollouts_drawn_ahead(tiny, tmp_path, monkeypatch):
         return drawn(parts, params, number, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_module, "draw", interrupted)
+        patched.setattr(train_module, "draw_own", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train_module.train(halves)
     with pytest.raises(ConfigError, match="save_every_steps: 2 -> 3"):
@@ -450,17 +451,85 @@ def test_a_failed_start_does_not_pin_the_run(tiny):
     assert saved["data"]["max_prompt_tokens"] == 24
 
 
-@pytest.mark.parametrize(("log_every_steps", "step"), [(1, 1), (4, 2)])
-def test_divergence_stops_before_the_checkpoint(tiny, log_every_steps, step):
-    """A loss that is not finite ends the run with step and remedy; no bad state is saved."""
+def not_a_number(student_logp, teacher_logp):
+    return forward_kl(student_logp, teacher_logp) * np.nan
 
-    def broken(student_logp, teacher_logp):
-        return forward_kl(student_logp, teacher_logp) * np.nan
 
-    config = dataclasses.replace(tiny, token_loss=broken, log_every_steps=log_every_steps)
-    with pytest.raises(DivergedError, match=f"loss is nan at step {step}"):
+@pytest.mark.parametrize(("log_every_steps", "saved"), [(1, 2), (4, 3)])
+def test_a_run_that_diverges_is_saved_as_it_was(tiny, log_every_steps, saved):
+    """Bad updates are skipped, each is named with its step although records are read less often,
+    and after two in a row the run stops with the parameters that it began with; again when it is
+    resumed."""
+    config = dataclasses.replace(
+        tiny, token_loss=not_a_number, log_every_steps=log_every_steps, save_every_steps=3,
+        faults=Faults(skipped_in_a_row=2),
+    )  # fmt: skip
+    with pytest.raises(
+        DivergedError, match=r"2 updates in a row .* lower optimizer\.learning_rate"
+    ):
         train_module.train(config)
-    assert not [p for p in (Path(tiny.run) / "checkpoints").iterdir() if p.name.isdigit()]
+    step, state, _ = final_state(config)
+    assert step == saved
+    assert_bitwise_equal(
+        state.params, init_state(models.load(config.student)[1], optimizer_of(config)).params
+    )
+    assert (guard_state(state.opt_state).in_a_row, gate_state(state.opt_state).step) == (step, step)
+    said = [line for record in logged(config) for line in record["warnings"] if "skipped" in line]
+    assert said == [
+        f"step {n}: loss is nan and gradient_norm is nan, its update was skipped"
+        for n in range(1, step + 1)
+    ]
+    with pytest.raises(DivergedError, match=f"step {step + 1}: loss is nan"):
+        train_module.train(config)
+
+
+def test_a_run_goes_on_after_bad_updates(tiny, capsys):
+    """Every second loss is not a number: the others train, the metrics stay JSON, and the report
+    says which updates were skipped."""
+    turn = Turn(share=0.5, token_loss=not_a_number)
+    train_module.train(
+        dataclasses.replace(tiny, prefix="teacher", turns=(turn,), log_every_steps=3)
+    )
+    _, state, _ = final_state(tiny)
+    assert (guard_state(state.opt_state).in_a_row, guard_state(state.opt_state).total) == (1, 2)
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    text = (Path(tiny.run) / "metrics.jsonl").read_text()
+    records = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+    assert [(r["step"], r["skipped"], "loss" in r) for r in records] == [
+        (2, 1, False), (3, 1, True), (4, 2, False),
+    ]  # fmt: skip
+    report_text, printed = (Path(tiny.run) / "report.md").read_text(), capsys.readouterr().out
+    for step in (2, 4):
+        line = f"step {step}: loss is nan and gradient_norm is nan, its update was skipped"
+        assert line in report_text
+        assert printed.count(line) == 1
+
+
+def test_a_run_told_to_stop_saves_and_resumes(tiny, tmp_path, monkeypatch):
+    """SIGTERM in the second step of five: it is finished and saved, between records and regular
+    checkpoints, and what is resumed has the bits, metrics and FLOPs of an undisturbed run."""
+    whole = dataclasses.replace(tiny, steps=5, save_every_steps=5, log_every_steps=3)
+    train_module.train(whole)
+    halves = dataclasses.replace(whole, run=str(tmp_path / "halves"))
+    rollout = train_module._rollout
+
+    def told(parts, state, number):
+        if number == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return rollout(parts, state, number)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module, "_rollout", told)
+        with pytest.raises(PreemptedError, match="stopped after step 2 of 5, which is saved"):
+            train_module.train(halves)
+    assert final_state(halves)[0] == 2
+    assert logged(halves) == []
+    train_module.train(halves)
+    assert_bitwise_equal(final_state(whole)[1], final_state(halves)[1])
+    assert logged(whole) == logged(halves)
 
 
 def test_batches_larger_than_the_data_are_refused(tiny):

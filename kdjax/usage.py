@@ -1,0 +1,44 @@
+"""What `kdjax --help` says."""
+
+HELP = """\
+kdjax: distillation of language models in JAX, where a method is two choices
+
+  kdjax train CONFIG [--field VALUE ...]     train the run of a config file; resumes it if it exists
+                 [--distributed | --coordinator HOST:PORT --processes N --process I]
+                                             as one of several processes (docs/launch.md)
+  kdjax rollouts CONFIG [--out FOLDER] [--keep states|top_k=64] [--redo] [--share 0/2]
+                 [--field VALUE ...]         draw a config's responses once, and keep the teacher's
+                                             outputs; train on them with --trajectories FOLDER
+  kdjax evaluate TARGET [--benchmark NAME] [--n 32] [--k 1,8,32] [--out FOLDER|FILE.json]
+                 [--step newest|best|N] [--field VALUE ...]
+                                             evaluate a model folder (or kdjax:teacher) or a run, on
+                                             its task or on a dataset by name (evaluation.name), n
+                                             samples a problem (evaluation.samples); --teacher
+                                             MODEL adds the KLs to a teacher
+  kdjax compare A B [--out FILE.json]        B less A, paired by problem with 95 % intervals: runs,
+                                             or what kdjax evaluate --out wrote
+  kdjax study CONFIG [--folder FOLDER] [--jobs 2] [--only RUN]
+                                             train and compare the runs of a study file, several at
+                                             once on CPUs and GPUs; or one alone (CELL/seed_0)
+  kdjax export RUN OUT [--dtype bfloat16] [--step newest|best|N]
+                                             write a run's student as a Hugging Face folder
+  kdjax export-adapter RUN OUT [--step N]    write a run's LoRA adapter as peft reads it
+  kdjax data check NAME_OR_FILE [--against BENCHMARK ...] [--columns FIELD=COLUMN ...]
+                   [--student MODEL] [--out FILE]
+                                             what a dataset holds: duplicates, answers that can't be
+                                             used, and what of it is in benchmarks too
+  kdjax plan CONFIG [--topology v5e:4x4] [--out FILE] [--field VALUE ...]
+                                             will it fit, how fast could it be? The real programs,
+                                             compiled for TPUs, h100, h100:8, h200 or this machine
+  kdjax bench head|rollout|verifier [--out FILE] [--field VALUE ...]
+                                             errors, memory and time of the loss head, the sampler
+                                             or the verifier, here
+
+CONFIG is a Python file with get_config() -> kdjax.Config (a study: get_study() -> kdjax.Study).
+Any field can be overridden: --optimizer.learning_rate 3e-4 --prefix teacher
+  --token_loss "mix(forward_kl, reverse_kl, weight=0.8)". `kdjax train CONFIG --help` lists them.
+
+Exit codes: 0 done, 64 wrong config, 65 bad data or model folder, 69 an inference engine failed,
+70 a bug of kdjax, 74 can't read or write, 85 told to stop (SIGTERM, Ctrl-C) and saved: the same
+command resumes, 86 diverged, 124 a step hung (faults.step_limit_seconds), 130 interrupted at once.
+"""

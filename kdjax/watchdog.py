@@ -1,0 +1,175 @@
+"""A thread that notices a step which takes far too long, and says where the process stands.
+
+A peer that hangs in Python is never noticed by JAX, whose heartbeat is another thread's: with a
+limit the process ends, and its peers notice that.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import faulthandler
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+EXIT_CODE = 124
+TIMES, ENOUGH, RECENT = 10, 5, 50  # times the median of the recent waits, once there are enough
+LEAST_SECONDS = 5.0  # what is over sooner is not worth a word
+
+
+class Watch(NamedTuple):
+    """begins(step): a step begins. done(): the device has done all that were begun. looks(): looks
+    at the clock, as the thread does."""
+
+    begins: Callable[[int], None]
+    done: Callable[[], None]
+    looks: Callable[[], None]
+
+
+class Wait(NamedTuple):
+    """Steps that were begun since the device was last known to be done: it runs behind the host."""
+
+    steps: int
+    newest: int
+    began: float
+    newest_began: float
+    compiled: int
+
+
+def most_seconds(paces: Sequence[float], steps: int) -> float | None:
+    """After how long `steps` steps are far too slow, beside the seconds a step of earlier ones;
+    None while there are too few.
+
+    >>> most_seconds([1.0, 1.0, 2.0, 1.0, 9.0], 2)
+    20.0
+    """
+    if len(paces) < ENOUGH:
+        return None
+    return max(LEAST_SECONDS, TIMES * statistics.median(paces) * steps)
+
+
+def open_watch(
+    report: Callable[[str], None],
+    end: Callable[[str], None],
+    *,
+    limit_seconds: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    compilations: Callable[[], int] = lambda: 0,
+) -> Watch:
+    """A watch that reports once a step that takes TIMES the median a step, and ends what takes
+    longer than limit_seconds. Where something was compiled (compilations() counts) a step neither
+    counts for the median nor is reported: a new length compiles."""
+    paces: collections.deque[float] = collections.deque(maxlen=RECENT)
+    lock, wait, reported = threading.Lock(), None, False
+
+    def begins(step: int) -> None:
+        nonlocal wait
+        now = clock()
+        with lock:
+            if wait is None:
+                wait = Wait(1, step, now, now, compilations())
+            else:
+                wait = wait._replace(steps=wait.steps + 1, newest=step, newest_began=now)
+
+    def done() -> None:
+        nonlocal wait, reported
+        with lock:
+            if wait is not None and compilations() == wait.compiled:
+                paces.append((clock() - wait.began) / wait.steps)
+            wait, reported = None, False
+
+    def looks() -> None:
+        nonlocal reported
+        with lock:
+            seen, now = wait, clock()
+            if seen is None:
+                return
+            most = most_seconds(paces, seen.steps) if compilations() == seen.compiled else None
+            slow = not reported and most is not None and now - seen.began > most
+            reported = reported or slow
+        if slow:
+            report(
+                f"step {seen.newest} takes over {now - seen.began:.0f} s, more than {TIMES} times"
+                f" the {statistics.median(paces):.2g} s of the steps before"
+            )
+        if limit_seconds is not None and now - seen.newest_began > limit_seconds:
+            end(
+                f"step {seen.newest} takes longer than faults.step_limit_seconds {limit_seconds:g};"
+                " the same command resumes from the last checkpoint"
+            )
+
+    return Watch(begins, done, looks)
+
+
+@contextlib.contextmanager
+def watchdog(
+    folder: Path, limit_seconds: float | None, every_seconds: float = 1.0
+) -> Iterator[Watch]:
+    """A `Watch` whose thread looks every so many seconds. What all threads are doing goes to
+    stacks_P.txt of the folder, P the number of the process."""
+    file = folder / f"stacks_{jax.process_index()}.txt"
+
+    def report(line: str) -> None:
+        _say(f"{line}; where every thread stands: {_dump(file, line)}")
+
+    def end(line: str) -> None:
+        _say(f"{line}; where every thread stands: {_dump(file, line)}")
+        os._exit(EXIT_CODE)  # nothing that hangs can be waited for
+
+    over = threading.Event()
+    with _counting_compilations() as compilations:
+        watch = open_watch(report, end, limit_seconds=limit_seconds, compilations=compilations)
+
+        def look() -> None:
+            while not over.wait(min(every_seconds, limit_seconds or every_seconds)):
+                watch.looks()
+
+        thread = threading.Thread(target=look, name="watchdog", daemon=True)
+        thread.start()
+        try:
+            yield watch
+        finally:
+            over.set()
+            thread.join()
+
+
+def _say(text: str) -> None:
+    """On standard error, by any process: the one that hangs may not be the first."""
+    os.write(2, f"kdjax: {text}\n".encode())
+
+
+def _dump(file: Path, line: str) -> str:
+    """Append the stacks of all threads; where they are, or why not."""
+    try:
+        with file.open("a") as out:
+            out.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+            out.flush()
+            faulthandler.dump_traceback(out, all_threads=True)
+            out.write("\n")
+    except OSError as error:
+        return f"not written ({error})"
+    return str(file)
+
+
+@contextlib.contextmanager
+def _counting_compilations() -> Iterator[Callable[[], int]]:
+    """How often JAX has traced, lowered or compiled since: it says so at the end of each, and the
+    trace ends before the long part begins."""
+    count = 0
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        nonlocal count
+        count += event.startswith("/jax/core/compile/")
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield lambda: count
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
