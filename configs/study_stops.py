@@ -4,7 +4,7 @@
 
 A base student ends with <|endoftext|>, its chat teacher with <|im_end|>: at the teacher's end the
 student is pushed away from its own. Stop tokens raw, masked and merged, with both KLs, on student
-prefixes of up to 160 tokens; otherwise configs/study_tiny.py.
+prefixes of up to 160 tokens; otherwise configs/study_tiny.py. What was seen: docs/study.md.
 """
 
 import dataclasses
