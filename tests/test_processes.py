@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from test_train import final_state, logged
 
 from kdjax import clipped_surrogate, forward_kl, processes, reverse_kl
 from kdjax.base import ConfigError
+from kdjax.checkpoint import saved_steps
 from kdjax.command_line import join_processes
 from kdjax.config import RL, Config, Curriculum, Data, Evaluation, Turn
 from kdjax.data import batch_at, group_by_tag
@@ -130,9 +132,10 @@ def test_what_is_written_once_is_written_by_the_first(runs):
     assert "over 2 processes" in (folders[1] / "versions.json").read_text()
 
 
-def test_a_lost_process_ends_the_others(several, tmp_path):
-    """Killed in training, one process takes the other with it, within the heartbeat's time and a
-    word that names it; the last checkpoint is whole, and one process goes on from it."""
+def test_two_processes_stop_together(several, tmp_path):
+    """SIGTERM to one: both finish the same step, save it and exit with 85, and the same command
+    goes on. One killed: the other ends within the heartbeat's time, with a word that names it, and
+    the last checkpoint is whole."""
     config = dataclasses.replace(
         several, run=str(tmp_path / "run"), turns=(), steps=2000, save_every_steps=2,
         evaluation=dataclasses.replace(several.evaluation, every_steps=0),
@@ -142,12 +145,14 @@ def test_a_lost_process_ends_the_others(several, tmp_path):
         "import json\nfrom kdjax.config_json import from_dict\n"
         f"def get_config():\n    return from_dict(json.loads({json.dumps(as_text(config))}))\n"
     )
-    started = begin(["-m", "kdjax", "train", str(file)], 2, 1)
-    limit = time.monotonic() + 240
-    while not (tmp_path / "run" / "checkpoints" / "4").is_dir():
-        assert time.monotonic() < limit
-        assert all(process.poll() is None for process in started), finish(started)[0]
-        time.sleep(0.2)
+    started = training(file, config, 4)
+    started[1].terminate()
+    ended = finish(started)
+    assert [code for code, *_ in ended] == [85, 85], ended
+    stopped, state, _ = final_state(config)
+    for _, _, err in ended:
+        assert f"stopped after step {stopped} of 2000, which is saved" in err
+    started = training(file, config, stopped + 2)
     started[1].kill()
     killed = time.monotonic()
     (code, _, err), (lost, *_) = finish(started, processes.HEARTBEAT_SECONDS + 60)
@@ -156,8 +161,18 @@ def test_a_lost_process_ends_the_others(several, tmp_path):
     assert lost == -9
     assert re.search(r"Task:? 1 heartbeat timeout|stopped sending heartbeats\):\n1\n", err), err
     step, state, _ = final_state(config)
-    assert step >= 4
+    assert step > stopped
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+
+
+def training(file: Path, config: Config, until: int) -> list[subprocess.Popen]:
+    """Two processes that train, once they have saved a step from `until` on."""
+    started, limit = begin(["-m", "kdjax", "train", str(file)], 2, 1), time.monotonic() + 400
+    while not any(step >= until for step in saved_steps(Path(config.run) / "checkpoints")):
+        assert time.monotonic() < limit
+        assert all(process.poll() is None for process in started), finish(started)[0]
+        time.sleep(0.2)
+    return started
 
 
 def as_text(config: Config) -> str:
