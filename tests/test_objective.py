@@ -280,7 +280,7 @@ def test_divergence_without_a_teacher():
     """Nothing to diverge from: ConfigError with the remedy, alone and inside a combination."""
     alone = SCORES._replace(divergence=None)
     for objective in (divergence, add(negative_log_likelihood, scale(divergence, 0.1))):
-        with pytest.raises(ConfigError, match="no teacher"):
+        with pytest.raises(ConfigError, match=r"needs divergence, .* set teacher"):
             objective(alone)
 
 
