@@ -3,7 +3,7 @@
     kdjax study configs/study_curriculum.py --jobs 2
 
 The gated curriculum of configs/study_tiny.py with three thresholds (shares of the start's entropy)
-on its ladder, and two other ladders at its threshold. Not run yet.
+on its ladder, and two other ladders at its threshold. What was seen: docs/study.md.
 """
 
 import dataclasses

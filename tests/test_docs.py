@@ -318,7 +318,12 @@ def test_the_shipped_models_have_the_size_they_are_said_to_have():
 
 @pytest.mark.parametrize(
     ("study", "table"),
-    [("tiny", "| claim of arXiv"), ("stops", "| claim | verdict"), ("rl_tiny", "| question")],
+    [
+        ("tiny", "| claim of arXiv"),
+        ("stops", "| claim | verdict"),
+        ("curriculum", "| asked"),
+        ("rl_tiny", "| question"),
+    ],
 )
 def test_the_studies_verdicts_are_those_of_their_reports(study, table):
     """docs/study.md repeats, in order, the verdicts and differences of each study's report."""
