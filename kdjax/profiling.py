@@ -151,7 +151,7 @@ def open_stopwatch(clock: Callable[[], float] = time.perf_counter) -> Stopwatch:
         nonlocal began
         now = clock()
         seconds, began = now - began, now
-        step = Step(number, seconds, spent | {OTHER: seconds - sum(spent.values())})
+        step = Step(number, seconds, {**spent, OTHER: seconds - sum(spent.values())})
         spent.clear()
         compilations.clear()
         return step

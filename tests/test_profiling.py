@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import statistics
+import threading
 from collections import defaultdict
 from pathlib import Path
 
@@ -30,7 +31,7 @@ class Late:
 
 def test_the_time_of_a_part_is_its_own():
     """A part within a part, what the device does after the call, and what is compiled in it belong
-    to one part each; the parts of a step sum to it; a lap begins anew."""
+    to one part each; the parts of a step sum to it; a lap begins anew, without other threads."""
     seconds = [0.0]
     watch = open_stopwatch(lambda: seconds[0])
 
@@ -57,6 +58,9 @@ def test_the_time_of_a_part_is_its_own():
     }  # fmt: skip
     assert step.seconds == sum(step.parts.values()) == 17.5
     passes(0.25)
+    other = threading.Thread(target=watch.timed, args=("ahead", lambda: None))
+    other.start()
+    other.join()
     assert watch.lap(8) == (8, 0.25, {"other": 0.25})
 
 
@@ -87,10 +91,8 @@ def test_a_profile_of_a_run(tiny, tmp_path, capsys):  # noqa: F811
             events[event.get("name")].append(event.get("dur", 0) / 1e6)
     wall = sum(step["seconds"] for step in steps)
     assert sum(events["step"]) == pytest.approx(wall, rel=0.05)
-    inner = ("input", "verify")
-    assert sum(events["verify"]) <= sum(events["rollout"]) <= wall
-    for name in inner:
-        assert sum(events[name]) > 0
+    verified = sum(step["parts"]["verify"] for step in steps)
+    assert 0 < sum(events["verify"]) <= verified < sum(events["rollout"]) <= wall
     rows = (folder / "steps.md").read_text()
     assert "score and update" in rows
     assert "steps 3 to 4" in rows
