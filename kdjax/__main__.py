@@ -106,7 +106,7 @@ def _profile_steps(rest: list[str]) -> int:
 
     rest[:] = [
         f"--profile={PROFILED_STEPS}" if arg == "--profile" and then.startswith("-") else arg
-        for arg, then in zip(rest, [*rest[1:], "-"], strict=True)
+        for arg, then in zip(rest, [*rest[1:], "-"], strict=False)
     ]
     steps = _option(rest, "--profile") or "0"
     if not steps.isdecimal():

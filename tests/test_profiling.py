@@ -129,6 +129,7 @@ def test_too_few_steps(tmp_path, capsys):
 def test_flag():
     """--profile has a number, or 5; other arguments stay as they are."""
     for given, steps, left in [
+        ("", 0, ""),
         ("--seed 1", 0, "--seed 1"),
         ("--profile", 5, ""),
         ("--profile --seed 1", 5, "--seed 1"),
