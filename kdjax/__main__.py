@@ -85,15 +85,33 @@ def _train(args: list[str]) -> None:
     from kdjax.command_line import load_file, override
 
     path, rest = _first(args, "kdjax train CONFIG")
+    profile_steps = _profile_steps(rest)
     config = override(load_file(path, "get_config"), rest, f"kdjax train {path}")
     from kdjax.progress import announce
     from kdjax.results import Row
     from kdjax.terminal import print_table
     from kdjax.train import train
 
-    result = train(config)
+    result = train(config, profile_steps)
     print_table([Row(Path(config.run).name, result, [], [])])
     announce(f"report: {Path(config.run) / 'report.html'}")
+
+
+PROFILED_STEPS = 5
+
+
+def _profile_steps(rest: list[str]) -> int:
+    """Take `--profile [STEPS]` out of the arguments: PROFILED_STEPS unless said, 0 without it."""
+    from kdjax.base import ConfigError
+
+    rest[:] = [
+        f"--profile={PROFILED_STEPS}" if arg == "--profile" and then.startswith("-") else arg
+        for arg, then in zip(rest, [*rest[1:], "-"], strict=False)
+    ]
+    steps = _option(rest, "--profile") or "0"
+    if not steps.isdecimal():
+        raise ConfigError(f"--profile takes a number of steps, got {steps}")
+    return int(steps)
 
 
 def _rollouts(args: list[str]) -> None:

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import data, processes
-from kdjax.base import Params, Rollout, TrainState
+from kdjax.base import Batch, Params, Rollout, TrainState
 from kdjax.buckets import longest, trim
 from kdjax.gate import rollout_length
 from kdjax.models.lora import join
 from kdjax.optimizer import gate_state
 from kdjax.parts import ROLLOUT, Parts, batch_at, encode, run_key
 from kdjax.programs import jitted_logp, logp_settings
-from kdjax.rewards import overlong_penalty
+from kdjax.rewards import Rewards, overlong_penalty
 from kdjax.sharding import shard_batch
 from kdjax.timetable import is_rewarded, methods, turn_at
 
@@ -30,7 +30,8 @@ def draw(parts: Parts, params: Params, number: int, length: int, staleness: int)
     """The training data of step `number` by these trained parameters of the student, of so many
     updates ago, dealt over the mesh: a pure function of its arguments."""
     reads = sampler_params(parts, params, number)
-    return deal(parts, draw_own(parts, reads, number, length, staleness))
+    own = draw_own(parts, reads, number, length, staleness)
+    return parts.profile.timed("input", deal, parts, own)
 
 
 def sampler_params(parts: Parts, params: Params, number: int) -> Params | None:
@@ -52,7 +53,7 @@ def draw_own(
         tag, indices = own_batch_at(parts, number)
         if prefix == "dataset":
             data.require_solutions(parts.source, indices)
-        batch = encode(parts.source, parts.tokenizer, indices, config, length)
+        batch = _encode(parts, indices, length)
         source = parts.prefixes[prefix][tag]
         rollout = source(batch, reads, run_key(config, ROLLOUT, number), length)
     if config.rollouts.ahead and prefix == "student":
@@ -130,16 +131,24 @@ def _attempt(
     """The responses of (tag, problems, rows) with their rewards (float64): a Rollout of host arrays
     that can be written."""
     (tag, problems, rows), config = asked, parts.config
-    batch = encode(parts.source, parts.tokenizer, problems, config, length)
+    batch = _encode(parts, problems, length)
     samples = problems * config.rl.group_size + rows % config.rl.group_size
     batch = batch._replace(row_b=samples.astype(np.int32))
     rollout = parts.prefixes["student"][tag](batch, reads, key, length)
     rollout = jax.tree.map(np.array, rollout)
+    made = parts.profile.timed("verify", _rewards, parts, problems, rollout)
+    return rollout._replace(reward_b=made.value_b, not_scored_b=made.not_scored_b)
+
+
+def _rewards(parts: Parts, problems: np.ndarray, rollout: Rollout) -> Rewards:
     starts, counts = rollout.prompt_length_b, rollout.response_length_b
     texts = [
         parts.tokenizer.decode(tokens[start : start + count].tolist())
         for tokens, start, count in zip(rollout.tokens_bs, starts, counts, strict=True)
     ]
-    asked_of = [parts.source.problem(int(index)) for index in problems]
-    made = parts.rewarder.of_all(asked_of, texts)
-    return rollout._replace(reward_b=made.value_b, not_scored_b=made.not_scored_b)
+    return parts.rewarder.of_all([parts.source.problem(int(index)) for index in problems], texts)
+
+
+def _encode(parts: Parts, indices: Any, length: int) -> Batch:
+    given = parts.source, parts.tokenizer, indices, parts.config, length
+    return parts.profile.timed("input", encode, *given)

@@ -27,6 +27,7 @@ from kdjax.config import Config, teacher_models
 from kdjax.expected import check_turns
 from kdjax.layout import Shapes, choose_meshes
 from kdjax.prefixes import NOTHING, Asked, from_cache
+from kdjax.profiling import UNPROFILED, Profile
 from kdjax.programs import Programs, compose, head_chunk, sampler_of
 from kdjax.reference import open_reference, read_reference
 from kdjax.rewards import Rewarder, open_rewarder
@@ -49,7 +50,8 @@ class Parts(NamedTuple):
     this process's devices, by itself. teachers, groups (the rows of
     source), what is asked of them, and the folders that they are stored in, if any, are by tag;
     prefixes by whose they are and tag. refer(rollout) adds what the reference model says of it.
-    rewarder is closed by who has built these parts and drawn with them.
+    rewarder is closed by who has built these parts and drawn with them. profile says what the time
+    of a training step goes to.
     """
 
     config: Config
@@ -68,6 +70,7 @@ class Parts(NamedTuple):
     identities: dict[str, str]
     asked: dict[str, Asked]
     stored: dict[str, Stored]
+    profile: Profile = UNPROFILED
 
     @property
     def mesh(self) -> Mesh:

@@ -16,7 +16,7 @@ from kdjax import processes
 from kdjax.base import ConfigError, DataError, StorageError
 
 CONFIG, VERSIONS, METRICS = "config.json", "versions.json", "metrics.jsonl"
-STARTUP = "startup.txt"
+STARTUP, PROFILE = "startup.txt", "profile"
 EVALUATION, SAMPLES, PAGE = "evaluation.json", "samples.jsonl", "report.html"
 MARKDOWN, TABLE = "report.md", "report.csv"
 

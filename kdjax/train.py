@@ -55,6 +55,7 @@ from kdjax.parts import (
     test_source,
 )
 from kdjax.preemption import stop_between_steps
+from kdjax.profiling import profiling
 from kdjax.progress import announce, training_progress
 from kdjax.results import Cell, Row
 from kdjax.retention import best_step
@@ -68,8 +69,9 @@ HELDOUT_RESPONSES = {"all": all_responses, "finished": finished_responses}
 """Whose tokens the gate measures, by the config's `curriculum.heldout_responses`."""
 
 
-def train(config: Config) -> EvalReport:
-    """Train, or resume, the run of a config; evaluate it; leave everything in its folder.
+def train(config: Config, profile_steps: int = 0) -> EvalReport:
+    """Train, or resume, the run of a config; evaluate it; leave everything in its folder, and where
+    the time of so many of its steps goes, if asked (`profiling`).
 
     Errors: KdjaxError kinds, each one line with the remedy.
     """
@@ -91,7 +93,9 @@ def train(config: Config) -> EvalReport:
         report.write_json(folder / report.CONFIG, as_dict(config))
         report.write_json(folder / report.VERSIONS, report.versions())
         report.write_text(folder / report.STARTUP, about)
-        state, seconds = _loop(parts, state, seconds, folder, checkpoints)
+        with profiling(folder / report.PROFILE, profile_steps) as profile:
+            profiled = parts._replace(profile=profile)
+            state, seconds = _loop(profiled, state, seconds, folder, checkpoints)
     finally:
         checkpoints.close()
         parts.rewarder.close()
@@ -136,7 +140,7 @@ def _trained_by(config: dict[str, Any]) -> dict[str, Any]:
 def _loop(
     parts: Parts, state: TrainState, seconds: float, folder: Path, checkpoints: Checkpoints
 ) -> tuple[TrainState, float]:
-    config = parts.config
+    config, timed = parts.config, parts.profile.timed
     first, name = int(state.step), report.run_name(folder)
     metrics = report.open_metrics(folder, first, config.wandb_project)
     notes = open_notes(parts, state, report.read_metrics(folder))
@@ -148,36 +152,40 @@ def _loop(
             watchdog(folder, config.faults.step_limit_seconds) as watch,
             stop_between_steps() as asked_to_stop,
         ):
-            for number in range(first, config.steps):
+            for number in parts.profile.steps(range(first, config.steps), watch.done):
                 watch.begins(number + 1)
-                entropy = _measure_entropy(parts, state, number)
-                rollout = deal(parts, drawn.result()) if drawn else _rollout(parts, state, number)
-                drawn = _draw_ahead(parts, pool, state, number + 1)
-                state, updates = _update(parts, state, number, rollout, entropy)
-                done, fault = number + 1, None
+                entropy = timed("measure", _measure_entropy, parts, state, number)
+                if drawn is None:
+                    rollout = timed("rollout", _rollout, parts, state, number)
+                else:
+                    rollout = timed("input", deal, parts, timed("rollout", drawn.result))
+                drawn = timed("rollout", _draw_ahead, parts, pool, state, number + 1)
+                updated = timed("score and update", _update, parts, state, number, rollout, entropy)
+                (state, updates), done, fault = updated, number + 1, None
                 saves = done % config.save_every_steps == 0 or done == config.steps
                 tests = is_due(config.evaluation.every_steps, done)
                 logs = done % config.log_every_steps == 0 or math.isfinite(entropy) or tests
                 record = None
                 notes.updated(done, updates)
                 if saves or logs:
-                    record = _record(parts, state, updates, entropy, time.perf_counter() - began)
+                    seconds = time.perf_counter() - began
+                    record = timed("log", _record, parts, state, updates, entropy, seconds)
                     watch.done()
                     if tests:
-                        record |= _test(parts, state, done)
+                        record |= timed("test", _test, parts, state, done)
                         began += record["test_seconds"]
                     record, fault = notes.completed(done, record)
-                    metrics.write(done, record)
+                    timed("log", metrics.write, done, record)
                     _check_gap(config, record, done)
-                show(done, record)
+                timed("log", show, done, record)
                 if asked_to_stop(done):
                     fault = fault or PreemptedError(
                         f"{name}: stopped after step {done} of {config.steps}, which is saved; the"
                         " same command resumes"
                     )
                 if saves or fault is not None:
-                    now = time.perf_counter() - began
-                    checkpoints.save(done, state, _about(parts, done, now, record or {}))
+                    about = _about(parts, done, time.perf_counter() - began, record or {})
+                    timed("checkpoint", checkpoints.save, done, state, about)
                 if fault is not None:
                     raise fault
     finally:
@@ -214,12 +222,13 @@ def _update(
 ) -> tuple[TrainState, list[Metrics]]:
     """One step: the update of its method, or several over one rollout (`rl.epochs`), and the
     metrics of each."""
-    config = parts.config
+    config, timed = parts.config, parts.profile.timed
     teacher = parts.teachers[batch_at(parts, number)[0]]
-    rollout = parts.refer(teacher.programs.read(teacher.params, rollout))
+    rollout = timed("teacher", teacher.programs.read, teacher.params, rollout)
+    rollout = timed("reference", parts.refer, rollout)
     step, updates = teacher.programs.steps[turn_at(config, number)], updates_at(config, number)
     if updates > 1 and rollout.old_logp_bt is None:
-        rollout = with_old_policy(parts, state.params, rollout)
+        rollout = timed("old policy", with_old_policy, parts, state.params, rollout)
     heldout = np.float32(entropy)
     state, first = step(state, teacher.given, rollout, heldout, parts.frozen)
     made = [first]

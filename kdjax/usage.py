@@ -4,6 +4,8 @@ HELP = """\
 kdjax: distillation of language models in JAX, where a method is two choices
 
   kdjax train CONFIG [--field VALUE ...]     train the run of a config file; resumes it if it exists
+                 [--profile [5]]             of 5 steps after 2: where their time goes, as a table
+                                             and as a trace for Perfetto (docs/runs.md)
                  [--distributed | --coordinator HOST:PORT --processes N --process I]
                                              as one of several processes (docs/launch.md)
   kdjax rollouts CONFIG [--out FOLDER] [--keep states|top_k=64] [--redo] [--share 0/2]

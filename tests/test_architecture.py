@@ -28,7 +28,7 @@ ROWS = [
     "verdicts timeline",
     "tables",
     "plots summary paired terminal",
-    "page expected",
+    "page expected profiling",
     "prefixes",
     "stored",
     "parts",
