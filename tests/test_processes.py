@@ -30,8 +30,8 @@ from kdjax.timetable import turn_at
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory, student_folder, teacher_folder) -> Config:
-    """All three kinds of step (own responses, groups with rewards, the teacher's), a gate, tests
-    during training and an evaluation, with numbers of problems that two or four don't divide."""
+    """All three kinds of step (own responses, groups with rewards, the teacher's), a gate and an
+    evaluation, with numbers of problems that two or four don't divide."""
     return Config(
         cache=str(tmp_path_factory.mktemp("cache")),
         student=str(student_folder),
@@ -39,17 +39,15 @@ def several(tmp_path_factory, student_folder, teacher_folder) -> Config:
         prefix="student",
         token_loss=reverse_kl,
         turns=(
-            Turn(0.5, prefix="teacher", token_loss=forward_kl),
-            Turn(0.25, objective=clipped_surrogate(0.2)),
+            Turn(0.67, prefix="teacher", token_loss=forward_kl),
+            Turn(0.4, objective=clipped_surrogate(0.2)),
         ),
         rl=RL(group_size=2, redraws=1),
-        steps=4,
+        steps=3,
         batch_size=8,
         data=Data(terms=(2,), problems=21, max_prompt_tokens=24),
         curriculum=Curriculum((8, 9), 100.0, measure_every_steps=2, heldout_problems=5),
-        evaluation=Evaluation(
-            problems=5, samples=2, k=(1, 2), max_new_tokens=8, batch_size=4, every_steps=2
-        ),
+        evaluation=Evaluation(problems=5, samples=2, k=(1, 2), max_new_tokens=8, batch_size=4),
         save_every_steps=2,
         log_every_steps=1,
     )
@@ -69,7 +67,7 @@ def runs(several, tmp_path_factory):
     for name, (count, devices) in names.items():
         if name == "four":
             shutil.copytree(folder / "one", folder / "four")
-            shutil.rmtree(folder / "four" / "checkpoints" / "4")
+            shutil.rmtree(folder / "four" / "checkpoints" / "3")
         done = [folder / other for other in said]
         said[name] = configs[name], train_by(configs[name], count, devices, done)
     return said
@@ -77,18 +75,19 @@ def runs(several, tmp_path_factory):
 
 def test_the_steps_are_of_every_kind(several):
     """The run that the others are compared with is what it is meant to be."""
-    assert sorted(turn_at(several, step) for step in range(4)) == [0, 0, 1, 2]
+    assert sorted(turn_at(several, step) for step in range(3)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["two", "four"])
 def test_processes_are_one_run(runs, name):
     """Several processes train what one does, step by step, to float32 rounding, from the start or
-    from its checkpoint on: same losses, rewards, lengths, gate and tests, same evaluation; all of
+    from its checkpoint on: same losses, rewards, lengths, gate, same evaluation; all of
     them know the same."""
     one, several = (logged(runs[each][0]) for each in ("one", name))
-    assert [r["step"] for r in several] == [1, 2, 3, 4]
+    assert [r["step"] for r in several] == [1, 2, 3]
     for alone, together in zip(one, several, strict=True):
         assert alone.keys() == together.keys()
+        assert alone.pop("warnings", []) == together.pop("warnings", [])
         for field, value in alone.items():
             np.testing.assert_allclose(together[field], value, rtol=2e-5, atol=1e-6, err_msg=field)
     assert sum("heldout_entropy" in r for r in one) == 1
@@ -137,15 +136,14 @@ def test_two_processes_stop_together(several, tmp_path):
     goes on. One killed: the other ends within the heartbeat's time, with a word that names it, and
     the last checkpoint is whole."""
     config = dataclasses.replace(
-        several, run=str(tmp_path / "run"), turns=(), steps=2000, save_every_steps=2,
-        evaluation=dataclasses.replace(several.evaluation, every_steps=0),
-    )  # fmt: skip
+        several, run=str(tmp_path / "run"), turns=(), steps=2000, save_every_steps=2
+    )
     file = tmp_path / "config.py"
     file.write_text(
         "import json\nfrom kdjax.config_json import from_dict\n"
         f"def get_config():\n    return from_dict(json.loads({json.dumps(as_text(config))}))\n"
     )
-    started = training(file, config, 4)
+    started = training(file, config, 2)
     started[1].terminate()
     ended = finish(started)
     assert [code for code, *_ in ended] == [85, 85], ended

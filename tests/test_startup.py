@@ -261,12 +261,14 @@ def test_step_and_evaluation_take_the_policy(tiny, tokenizer, monkeypatch):
         return lambda *a: None
 
     monkeypatch.setattr(programs_module, "make_step", record)
+    monkeypatch.setattr(programs_module, "_compose", programs_module._compose.__wrapped__)
     parts = build(dataclasses.replace(tiny, stops="mask"))
     assert taken["stops"] == parts.programs.stops == Stops("mask", (pad, end))
     monkeypatch.setattr(
         examine_module, "evaluate", lambda _, scorer, *a, **k: (a_report([1]), scorer(None, [0]))
     )
     monkeypatch.setattr(examine_module, "jitted_score", lambda *args: args)
+    monkeypatch.setattr(examine_module, "rows_on_host", lambda scores: scores)
     assert parts.programs.stops in examine_module.evaluate_params(parts, parts.initial_params)[1]
 
 
