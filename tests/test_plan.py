@@ -63,7 +63,7 @@ def test_what_is_held(made):
     held = planned.held_gib
     assert 0.5 <= held["trained parameters"] * GIB / (4 * student) < 0.52
     assert 0.5 <= held["teacher"] * GIB / (4 * teacher) < 0.52
-    assert held["optimizer"] == pytest.approx(2 * held["trained parameters"], rel=1e-3)
+    assert held["optimizer"] == pytest.approx(2 * held["trained parameters"], rel=2e-3)  # counters
     assert held["reference"] == held["trained parameters"]
     assert held["frozen base"] == 0
 
@@ -196,7 +196,7 @@ def test_states_are_dealt_where_they_would_fill_a_device(monkeypatch):
     """fsdp by default: 1 while states fill at most 40 % of a device, else all but tensor."""
     asked = []
     monkeypatch.setattr(
-        "kdjax.programs.make_mesh", lambda devices, fsdp, tensor: asked.append((fsdp, tensor))
+        "kdjax.layout.make_mesh", lambda devices, fsdp, tensor: asked.append((fsdp, tensor))
     )
     small, large = tiny_config(96), KNOWN["Qwen/Qwen3-4B"].config
     devices = [Absent()] * 8
