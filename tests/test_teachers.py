@@ -219,7 +219,7 @@ def rollout_of(parts, source, problems):
     batch = encode(source, parts.tokenizer, problems, parts.config, 8)
     batch = shard_batch(batch, parts.mesh)
     return parts.prefixes[parts.config.prefix]["add"](
-        batch, parts.initial_params, jax.random.key(0), 8
+        batch, parts.sampler_params(parts.initial_params), jax.random.key(0), 8
     )
 
 
