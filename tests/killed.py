@@ -23,7 +23,7 @@ from typing import NamedTuple
 FUNCTIONS = {
     "measurement": "kdjax.train.mean_entropy",  # the held-out responses are drawn
     "rollout": "kdjax.drawing.trim",  # the responses are drawn, and nothing was trained on them
-    "rewards": "kdjax.drawing.reward_all",
+    "rewards": "kdjax.rewards.reward_all",
     "step": "kdjax.train._record",  # the update is on its way on the device
     "test": "kdjax.examine.progress",
     "evaluation": "kdjax.examine.evaluate",
