@@ -186,7 +186,8 @@ def _evaluate(args: list[str]) -> None:
     from kdjax.config import Config, Data, Evaluation, Lora, teacher_models
     from kdjax.objective import negative_log_likelihood
 
-    target, rest = _first(args, "kdjax evaluate TARGET")
+    named = args[1:] if args[:1] == ["--model"] else args  # both spellings of TARGET
+    target, rest = _first(named, "kdjax evaluate TARGET")
     out, step = _option(rest, "--out"), _option(rest, "--step")
     rest = evaluation_fields(rest)
     is_run = (Path(target) / "checkpoints").is_dir()

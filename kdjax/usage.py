@@ -13,7 +13,8 @@ kdjax: distillation of language models in JAX, where a method is two choices
                                              outputs; train on them with --trajectories FOLDER
   kdjax evaluate TARGET [--benchmark NAME] [--n 32] [--k 1,8,32] [--out FOLDER|FILE.json]
                  [--step newest|best|N] [--field VALUE ...]
-                                             evaluate a model folder (or kdjax:teacher) or a run, on
+                                             evaluate a model folder (or kdjax:teacher) or a run
+                                             (also written --model TARGET), on
                                              its task or on a dataset by name (evaluation.name), n
                                              samples a problem (evaluation.samples); --teacher
                                              MODEL adds the KLs to a teacher

@@ -255,3 +255,13 @@ def test_a_benchmark_has_room(student_folder, monkeypatch, capsys):
     assert limits[2] == (default.data.max_prompt_tokens, default.evaluation.max_new_tokens)
     assert built[0].evaluation.name == "openai/gsm8k"
     assert (built[0].evaluation.samples, built[0].evaluation.k) == (16, (1, 16))
+
+
+def test_a_model_is_named_either_way(capsys):
+    """`kdjax evaluate TARGET` and `kdjax evaluate --model TARGET` are one command."""
+    said = []
+    for words in (["nowhere"], ["--model", "nowhere"]):
+        assert main(["evaluate", *words, "--n", "2", "--k", "1"]) == 65
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1]
+    assert "no model folder nowhere" in said[0]
