@@ -100,6 +100,15 @@ def from_first(make: Callable[[], T]) -> T:
     return gather(make() if is_first() else None)[0]  # type: ignore[return-value]
 
 
+def by_first(act: Callable[[], None]) -> None:
+    """Do it in the first process, while the others wait."""
+    try:
+        if is_first():
+            act()
+    finally:
+        gather(None)
+
+
 def draw_apart(draw: Callable[[np.ndarray], Any], total: int) -> Any:
     """Host arrays of `total` rows: every process draws its share (draw(places) -> their rows, which
     no other place decides), and all know all of them.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from kdjax.checkpoint.agreement import by_first_process
+from kdjax import processes
 
 DELETED = "deleted"
 """Where retention moves a step before it is deleted: a kill then never leaves half of one under its
@@ -57,7 +57,7 @@ def open_writer(folder: Path, keep: Callable[[list[int]], set[int]]) -> Writer:
     manager = ocp.CheckpointManager(folder.absolute(), options=options)
 
     def empty() -> None:
-        by_first_process(lambda: shutil.rmtree(folder / DELETED, ignore_errors=True))
+        processes.by_first(lambda: shutil.rmtree(folder / DELETED, ignore_errors=True))
 
     def save(step: int, arrays: dict[str, Any], values: dict[str, Any]) -> None:
         items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}

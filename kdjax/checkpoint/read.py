@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import jax
 
+from kdjax import processes
 from kdjax.base import DataError, Params, StorageError, TrainState
-from kdjax.checkpoint.agreement import anywhere, of_first_process
 from kdjax.checkpoint.library import read_arrays, read_json
 from kdjax.config_json import differences
 from kdjax.fingerprint import fingerprints, kinds
@@ -39,7 +39,7 @@ def saved_steps(folder: Path) -> list[int]:
 def measured(folder: Path) -> Tests:
     """What was measured at each saved step; nothing of a step whose `about` is damaged."""
     found: Tests = {}
-    for step in of_first_process(saved_steps(folder)):
+    for step in processes.from_first(lambda: saved_steps(folder)):
         with contextlib.suppress(DamagedError):
             found[step] = read_about(folder, step).get("tests", {})
     return found
@@ -123,7 +123,7 @@ def _intact(folder: Path, step: int, part: str, read: Callable[[], T]) -> T:
         problem = reason(error).replace(f"{folder.absolute()}/{step}/", "")
         if _is_no_damage(error):
             raise StorageError(f"can't read checkpoint {folder}/{step}: {problem}") from error
-    if anywhere(bool(problem)):
+    if any(processes.gather(bool(problem))):
         problem = problem or "another process could not read it"
         raise DamagedError(f"checkpoint {folder}/{step} is damaged: {part}: {problem}")
     return found

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 
+from kdjax import processes
 from kdjax.base import DataError, StorageError, TrainState
-from kdjax.checkpoint.agreement import anywhere, by_first_process, of_first_process
 from kdjax.checkpoint.library import Writer, open_writer, remove_partial
 from kdjax.checkpoint.read import (
     About,
@@ -108,7 +108,7 @@ def open_checkpoints(
         if writer is not None:
             with contextlib.suppress(Exception):
                 writer.close()
-        by_first_process(lambda: remove_partial(folder, step))
+        processes.by_first(lambda: remove_partial(folder, step))
         writer, good = None, saved_steps(folder)
         left = f"the last good one is {good[-1]}" if good else "there is no other"
         told = f"step {step} was not saved to {folder} ({reason(error)}); {left}"
@@ -147,14 +147,15 @@ def open_checkpoints(
 
 def _require(holds: Callable[[], bool], problem: str) -> None:
     """An OSError in every process where this does not hold in the first."""
-    if anywhere(jax.process_index() == 0 and not holds()):
+    if any(processes.gather(jax.process_index() == 0 and not holds())):
         raise OSError(problem)
 
 
 def _newest(
     folder: Path, like: TrainState, accept: Callable[[About], None]
 ) -> tuple[TrainState, About] | None:
-    steps, aside = (of_first_process(saved_steps(place)) for place in (folder, folder / QUARANTINE))
+    steps = processes.from_first(lambda: saved_steps(folder))
+    aside = processes.from_first(lambda: saved_steps(folder / QUARANTINE))
     for step in reversed(steps):
         try:
             about = read_about(folder, step)
@@ -184,5 +185,5 @@ def _quarantine(folder: Path, step: int) -> Path:
         except OSError as error:
             raise StorageError(f"can't move the damaged {folder}/{step} aside: {error}") from error
 
-    by_first_process(move)
+    processes.by_first(move)
     return place
