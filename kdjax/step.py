@@ -128,19 +128,6 @@ def make_step(
 
     gradient = jax.grad(totals, has_aux=True)
 
-    def accumulate(params: Params, rollout: Rollout, *constants):
-        gradient_of = functools.partial(gradient, params, *constants)
-        if micro_batches == 1:
-            return gradient_of(rollout)
-        pieces = jax.tree.map(lambda x: micro_batched(x, micro_batches), rollout)
-        shapes = jax.eval_shape(gradient_of, jax.tree.map(lambda x: x[0], pieces))
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-        def body(carry, piece):
-            return jax.tree.map(jnp.add, carry, gradient_of(piece)), None
-
-        return jax.lax.scan(body, zeros, pieces)[0]
-
     def step(
         state: TrainState,
         teacher_params: Params,
@@ -149,8 +136,8 @@ def make_step(
         frozen: Params = None,
     ):
         progress = state.step / (steps or 1)
-        constants = (frozen, teacher_params, progress)
-        total_gradient, sums = accumulate(state.params, rollout, *constants)
+        gradient_of = functools.partial(gradient, state.params, frozen, teacher_params, progress)
+        total_gradient, sums = _accumulated(gradient_of, rollout, micro_batches)
         weight = jnp.where(sums["loss"].weight == 0, 1.0, sums["loss"].weight)
         grads = jax.tree.map(lambda g: g / weight, total_gradient)
         metrics = {name: s.mean() for name, s in sums.items()}
@@ -170,6 +157,20 @@ def make_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return step
+
+
+def _accumulated(function: Callable[[Rollout], Any], rollout: Rollout, micro_batches: int) -> Any:
+    """function(micro-batch), added up over all of them, one after another."""
+    if micro_batches == 1:
+        return function(rollout)
+    pieces = jax.tree.map(lambda x: micro_batched(x, micro_batches), rollout)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], pieces))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def body(carry, piece):
+        return jax.tree.map(jnp.add, carry, function(piece)), None
+
+    return jax.lax.scan(body, zeros, pieces)[0]
 
 
 def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:

@@ -126,6 +126,26 @@ def teacher(teacher_folder):
     return models.load(teacher_folder)
 
 
+@pytest.fixture
+def tiny(tmp_path, student_folder, teacher_folder):
+    """The Config of a run of four steps by the tiny models, with a checkpoint every second."""
+    from kdjax.config import Config, Curriculum, Data, Evaluation
+
+    return Config(
+        run=str(tmp_path / "run"),
+        cache=str(tmp_path / "cache"),
+        student=str(student_folder),
+        teacher=str(teacher_folder),
+        steps=4,
+        batch_size=8,
+        data=Data(terms=(2,), problems=24, max_prompt_tokens=24),
+        curriculum=Curriculum(lengths=(8,), measure_every_steps=2, heldout_problems=5),
+        evaluation=Evaluation(problems=4, samples=2, k=(1, 2), max_new_tokens=8, batch_size=8),
+        save_every_steps=2,
+        log_every_steps=1,
+    )
+
+
 def lively(params, seed: int = 0):
     """The same shapes with random weights so large that every layer and norm matters.
 

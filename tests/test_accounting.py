@@ -12,7 +12,6 @@ from test_train import (
     assert_bitwise_equal,
     assert_interrupted_equals_uninterrupted,
     final_state,
-    tiny,  # noqa: F401
 )
 
 from kdjax import clipped_surrogate, flops, models, report
@@ -32,7 +31,7 @@ def sizes_of(config, rows: float, length: float):
 
 
 @pytest.mark.parametrize("prefix", ["student", "teacher"])
-def test_parts_by_hand(tiny, prefix):  # noqa: F811
+def test_parts_by_hand(tiny, prefix):
     """5 steps of 8 rows at length 6 on 24 problems: 40 rows read and trained; drawn are 40 by the
     student, or by the teacher each problem once."""
     config = dataclasses.replace(tiny, prefix=prefix)
@@ -52,7 +51,7 @@ def test_parts_by_hand(tiny, prefix):  # noqa: F811
     )
 
 
-def test_steps_add_up(tiny):  # noqa: F811
+def test_steps_add_up(tiny):
     """However the steps are divided, and also where an epoch ends between (after step 3)."""
     cost = open_account(build(dataclasses.replace(tiny, prefix="teacher")))
     five, three = {"response_length": 5.0}, {"response_length": 3.0}
@@ -65,7 +64,7 @@ def test_steps_add_up(tiny):  # noqa: F811
     )
 
 
-def test_groups_that_are_drawn_anew(tiny):  # noqa: F811
+def test_groups_that_are_drawn_anew(tiny):
     """Sampling costs what was drawn, in rewarded steps alone: three rows for each of 8 in steps 2
     and 3, one before. Nothing else does."""
     config = dataclasses.replace(
@@ -77,7 +76,7 @@ def test_groups_that_are_drawn_anew(tiny):  # noqa: F811
     assert plain | {"flops_sampling": 0} == redrawn | {"flops_sampling": 0}
 
 
-def test_a_run_logs_its_cost_and_its_quality(tiny, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_logs_its_cost_and_its_quality(tiny, tmp_path, monkeypatch):
     """Cumulative parts in the metrics, whose last sum is the report's total; tested at the steps
     that were asked for; training is untouched, and resumed runs log the same."""
     plain = tiny
@@ -98,7 +97,7 @@ def test_a_run_logs_its_cost_and_its_quality(tiny, tmp_path, monkeypatch):  # no
     assert not any(name.startswith("test_") for name in report.read_metrics(Path(plain.run))[0])
 
 
-def test_the_time_of_tests_is_not_training(tiny, monkeypatch):  # noqa: F811
+def test_the_time_of_tests_is_not_training(tiny, monkeypatch):
     """Tests that take 100 seconds each leave the training seconds as they are."""
     evaluation = dataclasses.replace(tiny.evaluation, every_steps=2)
     clock, real = [0.0], train_module.time.perf_counter

@@ -14,7 +14,6 @@ from test_train import (
     assert_bitwise_equal,
     assert_interrupted_equals_uninterrupted,
     logged,
-    tiny,  # noqa: F401
 )
 
 from kdjax import (
@@ -49,7 +48,7 @@ def nothing(prompt, response, answer) -> float:
 
 
 @pytest.fixture
-def rewarded(tiny) -> Config:  # noqa: F811
+def rewarded(tiny) -> Config:
     """GRPO with four samples of two problems a step."""
     return dataclasses.replace(
         tiny, teacher=None, objective=clipped_surrogate(0.2), rl=RL(4, even_digits)
@@ -178,7 +177,7 @@ def test_distilling_while_rewarding(rewarded, teacher_folder):
     assert {"clipped_surrogate(0.2)", "reverse_kl", "reward"} <= set(logged(config)[0])
 
 
-def test_other_policies_are_read_in_micro_batches(tiny, monkeypatch):  # noqa: F811
+def test_other_policies_are_read_in_micro_batches(tiny, monkeypatch):
     """The reference and the policy that drew never have more rows in memory than the step has."""
     config = dataclasses.replace(
         tiny, teacher=None, objective=clipped_surrogate(0.2), rl=RL(4, even_digits, epochs=2),
@@ -222,7 +221,7 @@ def test_updates_of_a_run():
         ({"rl": RL(4), "prefix": "teacher"}, "rewards what the student draws; set prefix student"),
     ],
 )
-def test_what_cannot_be_rewarded(tiny, change, says):  # noqa: F811
+def test_what_cannot_be_rewarded(tiny, change, says):
     """One line with the field."""
     with pytest.raises(ConfigError, match=says):
         validate(dataclasses.replace(tiny, **change))

@@ -18,7 +18,6 @@ from test_train import (
     assert_bitwise_equal,
     assert_interrupted_equals_uninterrupted,
     logged,
-    tiny,  # noqa: F401  (a fixture)
 )
 
 from kdjax import flops, forward_kl, make_optimizer, models, report, train
@@ -259,7 +258,7 @@ def test_flops_of_an_adapter():
 
 
 @pytest.fixture
-def small(tiny) -> Config:  # noqa: F811
+def small(tiny) -> Config:
     """A run of an adapter that moves far in four steps."""
     return dataclasses.replace(
         tiny, lora=Lora(rank=2, alpha=4.0), optimizer=Optimizer(learning_rate=0.05)
@@ -340,7 +339,7 @@ def test_an_exported_run_is_the_adapted_student(small, tmp_path):
     np.testing.assert_allclose(kernel, merged, atol=1e-6)
 
 
-def test_no_adapter_to_export(tiny, tmp_path):  # noqa: F811
+def test_no_adapter_to_export(tiny, tmp_path):
     """A run that trained the whole student has none, and says what to do."""
     train.train(dataclasses.replace(tiny, steps=1))
     with pytest.raises(DataError, match="trained the whole student, no adapter; kdjax export"):

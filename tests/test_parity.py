@@ -14,7 +14,6 @@ import torch
 from conftest import lively, random_rollout, tiny_config
 from shapes import SHAPES
 from test_models import assert_bitwise_equal
-from test_train import tiny  # noqa: F401  (a fixture)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdjax import models
@@ -300,7 +299,7 @@ def assert_same_logits(folder, reference):
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-5)
 
 
-def test_an_exported_run_is_the_trained_student(tiny, tmp_path):  # noqa: F811
+def test_an_exported_run_is_the_trained_student(tiny, tmp_path):
     """Trained, exported, loaded by transformers: the trained logits, and kdjax's greedy tokens."""
     train(dataclasses.replace(tiny, optimizer=Optimizer(learning_rate=0.05), steps=2))
     export(tiny.run, tmp_path / "out")
@@ -328,7 +327,7 @@ def test_an_exported_run_is_the_trained_student(tiny, tmp_path):  # noqa: F811
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # by peft itself
-def test_an_exported_adapter_is_the_trained_student(tiny, tmp_path):  # noqa: F811
+def test_an_exported_adapter_is_the_trained_student(tiny, tmp_path):
     """peft on the base with the adapter's folder, and transformers on the merged one, have the
     logits of kdjax, far from the base's."""
     from peft import AutoPeftModelForCausalLM

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from test_drawing import even_digits
-from test_train import assert_bitwise_equal, final_state, logged, tiny  # noqa: F401
+from test_train import assert_bitwise_equal, final_state, logged
 
 from kdjax import clipped_surrogate, report
 from kdjax import train as train_module
@@ -64,7 +64,7 @@ def test_the_time_of_a_part_is_its_own():
     assert watch.lap(8) == (8, 0.25, {"other": 0.25})
 
 
-def test_a_profile_of_a_run(tiny, tmp_path, capsys):  # noqa: F811
+def test_a_profile_of_a_run(tiny, tmp_path, capsys):
     """With and without it a run has the same bits and metrics. Its steps are those after the
     warm-up, whose parts sum to the wall time within 5 %; by the trace, which is what Perfetto
     reads, steps and parts are as long."""

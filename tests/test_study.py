@@ -10,7 +10,7 @@ from pathlib import Path
 
 import chex
 import pytest
-from test_train import interrupt_at, tiny  # noqa: F401  (a fixture)
+from test_train import interrupt_at
 
 from kdjax import forward_kl, models, report, reverse_kl
 from kdjax import study as study_module
@@ -26,7 +26,7 @@ from kdjax.results import Cell
 
 
 @pytest.fixture
-def study(tiny) -> Study:  # noqa: F811
+def study(tiny) -> Study:
     """Two cells, two seeds, two steps each, tested after every step, and a claim."""
     evaluation = dataclasses.replace(tiny.evaluation, every_steps=1)
     base = dataclasses.replace(tiny, steps=2, save_every_steps=1, evaluation=evaluation)
@@ -196,7 +196,7 @@ def test_the_shipped_studies(name):
 
 def test_scales_of_one_study():
     """The three scales have the same cells and claims; each its own models, seeds and sizes."""
-    tiny, gpu, paper = (STUDIES[f"study_{n}.py"] for n in ("tiny", "gpu", "paper"))  # noqa: F811
+    tiny, gpu, paper = (STUDIES[f"study_{n}.py"] for n in ("tiny", "gpu", "paper"))
     assert list(tiny.cells) == list(gpu.cells) == list(paper.cells)
     assert tiny.claims == gpu.claims == paper.claims
     assert [len(study.seeds) for study in (tiny, gpu, paper)] == [3, 5, 3]

@@ -27,7 +27,7 @@ from kdjax import parts as parts_module
 from kdjax import train as train_module
 from kdjax.base import ConfigError, DataError, DivergedError, PreemptedError, StorageError
 from kdjax.checkpoint import open_checkpoints, read_params, saved_steps
-from kdjax.config import Checkpointing, Config, Curriculum, Data, Evaluation, Faults, Rollouts, Turn
+from kdjax.config import Checkpointing, Config, Faults, Rollouts, Turn
 from kdjax.evaluate import mean_entropy
 from kdjax.export import load_run
 from kdjax.gate import DECISIONS
@@ -44,23 +44,6 @@ CELLS = [
     ("student", forward_kl),
     ("student", reverse_kl),
 ]
-
-
-@pytest.fixture
-def tiny(tmp_path, student_folder, teacher_folder) -> Config:
-    return Config(
-        run=str(tmp_path / "run"),
-        cache=str(tmp_path / "cache"),
-        student=str(student_folder),
-        teacher=str(teacher_folder),
-        steps=4,
-        batch_size=8,
-        data=Data(terms=(2,), problems=24, max_prompt_tokens=24),
-        curriculum=Curriculum(lengths=(8,), measure_every_steps=2, heldout_problems=5),
-        evaluation=Evaluation(problems=4, samples=2, k=(1, 2), max_new_tokens=8, batch_size=8),
-        save_every_steps=2,
-        log_every_steps=1,
-    )
 
 
 def final_state(config: Config):
