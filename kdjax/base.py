@@ -347,6 +347,12 @@ class DataError(KdjaxError):
     exit_code = 65
 
 
+class RendezvousError(KdjaxError):
+    """The processes of a run did not find each other: the same commands may (exit code 75)."""
+
+    exit_code = 75
+
+
 class PreemptedError(KdjaxError):
     """Training was told to stop, and has saved where it was: the same command resumes (exit code
     85)."""

@@ -112,8 +112,8 @@ def join_processes(command: str, arguments: list[str]) -> list[str]:
     others: --distributed (found as JAX finds them: Slurm, Cloud TPU, GKE), or --coordinator
     HOST:PORT --processes N --process I.
 
-    Errors: ConfigError for flags that can't be, where the others are not found or don't come, and
-    for several tasks of a Slurm step that would each do the whole of a run.
+    Errors: ConfigError for flags that can't be, and for several tasks of a Slurm step that would
+    each do the whole of a run; those of processes.start.
     """
     flags, rest = _process_flags(arguments)
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
@@ -128,21 +128,17 @@ def join_processes(command: str, arguments: list[str]) -> list[str]:
         raise ConfigError(f"kdjax {command} is of one process; leave out {', '.join(flags)}")
     if flags.keys() != {"--distributed"} and not (
         flags.keys() == {"--coordinator", "--processes", "--process"}
+        and re.fullmatch(r".+:\d{1,5}", flags["--coordinator"])
         and flags["--processes"].isdecimal()
         and flags["--process"].isdecimal()
+        and int(flags["--process"]) < int(flags["--processes"])
     ):
         raise ConfigError(
             "several processes are --distributed, or --coordinator HOST:PORT --processes N"
             f" --process I, got {' '.join(f'{n} {v}'.strip() for n, v in flags.items())}"
         )
     numbers = [int(flags[name]) for name in ("--processes", "--process") if name in flags]
-    try:
-        processes.start(flags.get("--coordinator"), *numbers)
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"the processes of this run did not find each other ({str(error).splitlines()[0]});"
-            " start all of them, with one coordinator address that every one can reach"
-        ) from error
+    processes.start(flags.get("--coordinator"), *numbers)
     return rest
 
 

@@ -10,13 +10,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+
+from kdjax.base import ConfigError, RendezvousError
 
 HEARTBEAT_SECONDS = 30
 """So long after a process was last heard of the others stop."""
@@ -31,19 +35,59 @@ def start(
     wait_seconds: int = 300,
 ) -> None:
     """Join the processes of this run, before JAX is asked for a device; without arguments they are
-    found as JAX finds them (Slurm, Cloud TPU, GKE).
+    found as JAX finds them (Slurm, Cloud TPU, GKE). Where not all have come within wait_seconds
+    this process ends, with RendezvousError's line and exit code.
 
-    Errors: RuntimeError or ValueError of JAX where they are not found, or not all of them have come
-    within wait_seconds.
+    Errors: ConfigError where nothing says who they are, RendezvousError where they can't be joined.
     """
-    jax.distributed.initialize(
-        coordinator,
-        processes,
-        process,
-        initialization_timeout=wait_seconds,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        coordinator_bind_address=coordinator,  # not on every network of the machine
+    where = f" at {coordinator}" if coordinator else ""
+    if coordinator and process == 0:
+        _check_address(coordinator)
+    _say(f"waiting for all processes of this run{where}, for up to {wait_seconds} s")
+    late = threading.Timer(wait_seconds, _end_as_late, (where, wait_seconds))
+    late.daemon = True
+    late.start()
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            initialization_timeout=wait_seconds + 60,  # it would end this process with a dump
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            coordinator_bind_address=coordinator,  # not on every network of the machine
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"JAX found no other processes ({str(error).splitlines()[0]}); outside Slurm, Cloud TPU"
+            " and GKE give --coordinator HOST:PORT --processes N --process I"
+        ) from error
+    except RuntimeError as error:
+        raise RendezvousError(
+            f"the processes of this run could not be joined{where} ({str(error).splitlines()[0]})"
+        ) from error
+    finally:
+        late.cancel()
+
+
+def _check_address(address: str) -> None:
+    """That this process can listen there; where it can't, JAX's service ends it without a word."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_server((host.strip("[]"), int(port))).close()
+    except (OSError, OverflowError) as error:
+        raise RendezvousError(
+            f"process 0 can't listen at {address} ({error}); --coordinator is an address of its"
+            " machine with a free port"
+        ) from error
+
+
+def _end_as_late(where: str, seconds: float) -> None:
+    error = RendezvousError(
+        f"not all processes of this run have come{where} within {seconds} s; start all of them,"
+        " with a coordinator address that every one can reach"
     )
+    _say(str(error))
+    os._exit(error.exit_code)  # the thread that waits is in JAX, and can't be told
 
 
 def end() -> None:
@@ -154,11 +198,13 @@ def is_lost(error: Exception) -> bool:
     has not heard of it for HEARTBEAT_SECONDS, and ends this process; that is waited for."""
     if not jax.distributed.is_initialized() or not re.search(LOST, str(error), re.IGNORECASE):
         return False
-    print(
-        "kdjax: another process of this run is gone, or failed; which one is said within"
-        f" {HEARTBEAT_SECONDS} s. The same command resumes from the last checkpoint",
-        file=sys.stderr,
-        flush=True,
+    _say(
+        "another process of this run is gone, or failed; which one is said within"
+        f" {HEARTBEAT_SECONDS} s. The same command resumes from the last checkpoint"
     )
     time.sleep(HEARTBEAT_SECONDS + 10)
     return True
+
+
+def _say(text: str) -> None:
+    print(f"kdjax: {text}", file=sys.stderr, flush=True)

@@ -42,6 +42,7 @@ Any field can be overridden: --optimizer.learning_rate 3e-4 --prefix teacher
   --token_loss "mix(forward_kl, reverse_kl, weight=0.8)". `kdjax train CONFIG --help` lists them.
 
 Exit codes: 0 done, 64 wrong config, 65 bad data or model folder, 69 an inference engine failed,
-70 a bug of kdjax, 74 can't read or write, 85 told to stop (SIGTERM, Ctrl-C) and saved: the same
-command resumes, 86 diverged, 124 a step hung (faults.step_limit_seconds), 130 interrupted at once.
+70 a bug of kdjax, 74 can't read or write, 75 not all processes of the run came in time, 85 told to
+stop (SIGTERM, Ctrl-C) and saved: the same command resumes, 86 diverged, 124 a step hung
+(faults.step_limit_seconds), 130 interrupted at once, 134 another process of the run was lost.
 """

@@ -54,7 +54,7 @@ requeue() {  # but for a job that was cancelled, or that Slurm itself requeues: 
 }
 case "$code" in
   85) requeue ;;  # preempted, and saved
-  124 | 134 | 137 | 143)  # the watchdog's, or ended by a signal
+  75 | 124 | 134 | 137 | 143)  # not all tasks came, the watchdog's, or ended by a signal
     if ((restarted < restarts)); then requeue; else echo "kdjax ended with $code; no restart is left" >&2; fi ;;
 esac
 exit "$code"

@@ -18,11 +18,8 @@ ROOT = Path(__file__).parent.parent
 
 def begin(arguments: Sequence[str], count: int, devices: int) -> list[subprocess.Popen]:
     """`python ARGUMENTS` with the flags of `count` processes of so many CPU devices each."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     env = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
-    flags = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count), "--process"]
+    flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(count), "--process"]
     return [
         subprocess.Popen(
             [sys.executable, *arguments, *([*flags, str(n)] if count > 1 else [])],
@@ -33,6 +30,12 @@ def begin(arguments: Sequence[str], count: int, devices: int) -> list[subprocess
         )
         for n in range(count)
     ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def finish(started: Sequence[subprocess.Popen], seconds: float = 600) -> list[tuple[int, str, str]]:

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import re
 import shutil
+import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,11 +16,11 @@ import chex
 import jax
 import numpy as np
 import pytest
-from several import begin, finish, train_by
+from several import begin, finish, free_port, train_by
 from test_train import final_state, logged
 
 from kdjax import clipped_surrogate, forward_kl, processes, reverse_kl
-from kdjax.base import ConfigError
+from kdjax.base import ConfigError, RendezvousError
 from kdjax.checkpoint import saved_steps
 from kdjax.command_line import join_processes
 from kdjax.config import RL, Config, Curriculum, Data, Evaluation, Turn
@@ -186,6 +188,8 @@ def as_text(config: Config) -> str:
         (["--distributed", "--process", "0"], "--coordinator HOST:PORT"),
         (["--coordinator=here:1", "--processes", "two", "--process", "0"], "--processes two"),
         (["--coordinator=here:1", "--processes", "2", "--process"], "--process"),
+        (["--coordinator=here", "--processes", "2", "--process", "0"], "--coordinator here "),
+        (["--coordinator=here:1", "--processes", "2", "--process", "2"], "--process 2"),
     ],
 )
 def test_flags_that_cannot_be(arguments, message):
@@ -193,6 +197,28 @@ def test_flags_that_cannot_be(arguments, message):
     with pytest.raises(ConfigError, match="several processes are --distributed") as caught:
         join_processes("train", ["--steps", "3", *arguments])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_process_that_waits_for_others_gives_up(process):
+    """With or without a coordinator there: one line that says what to do, and code 75, in time."""
+    call = f"processes.start('127.0.0.1:{free_port()}', 2, {process}, wait_seconds=2)"
+    program, began = f"from kdjax import processes; {call}", time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert time.monotonic() - began < 60
+    assert ended.returncode == RendezvousError.exit_code, ended.stderr
+    waiting, late = ended.stderr.strip().splitlines()
+    assert "waiting for all processes of this run at 127.0.0.1:" in waiting
+    assert re.fullmatch(r"kdjax: not all processes .* within 2 s; start all of them, .*", late)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1"])
+def test_an_address_where_the_first_cannot_listen(host):
+    """A port that is taken, and an address of another machine: one line, before anyone waits."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"{host}:{taken.getsockname()[1]}"
+        with pytest.raises(RendezvousError, match=f"process 0 can't listen at {address} .* free"):
+            processes.start(address, 2, 0)
 
 
 def test_flags_belong_to_runs(monkeypatch):

@@ -54,6 +54,7 @@ CASES = {  # name: (fate, options of slurm.sh, what is done to the job, state, e
     "signalled": ("waits", (), ("scancel", "--signal=TERM"), "COMPLETED", "0:0", 1),
     "requeued": ("waits", (), ("scontrol", "requeue"), "COMPLETED", "0:0", 1),
     "cancelled": ("waits", (), ("scancel",), "CANCELLED", "85:0", 0),
+    "late": ("75", (), None, "COMPLETED", "0:0", 1),
     "killed": ("killed", ("--restarts", "1"), None, "FAILED", "137:0", 1),
 }
 
@@ -64,7 +65,7 @@ def test_which_ends_start_a_job_again(slurm, tmp_path):
     A task's own code is not hidden by those of tasks that are ended for it. A signal that Slurm
     gives before the time limit reaches the tasks, whose 85 requeues the job; one that was cancelled
     is not brought back by its own 85, and one that an operator requeued starts again once. A killed
-    task is started again once, as --restarts says."""
+    task, and one whose others did not come, are started again once, as --restarts says."""
     numbers = {
         name: submit(slurm, tmp_path / name, STUB, *options, "c.py", FATE=fate)
         for name, (fate, options, *_) in CASES.items()
