@@ -1,6 +1,6 @@
 """The command line: `kdjax train | rollouts | evaluate | compare | study | export | plan ...`.
 
-Exit codes: in HELP, and in docs/reliability.md with what to do at each.
+Exit codes: in HELP, and in docs/runs.md with what to do at each.
 """
 
 from __future__ import annotations

@@ -10,8 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent / "kdjax"
 
 ROWS = [
-    "numerics equivalence passk processes claims figure digest retention fingerprint health usage",
-    "progress base answers bootstrap majority svg",
+    "numerics equivalence passk claims figure digest retention fingerprint health usage",
+    "base answers bootstrap majority svg",
+    "processes",
+    "progress",
     "symbolic chat composition kl comparison topk gate jobs sharding topology hlo"
     " preemption watchdog",
     "objective reduction advantage divergences grpo rewards head optimizer stops tasks"

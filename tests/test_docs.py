@@ -288,7 +288,7 @@ def test_the_table_of_methods():
 
 def test_the_table_of_exit_codes():
     """It has the codes of `kdjax --help`, and every error's."""
-    codes = {int(code) for code, _ in rows("docs/runs.md", "| code | meaning")}
+    codes = {int(code) for code, *_ in rows("docs/runs.md", "| code | meaning")}
     assert codes == {int(code) for code in re.findall(r"\d+", HELP.partition("Exit codes:")[2])}
     assert {error.exit_code for error in base.KdjaxError.__subclasses__()} <= codes
 
