@@ -108,7 +108,8 @@ def profiling(folder: Path, steps: int) -> Iterator[Profile]:
         yield Profile(profiled, timed)
     if found:
         print_lines(*table(found))
-        announce(f"profile: {folder}; https://ui.perfetto.dev opens its {TRACE}")
+        opens = f"; https://ui.perfetto.dev opens its {TRACE}" if (folder / TRACE).exists() else ""
+        announce(f"profile: {folder}{opens}")
     else:
         announce(f"nothing was profiled: --profile needs more than {WARM_UP} steps that are left")
 
@@ -191,12 +192,18 @@ def _tracing(folder: Path, steps: Sequence[Step]) -> Iterator[None]:
     """Traces what is done meanwhile, and writes it with what the stopwatch said of the steps."""
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0  # each Python call would be an event, and slowed down by it
-    jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options)
+    traced = True
+    try:
+        jax.profiler.start_trace(folder, create_perfetto_trace=True, profiler_options=options)
+    except RuntimeError as error:  # another profiler of this process, or none that works here
+        traced = False
+        announce(f"JAX can't trace these steps ({error}); they are timed without a {TRACE}")
     try:
         yield
     finally:
         try:
-            jax.profiler.stop_trace()
+            if traced:
+                jax.profiler.stop_trace()
             for made in sorted(folder.glob("plugins/profile/*/perfetto_trace.json.gz")):
                 made.replace(folder / TRACE)
             if steps:

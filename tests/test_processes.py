@@ -136,7 +136,7 @@ def test_what_is_written_once_is_written_by_the_first(runs):
 def test_two_processes_stop_together(several, tmp_path):
     """SIGTERM to one: both finish the same step, save it and exit with 85, and the same command
     goes on. One killed: the other ends within the heartbeat's time, with a word that names it, and
-    the last checkpoint is whole."""
+    the last checkpoint is whole. The first profiled two steps, which waited for the other."""
     config = dataclasses.replace(
         several, run=str(tmp_path / "run"), turns=(), steps=2000, save_every_steps=2
     )
@@ -145,13 +145,15 @@ def test_two_processes_stop_together(several, tmp_path):
         "import json\nfrom kdjax.config_json import from_dict\n"
         f"def get_config():\n    return from_dict(json.loads({json.dumps(as_text(config))}))\n"
     )
-    started = training(file, config, 2)
+    started = training(file, config, 4)
     started[1].terminate()
     ended = finish(started)
     assert [code for code, *_ in ended] == [85, 85], ended
     stopped, state, _ = final_state(config)
     for _, _, err in ended:
         assert f"stopped after step {stopped} of 2000, which is saved" in err
+    profiled = json.loads((Path(config.run) / "profile" / "steps.json").read_text())
+    assert [step["number"] for step in profiled] == [3, 4]
     started = training(file, config, stopped + 2)
     started[1].kill()
     killed = time.monotonic()
@@ -165,9 +167,12 @@ def test_two_processes_stop_together(several, tmp_path):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
 
 
+TRAIN = ("-m", "kdjax", "train")
+
+
 def training(file: Path, config: Config, until: int) -> list[subprocess.Popen]:
-    """Two processes that train, once they have saved a step from `until` on."""
-    started, limit = begin(["-m", "kdjax", "train", str(file)], 2, 1), time.monotonic() + 400
+    """Two processes that train and profile, once they have saved a step from `until` on."""
+    started, limit = begin([*TRAIN, str(file), "--profile=2"], 2, 1), time.monotonic() + 400
     while not any(step >= until for step in saved_steps(Path(config.run) / "checkpoints")):
         assert time.monotonic() < limit
         assert all(process.poll() is None for process in started), finish(started)[0]

@@ -10,6 +10,7 @@ import threading
 from collections import defaultdict
 from pathlib import Path
 
+import jax
 import pytest
 from test_drawing import even_digits
 from test_train import assert_bitwise_equal, final_state, logged
@@ -114,6 +115,18 @@ def test_what_cannot_be_written_ends_no_run(tmp_path, monkeypatch, capsys):
     assert waited == [10, 11, 12]
     assert len(done) == 3
     assert "not written to" in capsys.readouterr().out
+
+
+def test_another_profiler_ends_no_run(tmp_path, capsys):
+    """Where JAX can't trace, the steps are timed all the same, and the other trace goes on."""
+    with jax.profiler.trace(tmp_path / "another"), profiling(tmp_path / "profile", 1) as profile:
+        assert list(profile.steps(range(5), lambda: None)) == [0, 1, 2, 3, 4]
+    (step,) = report.read_json(tmp_path / "profile" / "steps.json")
+    assert step["number"] == 3
+    assert list((tmp_path / "another").rglob("*.xplane.pb"))
+    said = capsys.readouterr().out
+    assert "can't trace these steps" in said
+    assert "perfetto" not in said
 
 
 def test_too_few_steps(tmp_path, capsys):
