@@ -6,6 +6,7 @@ import functools
 import logging
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,9 +75,14 @@ def open_writer(folder: Path, keep: Callable[[list[int]], set[int]]) -> Writer:
 
 
 def remove_partial(folder: Path, step: int) -> None:
-    """Delete what a save that failed has written, so that a full disk has room for other files."""
-    for place in folder.glob(f"{step}.orbax-checkpoint-tmp*"):
-        shutil.rmtree(place, ignore_errors=True)
+    """Delete what a save that failed has written, so that a full disk has room for other files; for
+    a few seconds again and again, as writes that Orbax left behind may add to it meanwhile."""
+    limit = time.monotonic() + 5
+    while left := list(folder.glob(f"{step}.orbax-checkpoint-tmp*")):
+        for place in left:
+            shutil.rmtree(place, ignore_errors=True)
+        if time.monotonic() > limit:
+            break
 
 
 class _Policy(NamedTuple):
