@@ -7,6 +7,7 @@ Several processes of one run are several servers, each with the flags of its pro
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -19,6 +20,9 @@ import threading
 import traceback
 from pathlib import Path
 from typing import NamedTuple
+
+HEARTBEAT_SECONDS, WAIT_SECONDS = 6, 20
+"""Of the processes of one run: shorter than a user's, so that a survivor ends sooner."""
 
 FUNCTIONS = {
     "measurement": "kdjax.train.mean_entropy",  # the held-out responses are drawn
@@ -40,11 +44,12 @@ FILES = {
 
 
 class Kill(NamedTuple):
-    """Kill at the call-th time that a point is reached, `after_seconds` later."""
+    """Kill a process of a run at its call-th time at a point, `after_seconds` later."""
 
     point: str
     call: int = 1
     after_seconds: float = 0.0
+    process: int = 0
 
 
 class Server:
@@ -113,8 +118,11 @@ def _child(args: list[str], log: str, kill: list | None, seed: int) -> None:
         np.random.seed(seed)  # noqa: NPY002  whoever draws from it must not matter
         if kill is not None:
             _arm(Kill(*kill))
+        from kdjax import processes
         from kdjax.__main__ import main
 
+        processes.HEARTBEAT_SECONDS = HEARTBEAT_SECONDS
+        processes.start = functools.partial(processes.start, wait_seconds=WAIT_SECONDS)
         code = main(args)
     except BaseException:
         traceback.print_exc()

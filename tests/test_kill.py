@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 from conftest import tiny_config
 from killed import FILES, FUNCTIONS, Kill, Server
+from several import free_port
 
 from kdjax import models, report
 from kdjax.checkpoint import open_checkpoints
@@ -55,15 +58,22 @@ def get_config():
         ),
     )
 """
+RUNS = [*((method, 1) for method in METHODS), ("student_reverse", 2), ("rl", 2)]
+"""Methods, and by how many processes."""
+SHARES = {1: len(METHODS), 2: 25}
+"""Of KILLS random ones a run gets one in so many: two processes take several times as long."""
 NAMED = {
-    "student_reverse": [
+    ("student_reverse", 1): [
         Kill("measurement"), Kill("rollout", 2), Kill("step", 3), Kill("save", 2), Kill("test"),
         Kill("retention"), Kill("evaluation"),
     ],
-    "teacher_forward": [Kill("cache")],
-    "rl": [Kill("rewards", 2)],
+    ("teacher_forward", 1): [Kill("cache")],
+    ("rl", 1): [Kill("rewards", 2)],
+    ("student_reverse", 2): [Kill("save"), Kill("step", 2, process=1)],
 }  # fmt: skip
 """One after the other in one run, each where the run gets to after the one before."""
+STARTED_AGAIN = {-6, 134, 75}
+"""What a process whose peer is gone ends with: JAX ends it, or it fails, or waits in vain."""
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +100,46 @@ def start(hash_seed: int) -> Server:
 
 @pytest.fixture(scope="module")
 def servers():
-    """One for runs that nothing happens to, and one with other hashes for those that are killed."""
-    with start(0) as undisturbed, start(12345) as killing:
-        yield undisturbed, killing
+    """Two for runs that nothing happens to, and two with other hashes for those that are killed; a
+    run has one of them for each of its processes."""
+    with start(0) as first, start(0) as second, start(12345) as third, start(54321) as fourth:
+        yield (first, second), (third, fourth)
+
+
+class Command(NamedTuple):
+    """`kdjax train` by so many processes."""
+
+    file: Path
+    folder: Path
+    processes: int
+
+    def run(
+        self, name: str, servers: Sequence[Server], kill: Kill | None = None, seed: int = 0
+    ) -> tuple[int, ...]:
+        """Train in the folder of that name, with other global seeds -> each process's exit code."""
+        place, address = self.folder / name, f"127.0.0.1:{free_port()}"
+        place.mkdir(exist_ok=True)
+        args = [
+            "train",
+            str(self.file),
+            "--run",
+            str(place / "run"),
+            "--cache",
+            str(place / "cache"),
+        ]
+        used = servers[: self.processes]
+        for process, server in enumerate(used):
+            flags = ["--coordinator", address, "--processes", str(self.processes), "--process"]
+            own = [*args, *flags, str(process)] if self.processes > 1 else args
+            own_kill = kill if kill is not None and kill.process == process else None
+            server.begin(own, self.log(process), own_kill, seed + process)
+        return tuple(server.end() for server in used)
+
+    def log(self, process: int) -> Path:
+        return self.folder / f"log{process}.txt"
+
+    def said(self) -> str:
+        return "\n".join(self.log(process).read_text() for process in range(self.processes))
 
 
 COMPARED = ("step", "state", "metrics", "evaluation")
@@ -114,47 +161,47 @@ def ending(config, run: Path) -> tuple[int, list[bytes], list[dict], dict]:
     return step, [np.asarray(x).tobytes() for x in jax.tree.leaves(state)], metrics, evaluation
 
 
-def random_kill(rng: random.Random) -> Kill:
+def random_kill(rng: random.Random, processes: int) -> Kill:
     """A moment after a point that a run comes by: up to a second later, or a few milliseconds."""
-    point = rng.choice(("start", "loop", "rollout", "step", "test", "save", "measurement"))
-    after = rng.uniform(0.0, rng.choice((0.01, 0.1, 1.0)))
-    return Kill(point, 1 if point in ("start", "loop") else rng.randint(1, 4), after)
+    process, points = rng.randrange(processes), ["start", "loop", "rollout", "step", "test"]
+    points += ["measurement", *(["save"] if process == 0 else [])]  # which the first commits
+    point, after = rng.choice(points), rng.uniform(0.0, rng.choice((0.01, 0.1, 1.0)))
+    return Kill(point, 1 if point in ("start", "loop") else rng.randint(1, 4), after, process)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_killed_runs_end_as_the_undisturbed_one(method, servers, folders, tmp_path, capsys):
+@pytest.mark.parametrize(("method", "processes"), RUNS)
+def test_killed_runs_end_as_the_undisturbed_one(
+    method, processes, servers, folders, tmp_path, capsys
+):
     """Every named kill happens, and random ones where the run does not end before; what is resumed
-    each time, with other global seeds, ends with the same bits, metrics and evaluation."""
+    each time, with other global seeds, ends with the same bits, metrics and evaluation. Of two
+    processes one is killed, and the other ends with a code that schedulers start again on."""
     undisturbed, killing = servers
-    file, log = tmp_path / "config.py", tmp_path / "log.txt"
+    file, random_kills = tmp_path / "config.py", KILLS // SHARES[processes]
     file.write_text(CONFIG.format(student=folders[0], teacher=folders[1], method=METHODS[method]))
-    config, rng = load_file(str(file), "get_config"), random.Random(f"{SEED} {method}")
-
-    def command(name: str) -> list[str]:
-        place = tmp_path / name
-        place.mkdir(exist_ok=True)
-        return ["train", str(file), "--run", str(place / "run"), "--cache", str(place / "cache")]
-
-    assert undisturbed.run(command("whole"), log) == 0, log.read_text()
+    config, rng = load_file(str(file), "get_config"), random.Random(f"{SEED} {method} {processes}")
+    command = Command(file, tmp_path, processes)
+    assert set(command.run("whole", undisturbed)) == {0}, command.said()
     expected = ending(config, tmp_path / "whole" / "run")
-    named, happened, runs = list(NAMED.get(method, ())), 0, 0
-    while named or happened < KILLS // len(METHODS):
+    named, happened, runs = list(NAMED.get((method, processes), ())), 0, 0
+    while named or happened < random_kills:
         name, kills, ended = f"killed{runs}", [], False
         while not ended:
-            random_one = random_kill(rng) if happened < KILLS // len(METHODS) else None
+            random_one = random_kill(rng, processes) if happened < random_kills else None
             kill = named.pop(0) if named else random_one if len(kills) < MOST_OF_A_RUN else None
             kills.append(kill)
-            code = killing.run(command(name), log, kill, rng.getrandbits(32))
-            ended = code == 0
-            must_die = kill is not None and kill.after_seconds == 0
-            assert code == (-9 if must_die or not ended else 0), f"{kills}\n{log.read_text()}"
-            happened += not ended and not must_die
+            codes = command.run(name, killing, kill, rng.getrandbits(32))
+            ended, context = -9 not in codes, f"{codes} {kills}\n{command.said()}"
+            at_once = kill is not None and kill.after_seconds == 0
+            assert not (ended and at_once), f"a named point was not reached: {context}"
+            assert set(codes) <= ({0} if ended else {-9, *STARTED_AGAIN}), context
+            happened += not ended and not at_once
         runs += 1
         found = ending(config, tmp_path / name / "run")
         for what, one, other in zip(COMPARED, expected, found, strict=True):
             assert one == other, f"{what} differs after {kills} (KDJAX_KILL_SEED={SEED})"
     with capsys.disabled():
-        print(f"\n{method}: {happened} random kills beside the named, {runs} runs")
+        print(f"\n{method}, {processes}: {happened} random kills beside the named, {runs} runs")
 
 
 def test_every_point_is_killed_at():
