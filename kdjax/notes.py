@@ -19,19 +19,24 @@ from kdjax.step import Metrics
 class Notes(NamedTuple):
     """What is kept of steps between two records. updated(step, metrics of each update);
     completed(step, record) -> (the record with the costs so far and what there is to say, which is
-    said, and the error that ends the run after it, if there is one)."""
+    said, and the error that ends the run after it, if there is one); unsaid() -> what there is to
+    say of the steps since the last record, for a run that is stopped between two."""
 
     updated: Callable[[int, Sequence[Metrics]], None]
     completed: Callable[[int, dict[str, Any]], tuple[dict[str, Any], KdjaxError | None]]
+    unsaid: Callable[[], list[str]]
 
 
-def open_notes(parts: Parts, state: TrainState, records: list[dict[str, Any]]) -> Notes:
-    """The notes of a run that has these records and this state."""
+def open_notes(
+    parts: Parts, state: TrainState, records: list[dict[str, Any]], unsaid: Sequence[str] = ()
+) -> Notes:
+    """The notes of a run that has these records and this state, and was stopped with these lines
+    unsaid."""
     cost, limit = open_account(parts), parts.config.faults.skipped_in_a_row
     total = spent(cost, records)
     logged = records[-1]["step"] if records else 0
     in_a_row = int(guard_state(state.opt_state).in_a_row)
-    held: list[health.Update] = []
+    before, held = list(unsaid), list[health.Update]()
 
     def updated(step: int, updates: Sequence[Metrics]) -> None:
         held.extend(health.Update(step, u["loss"], u["gradient_norm"]) for u in updates)
@@ -42,9 +47,10 @@ def open_notes(parts: Parts, state: TrainState, records: list[dict[str, Any]]) -
         logged, total = step, {name: total[name] + new[name] for name in PARTS}
         record = record | total
         lines, rows = health.skipped(held, in_a_row)
-        held.clear()
+        lines, in_a_row = before + lines, rows[-1]
         fault = _diverged(parts.config, lines) if max(rows) >= limit else None
-        in_a_row = rows[-1]
+        before.clear()
+        held.clear()
         lines += health.warnings(records, {"step": step, **record})
         for line in lines:
             announce(f"{parts.config.run}: {line}")
@@ -52,7 +58,10 @@ def open_notes(parts: Parts, state: TrainState, records: list[dict[str, Any]]) -
         records.append({"step": step, **record})
         return record, fault
 
-    return Notes(updated, completed)
+    def unsaid_now() -> list[str]:
+        return before + health.skipped(held, in_a_row)[0]
+
+    return Notes(updated, completed, unsaid_now)
 
 
 def _diverged(config: Config, lines: Sequence[str]) -> DivergedError:

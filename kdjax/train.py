@@ -89,26 +89,24 @@ def train(config: Config, profile_steps: int = 0) -> EvalReport:
     report.open_run_folder(folder)
     checkpoints = open_checkpoints(folder / "checkpoints", **as_dict(config.checkpoints))
     try:
-        state, seconds = _start(parts, checkpoints)
+        state, before = _start(parts, checkpoints)
         report.write_json(folder / report.CONFIG, as_dict(config))
         report.write_json(folder / report.VERSIONS, report.versions())
         report.write_text(folder / report.STARTUP, about)
         with profiling(folder / report.PROFILE, profile_steps) as profile:
             profiled = parts._replace(profile=profile)
-            state, seconds = _loop(profiled, state, seconds, folder, checkpoints)
+            state, seconds = _loop(profiled, state, before, folder, checkpoints)
     finally:
         checkpoints.close()
         parts.rewarder.close()
     return _finish(parts, state, seconds, folder)
 
 
-def _start(parts: Parts, checkpoints: Checkpoints) -> tuple[TrainState, float]:
-    """A fresh state, or the newest intact checkpoint's if this config is the one that made it."""
+def _start(parts: Parts, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
+    """A fresh state, or the newest intact checkpoint's if this config is the one that made it; and
+    what that says of the steps before (`_about`)."""
     found = checkpoints.newest(parts.programs.state, functools.partial(_check_same, parts))
-    if found is None:
-        return fresh_state(parts), 0.0
-    state, about = found
-    return state, about["seconds"]
+    return found if found is not None else (fresh_state(parts), {"seconds": 0.0})
 
 
 def _check_same(parts: Parts, about: dict[str, Any]) -> None:
@@ -138,13 +136,13 @@ def _trained_by(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _loop(
-    parts: Parts, state: TrainState, seconds: float, folder: Path, checkpoints: Checkpoints
+    parts: Parts, state: TrainState, before: dict[str, Any], folder: Path, checkpoints: Checkpoints
 ) -> tuple[TrainState, float]:
     config, timed = parts.config, parts.profile.timed
     first, name = int(state.step), report.run_name(folder)
     metrics = report.open_metrics(folder, first, config.wandb_project)
-    notes = open_notes(parts, state, report.read_metrics(folder))
-    began = time.perf_counter() - seconds
+    notes = open_notes(parts, state, report.read_metrics(folder), before.get("unsaid", ()))
+    began = time.perf_counter() - before["seconds"]
     pool, drawn = ThreadPoolExecutor(1), None
     try:
         with (
@@ -185,6 +183,7 @@ def _loop(
                     )
                 if saves or fault is not None:
                     about = _about(parts, done, time.perf_counter() - began, record or {})
+                    about |= {"unsaid": notes.unsaid()}
                     timed("checkpoint", checkpoints.save, done, state, about)
                 if fault is not None:
                     raise fault

@@ -492,9 +492,11 @@ def test_a_run_goes_on_after_bad_updates(tiny, capsys):
 
 
 def test_a_run_told_to_stop_saves_and_resumes(tiny, tmp_path, monkeypatch):
-    """SIGTERM in the second step of five: it is finished and saved, between records and regular
-    checkpoints, and what is resumed has the bits, metrics and FLOPs of an undisturbed run."""
-    whole = dataclasses.replace(tiny, steps=5, save_every_steps=5, log_every_steps=3)
+    """SIGTERM in the second step of five, whose update is skipped: it is saved, between records and
+    regular checkpoints, and what is resumed has the bits, metrics, warnings and FLOPs of an
+    undisturbed run."""
+    bad = Turn(share=0.5, token_loss=not_a_number)
+    whole = dataclasses.replace(tiny, steps=5, save_every_steps=5, log_every_steps=3, turns=(bad,))
     train_module.train(whole)
     halves = dataclasses.replace(whole, run=str(tmp_path / "halves"))
     rollout = train_module._rollout
@@ -513,6 +515,7 @@ def test_a_run_told_to_stop_saves_and_resumes(tiny, tmp_path, monkeypatch):
     train_module.train(halves)
     assert_bitwise_equal(final_state(whole)[1], final_state(halves)[1])
     assert logged(whole) == logged(halves)
+    assert any("step 2: loss is nan" in line for line in logged(halves)[0]["warnings"])
 
 
 def test_batches_larger_than_the_data_are_refused(tiny):
