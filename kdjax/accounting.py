@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from kdjax import data, flops
+from kdjax.base import DataError
 from kdjax.parts import Parts, batch_at
 from kdjax.timetable import is_rewarded, methods, turn_at, updates_of
 
@@ -102,9 +103,15 @@ def open_account(parts: Parts) -> Cost:
 
 
 def spent(cost: Cost, metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """FLOPs by part up to the last record: a logged step stands for those since the one before."""
+    """FLOPs by part up to the last record: a logged step stands for those since the one before.
+    Errors: DataError for a record of no length."""
     total, done = dict.fromkeys(PARTS, 0.0), 0
     for record in metrics:
+        if not isinstance(record.get("response_length"), int | float):
+            raise DataError(
+                f"the metrics of step {record['step']} have no response_length, so what the run"
+                " cost is not known; delete the run's metrics.jsonl, or train under another --run"
+            )
         new = cost(done, record["step"], record)
         total = {name: total[name] + new[name] for name in PARTS}
         done = record["step"]

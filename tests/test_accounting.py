@@ -17,6 +17,7 @@ from test_train import (
 from kdjax import clipped_surrogate, flops, models, report
 from kdjax import train as train_module
 from kdjax.accounting import PARTS, open_account, spent
+from kdjax.base import DataError
 from kdjax.config import RL, Turn
 from kdjax.parts import build
 
@@ -62,6 +63,15 @@ def test_steps_add_up(tiny):
     assert spent(cost, records)["flops_teacher"] == pytest.approx(
         cost(0, 2, five)["flops_teacher"] + cost(2, 6, three)["flops_teacher"]
     )
+
+
+@pytest.mark.parametrize("length", [{}, {"response_length": [3.0]}])
+def test_a_record_of_no_length(tiny, length):
+    """Metrics that were edited: one line instead of a cost that can't be."""
+    with pytest.raises(DataError, match="step 3 have no response_length"):
+        spent(
+            open_account(build(tiny)), [{"step": 2, "response_length": 4.0}, {"step": 3, **length}]
+        )
 
 
 def test_groups_that_are_drawn_anew(tiny):
