@@ -257,6 +257,10 @@ def test_spoilt_folders(folder, spoil, says):
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling={'type': 'dynamic'"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling of type yarn needs a factor"),
         (
+            {"rope_scaling": {"type": "yarn", "factor": 2.0}, "max_position_embeddings": None},
+            "type yarn needs original_max_position_embeddings, or max_position_embeddings",
+        ),
+        (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
             "rope_scaling={'rope_type': 'default', 'partial_rotary_factor': 0.5}",
         ),

@@ -260,10 +260,17 @@ def _rope_scaling(rope: Fields, fields: Fields, where: str) -> RopeScaling | Non
         raise DataError(f"{where}: rope_scaling of type {rope_type} needs a factor, got {rope}")
     names = {f.name for f in dataclasses.fields(RopeScaling)}
     values = {k: v for k, v in rope.items() if k in names and v is not None}
-    values.setdefault(
-        "original_max_position_embeddings", fields.get("max_position_embeddings", 8192)
-    )
+    context = values.get(TRAINED_CONTEXT, fields.get("max_position_embeddings"))
+    if not context and rope_type != "linear":
+        raise DataError(
+            f"{where}: rope_scaling of type {rope_type} needs {TRAINED_CONTEXT}, or"
+            " max_position_embeddings beside it"
+        )
+    values |= {TRAINED_CONTEXT: context} if context else {}
     return RopeScaling(**{**values, "rope_type": rope_type})
+
+
+TRAINED_CONTEXT = "original_max_position_embeddings"
 
 
 def _default_head_dim(fields: Fields) -> int | None:
