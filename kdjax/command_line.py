@@ -126,13 +126,7 @@ def join_processes(command: str, arguments: list[str]) -> list[str]:
         return rest
     if command not in ("train", "evaluate", "rollouts"):
         raise ConfigError(f"kdjax {command} is of one process; leave out {', '.join(flags)}")
-    if flags.keys() != {"--distributed"} and not (
-        flags.keys() == {"--coordinator", "--processes", "--process"}
-        and re.fullmatch(r".+:\d{1,5}", flags["--coordinator"])
-        and flags["--processes"].isdecimal()
-        and flags["--process"].isdecimal()
-        and int(flags["--process"]) < int(flags["--processes"])
-    ):
+    if flags.keys() != {"--distributed"} and not _names_processes(flags):
         raise ConfigError(
             "several processes are --distributed, or --coordinator HOST:PORT --processes N"
             f" --process I, got {' '.join(f'{n} {v}'.strip() for n, v in flags.items())}"
@@ -140,6 +134,17 @@ def join_processes(command: str, arguments: list[str]) -> list[str]:
     numbers = [int(flags[name]) for name in ("--processes", "--process") if name in flags]
     processes.start(flags.get("--coordinator"), *numbers)
     return rest
+
+
+def _names_processes(flags: dict[str, str]) -> bool:
+    if flags.keys() != {"--coordinator", "--processes", "--process"}:
+        return False
+    host, _, port = flags["--coordinator"].rpartition(":")
+    numbers = [port, flags["--processes"], flags["--process"]]
+    if not host or not all(re.fullmatch(r"[0-9]{1,9}", number) for number in numbers):
+        return False
+    where, count, which = (int(number) for number in numbers)
+    return 0 < where < 2**16 and which < count
 
 
 def _process_flags(arguments: list[str]) -> tuple[dict[str, str], list[str]]:

@@ -74,7 +74,7 @@ def _check_address(address: str) -> None:
     host, _, port = address.rpartition(":")
     try:
         socket.create_server((host.strip("[]"), int(port))).close()
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise RendezvousError(
             f"process 0 can't listen at {address} ({error}); --coordinator is an address of its"
             " machine with a free port"

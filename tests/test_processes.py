@@ -195,6 +195,7 @@ def as_text(config: Config) -> str:
         (["--coordinator=here:1", "--processes", "2", "--process"], "--process"),
         (["--coordinator=here", "--processes", "2", "--process", "0"], "--coordinator here "),
         (["--coordinator=here:1", "--processes", "2", "--process", "2"], "--process 2"),
+        (["--coordinator=here:65536", "--processes", "2", "--process", "0"], "here:65536"),
     ],
 )
 def test_flags_that_cannot_be(arguments, message):
