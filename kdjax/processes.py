@@ -73,7 +73,8 @@ def _check_address(address: str) -> None:
     """That this process can listen there; where it can't, JAX's service ends it without a word."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_server((host.strip("[]"), int(port))).close()
+        family, *_, place = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(place[:2], family=family).close()
     except OSError as error:
         raise RendezvousError(
             f"process 0 can't listen at {address} ({error}); --coordinator is an address of its"
