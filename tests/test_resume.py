@@ -74,7 +74,7 @@ def test_every_saved_leaf_is_needed(config, monkeypatch):
         report.open_run_folder(folder)
         state = jax.tree.map(jnp.copy, state)  # a step donates it
         try:
-            train_module._loop(parts, state, 0.0, folder, checkpoints)
+            train_module._loop(parts, state, {"seconds": 0.0}, folder, checkpoints)
             stopped = ""
         except DivergedError as error:
             stopped = str(error)

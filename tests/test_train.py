@@ -639,7 +639,9 @@ def test_one_compile_a_length(tiny, monkeypatch):
     folder = Path(config.run)
     report.open_run_folder(folder)
     checkpoints = open_checkpoints(folder / "checkpoints")
-    train_module._loop(parts, parts_module.fresh_state(parts), 0.0, folder, checkpoints)
+    train_module._loop(
+        parts, parts_module.fresh_state(parts), {"seconds": 0.0}, folder, checkpoints
+    )
     checkpoints.close()
     assert [r["gate_length"] for r in logged(config)] == [4, 4, 8, 8, 4, 4]
     assert len(traces) == 2
