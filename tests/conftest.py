@@ -12,9 +12,10 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ["HF_HUB_OFFLINE"] = "1"
 if os.environ.get("KDJAX_AOT") != "true":
-    # Most programs run once here: LLVM takes longer over them than it saves
+    # Most programs run once here: XLA and LLVM take longer over them than they save
     os.environ["XLA_FLAGS"] = (
-        os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+        os.environ.get("XLA_FLAGS", "")
+        + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     )
 
 import functools
