@@ -19,10 +19,10 @@ ROOT = Path(__file__).parent.parent
 def begin(arguments: Sequence[str], count: int, devices: int) -> list[subprocess.Popen]:
     """`python ARGUMENTS` with the flags of `count` processes of so many CPU devices each."""
     env = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONPATH": str(ROOT)}
-    flags = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(count), "--process"]
+    port = free_port()
     return [
         subprocess.Popen(
-            [sys.executable, *arguments, *([*flags, str(n)] if count > 1 else [])],
+            [sys.executable, *arguments, *flags_of(n, count, port)],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -30,6 +30,16 @@ def begin(arguments: Sequence[str], count: int, devices: int) -> list[subprocess
         )
         for n in range(count)
     ]
+
+
+def flags_of(process: int, count: int, port: int) -> list[str]:
+    """What tells a process which of `count` it is; one alone is told nothing."""
+    if count == 1:
+        return []
+    address = f"127.0.0.1:{port}"
+    return [
+        "--coordinator", address, "--processes", str(count), "--process", str(process)
+    ]  # fmt: skip
 
 
 def free_port() -> int:

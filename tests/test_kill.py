@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from killed import FILES, FUNCTIONS, Kill, Server
-from several import free_port
+from several import flags_of, free_port
 
 from kdjax import models, report
 from kdjax.checkpoint import open_checkpoints
@@ -117,20 +117,13 @@ class Command(NamedTuple):
         self, name: str, servers: Sequence[Server], kill: Kill | None = None, seed: int = 0
     ) -> tuple[int, ...]:
         """Train in the folder of that name, with other global seeds -> each process's exit code."""
-        place, address = self.folder / name, f"127.0.0.1:{free_port()}"
+        place, port = self.folder / name, free_port()
         place.mkdir(exist_ok=True)
-        args = [
-            "train",
-            str(self.file),
-            "--run",
-            str(place / "run"),
-            "--cache",
-            str(place / "cache"),
-        ]
+        args = ["train", str(self.file)]
+        args += ["--run", str(place / "run"), "--cache", str(place / "cache")]
         used = servers[: self.processes]
         for process, server in enumerate(used):
-            flags = ["--coordinator", address, "--processes", str(self.processes), "--process"]
-            own = [*args, *flags, str(process)] if self.processes > 1 else args
+            own = [*args, *flags_of(process, self.processes, port)]
             own_kill = kill if kill is not None and kill.process == process else None
             server.begin(own, self.log(process), own_kill, seed + process)
         return tuple(server.end() for server in used)
