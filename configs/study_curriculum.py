@@ -11,7 +11,7 @@ import runpy
 from pathlib import Path
 
 from kdjax import Study, reverse_kl
-from kdjax.claims import Claim
+from kdjax.config.claims import Claim
 
 tiny = runpy.run_path(str(Path(__file__).with_name("study_tiny.py")))
 

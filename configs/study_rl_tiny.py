@@ -10,8 +10,8 @@ DAgger-then-RL ends above OPD-then-RL at matched steps. What was seen: docs/stud
 import dataclasses
 
 from kdjax import Config, Study, clipped_surrogate, forward_kl, reverse_kl
-from kdjax.claims import Claim
 from kdjax.config import RL, Evaluation, Optimizer
+from kdjax.config.claims import Claim
 
 
 def get_study() -> Study:

@@ -12,7 +12,7 @@ import runpy
 from pathlib import Path
 
 from kdjax import Study, forward_kl, reverse_kl
-from kdjax.claims import Claim
+from kdjax.config.claims import Claim
 
 tiny = runpy.run_path(str(Path(__file__).with_name("study_tiny.py")))
 

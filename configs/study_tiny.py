@@ -14,8 +14,8 @@ fixed long length, and with student_forward the ends of the mixing sweep.
 import dataclasses
 
 from kdjax import Config, Study, forward_kl, mix, reverse_kl
-from kdjax.claims import paper_claims
 from kdjax.config import Curriculum, Data, Evaluation
+from kdjax.config.claims import paper_claims
 
 WEIGHTS = (0.1, 0.25, 0.5, 0.75, 0.9)  # of forward KL; 0 and 1 are cells of the 2x2
 CLAIMS = paper_claims(

@@ -20,8 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(HELP, end="")
         return 0
     code = _guarded(args[0], args[1:])
-    from kdjax import processes
-    from kdjax.base import PreemptedError
+    from kdjax.errors import PreemptedError
+    from kdjax.runtime import processes
 
     together = code in (0, PreemptedError.exit_code)  # all processes have come to the same end
     processes.end() if together else processes.abandon(code)
@@ -30,8 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _guarded(command: str, args: list[str]) -> int:
     """Run a command -> its exit code, once its mistakes have been told in a line."""
-    from kdjax.base import KdjaxError, without_secrets
-    from kdjax.preemption import stop_at_once
+    from kdjax.errors import KdjaxError, without_secrets
+    from kdjax.runtime.signals import stop_at_once
 
     try:
         with stop_at_once():
@@ -47,7 +47,7 @@ def _guarded(command: str, args: list[str]) -> int:
     except Exception as error:
         import traceback
 
-        from kdjax import processes
+        from kdjax.runtime import processes
 
         print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
         if processes.is_lost(error):
@@ -58,7 +58,7 @@ def _guarded(command: str, args: list[str]) -> int:
 
 
 def _run(command: str, args: list[str]) -> None:
-    from kdjax.base import ConfigError
+    from kdjax.errors import ConfigError
 
     commands = {
         "train": _train,
@@ -76,21 +76,21 @@ def _run(command: str, args: list[str]) -> None:
         raise ConfigError(
             f"unknown command {command!r}; there are {', '.join(commands)} (kdjax --help)"
         )
-    from kdjax.command_line import join_processes
+    from kdjax.config.overrides import join_processes
 
     commands[command](join_processes(command, args))
 
 
 def _train(args: list[str]) -> None:
-    from kdjax.command_line import load_file, override
+    from kdjax.config.overrides import load_file, override
 
     path, rest = _first(args, "kdjax train CONFIG")
     profile_steps = _profile_steps(rest)
     config = override(load_file(path, "get_config"), rest, f"kdjax train {path}")
-    from kdjax.progress import announce
-    from kdjax.results import Row
-    from kdjax.terminal import print_table
-    from kdjax.train import train
+    from kdjax.report.results import Row
+    from kdjax.report.text import print_table
+    from kdjax.runtime.console import announce
+    from kdjax.train.loop import train
 
     result = train(config, profile_steps)
     print_table([Row(Path(config.run).name, result, [], [])])
@@ -102,7 +102,7 @@ PROFILED_STEPS = 5
 
 def _profile_steps(rest: list[str]) -> int:
     """Take `--profile [STEPS]` out of the arguments: PROFILED_STEPS unless said, 0 without it."""
-    from kdjax.base import ConfigError
+    from kdjax.errors import ConfigError
 
     rest[:] = [
         f"--profile={PROFILED_STEPS}" if arg == "--profile" and then.startswith("-") else arg
@@ -117,8 +117,8 @@ def _profile_steps(rest: list[str]) -> int:
 def _rollouts(args: list[str]) -> None:
     import dataclasses
 
-    from kdjax.command_line import load_file, override
-    from kdjax.prefixes import fill, parse_keep, parse_share
+    from kdjax.config.overrides import load_file, override
+    from kdjax.train.parts.precompute import fill, parse_keep, parse_share
 
     path, rest = _first(args, "kdjax rollouts CONFIG")
     out, keep, share = (_option(rest, name) for name in ("--out", "--keep", "--share"))
@@ -128,8 +128,8 @@ def _rollouts(args: list[str]) -> None:
     asked = parse_keep(keep), parse_share(share), redo
     import jax
 
-    from kdjax.parts import build
-    from kdjax.validation import validate
+    from kdjax.config.validation import validate
+    from kdjax.train.parts.build import build
 
     config = validate(dataclasses.replace(config, trajectories=None))
     parts = build(config, jax.local_devices())  # by itself, whatever other processes do
@@ -141,8 +141,8 @@ def _rollouts(args: list[str]) -> None:
 def _study(args: list[str]) -> None:
     import dataclasses
 
-    from kdjax.base import ConfigError
-    from kdjax.command_line import load_file
+    from kdjax.config.overrides import load_file
+    from kdjax.errors import ConfigError
 
     path, rest = _first(args, "kdjax study CONFIG")
     folder, jobs, only = (_option(rest, name) for name in ("--folder", "--jobs", "--only"))
@@ -156,8 +156,8 @@ def _study(args: list[str]) -> None:
     study = load_file(path, "get_study")
     if folder is not None:
         study = dataclasses.replace(study, folder=folder)
+    from kdjax.report.text import print_table
     from kdjax.study import find_piece, run_piece, run_study, side_by_side
-    from kdjax.terminal import print_table
 
     if only is not None:
         run_piece(find_piece(study, only))
@@ -181,10 +181,10 @@ BENCHMARK_TOKENS = (1024, 4096)
 def _evaluate(args: list[str]) -> None:
     import dataclasses
 
-    from kdjax.base import ConfigError
-    from kdjax.command_line import evaluation_fields, override
-    from kdjax.config import Config, Data, Evaluation, Lora, teacher_models
-    from kdjax.objective import negative_log_likelihood
+    from kdjax.config.overrides import evaluation_fields, override
+    from kdjax.config.schema import Config, Data, Evaluation, Lora, teacher_models
+    from kdjax.errors import ConfigError
+    from kdjax.losses.objectives import negative_log_likelihood
 
     named = args[1:] if args[:1] == ["--model"] else args  # both spellings of TARGET
     target, rest = _first(named, "kdjax evaluate TARGET")
@@ -209,13 +209,14 @@ def _evaluate(args: list[str]) -> None:
     if config.student != student:
         raise ConfigError("kdjax evaluate: TARGET is the student; give another TARGET")
     place = _new_file(out)
-    from kdjax import report
-    from kdjax.evaluate import to_json
-    from kdjax.examine import evaluate_params, write_results
-    from kdjax.parts import build
-    from kdjax.results import Cell, Row
-    from kdjax.tables import more_samples, responses
-    from kdjax.terminal import print_lines, print_table
+    from kdjax.report.results import Cell, Row, to_json
+    from kdjax.report.tables import more_samples, responses
+    from kdjax.report.text import print_table
+    from kdjax.runtime import files
+    from kdjax.runtime.console import print_lines
+    from kdjax.storage import run_folder
+    from kdjax.train.evaluation import evaluate_params, write_results
+    from kdjax.train.parts.build import build
 
     parts = build(dataclasses.replace(config, prefix="student", trajectories=None, lora=Lora()))
     result, records = evaluate_params(parts, parts.initial_params if params is None else params)
@@ -225,34 +226,34 @@ def _evaluate(args: list[str]) -> None:
     found = [pair for head, (line,) in tables for pair in zip(head[1:], line[1:], strict=True)]
     print_lines(["%, length in tokens", f"{row.name} (95 %)"], found)
     if place is not None and place.suffix == ".json":
-        report.write_json(place, to_json(result))
+        files.write_json(place, to_json(result))
     elif place is not None:
         write_results(place, row, parts.config)
-        print(f"report: {place / report.PAGE}")
+        print(f"report: {place / run_folder.PAGE}")
 
 
 def _compare(args: list[str]) -> None:
-    from kdjax.base import ConfigError
+    from kdjax.errors import ConfigError
 
     rest = list(args)
     out = _option(rest, "--out")
     if len(rest) != 2 or any(arg.startswith("-") for arg in rest):
         raise ConfigError("usage: kdjax compare A B [--out FILE.json] (kdjax --help)")
     file = _new_file(out)
-    from kdjax import report
-    from kdjax.paired import compare, read_result, table, to_json
-    from kdjax.terminal import print_lines
+    from kdjax.report.compare import compare, read_result, table, to_json
+    from kdjax.runtime import files
+    from kdjax.runtime.console import print_lines
 
     first, second = (read_result(Path(each)) for each in rest)
     found = compare(first, second, names=(rest[0], rest[1]))
     print_lines(*table(found))
     print("A: {}, B: {}; B less A is paired by problem, with its 95 % interval".format(*rest))
     if file is not None:
-        report.write_json(file, to_json(found))
+        files.write_json(file, to_json(found))
 
 
 def _export(args: list[str]) -> None:
-    from kdjax.base import ConfigError
+    from kdjax.errors import ConfigError
     from kdjax.export import NEWEST, export
 
     rest = list(args)
@@ -267,18 +268,19 @@ def _export(args: list[str]) -> None:
 
 
 def _data(args: list[str]) -> None:
-    from kdjax.base import ConfigError
+    from kdjax.errors import ConfigError
 
     usage = "kdjax data check NAME_OR_FILE"
     what, rest = _first(args, usage)
     if what != "check":
         raise ConfigError(f"unknown command data {what!r}; there is check: {usage}")
     target, rest = _first(rest, usage)
-    from kdjax import models, report
-    from kdjax.command_line import override
-    from kdjax.sources.check import DataCheck, check, to_json
-    from kdjax.sources.show import show
-    from kdjax.tokenizer import Wording, load_tokenizer
+    from kdjax import models
+    from kdjax.config.overrides import override
+    from kdjax.data.sources.check import DataCheck, check, to_json
+    from kdjax.data.sources.show import show
+    from kdjax.data.tokenizer import Wording, load_tokenizer
+    from kdjax.runtime import files
 
     out = _option(rest, "--out")
     asked = override(DataCheck(), rest, usage)
@@ -289,27 +291,28 @@ def _data(args: list[str]) -> None:
     found = check(target, asked.columns, asked.against, student)
     show(found)
     if file is not None:
-        report.write_json(file, to_json(found))
+        files.write_json(file, to_json(found))
 
 
 def _plan(args: list[str]) -> None:
-    from kdjax.command_line import load_file, override
+    from kdjax.config.overrides import load_file, override
 
     path, rest = _first(args, "kdjax plan CONFIG")
     topology, out = _option(rest, "--topology"), _option(rest, "--out")
     config = override(load_file(path, "get_config"), rest, f"kdjax plan {path}")
     file = _new_file(out)
-    from kdjax import report
-    from kdjax.plan import plan, show, to_json
+    from kdjax.plan.plan import plan
+    from kdjax.plan.show import show, to_json
+    from kdjax.runtime import files
 
     made = plan(config, topology or "local")
     show(made)
     if file is not None:
-        report.write_json(file, to_json(made))
+        files.write_json(file, to_json(made))
 
 
 def _export_adapter(args: list[str]) -> None:
-    from kdjax.base import ConfigError
+    from kdjax.errors import ConfigError
     from kdjax.export import NEWEST, export_adapter
 
     rest = list(args)
@@ -322,12 +325,12 @@ def _export_adapter(args: list[str]) -> None:
 
 
 def _bench(args: list[str]) -> None:
-    from kdjax.base import ConfigError
     from kdjax.bench import show_figures
     from kdjax.bench.head import HeadBench, bench_head
     from kdjax.bench.rollout import RolloutBench, bench_rollout
     from kdjax.bench.verifier import VerifierBench, bench_verifier
-    from kdjax.command_line import override
+    from kdjax.config.overrides import override
+    from kdjax.errors import ConfigError
 
     benches: dict[str, tuple[Any, Callable]] = {
         "head": (HeadBench(), bench_head),
@@ -344,7 +347,7 @@ def _bench(args: list[str]) -> None:
 
 
 def _first(args: list[str], usage: str) -> tuple[str, list[str]]:
-    from kdjax.base import ConfigError
+    from kdjax.errors import ConfigError
 
     if not args or args[0].startswith("-"):
         raise ConfigError(f"usage: {usage} [--field VALUE ...] (kdjax --help)")
@@ -353,7 +356,7 @@ def _first(args: list[str], usage: str) -> tuple[str, list[str]]:
 
 def _option(rest: list[str], name: str) -> str | None:
     """Take `name VALUE` out of the arguments."""
-    from kdjax.base import ConfigError
+    from kdjax.errors import ConfigError
 
     rest[:] = [
         part for arg in rest for part in (arg.split("=", 1) if arg.startswith(name) else [arg])
@@ -370,7 +373,7 @@ def _option(rest: list[str], name: str) -> str | None:
 
 def _new_file(out: str | None) -> Path | None:
     """Where --out writes. Errors: StorageError where something is there already."""
-    from kdjax.base import StorageError
+    from kdjax.errors import StorageError
 
     if out is not None and Path(out).exists():
         raise StorageError(f"{out} exists; choose another --out, nothing was overwritten")

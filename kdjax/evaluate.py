@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import time
 from collections import Counter, defaultdict
@@ -12,15 +11,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kdjax import data, processes
-from kdjax.answers import Grader, Outcome
-from kdjax.base import Batch, ConfigError, Key, Rollout, Samples, Sampling, Scores
-from kdjax.bootstrap import Interval, interval
-from kdjax.majority import majority_by_problem
-from kdjax.passk import Estimate, over_problems, pass_by_problem
-from kdjax.readings import readings
-from kdjax.rollout import assemble_samples
-from kdjax.tokenizer import Tokenizer
+from kdjax.base import Batch, Key, Rollout, Samples, Sampling, Scores
+from kdjax.data import batches
+from kdjax.data.tokenizer import Tokenizer, pieces
+from kdjax.errors import ConfigError
+from kdjax.grading.answers import Grader, Outcome
+from kdjax.grading.intervals import Estimate, Interval, interval, over_problems
+from kdjax.grading.passk import majority_by_problem, pass_by_problem
+from kdjax.rollouts.prefix import assemble_samples
+from kdjax.runtime import processes
 
 
 class EvalReport(NamedTuple):
@@ -30,19 +29,19 @@ class EvalReport(NamedTuple):
       verifier gave up on it; it counts as wrong) carry standard errors over problems.
     - grader: the verifier's name in the config; not_scored_reasons: how often it gave up on what.
     - entropy, forward_kl and reverse_kl are token means in nats over the model's own responses,
-      exact over the vocabulary, or over what the run's stop policy makes of it (`kdjax.stops`); the
-      divergences are to the teacher (None without one).
+      exact over the vocabulary, or over what the run's stop policy makes of it
+      (`kdjax.step.stops`); the divergences are to the teacher (None without one).
     - template: how a prompt was put, rendered: {prompt} in its template after the system prompt, in
       the chat template, with its thinking switch.
     - correct, tokens and cut: of each problem, in problem order, how many responses are right, the
       tokens of all of them, and how many were truncated (for paired comparisons).
-    - majority_at: majority@k (`kdjax.majority`) for the same k as pass_at; None where the verifier
-      says no answers.
+    - majority_at: majority@k (`kdjax.grading.passk`) for the same k as pass_at; None where the
+      verifier says no answers.
     - length_quantiles: of all responses, the least length that 10, 50, 90 % of them don't exceed.
     - intervals: 95 % bootstrap intervals over problems, by the names avg, pass_at_K, majority_at_K,
       length, truncated, no_answer and not_scored; none of a single problem.
-    - weights: a hash of the parameters that were evaluated (`kdjax.fingerprint`).
-    - flops_by_part: what training_flops consists of (`kdjax.accounting`).
+    - weights: a hash of the parameters that were evaluated (`kdjax.storage.fingerprint`).
+    - flops_by_part: what training_flops consists of (`kdjax.train.cost`).
 
     What has a default is missing from reports of older versions.
     """
@@ -86,7 +85,7 @@ Keep = Callable[[int, Callable[[], Chunk]], Chunk]
 def evaluate(
     draw: Callable[[Batch, Key, int], Samples],
     scorer: Callable[[Rollout, Sequence[int]], Scores],
-    source: data.Source,
+    source: batches.Source,
     tokenizer: Tokenizer,
     key: Key,
     *,
@@ -156,7 +155,7 @@ def evaluate(
 
 def progress(
     draw: Callable[[Batch, Key, int], Samples],
-    source: data.Source,
+    source: batches.Source,
     tokenizer: Tokenizer,
     key: Key,
     *,
@@ -188,7 +187,7 @@ def progress(
 def _encode_all(source, tokenizer, samples: int, max_prompt_tokens: int) -> Batch:
     """Every problem `samples` times."""
     limits = dict(max_prompt_tokens=max_prompt_tokens, max_new_tokens=1)
-    prompts = data.encode_batch(source, range(source.size), tokenizer, **limits)
+    prompts = batches.encode_batch(source, range(source.size), tokenizer, **limits)
     encoded = jax.tree.map(lambda x: np.repeat(x, samples, axis=0), prompts)
     return encoded._replace(row_b=np.arange(source.size * samples, dtype=np.int32))
 
@@ -307,37 +306,6 @@ def mean_entropy(
     return max(total, 0.0) / tokens if tokens else float("nan")
 
 
-def to_json(result: EvalReport) -> dict[str, Any]:
-    """A report as JSON values; estimates as {mean, standard_error}, intervals as {estimate, low,
-    high}, the sampling by its fields."""
-
-    def plain(value):
-        if isinstance(value, Estimate | Interval):
-            return value._asdict()
-        if isinstance(value, Sampling):
-            return dataclasses.asdict(value)
-        return (
-            {str(key): plain(v) for key, v in value.items()} if isinstance(value, dict) else value
-        )
-
-    return {name: plain(value) for name, value in result._asdict().items()}
-
-
-def from_json(fields: dict[str, Any]) -> EvalReport:
-    """The inverse of `to_json`; what an older version left out has its default."""
-    names = ("avg", "length", "truncated", "no_answer", "not_scored")
-    found = {**fields, **{name: Estimate(**fields[name]) for name in names}}
-    found["sampling"] = Sampling(**fields["sampling"])
-    for name in ("pass_at", "majority_at"):
-        if fields.get(name):
-            found[name] = {int(k): Estimate(**value) for k, value in fields[name].items()}
-    if fields.get("length_quantiles"):
-        found["length_quantiles"] = {int(q): n for q, n in fields["length_quantiles"].items()}
-    if fields.get("intervals"):
-        found["intervals"] = {name: Interval(**x) for name, x in fields["intervals"].items()}
-    return EvalReport(**found)
-
-
 def _batches(total: int, size: int) -> Iterator[np.ndarray]:
     for first in range(0, total, size):
         yield np.arange(first, min(total, first + size))
@@ -369,3 +337,53 @@ def _records(
             "truncated": bool(drawn.truncated_b[position]),
             "tokens": int(drawn.length_b[position]),
         }
+
+
+SHOWN_PROBLEMS, SHOWN_TOKENS = 4, 300
+"""Of how many problems, spread over the set, the first sample is kept token by token; how far."""
+
+
+def readings(
+    tokenizer, rows, samples: int, problems: int, drawn: Samples, scores: Scores
+) -> Iterator[dict[str, Any]]:
+    """What scoring adds to the records: the response's entropy, and the pieces of shown samples."""
+    shown = {*range(0, problems, -(-problems // SHOWN_PROBLEMS))}
+    entropies = _mean_entropies(scores)
+    for position, row in enumerate(rows):
+        problem, sample = divmod(int(row), samples)
+        found: dict[str, Any] = {"entropy": entropies[position]}
+        if sample == 0 and problem in shown:
+            ids = drawn.tokens_bt[position, : int(drawn.length_b[position])].tolist()
+            found["pieces"] = _pieces(tokenizer, ids, _log_ratios(scores, position))
+        yield found
+
+
+def _log_ratios(scores: Scores, position: int) -> list[float | None]:
+    """log p(teacher) - log q(student) in nats of each token of a row; None where no teacher says
+    it, or where the stop policy leaves the token out."""
+    kept = np.asarray(scores.mask[position])
+    if scores.teacher_logp is None:
+        return [None] * len(kept)
+    rows = (np.asarray(x[position], np.float64) for x in (scores.teacher_logp, scores.student_logp))
+    ratios = np.subtract(*rows)
+    return [float(ratio) if keep else None for ratio, keep in zip(ratios, kept, strict=True)]
+
+
+def _pieces(tokenizer: Tokenizer, ids: list[int], log_ratios: list[float | None]) -> list[list]:
+    """[text, log-ratio] of a response's first pieces (`kdjax.data.tokenizer.pieces`); that of
+    several tokens is their sum, and None where one of them has none."""
+    found, at = [], 0
+    for text, tokens in pieces(tokenizer, ids[:SHOWN_TOKENS]):
+        known = [ratio for ratio in log_ratios[at : at + tokens] if ratio is not None]
+        found.append([text, round(sum(known), 3) if len(known) == tokens else None])
+        at += tokens
+    if len(ids) > SHOWN_TOKENS:
+        found.append([f" ... and {len(ids) - SHOWN_TOKENS} tokens more", None])
+    return found
+
+
+def _mean_entropies(scores: Scores) -> list[float]:
+    """Of each row, the student's entropy in nats a token; 0 for a response without a token."""
+    mask = np.asarray(scores.mask)
+    nats = np.where(mask, np.asarray(scores.student_entropy), 0.0).sum(axis=1, dtype=np.float64)
+    return (nats / np.maximum(mask.sum(axis=1), 1)).tolist()

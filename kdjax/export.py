@@ -7,18 +7,20 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from kdjax import models, report
-from kdjax.base import ConfigError, DataError, Params
-from kdjax.checkpoint import DamagedError, measured, read_params, saved_steps
-from kdjax.config import Config
-from kdjax.config_json import from_dict
+from kdjax import models
+from kdjax.base import Params
+from kdjax.config.as_json import from_dict
+from kdjax.config.schema import Config
+from kdjax.config.validation import check_types
+from kdjax.errors import ConfigError, DataError
 from kdjax.models import DecoderConfig
-from kdjax.models.lora import adapter_of, write_adapter
-from kdjax.progress import announce
-from kdjax.retention import best_step
+from kdjax.models.lora import Student, adapter_of, make_lora, write_adapter
+from kdjax.runtime import files
+from kdjax.runtime.console import announce
 from kdjax.sharding import make_mesh
-from kdjax.student import Student, lora_of
-from kdjax.validation import check_types
+from kdjax.storage import run_folder
+from kdjax.storage.restore import DamagedError, measured, read_params, saved_steps
+from kdjax.storage.retention import best_step
 
 NEWEST, BEST = "newest", "best"
 """Steps by name, beside their numbers."""
@@ -62,11 +64,11 @@ def _restore(run: str | Path, step: str) -> tuple[Config, DecoderConfig, Student
     if not (folder / "checkpoints").is_dir():
         raise DataError(f"{folder} is not a run: it holds no checkpoints")
     try:
-        check_types(config := from_dict(report.read_json(folder / report.CONFIG)))
+        check_types(config := from_dict(files.read_json(folder / run_folder.CONFIG)))
     except ConfigError as error:
-        raise DataError(f"{folder / report.CONFIG} is damaged: {error}") from error
+        raise DataError(f"{folder / run_folder.CONFIG} is damaged: {error}") from error
     mesh, decoder = make_mesh(1), models.read_config(models.find(config.student))
-    lora = lora_of(config, decoder)
+    lora = make_lora(decoder, config.lora.rank, config.lora.alpha, config.lora.targets)
     like, frozen = models.abstract_params(decoder, jnp.float32, mesh, lora), None
     if lora is not None:
         like = adapter_of(like)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from kdjax.base import ConfigError
+from kdjax.errors import ConfigError
 
 DATA, FSDP, TENSOR = "data", "fsdp", "tensor"
 

@@ -18,26 +18,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from kdjax import report
-from kdjax.base import ConfigError, KdjaxError, PreemptedError, StorageError
-from kdjax.composition import describe
-from kdjax.config import Config, Lora, Study, teacher_models
-from kdjax.config_json import as_dict
-from kdjax.evaluate import to_json
-from kdjax.examine import evaluate_params, evaluation_key
+from kdjax.config.as_json import as_dict
+from kdjax.config.schema import Config, Lora, Study, teacher_models
+from kdjax.errors import ConfigError, KdjaxError, PreemptedError, StorageError
 from kdjax.export import export
-from kdjax.jobs import Failure, run_commands, slots
-from kdjax.kl import forward_kl
-from kdjax.objective import divergence
-from kdjax.page import render_page
-from kdjax.paired import as_report
-from kdjax.parts import build
-from kdjax.progress import announce
-from kdjax.results import Cell, Row, Verdict
-from kdjax.summary import render_results, to_csv, to_lines
-from kdjax.teachers import title
-from kdjax.train import about_run, train
-from kdjax.verdicts import judge
+from kdjax.losses.composition import describe
+from kdjax.losses.kl import forward_kl
+from kdjax.losses.objectives import divergence
+from kdjax.report.compare import as_report, judge
+from kdjax.report.page import render_page
+from kdjax.report.results import Cell, Row, Verdict, to_json
+from kdjax.report.text import render_results, to_csv, to_lines
+from kdjax.runtime import files
+from kdjax.runtime.console import announce
+from kdjax.runtime.jobs import Failure, run_commands, slots
+from kdjax.storage import run_folder
+from kdjax.train.evaluation import evaluate_params, evaluation_key
+from kdjax.train.loop import about_run, train
+from kdjax.train.parts.build import build
+from kdjax.train.parts.teachers import title
 
 REFERENCES, LOGS, STUDENT = "references", "logs", "student"
 RESERVED = (REFERENCES, LOGS, "start", "teacher")
@@ -94,10 +93,10 @@ def run_study(
         "minutes of this call": round((time.perf_counter() - began) / 60, 1),
     }
     name = f"Study {folder.name}"
-    report.write_text(folder / report.PAGE, render_page(name, cells, about, verdicts))
-    report.write_text(folder / "results.md", render_results(name, cells, about, verdicts))
-    report.write_text(folder / "table.csv", to_csv(cells))
-    report.write_json(folder / "table.json", to_lines(cells))
+    files.write_text(folder / run_folder.PAGE, render_page(name, cells, about, verdicts))
+    files.write_text(folder / "results.md", render_results(name, cells, about, verdicts))
+    files.write_text(folder / "table.csv", to_csv(cells))
+    files.write_json(folder / "table.json", to_lines(cells))
     return cells, verdicts
 
 
@@ -191,7 +190,7 @@ def run_piece(piece: Piece) -> None:
     parts = build(piece.config)
     result, records = evaluate_params(parts, parts.initial_params)
     key = evaluation_key(piece.config)
-    report.write_evaluation(Path(piece.config.run), key, to_json(result), records)
+    run_folder.write_evaluation(Path(piece.config.run), key, to_json(result), records)
 
 
 def _place(folder: Path, reference: str) -> Path:
@@ -200,11 +199,13 @@ def _place(folder: Path, reference: str) -> Path:
 
 def _is_finished(piece: Piece) -> bool:
     run = Path(piece.config.run)
-    if not (run / report.EVALUATION).exists():  # what it begins as may not exist yet
+    if not (run / run_folder.EVALUATION).exists():  # what it begins as may not exist yet
         return False
     if piece.starts_others and not (run / STUDENT).exists():
         return False
-    return report.read_evaluation(Path(piece.config.run), evaluation_key(piece.config)) is not None
+    return (
+        run_folder.read_evaluation(Path(piece.config.run), evaluation_key(piece.config)) is not None
+    )
 
 
 def _check(study: Study) -> None:
@@ -223,7 +224,7 @@ def _check(study: Study) -> None:
             )
     for claim in study.claims:
         _check_claim(study, claim)
-    if (Path(study.folder) / report.CONFIG).exists():
+    if (Path(study.folder) / run_folder.CONFIG).exists():
         raise StorageError(f"{study.folder} is the folder of a run; choose another --folder")
 
 
@@ -286,18 +287,18 @@ def _weight(config: Config) -> float | None:
 
 def _row(piece: Piece) -> Row:
     folder = Path(piece.config.run)
-    fields = report.read_evaluation(folder, evaluation_key(piece.config))
+    fields = run_folder.read_evaluation(folder, evaluation_key(piece.config))
     assert fields is not None, f"{folder} was just evaluated"
-    metrics = [] if piece.is_reference else report.read_metrics(folder)
-    found = as_report(fields, folder / report.EVALUATION)
-    return Row(piece.name, found, metrics, report.read_samples(folder))
+    metrics = [] if piece.is_reference else run_folder.read_metrics(folder)
+    found = as_report(fields, folder / run_folder.EVALUATION)
+    return Row(piece.name, found, metrics, run_folder.read_samples(folder))
 
 
 def _about(done: Sequence[Piece]) -> dict[str, Any]:
     """What all runs have in common, and every version that some of them were made with."""
     folders = [Path(piece.config.run) for piece in done if not piece.is_reference]
     abouts = [about_run(folder) for folder in folders]
-    versions = report.read_json(folders[0] / report.VERSIONS)
+    versions = files.read_json(folders[0] / run_folder.VERSIONS)
     values = {name: list(dict.fromkeys(str(x.get(name)) for x in abouts)) for name in abouts[0]}
     return {
         name: ", ".join(found)

@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 install "aot,test" .venv-aot
 export JAX_PLATFORMS=cpu CI=false  # the parity tests, which CI insists on, are not of this run
 export KDJAX_AOT=true  # a compiler that is missing here fails its tests, instead of leaving them out
-exec .venv-aot/bin/python -m pytest tests/test_topology.py "$@"
+exec .venv-aot/bin/python -m pytest tests/runtime/test_topology.py "$@"

@@ -32,5 +32,5 @@ export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/xla}"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy kdjax
-.venv/bin/shellcheck -x launch/*.sh .ci/run tests/*.sh
+.venv/bin/shellcheck -x launch/*.sh .ci/run tests/support/*.sh
 exec .venv/bin/python -m pytest -n 2 --dist worksteal "$@"  # a file stays with one process: it traces once

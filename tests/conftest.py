@@ -18,14 +18,13 @@ if os.environ.get("KDJAX_AOT") != "true":
         + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     )
 
-import functools
 import importlib.util
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 from slurm import CAN_INSTALL, HAS_SLURM, NO_SLURM
+from tiny import HAS_MATH_VERIFY, NO_MATH_VERIFY, tiny_config
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -34,10 +33,7 @@ LEFT_OUT = (
     "LEFT OUT: parity with transformers in torch (torch is not installed; launch/test.sh says why)"
 )
 
-HAS_MATH_VERIFY = importlib.util.find_spec("math_verify") is not None
-NO_MATH_VERIFY = "LEFT OUT: symbolic answers (math-verify is not installed: extra math)"
-
-collect_ignore = [] if HAS_TORCH else ["test_parity.py"]
+collect_ignore = [] if HAS_TORCH else ["models/test_parity.py"]
 
 
 def pytest_configure(config):
@@ -63,7 +59,7 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory) -> Path:
     """The embedded tokenizer, written anew."""
-    from kdjax.tasks.vocabulary import write_tokenizer
+    from kdjax.data.tasks.vocabulary import write_tokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder)
@@ -72,20 +68,9 @@ def tokenizer_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_folder):
-    from kdjax.tokenizer import load_tokenizer
+    from kdjax.data.tokenizer import load_tokenizer
 
     return load_tokenizer(tokenizer_folder)
-
-
-def tiny_config(vocab_size: int, **changes):
-    from kdjax.models import DecoderConfig
-
-    shape = dict(
-        vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8,
-    )  # fmt: skip
-    shape["qk_norm"] = changes.get("model_type", "qwen3").startswith("qwen3")
-    return DecoderConfig(**{**shape, **changes})
 
 
 @pytest.fixture(scope="session")
@@ -108,6 +93,16 @@ def teacher_folder(tmp_path_factory, tokenizer, tokenizer_folder) -> Path:
         tokenizer.size, hidden_size=24, num_hidden_layers=3, tie_word_embeddings=False
     )
     models.create(folder, config, tokenizer_folder, seed=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_folder(tmp_path_factory, tokenizer, tokenizer_folder) -> Path:
+    """A teacher of another shape than both."""
+    from kdjax import models
+
+    folder = tmp_path_factory.mktemp("models") / "other"
+    models.create(folder, tiny_config(tokenizer.size, hidden_size=32), tokenizer_folder, seed=5)
     return folder
 
 
@@ -145,96 +140,3 @@ def tiny(tmp_path, student_folder, teacher_folder):
         save_every_steps=2,
         log_every_steps=1,
     )
-
-
-def lively(params, seed: int = 0):
-    """The same shapes with random weights so large that every layer and norm matters.
-
-    Logits then spread over a few units; fresh weights of deviation 0.02 hide faults.
-    """
-    rng = np.random.default_rng(seed)
-
-    def redraw(path, weight):
-        name, shape = path[-1].key, weight.shape
-        if name in ("scale", "norm"):
-            return jax.numpy.float32(1 + 0.3 * rng.normal(size=shape))
-        deviation = 1.5 * shape[-2] ** -0.5 if name == "kernel" else 0.7
-        return jax.numpy.float32(deviation * rng.normal(size=shape))
-
-    return jax.tree_util.tree_map_with_path(redraw, params)
-
-
-def random_prompts(vocabulary: int, lengths: list[int], rows: list[int]):
-    """A Batch of random prompts of these lengths, right-padded, without worked responses."""
-    from kdjax.base import Batch
-
-    rng, count = np.random.default_rng(0), len(lengths)
-    prompt = np.zeros((count, max(lengths)), np.int32)
-    for row, length in enumerate(lengths):
-        prompt[row, :length] = rng.integers(0, vocabulary, length)
-    none = np.zeros(count, np.int32)
-    return Batch(
-        prompt, np.array(lengths, np.int32), none[:, None], none, none > 0, np.array(rows, np.int32)
-    )
-
-
-def random_rollout(
-    seed: int,
-    vocab_size: int,
-    prompt_lengths,
-    response_lengths,
-    *,
-    prompt_width: int | None = None,
-    response_width: int | None = None,
-):
-    """A Rollout laid out row by row by NumPy alone; no real token is the padding id 0."""
-    from kdjax.base import Rollout
-
-    rng = np.random.default_rng(seed)
-    response_width = response_width or max(response_lengths)
-    width = (prompt_width or max(prompt_lengths)) + response_width
-    tokens = np.zeros((len(prompt_lengths), width), np.int32)
-    logp = np.zeros((len(prompt_lengths), response_width), np.float32)
-    for row, (prompt, response) in enumerate(zip(prompt_lengths, response_lengths, strict=True)):
-        tokens[row, : prompt + response] = rng.integers(1, vocab_size, prompt + response)
-        logp[row, :response] = -rng.random(response)
-    return Rollout(
-        tokens_bs=tokens,
-        prompt_length_b=np.array(prompt_lengths, np.int32),
-        response_length_b=np.array(response_lengths, np.int32),
-        sampler_logp_bt=logp,
-        truncated_b=np.zeros(len(prompt_lengths), bool),
-    )
-
-
-def one_layer(vocab_size: int, seed: int):
-    """(Model, lively parameters) of a decoder of one layer: attention at half the compile time."""
-    from kdjax.models.decoder import build, init_params
-
-    config = tiny_config(vocab_size, num_hidden_layers=1)
-    shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
-    return build(config), lively(shapes, seed)
-
-
-@functools.cache  # one Model, so that programs compiled for it are reused
-def bigram():
-    """A Model whose next token depends on the last one alone: easy to work out by hand."""
-    from kdjax.base import Model
-    from kdjax.numerics import LMHead
-
-    return Model(
-        config=None,
-        hidden=lambda params, tokens_bs: params["embed"][tokens_bs],
-        head=lambda params: LMHead(params["head"]),
-        init_cache=None,
-        prefill=None,
-        extend=None,
-    )
-
-
-def bigram_params(seed: int, vocab_size: int, width: int = 4):
-    """Random parameters of a bigram model, logits spread over a few units."""
-    rng = np.random.default_rng(seed)
-    return {
-        name: jax.numpy.float32(rng.normal(size=(vocab_size, width))) for name in ("embed", "head")
-    }

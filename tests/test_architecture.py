@@ -1,4 +1,4 @@
-"""A module imports only from rows above its own: the direction of the flow, kept true."""
+"""A room imports only from rooms of earlier rows: the direction of the flow, kept true."""
 
 from __future__ import annotations
 
@@ -6,118 +6,84 @@ import ast
 from pathlib import Path
 
 import pytest
+from structure import depth, imports, modules, overlong
 
-ROOT = Path(__file__).parent.parent / "kdjax"
-
-ROWS = [
-    "numerics equivalence passk claims figure digest retention fingerprint health usage",
-    "base answers bootstrap majority svg",
-    "processes",
-    "progress",
-    "symbolic chat composition kl comparison topk gate jobs sharding topology hlo"
-    " preemption watchdog",
-    "objective reduction advantage divergences grpo rewards head optimizer stops tasks"
-    " models buckets",
-    "tokenizer",
-    "sources",
-    "catalogue data sampler score flops",
-    "config",
-    "config_json",
-    "timetable",
-    "rollout arrow layout step checkpoint report student validation readings",
-    "trajectories evaluate export command_line programs",
-    "results teachers startup reference",
-    "verdicts timeline",
-    "tables",
-    "plots summary paired terminal",
-    "page expected profiling",
-    "prefixes",
-    "stored",
-    "parts",
-    "accounting drawing examine bench plan",
-    "notes",
+ROWS = (
+    "errors numerics",
+    "base sharding runtime",
+    "losses models grading",
+    "step rollouts data",
+    "config storage evaluate",
+    "report export",
     "train",
-    "study",
-    "__main__",
-]
-ROW = {module: number for number, row in enumerate(ROWS) for module in row.split()}
-WITHOUT_JAX = [
-    "answers.py",
-    "equivalence.py",
-    "majority.py",
-    "passk.py",
-    "symbolic/program.py",
-    "chat/program.py",
-]
-ONLY_IMPORTER = {
-    "orbax": {"checkpoint"},
-    "flax": {"models"},
-    "datasets": {"sources", "trajectories"},
-}
+    "study plan bench",
+    "usage __main__",
+)
+ROW = {room: number for number, row in enumerate(ROWS, start=1) for room in row.split()}
+NO_CONFIG = {room for room, row in ROW.items() if row <= 4} | {"storage", "evaluate"}
+ONLY_IMPORTERS = {"orbax": {"storage"}, "flax": {"models"}, "datasets": {"data", "storage"}}
+TO_SHORTEN = {
+    "kdjax.models.decoder.build",
+    "kdjax.rollouts.decoding.decoder",
+    "kdjax.step.update.make_step",
+    "kdjax.storage.checkpoints.open_checkpoints",
+    "kdjax.train.parts.programs._compose",
+}  # with their inner functions
+FILES = {name: path for name, path in modules().items() if name != "kdjax"}
 
 
-def room(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def room(name: str) -> str:
+    """kdjax.step.head -> step."""
+    return name.split(".")[1]
 
 
-def imports(path: Path) -> set[str]:
-    """Dotted names imported anywhere in a file; `from kdjax import x` counts as kdjax.x."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= (
-                {f"{node.module}.{a.name}" for a in node.names}
-                if node.module == "kdjax"
-                else {node.module}
-            )
-    return found
+@pytest.mark.parametrize("name", FILES)
+def test_imports_go_up_the_rows(name):
+    """Of other rooms a file imports those of earlier rows alone, and no config below row 5."""
+    others = {room(other) for other in imports(FILES[name]) if other.startswith("kdjax.")}
+    wrong = {o for o in others - {room(name), "usage"} if ROW[o] >= ROW[room(name)]}
+    assert not wrong, f"{room(name)} (row {ROW[room(name)]}) imports {wrong}"
+    assert "config" not in others or room(name) not in NO_CONFIG
 
 
-FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
+def test_no_circles():
+    """Following imports ends; the longest way is 19 files or fewer."""
+    assert depth(FILES) <= 19
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_point_upwards(path):
-    """kdjax.X is imported only by modules of a later row (or of the same room)."""
-    own = room(path)
-    for name in imports(path):
-        if name.startswith("kdjax."):
-            other = name.split(".")[1]
-            assert other == own or ROW[other] < ROW[own], f"{own} (row {ROW[own]}) imports {other}"
-
-
-@pytest.mark.parametrize(("package", "allowed"), ONLY_IMPORTER.items())
+@pytest.mark.parametrize(("package", "allowed"), ONLY_IMPORTERS.items())
 def test_packages_have_one_home(package, allowed):
     """orbax, flax and datasets are each known to one part of the project."""
-    users = {room(p) for p in FILES if any(n.split(".")[0] == package for n in imports(p))}
+    users = {room(n) for n, p in FILES.items() if package in {i.split(".")[0] for i in imports(p)}}
     assert users == allowed
 
 
-@pytest.mark.parametrize("path", WITHOUT_JAX)
-def test_text_and_counts_need_no_jax(path):
-    """Graders and estimates load in a moment: of kdjax, they import one another alone."""
-    known = {f"kdjax.{name.split('/')[0].removesuffix('.py')}" for name in WITHOUT_JAX}
-    found = imports(ROOT / path)
-    assert not {name for name in found if name.split(".")[0] in ("jax", "flax")}
-    assert {".".join(name.split(".")[:2]) for name in found if name.startswith("kdjax")} <= known
+def test_grading_needs_no_jax():
+    """Graders and estimates load in a moment."""
+    for name in (name for name in FILES if room(name) == "grading"):
+        found = imports(FILES[name], run=True)
+        assert not {i for i in found if i.split(".")[0] in ("jax", "flax")}, name
+        allowed = {"grading", "errors"} | ({"base"} if name.endswith("rewards") else set())
+        assert {room(i) for i in found if i.startswith("kdjax.")} <= allowed, name
 
 
 def test_files_and_functions_are_short():
-    """Past 400 lines a file, or 60 a function, two ideas share a room."""
-    for path in FILES:
-        text = path.read_text()
-        assert text.count("\n") <= 400, path
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
-                length = (
-                    node.end_lineno
-                    - node.lineno
-                    - len((ast.get_docstring(node) or "").splitlines())
-                )
-                nested = [
-                    n for n in ast.walk(node) if isinstance(n, ast.FunctionDef) and n is not node
-                ]
-                length -= sum(n.end_lineno - n.lineno for n in nested)
-                assert length <= 60, f"{path.name}:{node.lineno} {node.name} has {length} lines"
+    """Past 400 lines a file, or 60 a function with its inner ones, two ideas share a room; past 12
+    files (models: 24) a folder is two."""
+    assert set(overlong(FILES, lines=60)) <= TO_SHORTEN
+    assert not [name for name, path in FILES.items() if path.read_text().count("\n") > 400]
+    folders = [path.parent for path in FILES.values() if path.name != "__init__.py"]
+    for folder in set(folders):
+        assert folders.count(folder) <= (24 if folder.name == "models" else 12), folder
+
+
+def test_public_names_have_one_home():
+    """No file hands on another's names, but for the front pages that users import from."""
+    front = {"kdjax.config", "kdjax.models", "kdjax.data.sources"}
+    for name, path in FILES.items():
+        lists = [n for n in ast.walk(ast.parse(Path(path).read_text())) if _is_all(n)]
+        assert not lists or name in front, f"{name} has an __all__"
+
+
+def _is_all(node: ast.AST) -> bool:
+    return isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"

@@ -10,8 +10,8 @@ import pytest
 
 import kdjax
 from kdjax.config import Config, Study
-from kdjax.config_json import as_dict
-from kdjax.validation import validate
+from kdjax.config.as_json import as_dict
+from kdjax.config.validation import validate
 
 ROOT = Path(__file__).parent.parent
 INIT = (ROOT / "kdjax/__init__.py").read_text()

@@ -15,16 +15,17 @@ from typing import NoReturn
 import pytest
 from safetensors import safe_open
 
-from kdjax import base, models
-from kdjax.__main__ import HELP, main
+from kdjax import errors, models
+from kdjax.__main__ import main
 from kdjax.bench.head import HeadBench
 from kdjax.bench.rollout import RolloutBench
 from kdjax.bench.verifier import VerifierBench
-from kdjax.command_line import field_names
 from kdjax.config import Config
-from kdjax.sources.check import DataCheck
-from kdjax.timetable import methods
-from kdjax.validation import validate
+from kdjax.config.overrides import field_names
+from kdjax.config.timetable import methods
+from kdjax.config.validation import validate
+from kdjax.data.sources.check import DataCheck
+from kdjax.usage import HELP
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -114,14 +115,15 @@ def test_python_compiles(page):
 # Commands, fields and names
 
 
-class Parsed(base.KdjaxError):
+class Parsed(errors.KdjaxError):
     """Raised in place of the work: the command line was read to its end."""
 
     exit_code = 0
 
 
 WORK = (
-    "train.train", "parts.build", "plan.plan", "paired.read_result", "sources.check.check",
+    "train.loop.train", "train.parts.build.build", "plan.plan.plan", "report.compare.read_result",
+    "data.sources.check.check",
     "study.run_study", "study.run_piece", "study.side_by_side", "export.export",
     "export.export_adapter", "models.find", "bench.head.bench_head", "bench.rollout.bench_rollout",
     "bench.verifier.bench_verifier",
@@ -138,7 +140,7 @@ def parsing_alone(monkeypatch):
 
     for name in WORK:
         monkeypatch.setattr(f"kdjax.{name}", stop)
-    monkeypatch.setattr("kdjax.validation.check_installed", lambda _: None)
+    monkeypatch.setattr("kdjax.config.validation.check_installed", lambda _: None)
     monkeypatch.chdir(ROOT)
 
 
@@ -210,7 +212,7 @@ def test_fields_exist(page):
 
 @each_page
 def test_names_of_the_package_exist(page):
-    """`kdjax.gate.DECISIONS` and the like."""
+    """`kdjax.step.gate.DECISIONS` and the like."""
     for name in {n for span in spans(page) for n in re.findall(r"\bkdjax((?:\.\w+)+)", span)}:
         *modules, last = name.strip(".").split(".")
         module = importlib.import_module(".".join(["kdjax", *modules]))
@@ -290,20 +292,14 @@ def test_the_table_of_exit_codes():
     """It has the codes of `kdjax --help`, and every error's."""
     codes = {int(code) for code, *_ in rows("docs/runs.md", "| code | meaning")}
     assert codes == {int(code) for code in re.findall(r"\d+", HELP.partition("Exit codes:")[2])}
-    assert {error.exit_code for error in base.KdjaxError.__subclasses__()} <= codes
+    assert {error.exit_code for error in errors.KdjaxError.__subclasses__()} <= codes
 
 
-def test_the_table_of_modules():
-    """docs/development.md says where each module of the package belongs."""
-    named = {
-        name.strip("`/")
-        for _, where in rows("docs/development.md", "| looking for")
-        for name in re.findall(r"`\w+/?`", where)
-    }
+def test_the_table_of_rooms():
+    """docs/development.md says what each room and file of the package is for, and no other."""
+    named = {where.strip("`/") for where, *_ in rows("docs/development.md", "| room or file")}
     there = {p.stem for p in (ROOT / "kdjax").iterdir() if not p.name.startswith("__")}
-    inside_sampler = {p.stem for p in (ROOT / "kdjax/sampler").glob("*.py")}
-    assert there - named == set()
-    assert named - there - inside_sampler == {"__main__"}
+    assert named == there
 
 
 def test_the_shipped_models_have_the_size_they_are_said_to_have():

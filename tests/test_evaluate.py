@@ -9,13 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax.answers import Graded, Outcome, grade_boxed
-from kdjax.base import ConfigError, Problem, Samples, Sampling
-from kdjax.data import Source, task_source
-from kdjax.evaluate import evaluate, finished_responses, from_json, mean_entropy, to_json
+from kdjax.base import Problem, Samples, Sampling
+from kdjax.data.batches import Source, task_source
+from kdjax.errors import ConfigError
+from kdjax.evaluate import evaluate, finished_responses, mean_entropy
+from kdjax.grading.answers import Graded, Outcome, grade_boxed
 from kdjax.models import unstacked
-from kdjax.sampler import open_sampler
-from kdjax.score import score
+from kdjax.report.results import from_json, to_json
+from kdjax.rollouts.sampler import open_sampler
+from kdjax.step.score import score
 
 SETTINGS = dict(
     grader=("exact", grade_boxed),
@@ -157,7 +159,7 @@ def test_pieces_carry_the_log_ratio(tokenizer, student, teacher, monkeypatch):
     """The first samples' tokens have log p(teacher) - log q(student) of a scoring by hand; a
     character of two tokens has their sum, and what is beyond the limit is counted."""
     (model, params), (teacher_model, teacher_params) = student, teacher
-    monkeypatch.setattr("kdjax.readings.SHOWN_TOKENS", 6)
+    monkeypatch.setattr("kdjax.evaluate.SHOWN_TOKENS", 6)
     seen = []
 
     def scorer(rollout, _):

@@ -7,24 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import CONFIG, fails
 
 from kdjax.__main__ import BENCHMARK_TOKENS, main
-from kdjax.base import ConfigError
 from kdjax.config import Config
-
-CONFIG = """
-from kdjax import Config, reverse_kl
-from kdjax.config import Curriculum, Data, Evaluation
-
-def get_config():
-    return Config(
-        run={run!r}, student={student!r}, teacher={teacher!r}, cache={cache!r},
-        token_loss=reverse_kl, steps=2, batch_size=8,
-        data=Data(terms=(2,), problems=8, max_prompt_tokens=24),
-        curriculum=Curriculum(lengths=(8,)),
-        evaluation=Evaluation(problems=4, samples=2, k=(1, 2), max_new_tokens=8, batch_size=8),
-    )
-"""
+from kdjax.errors import ConfigError
 
 
 @pytest.fixture
@@ -35,16 +22,6 @@ def config_file(tmp_path, student_folder, teacher_folder) -> Path:
         CONFIG.format(student=str(student_folder), teacher=str(teacher_folder), **values)
     )
     return path
-
-
-def fails(capsys, code: int, *arguments) -> str:
-    """The single line that a failing command prints."""
-    assert main([str(a) for a in arguments]) == code
-    printed = capsys.readouterr().err
-    assert printed.startswith("kdjax: ")
-    assert printed.count("\n") == 1
-    assert "Traceback" not in printed
-    return printed
 
 
 @pytest.mark.parametrize(
@@ -244,7 +221,7 @@ def test_a_benchmark_has_room(student_folder, monkeypatch, capsys):
         built.append(config)
         raise ConfigError("enough")
 
-    monkeypatch.setattr("kdjax.parts.build", build)
+    monkeypatch.setattr("kdjax.train.parts.build.build", build)
     named = ["evaluate", student_folder, "--benchmark", "openai/gsm8k", "--n", "16", "--k", "1,16"]
     fails(capsys, 64, *named)
     fails(capsys, 64, *named, "--evaluation.max_new_tokens", "32")

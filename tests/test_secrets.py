@@ -6,11 +6,11 @@ from __future__ import annotations
 import sys
 
 import pytest
+from commands import CONFIG
 from serving import Reply, serving
-from test_main import CONFIG
 
 from kdjax.__main__ import main
-from kdjax.base import SECRETS
+from kdjax.errors import SECRETS
 
 CANARY = "canary-5ecret-t0ken"
 SETTINGS: list[object] = []

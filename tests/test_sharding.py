@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from kdjax.base import ConfigError
+from kdjax.errors import ConfigError
 from kdjax.sharding import (
     batch_spec,
     data_size,

@@ -10,19 +10,20 @@ from pathlib import Path
 
 import chex
 import pytest
-from test_train import interrupt_at
+from runs import interrupt_at
 
-from kdjax import forward_kl, models, report, reverse_kl
+from kdjax import forward_kl, models, reverse_kl
 from kdjax import study as study_module
 from kdjax.__main__ import main
-from kdjax.base import ConfigError, DivergedError
-from kdjax.claims import Claim
-from kdjax.command_line import load_file
 from kdjax.config import Config, Study
-from kdjax.config_json import as_dict
+from kdjax.config.as_json import as_dict
+from kdjax.config.claims import Claim
+from kdjax.config.overrides import load_file
+from kdjax.errors import ConfigError, DivergedError
 from kdjax.export import load_run
-from kdjax.report import git_commit
-from kdjax.results import Cell
+from kdjax.report.results import Cell
+from kdjax.storage import run_folder
+from kdjax.storage.run_folder import git_commit
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_study_trains_once_and_reports(study, monkeypatch):
         interrupt_at(patched, 1)
         with pytest.raises(KeyboardInterrupt):
             study_module.run_study(study)
-    begun = report.read_metrics(folder / RUNS[0])
+    begun = run_folder.read_metrics(folder / RUNS[0])
     assert [record["step"] for record in begun] == [1]
     with monkeypatch.context() as patched:
         patched.setattr(study_module, "train", fails_at(RUNS[1]))
@@ -77,7 +78,7 @@ def test_study_trains_once_and_reports(study, monkeypatch):
         assert caught.value.exit_code == 86
         assert trained == RUNS
         assert not (folder / "report.html").exists()
-        assert report.read_metrics(folder / RUNS[0])[:1] == begun  # seconds too: resumed
+        assert run_folder.read_metrics(folder / RUNS[0])[:1] == begun  # seconds too: resumed
         trained.clear()
         patched.setattr(study_module, "train", fails_at())
         cells, verdicts = study_module.run_study(study)

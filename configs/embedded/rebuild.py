@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 from kdjax import models
+from kdjax.data.tasks.vocabulary import write_tokenizer
+from kdjax.data.tokenizer import load_tokenizer
 from kdjax.export import export
 from kdjax.models import DecoderConfig
-from kdjax.tasks.vocabulary import write_tokenizer
-from kdjax.tokenizer import load_tokenizer
-from kdjax.train import train
+from kdjax.train.loop import train
 
 HERE = Path(__file__).parent
 SHAPES = {

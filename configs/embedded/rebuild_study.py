@@ -15,9 +15,9 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from kdjax import Config, models
+from kdjax.data.tokenizer import load_tokenizer
 from kdjax.export import export
-from kdjax.tokenizer import load_tokenizer
-from kdjax.train import train
+from kdjax.train.loop import train
 
 HERE = Path(__file__).parent
 BASE_STOP = "<|endoftext|>"

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdjax import report
+from kdjax.runtime import files
+from kdjax.storage import run_folder
 
 
 class Figure(NamedTuple):
@@ -27,7 +28,7 @@ class Figure(NamedTuple):
 
 def show_figures(figures: Iterator[Figure], sizes: Any, out: Path | None) -> None:
     """Print each figure as it is measured, then write all of them with their sizes and versions."""
-    versions = report.versions()
+    versions = run_folder.versions()
     print(
         f"{versions['devices']}, {versions['machine']}, jax {versions['jax']}, "
         f"commit {versions['git_commit']}; {sizes}"
@@ -37,7 +38,7 @@ def show_figures(figures: Iterator[Figure], sizes: Any, out: Path | None) -> Non
         print(_line(figure), flush=True)
         rows.append({**figure._asdict(), "met": figure.met})
     if out is not None:
-        report.write_json(
+        files.write_json(
             out, {"versions": versions, "sizes": dataclasses.asdict(sizes), "figures": rows}
         )
 

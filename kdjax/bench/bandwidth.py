@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdjax.sampler.levels import levels, rounded_up, rows_within
-from kdjax.sampler.local import ROWS
+from kdjax.rollouts.levels import levels, rounded_up, rows_within
+from kdjax.rollouts.sampler import ROWS
 
 
 class Machine(NamedTuple):

@@ -13,7 +13,7 @@ from kdjax.base import PLAIN, Batch, Key, Model, Params
 from kdjax.models import DecoderConfig
 from kdjax.models.rope import rotate
 from kdjax.numerics import project
-from kdjax.sampler.decoding import Prompts, decoder
+from kdjax.rollouts.decoding import Prompts, decoder
 
 STEPS = 16  # tokens between two looks of the host, in static batches
 

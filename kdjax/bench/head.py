@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from kdjax import topology
-from kdjax.base import ConfigError
 from kdjax.bench import Figure, baselines
-from kdjax.head import TeacherStates, head_loss
-from kdjax.kl import forward_kl, reverse_kl
+from kdjax.errors import ConfigError
+from kdjax.losses.combinators import at_temperature, mix
+from kdjax.losses.kl import forward_kl, reverse_kl
+from kdjax.losses.objectives import divergence
 from kdjax.numerics import LMHead
-from kdjax.objective import at_temperature, divergence, mix
-from kdjax.score import token_function
+from kdjax.runtime import topology
+from kdjax.step.head import TeacherStates, head_loss
+from kdjax.step.score import token_function
 
 GIB = 2**30
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import models
-from kdjax.base import PLAIN, Batch, ConfigError, Model, Params, Samples, Sampling
+from kdjax.base import PLAIN, Batch, Model, Params, Samples, Sampling
 from kdjax.bench import Figure
 from kdjax.bench.bandwidth import (
     Machine,
@@ -24,13 +24,14 @@ from kdjax.bench.bandwidth import (
     static_seconds,
 )
 from kdjax.bench.decoders import scanned_decode, static_batches
+from kdjax.errors import ConfigError
 from kdjax.models.decoder import init_params
 from kdjax.models.known import KNOWN
-from kdjax.rollout import assemble_samples
-from kdjax.sampler import open_sampler
-from kdjax.sampler.choose import choose
-from kdjax.sampler.decoding import Decoding, Prompts, decoder
-from kdjax.score import score
+from kdjax.rollouts.choose import choose
+from kdjax.rollouts.decoding import Decoding, Prompts, decoder
+from kdjax.rollouts.prefix import assemble_samples
+from kdjax.rollouts.sampler import open_sampler
+from kdjax.step.score import score
 
 SMALL = models.DecoderConfig(2048, 256, 768, 6, 8, 4, 32)
 """5 million parameters: what a CPU core decodes in seconds."""

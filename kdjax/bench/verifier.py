@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from kdjax.answers import Outcome, extract_answer, flexible, grade, grade_boxed
-from kdjax.base import ConfigError
 from kdjax.bench import Figure
-from kdjax.equivalence import read
-from kdjax.symbolic import open_symbolic
+from kdjax.errors import ConfigError
+from kdjax.grading.answers import Outcome, extract_answer, flexible, grade, grade_boxed
+from kdjax.grading.equivalence import read
+from kdjax.grading.symbolic import open_symbolic
 
 Pairs = list[tuple[str, str]]
 

@@ -17,15 +17,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from kdjax.base import DataError, Model, Params
+from kdjax.base import Model, Params
+from kdjax.errors import DataError
 from kdjax.models import decoder
-from kdjax.models.config import (
-    DecoderConfig,
-    RopeScaling,
-    parameter_count,
-    read_config,
-    to_fields,
-)
+from kdjax.models.config import DecoderConfig, RopeScaling, parameter_count, read_config, to_fields
 from kdjax.models.decoder import (
     abstract_params,
     build,
@@ -40,7 +35,7 @@ from kdjax.models.quantized import Hold, int8
 from kdjax.models.shards import COPIED_FILES, write_folder
 from kdjax.models.weights import read_head, read_params
 
-EMBEDDED = Path(__file__).parent.parent / "tasks" / "assets"
+EMBEDDED = Path(__file__).parent / "assets"
 EMBEDDED_PREFIX = "kdjax:"
 
 

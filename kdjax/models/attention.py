@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from kdjax.base import ConfigError
+from kdjax.errors import ConfigError
 from kdjax.models.kernels import KERNELS, PREFERRED, Rows, dealt_kernel
-from kdjax.progress import announce
+from kdjax.runtime.console import announce
 
 QUERY_CHUNK = 512
 """Queries, at most, whose scores are alive at a time in `chunked`; rows of no more take `xla`."""

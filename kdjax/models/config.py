@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kdjax.base import DataError
-from kdjax.models.folder import member, read_json
+from kdjax.errors import DataError
+from kdjax.runtime.files import json_object, member
 
 Fields = dict[str, Any]
 
@@ -89,7 +89,7 @@ def read_config(folder: Path) -> DecoderConfig:
     """The config of a model folder. Errors: DataError naming what is missing or not supported."""
     if member(folder, "config.json") is None:
         raise DataError(f"{folder}: no config.json; give a Hugging Face model folder")
-    return from_fields(read_json(folder, "config.json"), str(folder / "config.json"))
+    return from_fields(json_object(folder, "config.json"), str(folder / "config.json"))
 
 
 def from_fields(fields: Fields, where: str) -> DecoderConfig:

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from kdjax.base import ConfigError, Key, Model, Params
+from kdjax.base import Key, Model, Params
+from kdjax.errors import ConfigError
 from kdjax.models.attention import attention
 from kdjax.models.cache import CACHES, cached_attention
 from kdjax.models.config import DecoderConfig
@@ -27,17 +28,7 @@ from kdjax.models.linear import Linear, LoRA
 from kdjax.models.quantized import Hold, held_by, in_turn, is_quantized, scale_axes, used
 from kdjax.models.rope import rotate
 from kdjax.numerics import LMHead
-from kdjax.sharding import (
-    BATCH,
-    EMBED,
-    HEADS,
-    KV_HEADS,
-    MLP,
-    VOCAB,
-    constrain,
-    lookup,
-    shardings,
-)
+from kdjax.sharding import BATCH, EMBED, HEADS, KV_HEADS, MLP, VOCAB, constrain, lookup, shardings
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
 """(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> (attended [B,T,H,D], what is kept of k and v)."""

@@ -6,63 +6,24 @@ JSON file too large to be one is not read.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from kdjax.base import DataError, StorageError
+from kdjax.errors import DataError
+from kdjax.runtime.files import (
+    json_object,
+    member,
+    one_line,
+)
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-MAX_JSON_BYTES = 64 << 20
 MAX_LISTED = 20
 
 StoredTensor = Any
 """A tensor in a file, by the safetensors library: get_shape(), get_dtype(), [slices] -> NumPy."""
-
-
-def member(folder: Path, name: str) -> Path | None:
-    """The file of this name in the folder; None if there is none.
-
-    Errors: DataError where it is no regular file or links out of the folder (a snapshot in a hub's
-    cache may link to anything of its own repository).
-    """
-    path = folder / name
-    if not os.path.lexists(path):
-        return None
-    home, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
-    if home.parent.name == "snapshots":  # <repository>/snapshots/<commit>, links to ../../blobs
-        home = home.parent.parent
-    if not real.is_relative_to(home):
-        raise DataError(f"{path}: links out of the model folder; put the file itself there")
-    if not real.is_file():
-        raise DataError(f"{path}: not a regular file (or a broken link); fetch the file again")
-    return path
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of the folder; {} if the file is absent.
-
-    Errors: DataError naming the file that is too large, not JSON, or says a key twice.
-    """
-    path = member(folder, name)
-    if path is None:
-        return {}
-    try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise DataError(f"{path}: {size} bytes are too many for a JSON file; fetch it again")
-        found = json.loads(path.read_bytes(), object_pairs_hook=_without_twins)
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a readable JSON file ({one_line(error)})") from None
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: a JSON object was expected")
-    return found
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -78,7 +39,7 @@ def read_index(folder: Path) -> dict[str, str] | None:
     transformers)."""
     if member(folder, WEIGHTS_FILE) is not None or member(folder, INDEX_FILE) is None:
         return None
-    index = read_json(folder, INDEX_FILE).get("weight_map")
+    index = json_object(folder, INDEX_FILE).get("weight_map")
     where = folder / INDEX_FILE
     if not isinstance(index, dict) or not index:
         raise DataError(f"{where}: no weight_map; fetch the file again")
@@ -128,18 +89,6 @@ def shown(name: object) -> str:
     return str(name)[:100].encode("unicode_escape").decode()
 
 
-def one_line(error: BaseException) -> str:
-    """What a library said, on one line of at most 200 characters."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
 def _files(folder: Path, index: dict[str, str] | None) -> list[Path]:
     if index is not None:
         names = sorted(set(index.values()))
@@ -186,23 +135,3 @@ def _instead(path: Path) -> str:
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer: git lfs pull"
     return "it is a web page" if start.lstrip().lower().startswith((b"<html", b"<!doctype")) else ""
-
-
-@contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Where to write what becomes `folder`: beside its final place, and renamed at the end, so that
-    a folder is whole or absent. Errors: StorageError, also where it exists and is not empty."""
-    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
-        raise StorageError(
-            f"{folder} exists and is not empty; choose another folder, nothing was overwritten"
-        )
-    partial = folder.with_name(folder.name + ".partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
-    except OSError as error:
-        raise StorageError(f"can't write the model folder {folder}: {error}") from error

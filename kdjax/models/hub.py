@@ -6,9 +6,10 @@ import functools
 import re
 from pathlib import Path
 
-from kdjax.base import DataError
-from kdjax.models.folder import INDEX_FILE, one_line
+from kdjax.errors import DataError
+from kdjax.models.folder import INDEX_FILE
 from kdjax.models.shards import COPIED_FILES
+from kdjax.runtime.files import one_line
 
 HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 WANTED = ("config.json", *COPIED_FILES, "*.safetensors", INDEX_FILE)

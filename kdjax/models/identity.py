@@ -7,7 +7,8 @@ import hashlib
 import time
 from pathlib import Path
 
-from kdjax.models.folder import INDEX_FILE, member, weight_files
+from kdjax.models.folder import INDEX_FILE, weight_files
+from kdjax.runtime.files import member
 
 IDENTITY_FILES = (
     "tokenizer_config.json",

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from kdjax.base import ConfigError
+from kdjax.errors import ConfigError
 from kdjax.sharding import BATCH, HEADS, KV_HEADS, map_dealt, pieces
 
 GPU = ("gpu", "cuda")

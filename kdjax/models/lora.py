@@ -6,31 +6,38 @@ Parameters are nested dicts, and an adapter is the same dict with only its own l
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.base import ConfigError, Key, Params
+from kdjax.base import Key, Params
+from kdjax.errors import ConfigError
 from kdjax.models.config import DecoderConfig
 from kdjax.models.decoder import init_params
 from kdjax.models.families import layer_table
-from kdjax.models.folder import new_folder
 from kdjax.models.linear import PROJECTIONS, LoRA
+from kdjax.runtime.files import new_folder
 
 ADAPTER_LEAVES = ("lora_a", "lora_b")
 
 
-def make_lora(config: DecoderConfig, rank: int, alpha: float, targets: tuple[str, ...]) -> LoRA:
-    """The adapters of a decoder; no targets: all its projections outside the experts.
+def make_lora(
+    config: DecoderConfig, rank: int, alpha: float, targets: tuple[str, ...]
+) -> LoRA | None:
+    """The adapters of a decoder, None of rank 0; no targets: all projections outside the experts.
 
     Errors: ConfigError naming a target that is no projection, or one inside experts.
 
     >>> make_lora(DecoderConfig(10, 4, 8, 1, 2, 1, 2), 2, 4.0, ("q_proj",)).targets
     ('q_proj',)
     """
+    if not rank:
+        return None
     present = tuple(path[0] for path in layer_table(config).values() if path[1:] == ("kernel",))
     for name in targets:
         if name in PROJECTIONS and name not in present:
@@ -143,3 +150,29 @@ def _split(params: Params) -> tuple[Params, Params]:
             if not (isinstance(half, dict) and not half):
                 kept[name] = half
     return base, adapter
+
+
+class Student(NamedTuple):
+    """The trained parameters at the start, and what stays beside them (None: nothing does)."""
+
+    trained: Params
+    frozen: Params | None = None
+    lora: LoRA | None = None
+
+    def whole(self, trained: Params) -> Params:
+        """What the model without adapters reads, when these are the trained parameters."""
+        return trained if self.lora is None else sampling_params(self.lora, self.frozen, trained)
+
+
+def open_student(lora: LoRA | None, decoder: DecoderConfig, params: Params, key: Key) -> Student:
+    """A model's parameters, divided: all of them trained, or an adapter beside them, frozen."""
+    if lora is None:
+        return Student(params)
+    return Student(init_adapter(decoder, lora, key), params, lora)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def sampling_params(lora: LoRA, frozen: Params, trained: Params) -> Params:
+    """The adapter merged into its base (models/lora.py), in the base's dtype."""
+    merged = merge(join(frozen, trained), lora)
+    return jax.tree.map(lambda w, like: w.astype(like.dtype), merged, frozen)

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from kdjax.base import ConfigError, Params
+from kdjax.base import Params
+from kdjax.errors import ConfigError
 from kdjax.sharding import gathered
 
 Hold = Callable[[tuple[str, ...], jax.Array], Any]

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.base import DataError, Params
+from kdjax.base import Params
+from kdjax.errors import DataError
 from kdjax.models.config import from_fields
 from kdjax.models.families import Place, tensors
-from kdjax.models.folder import INDEX_FILE, member, new_folder, one_line, read_json
+from kdjax.models.folder import INDEX_FILE
+from kdjax.runtime.files import json_object, member, new_folder, one_line
 
 COPIED_FILES = (
     "tokenizer.json",
@@ -38,7 +40,7 @@ def write_folder(
     renamed, so a folder is whole or absent. Errors: StorageError; DataError where `source` is of
     another shape.
     """
-    fields = read_json(source, "config.json")
+    fields = json_object(source, "config.json")
     places = tensors(from_fields(fields, str(source)))
     _check_paths(params, places, source)
     dtype = np.dtype(dtype)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from kdjax.base import DataError, Params
+from kdjax.base import Params
+from kdjax.errors import DataError
 from kdjax.models.config import DecoderConfig
 from kdjax.models.decoder import abstract_params
 from kdjax.models.families import Path, Place

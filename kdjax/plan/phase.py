@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any, NamedTuple
 
-from kdjax import hlo
-from kdjax.base import ConfigError
-from kdjax.programs import Programs, TeacherPrograms
+from kdjax.errors import ConfigError
+from kdjax.plan import hlo
 from kdjax.sharding import device_bytes
+from kdjax.train.parts.programs import Programs, TeacherPrograms
 
 GIB = 2**30
 

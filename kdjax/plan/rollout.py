@@ -10,17 +10,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from kdjax import flops, topology
 from kdjax.base import Model, Params
-from kdjax.config import Config
-from kdjax.layout import Shapes
+from kdjax.config.schema import Config
+from kdjax.models import flops
 from kdjax.plan.phase import GIB, Phase, compiled_program, device_gib, largest_teacher, sent_gib
-from kdjax.programs import Programs, cache_bytes, to_sampler
-from kdjax.sampler.decoding import Prompts, decoder
-from kdjax.sampler.levels import Level, levels, prefill_rows, rounded_up, rows_within
-from kdjax.sampler.local import row_bytes
+from kdjax.rollouts.decoding import Prompts, decoder
+from kdjax.rollouts.levels import Level, levels, prefill_rows, rounded_up, rows_within
+from kdjax.rollouts.sampler import row_bytes
+from kdjax.runtime import topology
 from kdjax.sharding import batch_spec, data_size, replicated, rollout_mesh
-from kdjax.trajectories import CHUNK_ROWS
+from kdjax.storage.trajectories import CHUNK_ROWS
+from kdjax.train.parts.programs import Programs, cache_bytes, to_sampler
+from kdjax.train.parts.shapes import Shapes
 
 
 def rollout_phase(config: Config, programs: Programs, shapes: Shapes) -> Phase:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from kdjax.config import Config
+from kdjax.config.schema import Config
+from kdjax.config.timetable import is_rewarded, methods
 from kdjax.plan.phase import Plan
-from kdjax.timetable import is_rewarded, methods
 
 
 def to_json(made: Plan) -> dict[str, Any]:

@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax import flops, topology
 from kdjax.base import Model
-from kdjax.config import Config
-from kdjax.expected import expected_rollout
-from kdjax.layout import Shapes
+from kdjax.config.schema import Config
+from kdjax.models import flops
 from kdjax.models.lora import join
 from kdjax.plan.phase import GIB, Phase, compiled_program, largest_teacher, sent_gib
-from kdjax.programs import Programs, head_chunk, jitted_logp, logp_settings
+from kdjax.runtime import topology
 from kdjax.sharding import data_size, replicated
+from kdjax.train.parts.programs import Programs, head_chunk, jitted_logp, logp_settings
+from kdjax.train.parts.shapes import Shapes, expected_rollout
 
 
 def step_phase(

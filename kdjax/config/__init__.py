@@ -1,0 +1,24 @@
+"""What an experiment is: configs, their names, checks and text."""
+
+from kdjax.config.schema import (
+    RL,
+    WHERE_IT_RUNS,
+    Checkpointing,
+    Config,
+    Curriculum,
+    Data,
+    Evaluation,
+    Faults,
+    Layout,
+    Lora,
+    Optimizer,
+    Rollouts,
+    Study,
+    Turn,
+    teacher_models,
+)
+
+__all__ = [
+    "RL", "WHERE_IT_RUNS", "Checkpointing", "Config", "Curriculum", "Data", "Evaluation", "Faults",
+    "Layout", "Lora", "Optimizer", "Rollouts", "Study", "Turn", "teacher_models",
+]  # fmt: skip

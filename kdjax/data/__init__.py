@@ -1,0 +1,1 @@
+"""Problems to batches: datasets, tasks, tokenizers and chat templates."""

@@ -1,0 +1,264 @@
+"""Problems -> batches. A batch is a pure function of (seed, position): the cursor is one number."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kdjax.base import Batch, Problem
+from kdjax.data import sources
+from kdjax.data.tasks import problem as task_problem
+from kdjax.data.tokenizer import Tokenizer
+from kdjax.errors import ConfigError, DataError
+
+
+class Source(NamedTuple):
+    """A finite list: size, problem(index), a text that is equal for equal contents, and one that
+    says, for people, where it is from and what of it was left out."""
+
+    size: int
+    problem: Callable[[int], Problem]
+    identity: str
+    about: str = ""
+
+
+Groups = dict[str, np.ndarray]
+"""Tag -> the indices of its problems, ascending."""
+
+
+def task_source(task: str, split: str, size: int, terms: Sequence[int]) -> Source:
+    """`size` problems of an embedded task.
+
+    >>> task_source("calc", "train", 10, (3,)).problem(0).id
+    'calc/train/0'
+    """
+    if size < 1:
+        raise DataError(f"{task}/{split} has no problems; ask for at least one")
+    return Source(
+        size,
+        functools.lru_cache(maxsize=None)(lambda index: task_problem(task, split, index, terms)),
+        f"task:{task}/{split}/{size}/{tuple(terms)}/1",
+    )
+
+
+def file_source(path: str | Path, columns: Sequence[str] = ()) -> Source:
+    """Problems of a local file or folder (JSONL, CSV, Parquet, Arrow): columns prompt and answer;
+    if it has them, solution and tag. `columns` ("field=column") says other names.
+
+    Errors: DataError when it is missing, unreadable, or nothing in it can be used.
+    """
+    return _source(sources.load_path(path, columns))
+
+
+def named_source(name: str, use: str, columns: Sequence[str] = ()) -> Source:
+    """Problems of a dataset by its name (docs/data.md), of the split for `use`: "train" or "test".
+
+    Errors: as `sources.load`.
+    """
+    return _source(sources.load_name(name, columns, use))
+
+
+def _source(loaded: sources.Loaded) -> Source:
+    note = f"; note: {loaded.note}" if loaded.note else ""
+    return Source(loaded.size, loaded.problem, loaded.identity, loaded.about + note)
+
+
+def index_at(size: int, position: int, seed: int, tag: str = "") -> int:
+    """Which of `size` problems stands at a position of their stream: each epoch is a permutation by
+    (seed, tag, epoch)."""
+    epoch, offset = divmod(position, size)
+    return int(_permutation(size, seed, tag, epoch)[offset])
+
+
+def tags_of(source: Source, tags: Sequence[str]) -> np.ndarray:
+    """Which of these tags each problem belongs to, [size]: its own, be it among them or not. The
+    tag "" alone is everybody's.
+
+    >>> tags_of(task_source("calc", "train", 2, (3,)), [""]).tolist()
+    ['', '']
+    """
+    if list(tags) == [""]:
+        return np.full(source.size, "")
+    return np.array([source.problem(index).tag for index in range(source.size)])
+
+
+def group_by_tag(source: Source, tags: Sequence[str]) -> Groups:
+    """Tag -> the indices of its problems, in order; one group of all problems for the tag "" alone.
+
+    Errors: DataError for a problem whose tag is not among them, ConfigError for a tag that no
+    problem has.
+    """
+    names, found = list(tags), tags_of(source, tags)
+    foreign = np.flatnonzero(~np.isin(found, names))
+    if len(foreign):
+        problem = source.problem(int(foreign[0]))
+        raise DataError(
+            f"{problem.id} has the tag {problem.tag!r}, and teachers have {names}; mend the column"
+            " tag, or add to teachers"
+        )
+    groups = {name: np.flatnonzero(found == name) for name in names}
+    for name, rows in groups.items():
+        if not len(rows):
+            raise ConfigError(
+                f"teachers: no training problem has the tag {name!r}; take it out, or fill the"
+                " column tag of data.file"
+            )
+    return groups
+
+
+def batch_at(groups: Groups, number: int, size: int, seed: int) -> tuple[str, list[int]]:
+    """(tag, indices) of batch `number`: a pure function of its arguments, so a cursor is one
+    number.
+
+    Tags take turns in proportion to their problems: exactly, in every N / gcd of the counts
+    batches. The k-th batch of a tag holds places k size .. (k + 1) size - 1 of its own stream, each
+    epoch of which is a permutation by (seed, tag, epoch).
+
+    >>> groups = {"a": np.arange(4), "b": np.arange(4, 6)}
+    >>> [batch_at(groups, n, 2, seed=0)[0] for n in range(6)]
+    ['a', 'b', 'a', 'a', 'b', 'a']
+    """
+    tags = list(groups)
+    order = _turns(tuple(len(groups[tag]) for tag in tags))
+    rounds, place = divmod(number, len(order))
+    turn = order[place]
+    earlier = rounds * np.sum(order == turn) + np.sum(order[:place] == turn)
+    rows = groups[tags[turn]]
+    positions = range(int(earlier) * size, (int(earlier) + 1) * size)
+    return tags[turn], [int(rows[index_at(len(rows), p, seed, tags[turn])]) for p in positions]
+
+
+def rows_of_process(indices: Sequence[int], process: int, count: int) -> list[int]:
+    """What process `process` of `count` holds of a batch: the shares are equal, in order, without
+    gap or overlap, so that together they are the batch whatever the count.
+
+    Errors: ConfigError for a batch that can't be dealt so, or a process that is not one of them.
+
+    >>> rows_of_process([7, 3, 9, 1], 1, 2)
+    [9, 1]
+    """
+    if not 0 <= process < count:
+        raise ConfigError(f"process must be in 0..{count - 1}, got {process}")
+    if len(indices) % count:
+        raise ConfigError(
+            f"batch_size {len(indices)} can't be dealt to {count} processes; make it a multiple"
+            f" of {count}"
+        )
+    share = len(indices) // count
+    return list(indices[process * share : (process + 1) * share])
+
+
+@functools.lru_cache(maxsize=8)
+def _turns(counts: tuple[int, ...]) -> np.ndarray:
+    """Whose turn it is at each place of a round: k-th turns of a tag of n lie at (k + 1/2) / n."""
+    shares = [count // math.gcd(*counts) for count in counts]
+    whose = np.repeat(np.arange(len(shares)), shares)
+    when = np.concatenate([(np.arange(n) + 0.5) / n for n in shares])
+    return whose[np.argsort(when, kind="stable")]
+
+
+def encode_batch(
+    source: Source,
+    indices: Sequence[int],
+    tokenizer: Tokenizer,
+    *,
+    max_prompt_tokens: int,
+    max_new_tokens: int,
+) -> Batch:
+    """The problems at `indices` as a Batch of host arrays, rows in that order.
+
+    A worked response is its text and the first stop token, cut at max_new_tokens. Errors: DataError
+    naming a problem whose prompt is empty or over the limit, or that holds a token which student
+    and teacher don't share.
+    """
+    encoded = [
+        (encode_prompt(source, i, tokenizer), _encode_response(source, i, tokenizer))
+        for i in indices
+    ]
+    prompt = np.zeros((len(encoded), max_prompt_tokens), np.int32)
+    response = np.zeros((len(encoded), max_new_tokens), np.int32)
+    for row, (index, (prompt_ids, response_ids)) in enumerate(zip(indices, encoded, strict=True)):
+        if not 0 < len(prompt_ids) <= max_prompt_tokens:
+            raise DataError(
+                f"the prompt of {source.problem(index).id} has {len(prompt_ids)} tokens;"
+                f" the limit is {max_prompt_tokens} (data.max_prompt_tokens)"
+            )
+        foreign = [i for i in (*prompt_ids, *response_ids) if i >= tokenizer.size]
+        if foreign:
+            raise DataError(
+                f"{source.problem(index).id} holds token {tokenizer.token(foreign[0])!r}, which"
+                " only one of student and teacher knows; take it out of the problem"
+            )
+        prompt[row, : len(prompt_ids)] = prompt_ids
+        response[row, : min(len(response_ids), max_new_tokens)] = response_ids[:max_new_tokens]
+    return Batch(
+        prompt_bp=prompt,
+        prompt_length_b=np.array([len(p) for p, _ in encoded], np.int32),
+        response_bt=response,
+        response_length_b=np.array([min(len(r), max_new_tokens) for _, r in encoded], np.int32),
+        response_truncated_b=np.array([len(r) > max_new_tokens for _, r in encoded]),
+        row_b=np.asarray(indices, np.int32),
+    )
+
+
+@functools.lru_cache(maxsize=8)  # it reads every problem
+def with_solutions(source: Source) -> Source:
+    """The problems that bring a worked response, in order; the source itself where all do.
+
+    Errors: DataError where none does.
+    """
+    kept = [index for index in range(source.size) if source.problem(index).solution]
+    if len(kept) == source.size:
+        return source
+    require_solutions(source, [0] if not kept else kept[:1])
+    return Source(
+        len(kept),
+        lambda index: source.problem(kept[index]),
+        f"{source.identity}, {len(kept)} with a solution",
+        f"{source.about}; {len(kept)} of {source.size} have a worked response, and are used",
+    )
+
+
+def require_solutions(source: Source, indices: Sequence[int]) -> None:
+    """Raise DataError unless these problems bring worked responses, for the dataset prefix."""
+    for problem in map(source.problem, indices):
+        if not problem.solution:
+            raise DataError(
+                f"{problem.id} has no worked response, which prefix dataset trains on:"
+                " fill the column solution, or choose another prefix"
+            )
+
+
+@functools.lru_cache(maxsize=32)
+def _permutation(size: int, seed: int, tag: str, epoch: int) -> np.ndarray:
+    stream = int.from_bytes(hashlib.sha256(tag.encode()).digest()[:8], "big") if tag else 0
+    generator = np.random.Philox(key=seed + (stream << 64), counter=[0, 0, 0, epoch])
+    return np.random.Generator(generator).permutation(size)
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def encode_prompt(source: Source, index: int, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Token ids of a problem's rendered prompt."""
+    return tuple(tokenizer.encode_prompt(source.problem(index).prompt))
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def _encode_response(source: Source, index: int, tokenizer: Tokenizer) -> tuple[int, ...]:
+    solution = source.problem(index).solution
+    return (*tokenizer.encode(solution), tokenizer.stop_ids[0]) if solution else ()
+
+
+def source_key(source: Source, tokenizer: Tokenizer, max_prompt_tokens: int) -> dict[str, Any]:
+    """JSON values that are equal when the same prompts reach the model as the same ids."""
+    return {
+        "problems": source.identity,
+        "tokenizer": tokenizer.fingerprint,
+        "template": repr(tokenizer.render("?")),
+        "max_prompt_tokens": max_prompt_tokens,
+    }

@@ -1,0 +1,187 @@
+"""A name or a path -> problems: `openai/gsm8k`, `openai/gsm8k:train[:256]`, `org/set=file.parquet`,
+`problems.jsonl`."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdjax.base import Problem
+from kdjax.data.sources import rows as reading
+from kdjax.data.sources.known import KNOWN
+from kdjax.data.sources.mapping import Mapping, mapping_of, needed
+from kdjax.data.sources.survey import Counts, in_words, read_row, survey
+from kdjax.errors import ConfigError, DataError
+
+NAME = re.compile(
+    r"(?P<dataset>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?(?::(?P<split>\w+))?"
+    r"(?:\[(?P<first>\d*):(?P<last>\d*)\])?(?:=(?P<path>.+))?"
+)
+GRAMMAR = "ORG/DATASET[@REVISION][:SPLIT][[FIRST:LAST]][=PATH]"
+"""What a name may say; FIRST and LAST count problems, after what is left out."""
+
+Cut = tuple[int | None, int | None]
+
+
+class Loaded(NamedTuple):
+    """The problems of a dataset: problem(index), index < size, read when it is asked for.
+
+    identity is equal for equal problems in equal order; about and note say, for people, what was
+    left out and what to know.
+    """
+
+    size: int
+    problem: Callable[[int], Problem]
+    counts: Counts
+    identity: str
+    about: str
+    note: str = ""
+
+
+def load(text: str, columns: Sequence[str], use: str) -> Loaded:
+    """A dataset by its name, or a file or folder by its path; where a name says no split and has
+    none for this use ("train" or "test"), that of the other use.
+
+    Errors: as `load_name`.
+    """
+    if is_path(text):
+        return load_path(text, columns)
+    name = NAME.fullmatch(text)
+    known = KNOWN.get(name["dataset"]) if name else None
+    if known is not None and getattr(known, use) is None:
+        use = {"train": "test", "test": "train"}[use]
+    return load_name(text, columns, use)
+
+
+def is_path(text: str) -> bool:
+    """Whether a text means a file or folder rather than a dataset's name.
+
+    >>> is_path("a/b.jsonl"), is_path("openai/gsm8k"), is_path("openai/gsm8k=a/b.jsonl")
+    (True, False, False)
+    """
+    if "=" in text and NAME.fullmatch(text):
+        return False
+    known_kind = Path(text).suffix in reading.READERS
+    return known_kind or Path(text).exists() or not NAME.fullmatch(text)
+
+
+def load_path(path: str | Path, columns: Sequence[str] = ()) -> Loaded:
+    """The problems of a file or folder with named columns (see `mapping_of`)."""
+    mapping, path = mapping_of(columns), Path(path)
+    return _load(mapping, path.name, path, _stamp(path), None, (None, None), None)
+
+
+def load_name(text: str, columns: Sequence[str], use: str) -> Loaded:
+    """The problems of a dataset by its name (GRAMMAR).
+
+    use is "train" or "test": which split a name means that says none. columns ("field=column") are
+    those of a dataset that kdjax does not know. Errors: ConfigError for a name that can't be read
+    so, DataError for what can't be reached or used.
+    """
+    name = NAME.fullmatch(text)
+    if name is None:
+        raise ConfigError(f"{text!r} is no dataset's name; it is written {GRAMMAR}")
+    dataset = name["dataset"]
+    mapping = _mapping(dataset, columns)
+    split = name["split"] or getattr(mapping, use)
+    if split is None:
+        other = {"train": mapping.test, "test": mapping.train}[use]
+        fit = ", ".join(one for one, m in KNOWN.items() if getattr(m, use))
+        raise ConfigError(
+            f"{text} has no {use} split; name the split to use it all the same"
+            f" ({dataset}:{other}), or take one of {fit}"
+        )
+    first, last = (int(name[side]) if name[side] else None for side in ("first", "last"))
+    path = Path(name["path"]) if name["path"] else None
+    revision = name["revision"] or mapping.revision
+    stamp = path and _stamp(path)
+    return _load(mapping, f"{dataset}:{split}", path, stamp, split, (first, last), revision)
+
+
+def read_problems(mapping: Mapping, title: str, rows: Any, cut: Cut = (None, None)) -> Loaded:
+    """The problems of the rows of a `datasets.Dataset`, counted; of those that are used, the ones
+    [first:last].
+
+    Errors: DataError for a column that is missing, for a row that contradicts itself (it is named),
+    and where nothing is left.
+    """
+    rows = reading.columns_only(rows, needed(mapping, reading.column_names(rows), title))
+    found = survey(mapping, title, rows)
+    if not found.kept:
+        raise DataError(f"{title}: no row can be used: {in_words(found.counts)}")
+    places = slice(*cut)
+    kept = found.kept[places]
+    asked = f"[{'' if cut[0] is None else cut[0]}:{'' if cut[1] is None else cut[1]}]"
+    if not kept:
+        raise DataError(f"{title}{asked}: that is none of its {found.counts.used} problems")
+
+    @functools.lru_cache(maxsize=4096)
+    def problem(index: int) -> Problem:
+        row = kept[index]
+        read = read_row(mapping, title, row, rows[row])
+        assert isinstance(read, Problem), f"{title}/{row} could be used before"
+        return read
+
+    return Loaded(
+        size=len(kept),
+        problem=problem,
+        counts=found.counts,
+        identity="rows:" + hashlib.sha256(b"".join(found.digests[places])).hexdigest()[:16],
+        about=f"{title}: {in_words(found.counts)}" + ("" if places == slice(None) else asked),
+        note=mapping.note,
+    )
+
+
+@functools.lru_cache(maxsize=16)  # a run asks for its problems many times
+def _load(
+    mapping: Mapping,
+    title: str,
+    path: Path | None,
+    stamp: tuple | None,
+    split: str | None,
+    cut: Cut,
+    revision: str | None,
+) -> Loaded:
+    if path is None:
+        dataset = title.partition(":")[0]
+        rows = reading.read_hub(dataset, mapping.config, split or "train", revision)
+    else:
+        rows = reading.read_local(path, split)
+    try:
+        loaded = read_problems(mapping, title, rows, cut)
+    except DataError as error:
+        if path is None:
+            raise
+        said = str(error).removeprefix(f"{title}: ") if title == path.name else str(error)
+        raise DataError(f"{path}: {said}") from error
+    if path is None:
+        loaded = loaded._replace(about=f"{loaded.about}, revision {revision or 'main'}")
+    expected = dict(mapping.rows).get(split or "")
+    if expected in (None, len(rows)):
+        return loaded
+    surprise = f"{len(rows)} rows, where {expected} were expected"
+    return loaded._replace(note="; ".join(part for part in (surprise, loaded.note) if part))
+
+
+def _mapping(dataset: str, columns: Sequence[str]) -> Mapping:
+    if dataset not in KNOWN and not columns:
+        raise ConfigError(
+            f"{dataset} is no dataset that kdjax knows ({', '.join(KNOWN)}); say its columns"
+            " (prompt=... answer=...)"
+        )
+    if dataset in KNOWN and columns:
+        raise ConfigError(
+            f"kdjax knows the columns of {dataset}, and columns {tuple(columns)} are set; leave"
+            " them out, or give its file as a path"
+        )
+    return KNOWN[dataset] if dataset in KNOWN else mapping_of(columns)
+
+
+def _stamp(path: Path) -> tuple:
+    """Changes when files do: what was read from them is kept while it does not."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.exists())

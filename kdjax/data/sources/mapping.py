@@ -1,0 +1,136 @@
+"""Which columns of a dataset become a problem's fields, and by which functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from kdjax.data.sources import cells
+from kdjax.errors import ConfigError, DataError
+
+Row = dict[str, Any]
+
+
+class Column(NamedTuple):
+    """read(the cells of `names`, then those of `optional`, None where absent) -> the field.
+
+    A dotted name looks inside a struct. Every one of names must be there; where there are none, a
+    prompt or an answer needs one of optional.
+    """
+
+    names: tuple[str, ...]
+    read: Callable[..., Any] = cells.text
+    optional: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (*self.names, *self.optional)
+
+    def of(self, row: Row) -> Any:
+        return self.read(*(_cell(row, name) for name in self.all))
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapping:
+    """How one dataset is read.
+
+    train, test: its splits of that use, None where it has none. config: of the hub. revision: what
+    is read where a name gives none. rows: how many a split has, where that is known. traces: counts
+    the worked responses of a row. keeps: the rows that are used; None uses all. same: rows are
+    duplicates where the prompt, or the whole row, is that of an earlier one. note: what a user of
+    it should know.
+    """
+
+    prompt: Column
+    answer: Column
+    solution: Column | None = None
+    tag: Column | None = None
+    traces: Column | None = None
+    keeps: Column | None = None
+    train: str | None = None
+    test: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    rows: tuple[tuple[str, int], ...] = ()
+    same: Literal["prompt", "row"] = "prompt"
+    note: str = ""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        every = (self.prompt, self.answer, self.solution, self.tag, self.traces, self.keeps)
+        return tuple(column for column in every if column is not None)
+
+
+FIELDS = ("prompt", "answer", "solution", "tag")
+
+
+def mapping_of(columns: Sequence[str]) -> Mapping:
+    """The mapping of a file with named columns, each written "field=column"; where none is said, a
+    field's column has its own name, and solution and tag may be absent.
+
+    Errors: ConfigError for what is not written so.
+
+    >>> mapping_of(["prompt=question", "answer=meta.gold"]).answer.names
+    ('meta.gold',)
+    """
+    given: dict[str, str] = {}
+    for written in columns:
+        field, _, column = written.partition("=")
+        if field not in FIELDS or not column or field in given:
+            raise ConfigError(
+                f'columns: each is written "field=column" once, with the fields'
+                f" {', '.join(FIELDS)}; got {written!r}"
+            )
+        given[field] = column
+
+    def field_of(field: str, read: Callable[..., Any]) -> Column:
+        if field in given or field in ("prompt", "answer"):
+            return Column((given.get(field, field),), read)
+        return Column((), read, optional=(field,))
+
+    return Mapping(
+        prompt=field_of("prompt", cells.user_turn),
+        answer=field_of("answer", cells.text),
+        solution=field_of("solution", cells.verbatim),
+        tag=field_of("tag", cells.text),
+        train="train",
+        test="test",
+        same="row",
+    )
+
+
+def needed(mapping: Mapping, there: Iterable[str], name: str) -> list[str]:
+    """The columns to read of those that are `there` (structs' fields by dotted names).
+
+    Errors: DataError naming a column that is missing and the one most like it.
+    """
+    there = list(there)
+    for column in mapping.columns:
+        missing = [one for one in column.names if one not in there]
+        of_it = column.optional if column in (mapping.prompt, mapping.answer) else ()
+        if not column.names and of_it and not {*of_it} & {*there}:
+            missing = [of_it[0]]
+        if missing:
+            raise DataError(f"{name}: no column {missing[0]}{_nearest(missing[0], there)}")
+    wanted = {one for column in mapping.columns for one in column.all if one in there}
+    return sorted(wanted)
+
+
+def _nearest(name: str, there: list[str]) -> str:
+    lower = {one.lower(): one for one in there}
+    near = difflib.get_close_matches(name.lower(), lower, n=1)
+    hint = f"did you mean {lower[near[0]]}? " if near else ""
+    return f"; {hint}it has {', '.join(there)} (say which by columns: prompt=... answer=...)"
+
+
+def _cell(row: Row, name: str) -> Any:
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, dict):
+            return None
+        value = value.get(part)
+    return value

@@ -1,0 +1,69 @@
+r"""Procedural, verifiable arithmetic, deterministic in (task, split, index); splits can't overlap.
+
+A task turns a random generator and a number of terms into a prompt, a gold answer and one of many
+right worked solutions. Randomness comes from a counter-based generator (Philox) keyed by (task,
+split) at counter `index`, and a prompt belongs to exactly one split by the hash of its text:
+drawing again until the hash agrees makes an overlap impossible by construction, however many
+problems are drawn.
+
+    >>> problem("calc", "train", 0, (3,)) == problem("calc", "train", 0, (3,))
+    True
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from kdjax.base import Problem
+from kdjax.data.tasks import calc, chainsum, lastdigit, recheck
+from kdjax.errors import ConfigError
+
+Make = Callable[[np.random.Generator, int], tuple[str, str, str]]
+
+TASKS: dict[str, Make] = {
+    "calc": calc.make,
+    "lastdigit": lastdigit.make,
+    "chainsum": chainsum.make,
+    "recheck": recheck.make,
+}
+
+SPLITS = {"train": 0.8, "heldout": 0.1, "test": 0.1}
+"""Share of all prompts: train on one split, gate the curriculum on the next, report the last."""
+
+
+def problem(task: str, split: str, index: int, terms: Sequence[int]) -> Problem:
+    """Problem `index` of a split, with a number of terms drawn evenly from `terms` (each 2 to 32).
+
+    Errors: an unknown task or split, or terms out of range.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"unknown task {task!r}; there are {sorted(TASKS)}")
+    if split not in SPLITS:
+        raise ConfigError(f"unknown split {split!r}; there are {sorted(SPLITS)}")
+    if not terms or min(terms) < 2 or max(terms) > 32:
+        raise ConfigError(f"terms must be numbers from 2 to 32, got {tuple(terms)}")
+    rng = np.random.Generator(
+        np.random.Philox(key=_hash64(f"{task}/{split}"), counter=[0, 0, 0, index])
+    )
+    count = int(rng.choice(np.asarray(terms)))
+    while True:
+        prompt, answer, solution = TASKS[task](rng, count)
+        if split_of(task, prompt) == split:
+            return Problem(f"{task}/{split}/{index}", prompt, answer, solution)
+
+
+def split_of(task: str, prompt: str) -> str:
+    """The only split that a prompt can appear in."""
+    position = _hash64(f"{task}:{prompt}") / 2**64
+    for name, share in SPLITS.items():
+        position -= share
+        if position < 0:
+            return name
+    return name
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

@@ -1,0 +1,88 @@
+"""Errors that a user can fix: each one clear line with the remedy, and an exit code."""
+
+from __future__ import annotations
+
+import os
+import re
+
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY")
+"""Environment variables whose values are not to be written anywhere."""
+
+
+def without_secrets(text: str) -> str:
+    """The text without the passwords of URLs, and with the names of `SECRETS` for their values.
+
+    >>> without_secrets("looked at http://me:token@host")
+    'looked at http://***@host'
+    """
+    text = re.sub(r"(:/+)[^\s/?#]*@", r"\1***@", text)  # a path has one slash where a URL has two
+    for name in SECRETS:
+        if len(secret := os.environ.get(name, "")) >= 8:  # a shorter one is a stand-in for none
+            text = text.replace(secret, f"${name}")
+    return text
+
+
+class KdjaxError(Exception):
+    """A mistake that the user can fix: one clear line with the remedy, and an exit code.
+
+    The line is printable and at most 2,000 characters long whatever it quotes, and holds no secret.
+
+    >>> print(DataError("no https://me:token@host/a\\nb"))
+    no https://***@host/a\\nb
+    """
+
+    exit_code = 64
+
+    def __init__(self, message: str):
+        line = _shortened(without_secrets(message))
+        escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+        super().__init__(_shortened("".join(escaped)))
+
+
+def _shortened(line: str) -> str:
+    """Its begin and its end, where the remedy stands."""
+    return line if len(line) <= 2000 else f"{line[:1500]} ... {line[-490:]}"
+
+
+class ConfigError(KdjaxError):
+    """A wrong field, value or combination (exit code 64)."""
+
+    exit_code = 64
+
+
+class DataError(KdjaxError):
+    """Data or a model folder that can't be used as it is (exit code 65)."""
+
+    exit_code = 65
+
+
+class RendezvousError(KdjaxError):
+    """The processes of a run did not find each other: the same commands may (exit code 75)."""
+
+    exit_code = 75
+
+
+class PreemptedError(KdjaxError):
+    """Training was told to stop, and has saved where it was: the same command resumes (exit code
+    85)."""
+
+    exit_code = 85
+
+
+class DivergedError(KdjaxError):
+    """Training produced numbers that are not finite (exit code 86)."""
+
+    exit_code = 86
+
+
+class StorageError(KdjaxError):
+    """A file or folder that can't be read or written (exit code 74)."""
+
+    exit_code = 74
+
+
+class EngineError(KdjaxError):
+    """An engine behind HTTP that can't be reached, refuses, or answers what can't be used (exit
+    code 69)."""
+
+    exit_code = 69

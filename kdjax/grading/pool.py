@@ -1,0 +1,160 @@
+"""Workers that can be killed: each request has a deadline, and a worker that misses it is replaced.
+
+A worker is a fresh process of a program (never a fork of this one, whose threads and devices it
+must not inherit) that answers a JSON line with a JSON line, as `program.serve` does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import time
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from kdjax.errors import ConfigError
+
+BOOT_SECONDS = 120.0
+BOOTS_THAT_MAY_FAIL = 3
+ANSWERS_A_WORKER = 10_000  # then it is replaced: libraries' caches grow
+
+
+class Reply(NamedTuple):
+    """What a program made of a request, or why there is nothing: deadline, crash, memory, or the
+    name of an exception."""
+
+    value: Any
+    failure: str = ""
+
+
+class _Worker:
+    """A process, what it has said of its next line, and the request that it is busy with."""
+
+    def __init__(self, command: Sequence[str]):
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C in a terminal reaches the parent alone
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.requests, self.replies = self.process.stdin, self.process.stdout
+        self.said = b""
+        self.ready = False
+        self.request: int | None = None
+        self.answers = 0
+        self.due = time.monotonic() + BOOT_SECONDS
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        for pipe in (self.requests, self.replies):
+            with contextlib.suppress(OSError):  # what was not yet written is lost anyhow
+                pipe.close()
+        self.process.wait()
+
+
+class Workers:
+    """`map` gives requests to `count` processes of a command; `close` leaves none behind.
+
+    Memory is the program's own to limit. A worker lives until it fails, is late, has answered
+    10,000 requests, or this object or interpreter ends.
+    """
+
+    def __init__(self, command: Sequence[str], count: int, deadline_seconds: float):
+        self._command, self._count, self._deadline_seconds = command, count, deadline_seconds
+        self._workers: list[_Worker] = []
+        self._failed_boots = 0
+        self.close = weakref.finalize(self, _kill_all, self._workers)  # also when Python ends
+
+    def map(self, requests: Sequence[dict[str, Any]]) -> list[Reply]:
+        """The reply to each request, in order. Errors: ConfigError when no worker starts."""
+        if not self.close.alive:
+            raise ValueError("Workers.map: these workers are closed; open new ones")
+        waiting = deque(range(len(requests)))
+        replies: dict[int, Reply] = {}
+        try:
+            while len(replies) < len(requests):
+                self._fill(min(self._count, len(requests) - len(replies)))
+                self._deal(waiting, requests)
+                self._collect(replies)
+        except BaseException:  # Ctrl-C too: whatever is busy has lost its place
+            for worker in list(self._workers):
+                self._drop(worker)
+            raise
+        return [replies[number] for number in range(len(requests))]
+
+    def _fill(self, wanted: int) -> None:
+        while len(self._workers) < wanted:
+            if self._failed_boots >= BOOTS_THAT_MAY_FAIL:
+                raise ConfigError(
+                    f"a grader's worker ended {self._failed_boots} times before it was ready; give"
+                    f" it more memory, or run it by hand: {' '.join(self._command)} < /dev/null"
+                )
+            self._workers.append(_Worker(self._command))
+
+    def _deal(self, waiting: deque[int], requests: Sequence[dict[str, Any]]) -> None:
+        for worker in self._workers:
+            if waiting and worker.ready and worker.request is None:
+                worker.request = waiting.popleft()
+                worker.due = time.monotonic() + self._deadline_seconds
+                line = json.dumps(requests[worker.request]).encode() + b"\n"
+                with contextlib.suppress(BrokenPipeError):  # its end is seen by _collect
+                    worker.requests.write(line)
+                    worker.requests.flush()
+
+    def _collect(self, replies: dict[int, Reply]) -> None:
+        """Wait for the next reply, end or deadline of any worker, and take all that came."""
+        busy = [w for w in self._workers if w.request is not None or not w.ready]
+        with selectors.DefaultSelector() as selector:
+            for worker in busy:
+                selector.register(worker.replies, selectors.EVENT_READ, worker)
+            soonest = min(worker.due for worker in busy)
+            found = selector.select(max(0.0, soonest - time.monotonic()))
+        for key, _ in found:
+            self._hear(key.data, replies)
+        for worker in busy:
+            late = worker.request is not None or not worker.ready
+            if worker in self._workers and late and time.monotonic() >= worker.due:
+                self._lose(worker, "deadline", replies)
+
+    def _hear(self, worker: _Worker, replies: dict[int, Reply]) -> None:
+        heard = os.read(worker.replies.fileno(), 65_536)
+        worker.said += heard
+        if not heard:
+            self._lose(worker, "crash", replies)
+        elif worker.said.endswith(b"\n"):
+            fields = json.loads(worker.said)
+            worker.said = b""
+            if not worker.ready:
+                worker.ready, self._failed_boots = True, 0
+                return
+            if worker.request is not None:
+                replies[worker.request] = Reply(fields.get("value"), fields.get("failure", ""))
+            worker.request, worker.answers = None, worker.answers + 1
+            if fields.get("failure") == "memory" or worker.answers >= ANSWERS_A_WORKER:
+                self._drop(worker)
+
+    def _lose(self, worker: _Worker, failure: str, replies: dict[int, Reply]) -> None:
+        if worker.request is not None:
+            replies[worker.request] = Reply(None, failure)
+        elif not worker.ready:
+            self._failed_boots += 1
+        self._drop(worker)
+
+    def _drop(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.kill()
+
+
+def _kill_all(workers: list[_Worker]) -> None:
+    while workers:
+        workers.pop().kill()

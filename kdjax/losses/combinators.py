@@ -1,0 +1,180 @@
+"""Combinators: functions that take losses and return a loss of the same kind.
+
+They forward their arguments untouched, so the same ones serve both levels and nest: a `TokenLoss`
+(vocabulary level) or an `Objective` (token level).
+
+    mix(forward_kl, reverse_kl, weight=0.8)          a forward-heavy token loss
+    add(divergence, scale(negative_log_likelihood, 0.1))    an objective with a little SFT in it
+
+Every number may be a schedule over training (`kdjax.losses.composition`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.base import Objective, Scores, TokenLoss
+from kdjax.errors import ConfigError
+from kdjax.losses import kl
+from kdjax.losses.composition import (
+    Number,
+    at_progress,
+    composed,
+    composition_of,
+    describe,
+    require,
+)
+from kdjax.numerics import log_probs
+
+F = TypeVar("F", bound=Callable[..., jax.Array])
+
+
+def mix(first: F, second: F, *, weight: Number) -> F:
+    """weight * first + (1 - weight) * second, the weight on the first. Laws: mix(a, a, w) = a.
+
+    KL mixing of arXiv 2605.16826: `mix(forward_kl, reverse_kl, weight=0.8)` is forward-heavy.
+    (The paper's lambda multiplies the reverse term; here the weight is always the first's.)
+
+    >>> same = mix(kl.forward_kl, kl.forward_kl, weight=0.3)
+    >>> describe(same)
+    'mix(forward_kl, forward_kl, weight=0.3)'
+    """
+    require("mix: weight", weight, lambda w: 0 <= w <= 1, "in [0, 1]")
+
+    def mixed(*args):
+        return weight * first(*args) + (1 - weight) * second(*args)
+
+    return composed(mixed, mix, first, second, weight=weight)
+
+
+def scale(loss: F, factor: Number) -> F:
+    """factor * loss.
+
+    >>> describe(scale(kl.reverse_kl, 0.1))
+    'scale(reverse_kl, 0.1)'
+    """
+    return composed(lambda *args: factor * loss(*args), scale, loss, numbers=(factor,))
+
+
+def add(first: F, *rest: F) -> F:
+    """The sum of losses of one kind.
+
+    >>> describe(add(kl.forward_kl, kl.reverse_kl))
+    'add(forward_kl, reverse_kl)'
+    """
+    return composed(lambda *args: sum((f(*args) for f in rest), first(*args)), add, first, *rest)
+
+
+def clip(loss: F, maximum: Number) -> F:
+    """min(loss, maximum): a token above the bound keeps its value's bound and loses its gradient.
+
+    >>> skewed = jnp.log(jnp.array([0.1, 0.9]))
+    >>> float(clip(kl.forward_kl, 0.5)(skewed, skewed[::-1]))
+    0.5
+    """
+    return composed(lambda *args: jnp.minimum(loss(*args), maximum), clip, loss, numbers=(maximum,))
+
+
+def at_temperature(loss: TokenLoss, temperature: Number) -> TokenLoss:
+    """The token loss between both distributions, each renormalised softmax(log p / temperature).
+
+    No factor temperature**2 is put in front: for Hinton's, scale it by that.
+
+    >>> describe(at_temperature(kl.forward_kl, 2.0))
+    'at_temperature(forward_kl, 2.0)'
+    """
+    require("at_temperature: temperature", temperature, lambda t: t > 0, "above 0")
+
+    def tempered(student_logp, teacher_logp):
+        return loss(log_probs(student_logp, temperature), log_probs(teacher_logp, temperature))
+
+    return composed(tempered, at_temperature, loss, numbers=(temperature,))
+
+
+def runs_on(objective: Objective, *known: str) -> bool:
+    """Whether an objective needs no more than these `Scores` beside the student's and the
+    sampler's; others are None.
+
+    >>> runs_on(negative_log_likelihood), runs_on(divergence), runs_on(divergence, "divergence")
+    (True, False, True)
+    """
+    one = jnp.ones(1)
+    fields: dict[str, Any] = dict.fromkeys(known, one)
+    try:
+        jax.eval_shape(at_progress(objective, 0.5), Scores(one, one, one, one > 0, **fields))
+    except (ConfigError, TypeError, AttributeError):  # what None does in an expression
+        return False
+    return True
+
+
+def require_per_token(objective: Objective) -> None:
+    """ConfigError unless an objective's value at a token depends on that token's scores alone.
+
+    The loss head gives it packed tokens, [tokens], where neighbours may be of other sequences.
+    """
+    rng, now = np.random.default_rng(0), at_progress(objective, 0.5)
+    names = [name for name in Scores._fields if name not in ("mask", "parts")]
+    values: dict[str, Any] = {
+        name: jnp.asarray(rng.uniform(0.1, 3.0, 5) * (-1 if "logp" in name else 1), jnp.float32)
+        for name in names
+    }
+    scores = Scores(mask=jnp.ones(5, bool), **values)
+    try:
+        whole = np.asarray(now(scores))
+        alone = [now(jax.tree.map(lambda x, i=i: x[i : i + 1], scores)) for i in range(5)]
+        per_token = whole.shape == (5,) and np.allclose(whole, np.concatenate(alone))
+        reason = "its value at a token depends on other tokens, or is not finite"
+    except ConfigError:
+        raise
+    except Exception as error:
+        per_token, reason = False, f"it does not run ({type(error).__name__}: {error})"
+    if not per_token:
+        raise ConfigError(
+            f"objective {describe(objective)}: {reason[:200]};"
+            " it must map Scores [tokens] to [tokens], one by one"
+        )
+
+
+def closed_form(token_loss: TokenLoss, temperature: float = 1.0) -> Callable | None:
+    """The same composition over the closed forms of `compare`, or None if there is none.
+
+    It takes at(temperature) -> Comparison and gives the loss at each token: combinators serve both
+    levels, so a mix of KLs is the mix of their closed forms.
+
+    >>> closed_form(mix(kl.forward_kl, kl.reverse_kl, weight=0.8)) is None
+    False
+    """
+    if token_loss in (kl.forward_kl, kl.reverse_kl):
+        name = token_loss.__name__
+        return lambda at: getattr(at(temperature), name)
+    composition = composition_of(token_loss)
+    if composition is None:
+        return None
+    combinator, losses, numbers, named = composition
+    if combinator is at_temperature:
+        return closed_form(losses[0], temperature * numbers[0])
+    if combinator not in POINTWISE:
+        return None
+    parts = [closed_form(loss, temperature) for loss in losses]
+    return None if None in parts else combinator(*parts, *numbers, **named)
+
+
+POINTWISE = (mix, scale, add, clip)
+"""Combinators that look at the values of their losses alone."""
+
+
+def terms(loss: Callable) -> list[Callable]:
+    """What a loss is a weighted sum of: itself, unless it is a mix, a sum or a multiple.
+
+    >>> [describe(t) for t in terms(mix(kl.forward_kl, scale(kl.reverse_kl, 2), weight=0.8))]
+    ['forward_kl', 'reverse_kl']
+    """
+    composition = composition_of(loss)
+    if composition is None or composition.combinator not in (mix, add, scale):
+        return [loss]
+    return list(dict.fromkeys(term for one in composition.functions for term in terms(one)))

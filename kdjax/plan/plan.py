@@ -1,0 +1,115 @@
+"""`kdjax plan`: will it fit, and how fast could it be? The real programs, compiled ahead of time.
+
+Nothing is run and no weight is read: the steps and the rollouts of a config, and the readings of a
+reference model and of the policy that drew, are compiled for devices that need not be here, and
+asked what they hold and send.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from kdjax import models
+from kdjax.config.schema import Config, teacher_models
+from kdjax.config.timetable import methods, updates_of
+from kdjax.data.tokenizer import load_tokenizer
+from kdjax.errors import ConfigError
+from kdjax.models.known import KNOWN, Known
+from kdjax.models.lora import join
+from kdjax.plan.phase import GIB, Phase, Plan, device_gib
+from kdjax.plan.rollout import rollout_phase
+from kdjax.plan.show import advice, remarks
+from kdjax.plan.step import reading_phase, step_phase
+from kdjax.runtime import topology
+from kdjax.train.parts.programs import Programs, compose, head_chunk
+from kdjax.train.parts.shapes import Shapes, choose_meshes
+
+
+def plan(config: Config, target: str) -> Plan:
+    """Compile a config's programs for a target, a phase for each: the steps and the rollouts of its
+    methods (`timetable.methods`), and what is read besides; of several teachers, the largest's.
+
+    Errors: ConfigError where the compiler is missing, a layout can't be, or a model's shapes are
+    not known.
+    """
+    shapes = shapes_of(config)
+    devices = topology.devices(target)
+    absent_gpu = devices[0].platform == "gpu" and devices[0] not in jax.devices()
+    if config.attention == "auto" and absent_gpu:  # cuDNN compiles on the card alone
+        config = dataclasses.replace(config, attention="chunked")
+    if config.layout.teacher_devices:
+        raise ConfigError("plan: layout.teacher_devices is not planned yet; leave it at 0")
+    if config.trajectories is not None:
+        raise ConfigError("plan: trajectories are not planned yet; leave them out")
+    meshes = choose_meshes(config, devices, shapes)
+    mesh, programs = meshes[0], compose(config, meshes, shapes)
+    held = {
+        "trained parameters": device_gib(programs.state.params),
+        "frozen base": device_gib(programs.frozen),
+        "optimizer": device_gib(programs.state.opt_state),
+        "teacher": sum(device_gib(teacher.params) for teacher in programs.teachers.values()),
+        "reference": device_gib(programs.reference_params),
+    }
+    with topology.uncached():
+        phases, step_text = _phases(config, programs, shapes)
+    memory = topology.memory_bytes(devices[0])
+    made = Plan(
+        target,
+        devices[0].device_kind,
+        {name: size for name, size in mesh.shape.items()},
+        memory and memory / GIB,
+        held,
+        phases,
+        head_chunk(config, mesh, shapes.vocabulary),
+        config.attention,
+        [],
+        list(remarks(config)),
+        step_text,
+    )
+    return made._replace(advice=list(advice(config, made)))
+
+
+def _phases(config: Config, programs: Programs, shapes: Shapes) -> tuple[dict[str, Phase], str]:
+    """(every phase of a step, the program of the first method's step)."""
+    own, phases, texts = methods(config), {}, []
+    for number, method in enumerate(own):
+        name = f"step of turn {number}" if number else "step"
+        phases[name], text = step_phase(method, number, programs, shapes)
+        texts.append(text)
+    drawn = {method.prefix: method for method in own if method.prefix != "dataset"}
+    for prefix, method in drawn.items():
+        name = "rollout" if len(drawn) == 1 else f"{prefix} rollout"
+        phases[name] = rollout_phase(method, programs, shapes)
+    if programs.reference is not None:
+        given = programs.reference, programs.reference_params
+        phases["reference"] = reading_phase(config, programs, shapes, *given)
+    if any(updates_of(method) > 1 for method in own) and not config.rollouts.ahead:
+        trained = join(programs.frozen, programs.state.params)
+        phases["old policy"] = reading_phase(config, programs, shapes, programs.learner, trained)
+    return phases, texts[0]
+
+
+def shapes_of(config: Config) -> Shapes:
+    """A config's shapes: of released checkpoints by their hub names, or of local folders."""
+    student = _known(config.student)
+    named = {name: name and _known(name) for name in teacher_models(config).values()}
+    teachers = [known for known in named.values() if known]
+    reference = None if config.reference is None else _known(config.reference).config
+    return Shapes(
+        student.config,
+        {name: known and known.config for name, known in named.items()},  # type: ignore[misc]
+        min(known.tokens for known in (student, *teachers)),
+        student.stop_ids,
+        tuple(i for known in teachers for i in known.stop_ids),
+        reference=reference,
+    )
+
+
+def _known(name: str) -> Known:
+    if name in KNOWN:
+        return KNOWN[name]
+    folder = models.find(name)
+    tokenizer = load_tokenizer(folder)
+    return Known(models.read_config(folder), tokenizer.stop_ids, tokenizer.size)

@@ -1,0 +1,175 @@
+"""Two evaluations of the same problems: what the second has more than the first, paired by problem.
+
+Shares in 0..1, lengths in tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import nan
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kdjax.config.claims import Claim, Metric
+from kdjax.errors import ConfigError, DataError
+from kdjax.evaluate import EvalReport
+from kdjax.grading.intervals import Estimate, Interval, interval
+from kdjax.grading.passk import pass_by_problem
+from kdjax.report.results import (
+    Cell,
+    Outcome,
+    Verdict,
+    at_equal_flops,
+    differing,
+    from_json,
+    values_of,
+)
+from kdjax.report.tables import between, shown
+from kdjax.runtime import files
+from kdjax.runtime.console import Table
+from kdjax.storage import run_folder
+
+
+class Difference(NamedTuple):
+    """A metric of two evaluations by its name, and the second less the first with its interval."""
+
+    name: str
+    metric: Metric
+    first: float
+    second: float
+    difference: Interval
+
+
+def compare(first: EvalReport, second: EvalReport, names: tuple[str, str]) -> list[Difference]:
+    """Avg@n, Pass@k for every k of both, and, where both reports say them by problem, length and
+    truncation. names: what they are called in an error.
+
+    The intervals are over problems, which are drawn with the values of both. Errors: ConfigError
+    naming what differs besides the model: problems, samples, sampling, limit or verifier.
+    """
+    changed = differing(first, second)
+    changed += ["problems"] * (len(first.correct) != len(second.correct) and not changed)
+    if changed:
+        said = ", ".join(
+            f"{name} ({getattr(first, name)} and {getattr(second, name)})" for name in changed
+        )
+        raise ConfigError(
+            f"{names[0]} and {names[1]} can't be compared: they differ in {said}; evaluate both in"
+            " the same way"
+        )
+    values = [_by_problem(each) for each in (first, second)]
+    return [
+        Difference(name, metric, float(a.mean()), float(b.mean()), interval((b - a)[None]))
+        for name, (metric, a) in values[0].items()
+        if name in values[1]
+        for b in [values[1][name][1]]
+    ]
+
+
+def _by_problem(result: EvalReport) -> dict[str, tuple[Metric, np.ndarray]]:
+    n = result.samples
+    found: dict[str, tuple[Metric, np.ndarray]] = {
+        f"Avg@{n}": ("avg", np.array(result.correct) / n)
+    }
+    for k in result.pass_at:
+        found[f"Pass@{k}"] = ("pass", pass_by_problem(result.correct, n, k))
+    if result.tokens is not None and result.cut is not None:
+        found["length"] = ("length", np.array(result.tokens) / n)
+        found["truncated"] = ("truncated", np.array(result.cut) / n)
+    return found
+
+
+def read_result(path: Path) -> EvalReport:
+    """The report of a run's or an evaluation's folder, or of a JSON file that kdjax evaluate wrote.
+
+    Errors: DataError where there is none, or one without the numbers of each problem.
+    """
+    file = path / run_folder.EVALUATION if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(
+            f"no evaluation {file}; give a finished run, or what kdjax evaluate --out wrote"
+        )
+    fields = files.read_json(file)
+    return as_report(fields.get("report", fields) if isinstance(fields, dict) else fields, file)
+
+
+def as_report(fields: Any, file: Path) -> EvalReport:
+    """The report that a file's JSON values are. Errors: DataError, as `read_result`."""
+    try:
+        found = from_json(fields)
+        estimates = [found.avg, found.length, found.truncated, found.no_answer, found.not_scored]
+        estimates += [*found.pass_at.values(), *(found.majority_at or {}).values()]
+        if not all(isinstance(n, int | float) for estimate in estimates for n in estimate):
+            raise ValueError("not all estimates are numbers")
+        if len(found.correct) != found.problems:
+            raise ValueError(f"correct has {len(found.correct)} of {found.problems} problems")
+        for counts in (found.correct, found.cut or []):
+            if not all(type(n) is int and 0 <= n <= found.samples for n in counts):
+                raise ValueError(f"a count of responses is not in 0..{found.samples}")
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{file} is no evaluation ({type(error).__name__}: {error}); evaluate anew with kdjax"
+            " evaluate --out"
+        ) from error
+    return found
+
+
+def table(found: list[Difference]) -> Table:
+    """A line a metric; shares in percent and their differences in points."""
+    lines = [
+        [d.name, *(shown(d.metric, Estimate(x, nan)) for x in (d.first, d.second)),
+         between(d.metric, *d.difference)]
+        for d in found
+    ]  # fmt: skip
+    return ["", "A", "B", "B - A (95 %)"], lines
+
+
+def to_json(found: list[Difference]) -> dict[str, Any]:
+    """By the metric's name: first, second, difference, low and high."""
+    return {
+        d.name: {
+            "first": d.first,
+            "second": d.second,
+            "difference": d.difference.estimate,
+            "low": d.difference.low,
+            "high": d.difference.high,
+        }
+        for d in found
+    }
+
+
+def judge(claim: Claim, cells: Sequence[Cell]) -> Verdict:
+    """The verdict on a claim about some of the cells, which stand in the order of their seeds.
+
+    supported: the whole 95 % interval of more - less is above -margin; contradicted: below it;
+    otherwise undecided. Errors: ConfigError where the cells were evaluated differently.
+    """
+    by_name = {cell.name: cell for cell in cells}
+    chosen = [by_name[name] for name in (*claim.more, *claim.less)]
+    for cell in chosen[1:]:
+        _check_comparable(claim, chosen[0], cell)
+    values = (
+        [values_of(cell, claim.metric) for cell in chosen]
+        if claim.reading == "steps"
+        else at_equal_flops(chosen, by_name["start"].runs[0])
+    )
+    more, less = values[: len(claim.more)], values[len(claim.more) :]
+    found = interval(np.mean(more, axis=0) - np.mean(less, axis=0))
+    return Verdict(claim, *found, outcome=_outcome(found, -claim.margin))
+
+
+def _outcome(found: Interval, bound: float) -> Outcome:
+    if found.low > bound:
+        return "supported"
+    return "contradicted" if found.high < bound else "undecided"
+
+
+def _check_comparable(claim: Claim, first: Cell, other: Cell) -> None:
+    changed = differing(first.runs[0].report, other.runs[0].report)
+    if changed:
+        raise ConfigError(
+            f"claim {claim.name}: cells {first.name} and {other.name} were evaluated with another"
+            f" {' and '.join(changed)}; give them one evaluation"
+        )

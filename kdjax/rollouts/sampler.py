@@ -1,0 +1,278 @@
+"""The sampler of this process: drives the programs of decoding.py over the levels of levels.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from kdjax.base import PLAIN, Batch, Key, Model, Params, Sampler, Samples, Sampling
+from kdjax.errors import ConfigError
+from kdjax.models import unstacked
+from kdjax.rollouts.choose import Choice, check_sampling
+from kdjax.rollouts.decoding import Decoder, Prompts, decoder, kept
+from kdjax.rollouts.levels import Level, bucket, levels, prefill_rows, rounded_up, rows_within
+from kdjax.sharding import KV_HEADS, batch_spec, data_size, pieces
+
+ROWS = 512
+"""Rows decoded at a time, at most."""
+
+CACHE_BYTES = 2**30
+"""What the KV cache may take of a device, by default."""
+
+
+def generate(
+    model: Model,
+    params: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    max_new_tokens: int,
+    **settings: Any,
+) -> Samples:
+    """One draw of `open_sampler(model, **settings)`, from parameters whose layers are stacked."""
+    return open_sampler(model, **settings)(unstacked(params), batch, key, max_new_tokens)
+
+
+def open_sampler(
+    model: Model,
+    *,
+    stop_ids: Sequence[int],
+    sampling: Sampling = PLAIN,
+    vocabulary: int | None = None,
+    mesh: Mesh | None = None,
+    rows: int = ROWS,
+    cache_bytes: float = CACHE_BYTES,
+) -> Sampler:
+    """A sampler of a model whose parameters are `models.unstacked`; its Samples are on the host.
+
+    Responses grow level by level (levels.py) in batches of up to `rows` rows whose KV cache takes
+    at most `cache_bytes` of a device, dealt over the mesh's data axes. Rows with one prompt share
+    its prefill. Logits past the first `vocabulary` are padding, and never drawn.
+    Errors: ConfigError for a sampling that can't be, no stop id or one beyond the vocabulary, and,
+    when it draws, for an empty prompt, an unknown token or a limit under 1.
+    """
+    if not stop_ids:
+        raise ConfigError("sampler: stop_ids is empty; a response needs a token that ends it")
+    if vocabulary is not None and max(stop_ids) >= vocabulary:
+        raise ConfigError(
+            f"sampler: stop id {max(stop_ids)} is beyond the model's {vocabulary} tokens and would"
+            " never be drawn; use the stop ids of the model's own tokenizer"
+        )
+    check_sampling(sampling)
+    programs = decoder(model, sampling, vocabulary, mesh)
+    devices = 1 if mesh is None else data_size(mesh)
+
+    def draw(params: Params, batch: Batch, key: Key, max_new_tokens: int) -> Samples:
+        work = _Work(programs, params, key, mesh, devices, np.asarray(stop_ids))
+        growing = _begin(batch, max_new_tokens, vocabulary)
+        width = bucket(int(growing.prompt_length_b.max()), growing.prompt_bp.shape[1])
+        for level in levels(max_new_tokens):
+            a_row = row_bytes(model, level.slots(width), mesh)
+            for group in _groups(growing, level, rows_within(cache_bytes, a_row, rows, devices)):
+                _advance(work, growing, group, level, width)
+        return growing.samples()
+
+    return draw
+
+
+def row_bytes(model: Model, slots: int, mesh: Mesh | None = None) -> float:
+    """What a device holds of the KV cache of one row of so many slots."""
+    cache = jax.eval_shape(lambda: model.init_cache(1, slots))
+    total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+    return total / pieces(mesh, KV_HEADS)
+
+
+class _Work(NamedTuple):
+    """What all batches of a draw have in common."""
+
+    programs: Decoder
+    params: Params
+    key: Key
+    mesh: Mesh | None
+    devices: int
+    stop_ids: np.ndarray
+
+    def place(self, tree: Any) -> Any:
+        return jax.device_put(tree, None if self.mesh is None else batch_spec(self.mesh))
+
+
+class _Growing(NamedTuple):
+    """Prompts and the responses so far, on the host; stop -1 is a row that goes on."""
+
+    prompt_bp: np.ndarray
+    prompt_length_b: np.ndarray
+    row_b: np.ndarray
+    prompt_b: np.ndarray
+    tokens_bt: np.ndarray
+    logp_bt: np.ndarray
+    sampler_logp_bt: np.ndarray
+    entropy_bt: np.ndarray
+    length_b: np.ndarray
+    stop_b: np.ndarray
+
+    def samples(self) -> Samples:
+        return Samples(
+            self.tokens_bt, self.length_b, self.logp_bt, self.sampler_logp_bt, self.entropy_bt,
+            self.stop_b,
+        )  # fmt: skip
+
+    def prefix(self, row: int) -> np.ndarray:
+        """Prompt and response so far."""
+        prompt = self.prompt_bp[row, : self.prompt_length_b[row]]
+        return np.concatenate([prompt, self.tokens_bt[row, : self.length_b[row]]])
+
+
+def _begin(batch: Batch, max_new_tokens: int, vocabulary: int | None) -> _Growing:
+    """No response yet. Errors: ConfigError for prompts or a limit that can't be."""
+    prompts, lengths = np.asarray(batch.prompt_bp), np.asarray(batch.prompt_length_b)
+    if max_new_tokens < 1:
+        raise ConfigError(f"sampler: max_new_tokens must be at least 1, got {max_new_tokens}")
+    if lengths.min() < 1:
+        row = int(np.asarray(batch.row_b)[lengths.argmin()])
+        raise ConfigError(
+            f"sampler: the prompt of row {row} is empty; give it a token to begin with"
+        )
+    real = np.where(np.arange(prompts.shape[1])[None] < lengths[:, None], prompts, -1)
+    if vocabulary is not None and real.max() >= vocabulary:
+        raise ConfigError(
+            f"sampler: a prompt holds id {real.max()}, beyond the model's {vocabulary} tokens;"
+            " encode it with the model's own tokenizer"
+        )
+    rows, shape = len(lengths), (len(lengths), max_new_tokens)
+    return _Growing(
+        prompts,
+        lengths,
+        np.asarray(batch.row_b, np.int32),
+        np.unique(real, axis=0, return_inverse=True)[1].reshape(-1),
+        np.zeros(shape, np.int32),
+        np.zeros(shape, np.float32),
+        np.zeros(shape, np.float32),
+        np.zeros(shape, np.float32),
+        np.zeros(rows, np.int32),
+        np.full(rows, -1, np.int32),
+    )
+
+
+def _groups(growing: _Growing, level: Level, most: int) -> Iterator[np.ndarray]:
+    """The rows that go on from a level's first token, up to `most` at a time: those of one prompt
+    beside each other, short prompts first."""
+    alive = np.flatnonzero((growing.stop_b < 0) & (growing.length_b == level.first))
+    order = np.lexsort((growing.prompt_b[alive], growing.prompt_length_b[alive]))
+    for first in range(0, len(alive), most):
+        yield alive[order[first : first + most]]
+
+
+def _advance(work: _Work, growing: _Growing, group: np.ndarray, level: Level, width: int) -> None:
+    """Grow the responses of a group to the level's end, or to their own.
+
+    lanes: the row that each place of the batch draws, [devices, places]; -1 for none any more.
+    """
+    programs, prefixes = work.programs, width + level.first
+    lanes = _dealt(group, work.devices)
+    state = programs.empty(work.params, lanes.size, level.slots(width))
+    for at, wide in _prompts(work, growing, lanes, level, prefixes):
+        state = programs.prefill(work.params, state, work.place(wide), np.int32(at), prefixes)
+    for round_ in range(level.rounds):
+        done = round_ * level.steps
+        pointer, position = np.int32(prefixes + done), np.int32(level.first + done)
+        state, drawn = programs.decode(work.params, state, work.key, pointer, position, level.steps)
+        drawn = jax.tree.map(np.asarray, drawn)
+        lanes = _record(growing, lanes, drawn, level.first + done, level.last, work.stop_ids)
+        if (lanes < 0).all():
+            return
+        which = _survivors(lanes)
+        if which.size < lanes.size and round_ + 1 < level.rounds:
+            state = kept(programs, state, work.place(which.reshape(-1)))
+            places = np.where(which < 0, 0, which)
+            lanes = np.where(which < 0, -1, np.take_along_axis(lanes, places, axis=1))
+
+
+def _dealt(group: np.ndarray, devices: int) -> np.ndarray:
+    """Rows in equal blocks of a power of two, [devices, places]; -1 where there is none."""
+    lanes = np.full((devices, rounded_up(len(group), devices) // devices), -1)
+    for own, rows in zip(lanes, np.array_split(group, devices), strict=True):
+        own[: len(rows)] = rows
+    return lanes
+
+
+def _prompts(
+    work: _Work, growing: _Growing, lanes: np.ndarray, level: Level, widest: int
+) -> Iterator[tuple[int, Prompts]]:
+    """(place, prefixes of the rows from there on): as many rows at a time as begin with no more
+    distinct prefixes than `prefill_rows`."""
+    rows = np.where(lanes < 0, lanes.max(), lanes)
+    begins = growing.prompt_b[rows] if level.first == 0 else rows  # rows of one prefix, one number
+    count = rows.shape[1]
+
+    def distinct(at: int, count: int) -> int:
+        return max(len(np.unique(own[at : at + count])) for own in begins)
+
+    def too_many(count: int) -> bool:
+        most = max(distinct(at, count) for at in range(0, rows.shape[1], count))
+        return rounded_up(most) > prefill_rows(widest)
+
+    while count > 1 and too_many(count):
+        count //= 2
+    for at in range(0, rows.shape[1], count):
+        size = rounded_up(distinct(at, count))
+        yield (
+            at,
+            _piece(growing, rows[:, at : at + count], begins[:, at : at + count], size, widest),
+        )
+
+
+def _piece(growing: _Growing, rows: np.ndarray, begins: np.ndarray, size: int, widest: int):
+    """The prefixes of rows [devices, r], `size` distinct ones a device."""
+    chosen, which = [], []
+    for own, begin in zip(rows, begins, strict=True):
+        _, first, inverse = np.unique(begin, return_index=True, return_inverse=True)
+        chosen += [int(own[i]) for i in np.resize(first, size)]
+        which.append(inverse.reshape(-1))
+    prefixes = [growing.prefix(row) for row in chosen]
+    length_u = np.array([len(p) for p in prefixes], np.int32)
+    tokens_uw = np.zeros((len(prefixes), bucket(int(length_u.max()), widest)), np.int32)
+    for own, prefix in zip(tokens_uw, prefixes, strict=True):
+        own[: len(prefix)] = prefix
+    return Prompts(
+        tokens_uw, length_u, np.concatenate(which).astype(np.int32), growing.row_b[rows].reshape(-1)
+    )
+
+
+def _record(
+    growing: _Growing, lanes: np.ndarray, drawn: Choice, at: int, last: int, stop_ids: np.ndarray
+) -> np.ndarray:
+    """Write down what was drawn from response position `at` on; the lanes that go on."""
+    flat = lanes.reshape(-1)
+    live = np.flatnonzero(flat >= 0)
+    rows, cut = flat[live], slice(0, last - at)
+    tokens = drawn.token_b[live, cut]
+    stops = np.isin(tokens, stop_ids)
+    stopped = stops.any(axis=1)
+    count = np.where(stopped, stops.argmax(axis=1) + 1, tokens.shape[1])
+    real = np.arange(tokens.shape[1])[None] < count[:, None]
+    fields = (
+        (growing.tokens_bt, tokens),
+        (growing.logp_bt, drawn.logp_b[live, cut]),
+        (growing.sampler_logp_bt, drawn.sampler_logp_b[live, cut]),
+        (growing.entropy_bt, drawn.entropy_b[live, cut]),
+    )
+    for field, values in fields:
+        field[rows, at : at + tokens.shape[1]] = np.where(real, values, 0)
+    growing.length_b[rows] = at + count
+    ends = tokens[np.arange(len(rows)), count - 1]
+    growing.stop_b[rows] = np.where(stopped, ends, -1)
+    return np.where(growing.stop_b[lanes] < 0, lanes, -1)
+
+
+def _survivors(lanes: np.ndarray) -> np.ndarray:
+    """The places of live lanes, a power of two for each device, -1 for none."""
+    most = int((lanes >= 0).sum(axis=1).max())
+    which = np.full((len(lanes), rounded_up(most)), -1, np.int32)
+    for own, lane in zip(which, lanes, strict=True):
+        live = np.flatnonzero(lane >= 0)
+        own[: len(live)] = live
+    return which

@@ -1,0 +1,59 @@
+"""Length buckets: a batch as wide as its longest row needs, in few widths, so in few programs."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax
+import numpy as np
+
+from kdjax.base import Rollout
+from kdjax.errors import ConfigError
+
+WHOLE = 256
+"""Rows up to this width are not cut: another program costs more than their padding."""
+
+
+def ladder(widest: int) -> tuple[int, ...]:
+    """The widths of rows that are at most `widest` wide: 256 times 1, 1.5, 2, 3, 4, 6, ...
+
+    They grow by about sqrt(2), and all but the last are multiples of 128, as kernels want them.
+
+    >>> ladder(2000)
+    (256, 384, 512, 768, 1024, 1536, 2000)
+    """
+    rungs = (WHOLE * 2**n * halves // 2 for n in itertools.count() for halves in (2, 3))
+    return (*itertools.takewhile(lambda width: width < widest, rungs), widest)
+
+
+def bucket(length: int, widest: int) -> int:
+    """The smallest width of the ladder that holds `length` tokens.
+
+    Errors: ConfigError where not even the widest does.
+
+    >>> bucket(300, 4096), bucket(10, 200)
+    (384, 200)
+    """
+    if length > widest:
+        raise ConfigError(
+            f"bucket: a row of {length} tokens is longer than the widest of {widest};"
+            " give the width of the longest prompt plus the longest response"
+        )
+    return next(width for width in ladder(widest) if width >= length)
+
+
+def longest(rollout: Rollout) -> int:
+    """Tokens of the longest row, prompt and response. The host waits for the rollout."""
+    return int((np.asarray(rollout.prompt_length_b) + np.asarray(rollout.response_length_b)).max())
+
+
+def trim(rollout: Rollout, at_least: int = 0) -> Rollout:
+    """A rollout cut to the bucket of its longest row, or of so many tokens, its response axis to no
+    more than that.
+
+    Only padding goes, so every loss and gradient stays as it is; the width takes at most
+    len(ladder(S)) values, and so does the number of programs. Errors: ConfigError where a row is
+    longer than its tokens.
+    """
+    width = bucket(max(longest(rollout), at_least), rollout.tokens_bs.shape[1])
+    return jax.tree.map(lambda x: x[:, :width] if np.ndim(x) > 1 else x, rollout)

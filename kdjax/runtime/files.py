@@ -1,0 +1,152 @@
+"""Files and JSON: read without believing them, written whole or not at all, named by digests."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kdjax.errors import DataError, StorageError
+from kdjax.runtime import processes
+
+
+def digest(value: Any) -> str:
+    """The first 16 hex digits of the sha256 of a value's JSON with sorted keys.
+
+    >>> digest({"seed": 0, "terms": (2, 3)}) == digest({"terms": [2, 3], "seed": 0})
+    True
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """'field: old -> new' for each value that differs, nested fields by dotted names.
+
+    >>> differences({"a": {"b": 1}}, {"a": {"b": 2}})
+    ['a.b: 1 -> 2']
+    """
+    found = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name}: {before} -> {after}")
+    return found
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file of a run. Errors: DataError when it is missing or damaged."""
+    if not path.exists():
+        raise DataError(f"{path.parent} holds no {path.name}; is it a run folder?")
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({error})") from error
+
+
+def read_text(path: Path) -> str:
+    """Errors: DataError for what is no regular file (a pipe has no end), or no UTF-8."""
+    try:
+        if not path.is_file():
+            raise ValueError("no regular file")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error})") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all. Errors: StorageError."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, by the first process of a run. Errors: StorageError."""
+    if not processes.is_first():
+        return
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"can't write {path}: {error}") from error
+
+
+MAX_JSON_BYTES = 64 << 20
+
+
+def member(folder: Path, name: str) -> Path | None:
+    """The file of this name in the folder; None if there is none.
+
+    Errors: DataError where it is no regular file or links out of the folder (a snapshot in a hub's
+    cache may link to anything of its own repository).
+    """
+    path = folder / name
+    if not os.path.lexists(path):
+        return None
+    home, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
+    if home.parent.name == "snapshots":  # <repository>/snapshots/<commit>, links to ../../blobs
+        home = home.parent.parent
+    if not real.is_relative_to(home):
+        raise DataError(f"{path}: links out of the model folder; put the file itself there")
+    if not real.is_file():
+        raise DataError(f"{path}: not a regular file (or a broken link); fetch the file again")
+    return path
+
+
+def json_object(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON object of the folder; {} if the file is absent.
+
+    Errors: DataError naming the file that is too large, not JSON, or says a key twice.
+    """
+    path = member(folder, name)
+    if path is None:
+        return {}
+    try:
+        size = path.stat().st_size
+        if size > MAX_JSON_BYTES:
+            raise DataError(f"{path}: {size} bytes are too many for a JSON file; fetch it again")
+        found = json.loads(path.read_bytes(), object_pairs_hook=_without_twins)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not a readable JSON file ({one_line(error)})") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: a JSON object was expected")
+    return found
+
+
+def one_line(error: BaseException) -> str:
+    """What a library said, on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Where to write what becomes `folder`: beside its final place, and renamed at the end, so that
+    a folder is whole or absent. Errors: StorageError, also where it exists and is not empty."""
+    if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
+        raise StorageError(
+            f"{folder} exists and is not empty; choose another folder, nothing was overwritten"
+        )
+    partial = folder.with_name(folder.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except OSError as error:
+        raise StorageError(f"can't write the model folder {folder}: {error}") from error

@@ -1,8 +1,0 @@
-"""Datasets by name or path -> problems: explicit columns, and a count of all that is wrong."""
-
-from kdjax.sources.guard import check_saved
-from kdjax.sources.known import KNOWN
-from kdjax.sources.load import Loaded, load, load_name, load_path
-from kdjax.sources.survey import Counts
-
-__all__ = ["KNOWN", "Counts", "Loaded", "check_saved", "load", "load_name", "load_path"]

@@ -1,0 +1,1 @@
+"""One update: (state, rollout) -> (state, metrics)."""

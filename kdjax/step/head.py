@@ -1,0 +1,353 @@
+"""The LM heads and the loss together, in one pass over chunks of tokens: [tokens, V] never exists.
+
+A chunk's logits are formed once; while they are alive the loss, its statistics and the chunk's part
+of the gradient are made (docs/loss_head.md). Differentiation is by hand around the two head
+products only: between them stands any per-token function of logits.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jax.sharding import Mesh, PartitionSpec
+
+from kdjax.base import TopK
+from kdjax.errors import ConfigError
+from kdjax.numerics import LMHead, is_perturbed, primal_values, product, project, shape_logits
+from kdjax.sharding import collected_gradient, rows_spec, vocabulary_axis
+
+TokenFunction = Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]
+"""(student_logits [c, V], teacher, auxiliaries) -> (loss [c], statistics, a pytree of [c]).
+
+The teacher is logits [c, V], a `TopK` of [c, k], or None. Each token's results depend on that token
+alone. On a mesh with a vocabulary axis, logits are this device's columns.
+"""
+
+
+class TeacherStates(NamedTuple):
+    """A teacher by its last hidden states [..., D], live or kept, and its head; any width."""
+
+    hidden: jax.Array
+    head: LMHead
+
+
+class TeacherLogits(NamedTuple):
+    """A teacher by logits [..., V] of the user's own (they are held whole)."""
+
+    logits: jax.Array
+
+
+CACHED_LOGITS = 2**19
+"""Logits of one array that a CPU sweeps over at a time, 2 MiB of float32."""
+
+Teacher = TeacherStates | TeacherLogits | TopK | None
+
+
+def head_loss(
+    function: TokenFunction,
+    hidden: jax.Array,
+    head: LMHead,
+    teacher: Teacher,
+    auxiliaries: Any,
+    weights: jax.Array,
+    mask: jax.Array,
+    *,
+    chunk: int = 1024,
+    vocabulary: int | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, Any]:
+    """(sum over the mask of weight * loss, statistics): hidden [..., D], all else [...].
+
+    With G = weight * dloss/dlogits, the gradients are dH = G W and dW = G^T H; they are made in the
+    forward pass, so differentiating costs V (6 D + 2 D_teacher) FLOPs a token and recomputes
+    nothing. Only gradients that are asked for are made: a frozen head costs 4 D in place of 6 D,
+    undifferentiated calls 2 D. Logits, softmax and the sum of dW are float32 whatever the inputs (G
+    takes the hidden states' dtype). Only total is differentiable, by `hidden` and `head`, once:
+    statistics and the teacher are constants.
+
+    chunk: tokens (of one device) whose logits are alive; any size gives the same to rounding.
+    Tokens outside the mask are packed away first: they cost nothing and their statistics are 0.
+    vocabulary: columns that exist (by default those that both heads have); the rest are padding,
+        with zero probability and zero gradient on both sides.
+    mesh: deals the first axis over data and fsdp, and head rows over the tensor axis. Without
+        it, arrays that are sharded all the same are gathered by XLA: right values, wasted devices.
+
+    Errors: ConfigError for a chunk below 1, or heads that can't be dealt over the mesh.
+
+    >>> from kdjax.step.closed_forms import compare
+    >>> def cross_entropy(logits, teacher, target):
+    ...     comparison = compare(logits, teacher, target)
+    ...     return -comparison.student_logp, comparison.student_entropy
+    >>> h, w, target = jnp.ones((6, 4)), jnp.ones((10, 4)), jnp.zeros(6, jnp.int32)
+    >>> loss = lambda h: head_loss(cross_entropy, h, LMHead(w), None, target, jnp.ones(6),
+    ...                            jnp.ones(6, bool), chunk=4)[0]
+    >>> (round(float(loss(h)), 3), jax.grad(loss)(h).shape)
+    (13.816, (6, 4))
+    """
+    if chunk < 1:
+        raise ConfigError(f"head chunk must be at least 1 token, got {chunk}")
+    rows = _check_rows(head, teacher, mesh)
+    if vocabulary is not None and not 1 <= vocabulary <= rows:
+        raise ConfigError(f"vocabulary must be in 1..{rows} (the heads' rows), got {vocabulary}")
+    plan = _Plan(function, vocabulary or rows, chunk, vocabulary_axis(mesh))
+    run = _pass if mesh is None else functools.partial(_sharded_pass, mesh)
+
+    @jax.custom_vjp
+    def loss(hidden, head, constants):
+        made = run(plan, _Asked(), hidden, head, constants)
+        return made.total, made.statistics
+
+    def forward(*primals):
+        hidden, head, constants = primal_values(primals)
+        asked = _Asked(*map(is_perturbed, primals[:2]))
+        made = run(plan, asked, hidden, head, constants)
+
+        def narrowed(by, primal):
+            return None if by is None else jax.tree.map(lambda g, x: g.astype(x.dtype), by, primal)
+
+        gradients = (narrowed(made.by_hidden, hidden), narrowed(made.by_head, head))
+        return (made.total, made.statistics), gradients
+
+    def backward(gradients, cotangents):
+        by_total, by_statistics = cotangents
+        leaves = jax.tree.leaves(by_statistics, is_leaf=lambda x: isinstance(x, SymbolicZero))
+        if not all(isinstance(leaf, SymbolicZero) for leaf in leaves):
+            raise ConfigError(
+                "head: statistics (Scores) carry no gradient; put what is minimised into the"
+                " objective, or wrap the rest in jax.lax.stop_gradient"
+            )
+        scaled = jax.tree.map(lambda g: (g * by_total).astype(g.dtype), gradients)
+        return (*scaled, None)
+
+    loss.defvjp(forward, backward, symbolic_zeros=True)
+    return loss(*jax.tree.map(jnp.asarray, (hidden, head, (teacher, auxiliaries, weights, mask))))
+
+
+def chunk_tokens(memory_bytes: float, vocabulary: int) -> int:
+    """The largest power of two of tokens whose two float32 logits fit the budget, at least 1.
+
+    >>> chunk_tokens(128 * 2**20, 151_936)
+    64
+    """
+    return 2 ** max(0, int(memory_bytes / (8 * vocabulary)).bit_length() - 1)
+
+
+class _Plan(NamedTuple):
+    """What is known before any array is."""
+
+    function: TokenFunction
+    columns: int
+    chunk: int
+    axis: str | None
+
+
+class _Asked(NamedTuple):
+    """Which gradients somebody wants."""
+
+    by_hidden: bool = False
+    by_head: bool = False
+
+
+class _Made(NamedTuple):
+    """What a pass makes, of a chunk or of all; gradients are None where nothing asks for them."""
+
+    total: jax.Array
+    statistics: Any
+    by_hidden: Any = None
+    by_head: Any = None
+
+
+def _check_rows(head: LMHead, teacher: Teacher, mesh: Mesh | None) -> int:
+    """Rows that both heads have; ConfigError where they can't be dealt over the mesh."""
+    rows = [head.weight_vd.shape[0]]
+    if isinstance(teacher, TeacherStates):
+        rows.append(teacher.head.weight_vd.shape[0])
+    elif isinstance(teacher, TeacherLogits):
+        rows.append(teacher.logits.shape[-1])
+    axis = vocabulary_axis(mesh)
+    pieces = 1 if mesh is None or axis is None else mesh.shape[axis]
+    if pieces > 1 and (len({*rows}) > 1 or rows[0] % pieces):
+        raise ConfigError(
+            f"heads of {rows} rows can't be dealt over {pieces} vocabulary pieces;"
+            " pad them to one multiple of it and say vocabulary"
+        )
+    return min(rows)
+
+
+def _sharded_pass(mesh: Mesh, plan: _Plan, asked: _Asked, hidden, head, constants) -> _Made:
+    """`_pass` on each device's tokens and head rows; gradients are summed once, after the loop.
+
+    It stands inside `shard_map` because a chunk loop under automatic sharding makes XLA gather all
+    hidden states, and every data shard compute every chunk.
+    """
+    tokens, rows = rows_spec(mesh), PartitionSpec(plan.axis)
+    teacher, *rest = constants
+    head, teacher = _narrowed(head, hidden.dtype), _narrowed_teacher(teacher)
+    teacher_specs: Any = jax.tree.map(lambda _: tokens, teacher)
+    if isinstance(teacher, TeacherStates):
+        teacher_specs = teacher_specs._replace(head=jax.tree.map(lambda _: rows, teacher.head))
+    elif isinstance(teacher, TeacherLogits):
+        between = (None,) * (teacher.logits.ndim - 2)
+        teacher_specs = TeacherLogits(PartitionSpec(*tokens, *between, plan.axis))  # type: ignore[arg-type]
+
+    collect, head_spec = collected_gradient(mesh, head.weight_vd.shape, plan.axis)
+
+    def local(hidden, head, constants) -> _Made:
+        made = _pass(plan, asked, hidden, head, constants)
+        made = made._replace(total=jax.lax.psum(made.total, tokens[0]))
+        by_hidden = made.by_hidden if plan.axis is None else jax.lax.psum(made.by_hidden, plan.axis)
+        return made._replace(by_hidden=by_hidden, by_head=collect(made.by_head))
+
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(tokens, rows, (teacher_specs, *(tokens for _ in rest))),
+        out_specs=_Made(PartitionSpec(), tokens, tokens, head_spec),  # type: ignore[arg-type]
+        check_vma=False,
+    )(hidden, head, (teacher, *rest))
+
+
+def _narrowed(head: LMHead, dtype) -> LMHead:
+    """The head in its hidden states' dtype, cast before any device asks another for its part."""
+    return jax.tree.map(lambda w: w.astype(dtype), head)
+
+
+def _narrowed_teacher(teacher: Teacher) -> Teacher:
+    if not isinstance(teacher, TeacherStates):
+        return teacher
+    return teacher._replace(head=_narrowed(teacher.head, teacher.hidden.dtype))
+
+
+def _pass(plan: _Plan, asked: _Asked, hidden, head, constants) -> _Made:
+    """The chunk loop over this device's tokens, those of the mask first and no others."""
+    teacher, auxiliaries, weights, mask = constants
+    work, own = _chunk_work(plan, asked, hidden.dtype, head, teacher)
+    tokens = jax.tree.map(
+        lambda x: x.reshape(-1, *x.shape[mask.ndim :]), (hidden, own, auxiliaries, weights)
+    )
+    chunk = _local_chunk(plan, mask.size)
+    slots = -(-mask.size // chunk) * chunk
+    (order,) = jnp.nonzero(mask.reshape(-1), size=slots, fill_value=mask.size)
+
+    def made_by(number) -> _Made:
+        index = jax.lax.dynamic_slice(order, (number * chunk,), (chunk,))
+        return work(*jax.tree.map(lambda x: x.at[index].get(mode="fill", fill_value=0), tokens))
+
+    def body(carry):
+        number, so_far = carry
+        new = made_by(number)
+
+        def put(old, rows):
+            return jax.lax.dynamic_update_slice_in_dim(old, rows, number * chunk, axis=0)
+
+        return number + 1, _Made(
+            so_far.total + new.total,
+            jax.tree.map(put, so_far.statistics, new.statistics),
+            jax.tree.map(put, so_far.by_hidden, new.by_hidden),
+            jax.tree.map(jnp.add, so_far.by_head, new.by_head),
+        )
+
+    shapes = jax.eval_shape(made_by, jnp.int32(0))
+    rows = jax.tree.map(lambda s: jnp.zeros((slots, *s.shape[1:]), s.dtype), shapes)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    start = zeros._replace(statistics=rows.statistics, by_hidden=rows.by_hidden)
+    count = mask.sum()
+    _, made = jax.lax.while_loop(lambda c: c[0] * chunk < count, body, (jnp.int32(0), start))
+
+    place = jnp.maximum(jnp.cumsum(mask.reshape(-1)) - 1, 0).reshape(mask.shape)
+
+    def unpack(rows):
+        kept = mask.reshape(*mask.shape, *(1,) * (rows.ndim - 1))
+        return jnp.where(kept, rows[place], jnp.zeros((), rows.dtype))
+
+    return made._replace(
+        statistics=jax.tree.map(unpack, made.statistics),
+        by_hidden=jax.tree.map(unpack, made.by_hidden),
+    )
+
+
+def _chunk_work(plan: _Plan, asked: _Asked, dtype, head: LMHead, teacher: Teacher):
+    """(a chunk's work: (states, teacher, auxiliaries, weight) -> _Made, the teacher's own tokens).
+
+    Heads are narrowed to their hidden states' dtypes once, before the loop.
+    """
+    narrow, own, teacher_head = _narrowed(head, dtype).weight_vd, teacher, None  # type: Any, Any, Any
+    teacher = _narrowed_teacher(teacher)
+    if isinstance(teacher, TeacherStates):
+        own, teacher_head = teacher.hidden, teacher.head
+
+    def sweep(raw, theirs, extra, weight):
+        """((total, statistics), gradient by raw logits if it is made) of rows of logits."""
+
+        def weighted(raw):
+            logits = _existing(shape_logits(raw, head), plan)
+            loss, statistics = plan.function(logits, theirs, extra)
+            return jnp.sum(jnp.where(weight != 0, loss, 0.0) * weight), statistics
+
+        if not any(asked):
+            return weighted(raw), ()
+        made, by_logits = jax.value_and_grad(weighted, has_aux=True)(raw)
+        return made, jnp.where(weight[:, None] != 0, by_logits, 0.0).astype(dtype)
+
+    def work(states, theirs, extra, weight) -> _Made:
+        if teacher_head is not None:
+            theirs = _existing(project(theirs, teacher_head), plan)
+        elif isinstance(theirs, TeacherLogits):
+            theirs = _existing(theirs.logits, plan)
+        rows = (product(states, narrow), theirs, extra, weight)
+        made, by_logits = sweep(*rows) if plan.axis else _sweep_in_cache(sweep, *rows)
+        by_hidden = by_head = None
+        if asked.by_hidden:
+            by_hidden = _contract("cv,vd->cd", by_logits, narrow)
+            if plan.axis is None:  # else pieces are still to be added, in full precision
+                by_hidden = by_hidden.astype(dtype)
+        if asked.by_head:
+            by_head = jax.tree.map(lambda _: _contract("cv,cd->vd", by_logits, states), head)
+        return _Made(made[0], made[1], by_hidden, by_head)
+
+    return work, own
+
+
+def _sweep_in_cache(sweep, raw: jax.Array, *others):
+    """The sweep; on a CPU in blocks of rows that its cache holds: the products want many rows, the
+    sweeps over them a few (4 against 18 ns an entry at V = 18,992)."""
+    chunk, vocabulary = raw.shape
+    if chunk * vocabulary <= CACHED_LOGITS:
+        return sweep(raw, *others)
+    block = math.gcd(chunk, 2 ** max(0, (CACHED_LOGITS // vocabulary).bit_length() - 1))
+
+    def in_blocks(*rows):
+        split = jax.tree.map(lambda x: x.reshape(-1, block, *x.shape[1:]), rows)
+        (totals, statistics), by_logits = jax.lax.map(lambda piece: sweep(*piece), split)
+        merged = jax.tree.map(lambda x: x.reshape(chunk, *x.shape[2:]), (statistics, by_logits))
+        return (totals.sum(), merged[0]), merged[1]
+
+    return jax.lax.platform_dependent(raw, *others, cpu=in_blocks, default=sweep)
+
+
+def _local_chunk(plan: _Plan, tokens: int) -> int:
+    """No more than there are tokens, and a multiple of the vocabulary's pieces."""
+    pieces = 1 if plan.axis is None else jax.lax.axis_size(plan.axis)
+    return -(-max(1, min(plan.chunk, tokens)) // pieces) * pieces
+
+
+def _existing(logits: jax.Array, plan: _Plan) -> jax.Array:
+    """Only the columns that exist; on a piece of the vocabulary, -inf in place of the others."""
+    width = logits.shape[-1]
+    if plan.axis is None:
+        return logits[..., : plan.columns]
+    if plan.columns == width * jax.lax.axis_size(plan.axis):
+        return logits
+    column = jax.lax.axis_index(plan.axis) * width + jnp.arange(width)
+    return jnp.where(column[None] < plan.columns, logits, -jnp.inf)
+
+
+def _contract(spelled: str, by_logits: jax.Array, other: jax.Array) -> jax.Array:
+    accumulator = jnp.promote_types(other.dtype, jnp.float32)
+    return jnp.einsum(spelled, by_logits, other, preferred_element_type=accumulator)

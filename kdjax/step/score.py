@@ -1,0 +1,296 @@
+"""Rollout + losses -> a total to minimise and Scores: both models read the same tokens, once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from kdjax.base import (
+    Model,
+    Objective,
+    Params,
+    Reduction,
+    Rollout,
+    Scores,
+    TokenLoss,
+    TopK,
+    WeightedSum,
+)
+from kdjax.losses.combinators import closed_form, terms
+from kdjax.losses.composition import describe
+from kdjax.losses.kl import forward_kl, reverse_kl
+from kdjax.losses.objectives import (
+    divergence,
+    forward_divergence,
+    negative_log_likelihood,
+    reverse_divergence,
+)
+from kdjax.losses.reductions import sequence_mean, token_mean
+from kdjax.losses.topk import buckets, top_k
+from kdjax.numerics import gather_last, log_probs
+from kdjax.sharding import (
+    collect_rows,
+    micro_batched,
+    own_rows,
+    vocabulary_axis,
+    whole_batch,
+    whole_rows,
+)
+from kdjax.step.closed_forms import Comparison, compare, is_top
+from kdjax.step.head import Teacher, TeacherStates, TokenFunction, head_loss
+from kdjax.step.stops import RAW, Stops, kept, merged
+
+
+def scored_loss(
+    student: Model,
+    student_params: Params,
+    teacher: Model | None,
+    teacher_params: Params | None,
+    rollout: Rollout,
+    *,
+    token_loss: TokenLoss = forward_kl,
+    objective: Objective = divergence,
+    reduction: Reduction = sequence_mean,
+    stops: Stops = RAW,
+    chunk: int = 1024,
+    vocabulary: int | None = None,
+    mesh: Mesh | None = None,
+) -> tuple[WeightedSum, Scores]:
+    """(the objective summed by the reduction's weights, Scores [B, T] of every response token).
+
+    Position t of the response is predicted from the token before it, so t = 0 reads the last prompt
+    token, and nothing after the stop token is scored. The gradient flows to the student's
+    parameters through the loss's total alone; Scores are constants, 0 outside the mask. What counts
+    as a token where a response stops is the policy `stops`.
+    Where the rollout brings the teacher's states, its head alone is read of the teacher; where it
+    brings its top-k, nothing.
+    chunk, vocabulary and mesh as in `head_loss`.
+    """
+    steps = jnp.arange(rollout.sampler_logp_bt.shape[1])[None]
+    mask = steps < rollout.response_length_b[:, None]
+    targets = jnp.take_along_axis(rollout.tokens_bs, _response_slots(rollout), axis=1)
+    mask = kept(stops, targets, mask)
+
+    theirs: Teacher = rollout.teacher_top_k_bt
+    if theirs is None and teacher is not None:
+        constant = jax.lax.stop_gradient(teacher_params)
+        states = rollout.teacher_states_btd
+        if states is None:
+            states = response_states(teacher, constant, rollout)
+        theirs = TeacherStates(states, teacher.head(constant))
+    weights = reduction(mask, rollout)
+    extra = {"targets": targets, "sampler_logp": rollout.sampler_logp_bt}
+    known = {name: getattr(rollout, f"{name}_bt") for name in KNOWN_BEFORE}
+    extra |= {name: value for name, value in known.items() if value is not None}
+    total, scores = head_loss(
+        token_function(token_loss, objective, vocabulary_axis(mesh), stops=stops),
+        response_states(student, student_params, rollout),
+        student.head(student_params),
+        theirs,
+        extra,
+        weights,
+        mask,
+        chunk=chunk,
+        vocabulary=vocabulary,
+        mesh=mesh,
+    )
+    return WeightedSum(total, jnp.sum(weights)), scores
+
+
+def response_states(model: Model, params: Params, rollout: Rollout) -> jax.Array:
+    """A model's last hidden state before each response token, [B, T, D]."""
+    states = model.hidden(params, rollout.tokens_bs)
+    return jnp.take_along_axis(states, (_response_slots(rollout) - 1)[..., None], axis=1)
+
+
+def response_top_k(
+    model: Model,
+    params: Params,
+    rollout: Rollout,
+    *,
+    k: int,
+    chunk: int = 1024,
+    vocabulary: int | None = None,
+    mesh: Mesh | None = None,
+) -> TopK:
+    """A model's k most probable tokens at each response token, [B, T, k], of the `vocabulary` that
+    exists; zeros beyond the response. chunk, vocabulary and mesh as in `head_loss`: [B, T, V] is
+    not made."""
+    axis = vocabulary_axis(mesh)
+
+    def best(logits, teacher, extra):
+        own = top_k(log_probs(whole_rows(logits, axis)), k)
+        return jnp.zeros(logits.shape[0]), jax.tree.map(lambda x: collect_rows(x, axis), own)
+
+    steps = jnp.arange(rollout.sampler_logp_bt.shape[1])[None]
+    mask = steps < rollout.response_length_b[:, None]
+    states, head = response_states(model, params, rollout), model.head(params)
+    weights = jnp.zeros(mask.shape)
+    return head_loss(
+        best, states, head, None, (), weights, mask, chunk=chunk, vocabulary=vocabulary, mesh=mesh
+    )[1]
+
+
+def _response_slots(rollout: Rollout) -> jax.Array:
+    """Where each response token stands in its row, [B, T]; within the row beyond the response."""
+    steps = jnp.arange(rollout.sampler_logp_bt.shape[1])[None]
+    last = rollout.tokens_bs.shape[1] - 1
+    return jnp.minimum(rollout.prompt_length_b[:, None] + steps, last)
+
+
+def score(
+    student: Model,
+    student_params: Params,
+    teacher: Model | None,
+    teacher_params: Params | None,
+    rollout: Rollout,
+    token_loss: TokenLoss = forward_kl,
+    *,
+    stops: Stops = RAW,
+    chunk: int = 1024,
+    vocabulary: int | None = None,
+    mesh: Mesh | None = None,
+) -> Scores:
+    """The Scores of a rollout alone, [B, T], for evaluation: no gradient is made.
+
+    Its KLs and entropies are those of the policy `stops`, as the loss's.
+    """
+    return scored_loss(
+        student,
+        student_params,
+        teacher,
+        teacher_params,
+        rollout,
+        token_loss=token_loss,
+        objective=negative_log_likelihood,
+        reduction=token_mean,
+        stops=stops,
+        chunk=chunk,
+        vocabulary=vocabulary,
+        mesh=mesh,
+    )[1]
+
+
+def sampled_logp(
+    model: Model,
+    params: Params,
+    rollout: Rollout,
+    *,
+    micro_batches: int = 1,
+    stops: Stops = RAW,
+    chunk: int = 1024,
+    vocabulary: int | None = None,
+    mesh: Mesh | None = None,
+) -> jax.Array:
+    """A model's log-probability of each response token, [B, T] in nats, 0 beyond the response: of
+    a policy or a reference that is not trained here. Micro-batches are read one after the other,
+    as the step reads them, so that no more rows are in memory at a time."""
+
+    def of(rows: Rollout) -> jax.Array:
+        return score(
+            model,
+            params,
+            None,
+            None,
+            rows,
+            stops=stops,
+            chunk=chunk,
+            vocabulary=vocabulary,
+            mesh=mesh,
+        ).student_logp
+
+    if micro_batches == 1:
+        return of(rollout)
+    pieces = jax.tree.map(lambda x: micro_batched(x, micro_batches), rollout)
+    return whole_batch(jax.lax.map(of, pieces))
+
+
+def token_function(
+    token_loss: TokenLoss, objective: Objective, axis: str | None = None, *, stops: Stops = RAW
+) -> TokenFunction:
+    """What the loss head computes at a token: the objective, and its `Scores` as statistics.
+
+    KLs made of `forward_kl` and `reverse_kl` take their closed forms (`closed_form`); any other
+    token loss is differentiated automatically, down to the chunk's logits. Against a `TopK`
+    teacher, divergences compare k + 1 buckets (so each is at most the full one), and what top-k
+    can't tell, the teacher's entropy and log-probability of the sampled token, is None. Under
+    policy merge of `stops` everything is of merged distributions (`kdjax.step.stops.merged`).
+    """
+
+    def function(logits, teacher, extra) -> tuple[jax.Array, Scores]:
+        logits, teacher, targets = merged(stops, logits, teacher, extra["targets"], axis)
+        if isinstance(teacher, TopK):
+            comparison, against = _against_top_k(logits, teacher, targets, axis)
+        else:
+            comparison = compare(logits, teacher, targets, axis=axis)
+            against = functools.partial(_divergence, logits, teacher, comparison, axis)
+        scores = Scores(
+            sampler_logp=extra["sampler_logp"],
+            **{name: extra.get(name) for name in KNOWN_BEFORE},
+            mask=jnp.ones(targets.shape, bool),
+            divergence=None if teacher is None else against(token_loss),
+            **comparison._asdict(),
+        )
+        parts = {describe(part): part(scores) for part in _parts(objective)}
+        if teacher is not None:
+            parts |= {describe(part): against(part) for part in _parts(token_loss)}
+        return objective(scores), jax.lax.stop_gradient(scores._replace(parts=parts or None))
+
+    return function
+
+
+def _parts(loss: Callable) -> list[Callable]:
+    """What a loss is a sum of, where that is several and not among the `Scores` already."""
+    summed = terms(loss)
+    return [one for one in summed if one not in SCORED] if len(summed) > 1 else []
+
+
+KNOWN_BEFORE = ("reference_logp", "old_logp", "advantage")
+"""The `Scores` that a rollout may bring."""
+
+SCORED = (
+    forward_kl,
+    reverse_kl,
+    divergence,
+    negative_log_likelihood,
+    forward_divergence,
+    reverse_divergence,
+)
+
+
+def _divergence(student, teacher, plain: Comparison, axis, token_loss: TokenLoss) -> jax.Array:
+    """The token loss between logits, [..., V] twice -> [...]; `plain` is their comparison."""
+    closed = closed_form(token_loss)
+    if closed is None:
+        whole = (log_probs(whole_rows(logits, axis)) for logits in (student, teacher))
+        return collect_rows(token_loss(*whole), axis)
+
+    def at(temperature: float) -> Comparison:
+        if isinstance(temperature, int | float) and temperature == 1:
+            return plain
+        nowhere = jnp.zeros(student.shape[:-1], jnp.int32)
+        return compare(student / temperature, teacher / temperature, nowhere, axis=axis)
+
+    return closed(at)
+
+
+def _against_top_k(logits, teacher: TopK, targets, axis):
+    """(Comparison, token loss -> divergence): the student's own over the vocabulary, the rest over
+    buckets."""
+    whole = whole_rows(logits, axis)
+    own = jax.tree.map(lambda x: own_rows(x, axis), teacher)
+    both = buckets(whole, own)
+    coarse = compare(*both, jnp.zeros(whole.shape[:-1], jnp.int32))
+    best = gather_last(own.ids, own.logp.argmax(-1))
+    top = whole.max(-1)
+    agrees = is_top((gather_last(whole, best) - top)[..., None], top)[..., 0].astype(whole.dtype)
+    comparison = compare(logits, None, targets, axis=axis)._replace(
+        forward_kl=collect_rows(coarse.forward_kl, axis),
+        reverse_kl=collect_rows(coarse.reverse_kl, axis),
+        top1_agreement=collect_rows(agrees, axis),
+    )
+    return comparison, lambda loss: collect_rows(_divergence(*both, coarse, None, loss), axis)

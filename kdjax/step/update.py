@@ -1,0 +1,208 @@
+"""The training step: one pure function from (state, teacher, rollout) to (state, metrics)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from kdjax.base import (
+    Model,
+    Objective,
+    Params,
+    Reduction,
+    Rollout,
+    Scores,
+    TokenLoss,
+    TrainState,
+    WeightedSum,
+)
+from kdjax.errors import ConfigError
+from kdjax.losses.combinators import require_per_token
+from kdjax.losses.composition import at_progress, schedules
+from kdjax.losses.kl import forward_kl
+from kdjax.losses.objectives import divergence
+from kdjax.losses.reductions import reduce, sequence_mean, token_mean
+from kdjax.models.lora import join
+from kdjax.sharding import micro_batched, replicated
+from kdjax.step.score import scored_loss
+from kdjax.step.stops import RAW, Stops
+
+Metrics = dict[str, jax.Array]
+Step = Callable[..., tuple[TrainState, Metrics]]
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformationExtraArgs) -> TrainState:
+    """Step 0: the student's parameters as float32 masters, and a fresh optimizer state."""
+    masters = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), params)
+    return TrainState(jnp.int32(0), masters, optimizer.init(masters))
+
+
+def abstract_state(params: Params, optimizer: Any, mesh: Mesh | None = None) -> TrainState:
+    """Shapes of the state that `init_state` makes of parameters of these shapes.
+
+    On a mesh moments lie where their parameters do, and everything else is whole on each device.
+    """
+    whole = None if mesh is None else replicated(mesh)
+
+    def like(leaf, sharding):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
+    opt_state = optax.tree_map_params(
+        optimizer,
+        lambda leaf, parameter: like(leaf, getattr(parameter, "sharding", None)),
+        state.opt_state,
+        params,
+        transform_non_params=lambda leaf: like(leaf, whole),
+    )
+    masters = jax.tree.map(
+        lambda leaf, parameter: like(leaf, getattr(parameter, "sharding", None)),
+        state.params,
+        params,
+    )
+    return TrainState(like(state.step, whole), masters, opt_state)
+
+
+def make_step(
+    student: Model,
+    teacher: Model | None,
+    optimizer: optax.GradientTransformationExtraArgs,
+    *,
+    token_loss: TokenLoss = forward_kl,
+    objective: Objective = divergence,
+    reduction: Reduction = sequence_mean,
+    stops: Stops = RAW,
+    micro_batches: int = 1,
+    chunk: int = 1024,
+    vocabulary: int | None = None,
+    mesh: Mesh | None = None,
+    steps: int | None = None,
+) -> Step:
+    """step(state, teacher_params, rollout, heldout_entropy_nats=nan, frozen=None) -> (state,
+    metrics).
+
+    Pure: jit it. The loss is sum(weight * objective) / sum(weight) over the whole batch, however
+    many micro-batches it is split into. Metrics are token means over the batch (nats, or shares in
+    [0, 1]), lengths in tokens; policy mask of `stops` leaves stop tokens out of them too. chunk,
+    vocabulary and mesh as in `head_loss`: give the mesh wherever the batch is dealt over devices.
+
+    frozen: parameters of the student that are read and not trained (of any dtype): the student gets
+    the union of them and `state.params`, gradients and optimizer state are of the latter alone.
+
+    steps: of the whole run, over which the schedules of token loss and objective go; their numbers
+    are metrics by their text, and so is each part that the losses are sums of.
+
+    Errors: ConfigError for an objective whose value at a token depends on other tokens.
+    """
+    require_per_token(objective)
+    if not steps and (schedules(token_loss) or schedules(objective)):
+        raise ConfigError("make_step: a loss has a schedule; give `steps`, those of the whole run")
+    moving = schedules(token_loss) | schedules(objective)
+    loss_of = functools.partial(
+        scored_loss,
+        reduction=reduction,
+        stops=stops,
+        chunk=chunk,
+        vocabulary=vocabulary,
+        mesh=mesh,
+    )
+
+    def totals(params: Params, frozen: Params, teacher_params: Params, progress, rollout: Rollout):
+        loss, scores = loss_of(
+            student,
+            join(frozen, params),
+            teacher,
+            teacher_params,
+            rollout,
+            token_loss=at_progress(token_loss, progress),
+            objective=at_progress(objective, progress),
+        )
+        if stops.policy == "merge":  # of other distributions than the sampler's
+            rollout = rollout._replace(own_logp_bt=None)
+        return loss.total, {"loss": loss, **_summaries(scores, rollout)}
+
+    gradient = jax.grad(totals, has_aux=True)
+
+    def step(
+        state: TrainState,
+        teacher_params: Params,
+        rollout: Rollout,
+        heldout_entropy_nats=jnp.nan,
+        frozen: Params = None,
+    ):
+        progress = state.step / (steps or 1)
+        gradient_of = functools.partial(gradient, state.params, frozen, teacher_params, progress)
+        total_gradient, sums = _accumulated(gradient_of, rollout, micro_batches)
+        weight = jnp.where(sums["loss"].weight == 0, 1.0, sums["loss"].weight)
+        grads = jax.tree.map(lambda g: g / weight, total_gradient)
+        metrics = {name: s.mean() for name, s in sums.items()}
+        updates, opt_state = optimizer.update(
+            grads,
+            state.opt_state,
+            state.params,
+            loss=metrics["loss"],
+            heldout_entropy_nats=heldout_entropy_nats,
+        )
+        params = optax.apply_updates(state.params, updates)
+        metrics |= {text: schedule.at(progress) for text, schedule in moving.items()}
+        metrics |= {
+            "gradient_norm": optax.global_norm(grads),
+            "response_tokens": sums["student_entropy"].weight,
+        }
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return step
+
+
+def _accumulated(function: Callable[[Rollout], Any], rollout: Rollout, micro_batches: int) -> Any:
+    """function(micro-batch), added up over all of them, one after another."""
+    if micro_batches == 1:
+        return function(rollout)
+    pieces = jax.tree.map(lambda x: micro_batched(x, micro_batches), rollout)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], pieces))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def body(carry, piece):
+        return jax.tree.map(jnp.add, carry, function(piece)), None
+
+    return jax.lax.scan(body, zeros, pieces)[0]
+
+
+def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
+    """Token means of every statistic, and sequence means of length and truncation."""
+    weights = token_mean(scores.mask)
+    statistics = scores._asdict() | (scores.parts or {})
+    token_level = {
+        name: reduce(value, scores.mask, weights)
+        for name, value in statistics.items()
+        if value is not None and name not in ("mask", "parts", "divergence")
+    }
+    rows = jnp.float32(rollout.truncated_b.shape[0])
+    if rollout.own_logp_bt is not None:
+        gap = jnp.abs(scores.student_logp - rollout.own_logp_bt)
+        token_level["sampler_gap"] = reduce(gap, scores.mask, weights)
+        # mean squares show tails that means hide, and add up over micro-batches as a maximum can't
+        token_level["sampler_gap_squared"] = reduce(gap**2, scores.mask, weights)
+    if rollout.old_logp_bt is not None:
+        moved = jnp.abs(scores.student_logp - rollout.old_logp_bt)
+        token_level["policy_drift"] = reduce(moved, scores.mask, weights)
+    for name in ("staleness", "reward", "draws", "not_scored"):
+        value = getattr(rollout, f"{name}_b")
+        if value is not None:
+            token_level[name] = WeightedSum(jnp.sum(value.astype(jnp.float32)), rows)
+    if rollout.pass_rate_b is not None:
+        signal = jnp.any(rollout.advantage_bt != 0, axis=1).astype(jnp.float32)
+        token_level["reward_signal"] = WeightedSum(jnp.sum(signal), rows)
+    return token_level | {
+        "response_length": WeightedSum(
+            jnp.sum(rollout.response_length_b.astype(jnp.float32)), rows
+        ),
+        "truncated": WeightedSum(jnp.sum(rollout.truncated_b.astype(jnp.float32)), rows),
+        "empty": WeightedSum(jnp.sum((rollout.response_length_b == 0).astype(jnp.float32)), rows),
+    }

@@ -1,0 +1,119 @@
+"""What a run has cost so far, in model FLOPs of real tokens, by what they were spent on."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from kdjax.config.timetable import is_rewarded, methods, turn_at, updates_of
+from kdjax.data import batches
+from kdjax.errors import DataError
+from kdjax.models import flops
+from kdjax.train.parts.build import Parts, batch_at
+
+SAMPLING, TEACHER, FORWARD, BACKWARD = (
+    "flops_sampling",
+    "flops_teacher",
+    "flops_student_forward",
+    "flops_student_backward",
+)
+PARTS = (SAMPLING, TEACHER, FORWARD, BACKWARD)
+
+Cost = Callable[[int, int, Mapping[str, Any]], dict[str, float]]
+"""cost(first, last, record) -> FLOPs of the steps first .. last - 1, for all of which the metrics
+of a logged step stand: its mean response_length in tokens, and its draws of a row if rewarded."""
+
+
+def open_account(parts: Parts) -> Cost:
+    """The cost of any steps of a run, by part (`PARTS`), whoever does the work:
+
+    - sampling: drawing responses. The student draws each step's; groups that are drawn anew count
+      each time, at the length of those that were kept. The teacher's are drawn once for each
+      problem that the run visits, when it is first visited, as if for this run alone.
+    - teacher: reading every step's responses. Where its states are kept in a folder, its head
+      alone; where its top-k are kept, nothing. A reference model reads them too.
+    - student_forward and student_backward: of the training step.
+
+    Responses that are read from a folder or are of the data cost nothing to draw. The gate's
+    measurements and evaluations are not counted. Prompts count with their mean length (of 64).
+    """
+    config, programs = parts.config, parts.programs
+    shape = programs.student.config
+    tokens = [
+        len(batches.encode_prompt(parts.source, i, parts.tokenizer))
+        for i in range(min(64, parts.source.size))
+    ]
+    prompt, adapter = float(np.mean(tokens)), 0
+    if parts.frozen is not None:
+        adapter = sum(leaf.size for leaf in jax.tree.leaves(parts.initial_params))
+
+    whose = [(m.prefix, is_rewarded(m), updates_of(m)) for m in methods(config)]
+
+    @functools.cache
+    def kind_at(number: int) -> tuple[str, str, bool, int]:
+        return batch_at(parts, number)[0], *whose[turn_at(config, number)]
+
+    def kinds(first: int, last: int) -> Counter[tuple[str, str, bool, int]]:
+        return Counter(kind_at(number) for number in range(first, last))
+
+    before: tuple[int, Counter[tuple[str, str, bool, int]]] = 0, Counter()
+
+    def cost(first: int, last: int, record: Mapping[str, Any]) -> dict[str, float]:
+        nonlocal before
+        length, draws = record["response_length"], record.get("draws", 1.0)
+        spent = dict.fromkeys(PARTS, 0.0)
+        step, counted = before if before[0] <= first else (0, Counter())
+        before = first, counted + kinds(step, first)
+        earlier = before[1]
+        for kind, steps in kinds(first, last).items():
+            tag, prefix, rewarded, updates = kind
+            teacher, whole = parts.teachers[tag], prompt + length
+            rows = steps * config.batch_size
+            sizes = rows * prompt, rows * length, whole
+            forward, backward = flops.student(shape, *sizes, adapter)
+            readings = updates if programs.teacher_mesh is programs.mesh else 1
+            spent[FORWARD] += (updates + (updates > 1)) * forward  # once more for the old policy
+            spent[BACKWARD] += updates * backward
+            if teacher.programs.model is not None:
+                once = flops.response(teacher.programs.model.config, *sizes)
+                spent[TEACHER] += readings * once
+            elif teacher.given is not None:
+                head = sum(leaf.size for leaf in jax.tree.leaves(teacher.given))
+                spent[TEACHER] += 2.0 * rows * length * head
+            if programs.reference is not None:
+                spent[TEACHER] += flops.response(programs.reference.config, *sizes)
+            if parts.stored:
+                continue
+            if prefix == "student":
+                again = draws if rewarded else 1.0
+                spent[SAMPLING] += again * flops.response(shape, *sizes)
+            if prefix == "teacher" and teacher.programs.model is not None:
+                seen, known = earlier[kind] * config.batch_size, len(parts.groups[tag])
+                drawn = min(seen + rows, known) - min(seen, known)
+                spent[SAMPLING] += flops.response(
+                    teacher.programs.model.config, drawn * prompt, drawn * length, whole
+                )
+        return spent
+
+    return cost
+
+
+def spent(cost: Cost, metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """FLOPs by part up to the last record: a logged step stands for those since the one before.
+    Errors: DataError for a record of no length."""
+    total, done = dict.fromkeys(PARTS, 0.0), 0
+    for record in metrics:
+        if not isinstance(record.get("response_length"), int | float):
+            raise DataError(
+                f"the metrics of step {record['step']} have no response_length, so what the run"
+                " cost is not known; delete the run's metrics.jsonl, or train under another --run"
+            )
+        new = cost(done, record["step"], record)
+        total = {name: total[name] + new[name] for name in PARTS}
+        done = record["step"]
+    return total

@@ -1,0 +1,228 @@
+"""A config's evaluation of a student: who draws, who scores, who grades."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from kdjax.base import Params, Rollout, Scores
+from kdjax.config.as_json import as_dict
+from kdjax.config.schema import WHERE_IT_RUNS, Config
+from kdjax.data import batches
+from kdjax.evaluate import Chunk, EvalReport, Keep, evaluate, progress
+from kdjax.grading.answers import Grader, grade_boxed, grade_flexible
+from kdjax.grading.symbolic import open_lenient, open_symbolic
+from kdjax.report.page import render_page
+from kdjax.report.results import Cell, Row, to_json
+from kdjax.report.text import render_results
+from kdjax.runtime import files, processes
+from kdjax.runtime.console import announce, training_progress
+from kdjax.runtime.files import digest
+from kdjax.sharding import data_size, rows_on_host, shard_batch
+from kdjax.storage import run_folder
+from kdjax.storage.fingerprint import fingerprint
+from kdjax.train.parts import precomputed
+from kdjax.train.parts.build import Parts, identities
+from kdjax.train.parts.precompute import NOTHING
+from kdjax.train.parts.problems import EVALUATE, PROGRESS, run_key, test_source
+from kdjax.train.parts.programs import TeacherPrograms, head_chunk, jitted_score, sampler_of
+from kdjax.train.parts.teachers import Teacher
+
+
+def evaluation_key(config: Config) -> dict[str, Any]:
+    """Everything that decides what an evaluation at the end of a run says."""
+    elsewhere = set(WHERE_IT_RUNS) - {"evaluation"}
+    fields = {name: value for name, value in as_dict(config).items() if name not in elsewhere}
+    fields["evaluation"] = {
+        name: value
+        for name, value in fields["evaluation"].items()
+        if name not in ("every_steps", "samples_during_training")
+    }
+    fields["rollouts"] = {
+        name: value
+        for name, value in fields["rollouts"].items()
+        if name not in ("reward_workers", "reward_seconds")
+    }
+    return {
+        "config": fields,
+        "identities": identities(config),
+        "test problems": test_source(config).identity,
+    }
+
+
+def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict[str, Any]]]:
+    """The config's evaluation of any parameters of the student's shape (whole, see `Parts`); its
+    KLs and entropy are of the config's stop policy, as the loss's."""
+    config, settings, programs = parts.config, parts.config.evaluation, parts.programs
+    params = _placed(parts, params)
+    draw, tokenizer = _evaluation_draw(parts, params), parts.tokenizer
+    source = test_source(config)
+    dealt = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
+    batch = -(-settings.batch_size // dealt) * dealt
+    chunk = -(-CHUNK_BATCHES * config.rollouts.rows // batch) * batch
+    weights, chunks = fingerprint(params), -(-source.size * settings.samples // chunk)
+    with (
+        GRADERS[settings.grader]() as grader,
+        _keeping(config, {"weights": weights, "chunk_rows": chunk}, chunks) as keep,
+    ):
+        result, records = evaluate(
+            draw,
+            _scorer(parts, params, source),
+            source,
+            tokenizer,
+            run_key(config, EVALUATE),
+            grader=(settings.grader, grader),
+            samples=settings.samples,
+            k=settings.k,
+            sampling=settings.sampling,
+            max_new_tokens=settings.max_new_tokens,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+            batch_size=batch,
+            chunk_rows=chunk,
+            seed=config.seed,
+            keep=keep,
+        )
+    return result._replace(weights=weights), records
+
+
+CHUNK_BATCHES = 4
+"""Batches of the sampler (rollouts.rows) that are drawn together and kept together: its later
+levels fill theirs with the long responses of all of them."""
+
+
+@contextlib.contextmanager
+def _keeping(config: Config, besides: dict[str, Any], chunks: int) -> Iterator[Keep]:
+    """Finished chunks are kept in the cache under all that decides them, and deleted at the end: an
+    evaluation that was killed goes on after them. Nothing is written where one chunk is all."""
+    if chunks == 1:
+        yield lambda number, make: make()
+        return
+    key = evaluation_key(config) | besides | {"versions": run_folder.versions()}
+    folder = Path(config.cache) / "evaluations" / digest(key)
+    first = processes.from_first(lambda: run_folder.chunks_in(folder))
+    with training_progress("evaluation", chunks, first) as show:
+
+        def keep(number: int, make: Callable[[], Chunk]) -> Chunk:
+            chunk = processes.from_first(lambda: run_folder.read_chunk(folder, number))
+            if chunk is None:
+                chunk = run_folder.write_chunk(folder, number, make())
+            tokens = [record["tokens"] for record in chunk["records"]]
+            if number >= first:
+                mean = float(np.mean(tokens))
+                show(number + 1, {"response_tokens": sum(tokens), "response_length": mean})
+            return chunk
+
+        yield keep
+    if processes.is_first():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_results(folder: Path, row: Row, config: Config) -> None:
+    """An evaluation as a folder: evaluation.json with all that decides it, samples.jsonl, and the
+    report as a page and in Markdown. Errors: StorageError."""
+    key = evaluation_key(config) | {"weights": row.report.weights}
+    run_folder.write_evaluation(folder, key, to_json(row.report), row.samples)
+    cells, title = [Cell(row.name, [row])], f"Evaluation of {row.name}"
+    about = {
+        "student": config.student,
+        "weights": row.report.weights,
+        "prompt": row.report.template,
+        "seed": config.seed,
+        **run_folder.versions(),
+    }
+    files.write_text(folder / run_folder.PAGE, render_page(title, cells, about))
+    files.write_text(folder / run_folder.MARKDOWN, render_results(title, cells, about))
+
+
+GRADERS: dict[str, Callable[[], contextlib.AbstractContextManager[Grader]]] = {
+    "exact": lambda: contextlib.nullcontext(grade_boxed),
+    "exact_flexible": lambda: contextlib.nullcontext(grade_flexible),
+    "math": open_symbolic,
+    "math_lenient": open_lenient,
+}
+"""What evaluation.grader names: each opens a verifier, for `with` to close."""
+
+
+def progress_of(parts: Parts, params: Params, step: int) -> dict[str, Any]:
+    """The quality after `step` steps of a student with these trained parameters (`progress`): a
+    pure function of its arguments."""
+    config, settings = parts.config, parts.config.evaluation
+    with GRADERS[settings.grader]() as grader:
+        return progress(
+            _evaluation_draw(parts, _placed(parts, parts.whole(params))),
+            test_source(config),
+            parts.tokenizer,
+            run_key(config, PROGRESS, step),
+            samples=settings.samples_during_training,
+            grader=grader,
+            max_new_tokens=settings.max_new_tokens,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+        )
+
+
+def _placed(parts: Parts, params: Params) -> Params:
+    places = jax.tree.map(lambda leaf: leaf.sharding, parts.programs.student_params)
+    return jax.device_put(params, places)
+
+
+def _evaluation_draw(parts: Parts, params: Params):
+    """draw(batch, key, length) of a student with these parameters, as the evaluation samples."""
+    config, programs = parts.config, parts.programs
+    draw = sampler_of(
+        config,
+        programs.mesh,
+        programs.student_sampler,
+        config.evaluation.sampling,
+        parts.tokenizer.stop_ids,
+        parts.tokenizer.size,
+    )
+    return functools.partial(draw, programs.to_sampler(params))
+
+
+def _scorer(parts: Parts, params: Params, source: batches.Source):
+    """score(rollout, problem of each row) -> Scores against the teacher of the problem's tag; where
+    a problem of the source has a tag without a teacher, against none."""
+    programs, teachers = parts.programs, parts.teachers
+    tags = batches.tags_of(source, list(teachers))
+    foreign = sorted({*tags.tolist()} - {*teachers})
+    kept = precomputed.kept_of(parts.stored) != NOTHING
+    if kept:
+        announce(
+            "evaluation: no KL to a teacher, as its outputs were read from a folder and it is not"
+            f" loaded; kdjax evaluate {parts.config.run} --teacher MODEL has it"
+        )
+    elif foreign:
+        announce(f"evaluation: no KL to a teacher, as problems have the tags {foreign} of none")
+    if kept or foreign:
+        nobody = Teacher(None, TeacherPrograms(()), None, None, parts.tokenizer)
+        tags, teachers = np.full(source.size, ""), {"": nobody}
+    chunk = head_chunk(parts.config, parts.mesh, parts.tokenizer.size)
+
+    def against(tag: str, rollout: Rollout) -> Scores:
+        teacher = teachers[tag]
+        read = teacher.programs.read(teacher.params, shard_batch(rollout, parts.mesh))
+        scores = jitted_score(
+            programs.student, teacher.programs.guide, programs.stops, chunk, parts.tokenizer.size,
+            parts.mesh, params, teacher.given, read,
+        )  # fmt: skip
+        return rows_on_host(scores)
+
+    def score_by_tag(rollout: Rollout, problems: Sequence[int]) -> Scores:
+        tags_b = tags[np.asarray(problems)]
+        asked = processes.gather(list(dict.fromkeys(tags_b.tolist())))
+        first, *others = dict.fromkeys(tag for own in asked for tag in own)
+        scores = against(first, rollout)
+        for tag in others:
+            own = (tags_b == tag)[:, None]
+            scores = jax.tree.map(functools.partial(np.where, own), against(tag, rollout), scores)
+        return scores
+
+    return score_by_tag

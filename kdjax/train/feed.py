@@ -1,0 +1,156 @@
+"""What a step trains on: its problems, whose responses, what they are rewarded with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.base import Batch, Params, Rollout, TrainState
+from kdjax.config.timetable import is_rewarded, methods, turn_at
+from kdjax.data import batches
+from kdjax.grading.rewards import Rewards, overlong_penalty
+from kdjax.models.lora import join
+from kdjax.rollouts.widths import longest, trim
+from kdjax.runtime import processes
+from kdjax.sharding import shard_batch
+from kdjax.step.gate import rollout_length
+from kdjax.step.optimizer import gate_state
+from kdjax.train.parts.build import Parts, batch_at
+from kdjax.train.parts.problems import ROLLOUT, encode, run_key
+from kdjax.train.parts.programs import jitted_logp, logp_settings
+
+
+def length_of(parts: Parts, state: TrainState) -> int:
+    """The limit of the next rollout's responses, in tokens."""
+    return rollout_length(gate_state(state.opt_state), parts.config.curriculum.lengths)
+
+
+def draw(parts: Parts, params: Params, number: int, length: int, staleness: int) -> Rollout:
+    """The training data of step `number` by these trained parameters of the student, of so many
+    updates ago, dealt over the mesh: a pure function of its arguments."""
+    reads = sampler_params(parts, params, number)
+    own = draw_own(parts, reads, number, length, staleness)
+    return parts.profile.timed("input", deal, parts, own)
+
+
+def sampler_params(parts: Parts, params: Params, number: int) -> Params | None:
+    """What step `number` draws with; nothing where the student does not draw."""
+    prefix = methods(parts.config)[turn_at(parts.config, number)].prefix
+    return parts.sampler_params(params) if prefix == "student" else None
+
+
+def draw_own(
+    parts: Parts, reads: Params | None, number: int, length: int, staleness: int
+) -> Rollout:
+    """This process's rows of the training data of step `number`; no other process is needed."""
+    config = parts.config
+    method = methods(config)[turn_at(config, number)]
+    prefix = method.prefix
+    if is_rewarded(method):
+        rollout = _rewarded(parts, reads, number, length)
+    else:
+        tag, indices = own_batch_at(parts, number)
+        if prefix == "dataset":
+            batches.require_solutions(parts.source, indices)
+        batch = _encode(parts, indices, length)
+        source = parts.prefixes[prefix][tag]
+        rollout = source(batch, reads, run_key(config, ROLLOUT, number), length)
+    if config.rollouts.ahead and prefix == "student":
+        stale = jnp.full(len(rollout.tokens_bs), staleness, jnp.int32)
+        rollout = rollout._replace(staleness_b=stale, old_logp_bt=rollout.own_logp_bt)
+    return rollout
+
+
+def own_batch_at(parts: Parts, number: int) -> tuple[str, list[int]]:
+    """(tag, this process's rows of the source) of step `number`; of a step in groups, its own
+    problems, each of which it draws the whole group of."""
+    config = parts.config
+    tag, indices = batch_at(parts, number)
+    if is_rewarded(methods(config)[turn_at(config, number)]):
+        indices = indices[: config.batch_size // config.rl.group_size]
+    return tag, batches.rows_of_process(indices, jax.process_index(), jax.process_count())
+
+
+def deal(parts: Parts, own: Rollout) -> Rollout:
+    """The rows of all processes as one rollout on the mesh, as wide as the longest of them."""
+    return shard_batch(trim(own, max(processes.gather(longest(own)))), parts.mesh)
+
+
+def with_old_policy(parts: Parts, params: Params, rollout: Rollout) -> Rollout:
+    """The rollout with its log-probabilities under these parameters of the student, from which the
+    ratios of several updates are counted."""
+    settings = logp_settings(parts.config, parts.programs, parts.tokenizer.size)
+    whole = join(parts.frozen, params)
+    # by what is trained: an adapter merged and rounded is another function
+    old = jitted_logp(parts.programs.learner, whole, rollout, **settings)
+    return rollout._replace(old_logp_bt=old)
+
+
+def _rewarded(parts: Parts, reads: Params, number: int, length: int) -> Rollout:
+    """Groups of responses with their advantages. Groups whose rewards are all equal are drawn anew
+    with another key, up to `rl.redraws` times, and kept as they are if that does not help."""
+    rl, key = parts.config.rl, run_key(parts.config, ROLLOUT, number)
+    tag, indices = own_batch_at(parts, number)
+    problems = np.repeat(indices, rl.group_size)
+    rollout = _attempt(parts, reads, (tag, problems, np.arange(len(problems))), key, length)
+    draws = np.ones(len(problems), np.int32)
+    for again in range(1, rl.redraws + 1):
+        rows = np.flatnonzero(~_have_signal(rollout.reward_b, rl.group_size))
+        if not len(rows):
+            break
+        draws[rows] += 1
+        asked = tag, problems[rows], rows
+        fresh = _attempt(parts, reads, asked, jax.random.fold_in(key, again), length)
+        useful = _have_signal(fresh.reward_b, rl.group_size)
+        for old, drawn in zip(jax.tree.leaves(rollout), jax.tree.leaves(fresh), strict=True):
+            old[rows[useful]] = drawn[useful]
+    reward, lengths = rollout.reward_b, rollout.response_length_b
+    penalty = overlong_penalty(lengths, length, rl.overlong_buffer_tokens)
+    shaped = reward + rl.overlong_penalty * penalty
+    advantage = rl.advantage(shaped.reshape(-1, rl.group_size)).reshape(-1, 1)
+    passed = (reward > 0).reshape(-1, rl.group_size)
+    rate = np.repeat(passed.mean(axis=1), rl.group_size)
+    tokens = np.broadcast_to(advantage, rollout.sampler_logp_bt.shape)
+    return rollout._replace(
+        advantage_bt=jnp.asarray(tokens, jnp.float32),
+        reward_b=jnp.asarray(reward, jnp.float32),
+        pass_rate_b=jnp.asarray(rate, jnp.float32),
+        draws_b=draws,
+    )
+
+
+def _have_signal(reward_b: np.ndarray, group_size: int) -> np.ndarray:
+    """The rows [B] of groups whose rewards are not all equal."""
+    return np.repeat(np.ptp(reward_b.reshape(-1, group_size), axis=1) > 0, group_size)
+
+
+def _attempt(
+    parts: Parts, reads: Params, asked: tuple[str, np.ndarray, np.ndarray], key: Any, length: int
+) -> Any:
+    """The responses of (tag, problems, rows) with their rewards (float64): a Rollout of host arrays
+    that can be written."""
+    (tag, problems, rows), config = asked, parts.config
+    batch = _encode(parts, problems, length)
+    samples = problems * config.rl.group_size + rows % config.rl.group_size
+    batch = batch._replace(row_b=samples.astype(np.int32))
+    rollout = parts.prefixes["student"][tag](batch, reads, key, length)
+    rollout = jax.tree.map(np.array, rollout)
+    made = parts.profile.timed("verify", _rewards, parts, problems, rollout)
+    return rollout._replace(reward_b=made.value_b, not_scored_b=made.not_scored_b)
+
+
+def _rewards(parts: Parts, problems: np.ndarray, rollout: Rollout) -> Rewards:
+    starts, counts = rollout.prompt_length_b, rollout.response_length_b
+    texts = [
+        parts.tokenizer.decode(tokens[start : start + count].tolist())
+        for tokens, start, count in zip(rollout.tokens_bs, starts, counts, strict=True)
+    ]
+    return parts.rewarder.of_all([parts.source.problem(int(index)) for index in problems], texts)
+
+
+def _encode(parts: Parts, indices: Any, length: int) -> Batch:
+    given = parts.source, parts.tokenizer, indices, parts.config, length
+    return parts.profile.timed("input", encode, *given)

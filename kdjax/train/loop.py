@@ -1,0 +1,305 @@
+"""The training loop: data flows one way, step after step, and a run that exists is resumed."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kdjax.base import Rollout, Samples, Sampling, TrainState
+from kdjax.config.as_json import as_dict
+from kdjax.config.schema import WHERE_IT_RUNS, Config
+from kdjax.config.timetable import measured_before, methods, turn_at, updates_at
+from kdjax.config.validation import validate
+from kdjax.errors import ConfigError, DataError, PreemptedError
+from kdjax.evaluate import EvalReport, all_responses, finished_responses, mean_entropy
+from kdjax.report.page import render_page
+from kdjax.report.results import Cell, Row, to_json
+from kdjax.report.text import render_results, to_csv
+from kdjax.runtime import files, processes
+from kdjax.runtime.console import announce, training_progress
+from kdjax.runtime.files import differences
+from kdjax.runtime.profiling import profiling
+from kdjax.runtime.signals import stop_between_steps
+from kdjax.runtime.watchdog import watchdog
+from kdjax.step.update import Metrics
+from kdjax.storage import run_folder
+from kdjax.storage.checkpoints import Checkpoints, open_checkpoints
+from kdjax.storage.restore import measured
+from kdjax.storage.retention import best_step
+from kdjax.train.cost import open_account, spent
+from kdjax.train.evaluation import evaluate_params, evaluation_key, progress_of
+from kdjax.train.feed import deal, draw, draw_own, length_of, sampler_params, with_old_policy
+from kdjax.train.parts.build import Parts, batch_at, build, fresh_state, startup_report
+from kdjax.train.parts.problems import MEASURE, encode, heldout_source, run_key, test_source
+from kdjax.train.records import check_gap, open_notes, record_of
+
+HELDOUT_RESPONSES = {"all": all_responses, "finished": finished_responses}
+"""Whose tokens the gate measures, by the config's `curriculum.heldout_responses`."""
+
+
+def train(config: Config, profile_steps: int = 0) -> EvalReport:
+    """Train, or resume, the run of a config; evaluate it; leave everything in its folder, and where
+    the time of so many of its steps goes, if asked (`profiling`).
+
+    Errors: KdjaxError kinds, each one line with the remedy.
+    """
+    folder = Path(validate(config).run)
+    drawn = config.trajectories is None and any(m.prefix == "student" for m in methods(config))
+    if drawn and config.rollouts.engine is not None:
+        raise ConfigError(
+            "rollouts.engine has weights of its own, which do not follow the student's: leave it"
+            " out, or draw once by `kdjax rollouts` and train from that folder (trajectories)"
+        )
+    parts = build(config)
+    about = startup_report(parts)
+    for line in about.splitlines():  # one by one: a study's next cell says only what differs
+        announce(line)
+    run_folder.open_run_folder(folder)
+    checkpoints = open_checkpoints(folder / "checkpoints", **as_dict(config.checkpoints))
+    try:
+        state, before = _start(parts, checkpoints)
+        files.write_json(folder / run_folder.CONFIG, as_dict(config))
+        files.write_json(folder / run_folder.VERSIONS, run_folder.versions())
+        files.write_text(folder / run_folder.STARTUP, about)
+        with profiling(folder / run_folder.PROFILE, profile_steps) as profile:
+            profiled = parts._replace(profile=profile)
+            state, seconds = _loop(profiled, state, before, folder, checkpoints)
+    finally:
+        checkpoints.close()
+        parts.rewarder.close()
+    return _finish(parts, state, seconds, folder)
+
+
+def _start(parts: Parts, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
+    """A fresh state, or the newest intact checkpoint's if this config is the one that made it; and
+    what that says of the steps before (`_about`)."""
+    found = checkpoints.newest(parts.programs.state, functools.partial(_check_same, parts))
+    return found if found is not None else (fresh_state(parts), {"seconds": 0.0})
+
+
+def _check_same(parts: Parts, about: dict[str, Any]) -> None:
+    """Errors: ConfigError where a checkpoint is of another config, of other weights or data."""
+    run = parts.config.run
+    changed = differences(_trained_by(about["config"]), _trained_by(as_dict(parts.config)))
+    if changed:
+        raise ConfigError(
+            f"{run} was started with another config: {'; '.join(changed)}."
+            " Choose another --run, or the old values"
+        )
+    if about["identities"] != parts.identities:
+        other = "; ".join(differences(about["identities"], parts.identities))
+        raise ConfigError(f"{run} was trained with other weights or data: {other}")
+    if about["position"] != about["step"] * parts.config.batch_size:
+        raise DataError(f"{run}: the checkpoint's data position does not belong to its step")
+
+
+def _trained_by(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that decide what is trained: with rollouts drawn ahead, where checkpoints fall."""
+    fields = {name: value for name, value in config.items() if name not in WHERE_IT_RUNS}
+    rollouts = dict(config.get("rollouts", {}))
+    if rollouts.get("ahead"):
+        fields["save_every_steps"] = config["save_every_steps"]
+    decisive = {name: rollouts.get(name) for name in ("kv_cache", "ahead")}
+    return fields | {"rollouts": decisive}
+
+
+def _loop(
+    parts: Parts, state: TrainState, before: dict[str, Any], folder: Path, checkpoints: Checkpoints
+) -> tuple[TrainState, float]:
+    config, timed = parts.config, parts.profile.timed
+    first, name = int(state.step), run_folder.run_name(folder)
+    metrics = run_folder.open_metrics(folder, first, config.wandb_project)
+    notes = open_notes(parts, state, run_folder.read_metrics(folder), before.get("unsaid", ()))
+    began = time.perf_counter() - before["seconds"]
+    pool, drawn = ThreadPoolExecutor(1), None
+    try:
+        with (
+            training_progress(name, config.steps, first) as show,
+            watchdog(folder, config.faults.step_limit_seconds) as watch,
+            stop_between_steps() as asked_to_stop,
+        ):
+            for number in parts.profile.steps(range(first, config.steps), watch.done):
+                watch.begins(number + 1)
+                entropy = timed("measure", _measure_entropy, parts, state, number)
+                if drawn is None:
+                    rollout = timed("rollout", _rollout, parts, state, number)
+                else:
+                    rollout = timed("input", deal, parts, timed("rollout", drawn.result))
+                drawn = timed("rollout", _draw_ahead, parts, pool, state, number + 1)
+                updated = timed("score and update", _update, parts, state, number, rollout, entropy)
+                (state, updates), done, fault = updated, number + 1, None
+                saves = done % config.save_every_steps == 0 or done == config.steps
+                tests = is_due(config.evaluation.every_steps, done)
+                logs = done % config.log_every_steps == 0 or math.isfinite(entropy) or tests
+                record = None
+                notes.updated(done, updates)
+                if saves or logs:
+                    seconds = time.perf_counter() - began
+                    record = timed("log", record_of, parts, state, updates, entropy, seconds)
+                    watch.done()
+                    if tests:
+                        record |= timed("test", _test, parts, state, done)
+                        began += record["test_seconds"]
+                    record, fault = notes.completed(done, record)
+                    timed("log", metrics.write, done, record)
+                    check_gap(config, record, done)
+                timed("log", show, done, record)
+                if asked_to_stop(done):
+                    fault = fault or PreemptedError(
+                        f"{name}: stopped after step {done} of {config.steps}, which is saved; the"
+                        " same command resumes"
+                    )
+                if saves or fault is not None:
+                    about = _about(parts, done, time.perf_counter() - began, record or {})
+                    about |= {"unsaid": notes.unsaid()}
+                    timed("checkpoint", checkpoints.save, done, state, about)
+                if fault is not None:
+                    raise fault
+    finally:
+        pool.shutdown(cancel_futures=True)
+        metrics.close()
+    jax.block_until_ready(state)
+    return state, time.perf_counter() - began
+
+
+def _draw_ahead(
+    parts: Parts, pool: ThreadPoolExecutor, state: TrainState, number: int
+) -> Future[Rollout] | None:
+    """Begin to draw the rollout of step `number` from the weights before the step that now trains,
+    of which a copy is made; None where rollouts are not drawn ahead.
+
+    Across a checkpoint nothing is drawn ahead, so that a resumed run draws what an uninterrupted
+    one draws.
+    """
+    config = parts.config
+    if not config.rollouts.ahead or number >= config.steps or number % config.save_every_steps == 0:
+        return None
+    params, length = jax.tree.map(jnp.copy, state.params), length_of(parts, state)
+    reads = sampler_params(parts, params, number)  # here, where the processes are in step
+    return pool.submit(draw_own, parts, reads, number, length, updates_at(config, number - 1))
+
+
+def _rollout(parts: Parts, state: TrainState, number: int) -> Rollout:
+    """The training data of step `number`, drawn by the student as it is."""
+    return draw(parts, state.params, number, length_of(parts, state), 0)
+
+
+def _update(
+    parts: Parts, state: TrainState, number: int, rollout: Rollout, entropy: float
+) -> tuple[TrainState, list[Metrics]]:
+    """One step: the update of its method, or several over one rollout (`rl.epochs`), and the
+    metrics of each."""
+    config, timed = parts.config, parts.profile.timed
+    teacher = parts.teachers[batch_at(parts, number)[0]]
+    rollout = timed("teacher", teacher.programs.read, teacher.params, rollout)
+    rollout = timed("reference", parts.refer, rollout)
+    step, updates = teacher.programs.steps[turn_at(config, number)], updates_at(config, number)
+    if updates > 1 and rollout.old_logp_bt is None:
+        rollout = timed("old policy", with_old_policy, parts, state.params, rollout)
+    heldout = np.float32(entropy)
+    state, first = step(state, teacher.given, rollout, heldout, parts.frozen)
+    made = [first]
+    for _ in range(updates - 1):
+        state = state._replace(step=state.step - 1)
+        state, metrics = step(state, teacher.given, rollout, np.float32(np.nan), parts.frozen)
+        made.append(metrics)
+    return state, made
+
+
+def is_due(every: int, step: int) -> bool:
+    """Whether what is done every so many steps (0: never) is done after this one."""
+    return every > 0 and step % every == 0
+
+
+def _test(parts: Parts, state: TrainState, done: int) -> dict[str, Any]:
+    """How good the student is after `done` steps; its seconds are not of the training."""
+    jax.block_until_ready(state)
+    began = time.perf_counter()
+    found = progress_of(parts, state.params, done)
+    return found | {"test_seconds": time.perf_counter() - began}
+
+
+def _measure_entropy(parts: Parts, state: TrainState, number: int) -> float:
+    """The student's held-out entropy before step `number` if it is due, or NaN."""
+    config = parts.config
+    if number not in measured_before(config):
+        return float("nan")
+    length, source = length_of(parts, state), heldout_source(config)
+    reads, key = parts.sampler_params(state.params), run_key(config, MEASURE, number)
+
+    def draw_rows(rows: np.ndarray) -> Samples:
+        return parts.draw(reads, encode(source, parts.tokenizer, rows, config, length), key, length)
+
+    samples = processes.draw_apart(draw_rows, source.size)
+    entropy = mean_entropy(samples, HELDOUT_RESPONSES[config.curriculum.heldout_responses])
+    if math.isnan(entropy):
+        announce(
+            f"{config.run}: a held-out entropy was not measured, as no stop token ended a response;"
+            " the gate waits (curriculum.heldout_responses all measures truncated ones too)"
+        )
+    return entropy
+
+
+def _about(parts: Parts, done: int, seconds: float, record: dict[str, Any]) -> dict[str, Any]:
+    tested = {name: value for name, value in record.items() if name.startswith("test_")}
+    return {
+        "config": as_dict(parts.config),
+        "identities": parts.identities,
+        "position": done * parts.config.batch_size,
+        "seconds": seconds,
+        "tests": {name: value for name, value in tested.items() if isinstance(value, float)},
+    }
+
+
+def _finish(parts: Parts, state: TrainState, seconds: float, folder: Path) -> EvalReport:
+    """Evaluate the trained student and write what a reader of the run needs."""
+    name, metrics = run_folder.run_name(folder), run_folder.read_metrics(folder)
+    flops = spent(open_account(parts), metrics)
+    announce(f"{name}: evaluating on {test_source(parts.config).size} test problems")
+    result, records = evaluate_params(parts, parts.whole(state.params))
+    result = result._replace(
+        training_flops=sum(flops.values()), flops_by_part=flops, training_seconds=seconds
+    )
+    if processes.is_first():
+        _write_results(parts.config, folder, Row(name, result, metrics, records))
+    return result
+
+
+def _write_results(config: Config, folder: Path, row: Row) -> None:
+    run_folder.write_evaluation(folder, evaluation_key(config), to_json(row.report), row.samples)
+    cells, about = [Cell(row.name, [row])], about_run(folder)
+    about |= _best_checkpoint(config, folder)
+    files.write_text(folder / run_folder.PAGE, render_page(f"Run {row.name}", cells, about))
+    files.write_text(folder / run_folder.MARKDOWN, render_results(f"Run {row.name}", cells, about))
+    files.write_text(folder / run_folder.TABLE, to_csv(cells))
+
+
+def _best_checkpoint(config: Config, folder: Path) -> dict[str, str]:
+    best = config.checkpoints.best
+    found = best_step(measured(folder / "checkpoints"), best) if best else None
+    return {"best checkpoint": f"step {found[0]}: {best} {found[1]:.4g}"} if found else {}
+
+
+def about_run(folder: Path) -> dict[str, Any]:
+    """What produced a run, for its page."""
+    config = files.read_json(folder / run_folder.CONFIG)
+    method = {
+        name: config[name]
+        for name in ("prefix", "token_loss", "objective", "reduction", "steps", "batch_size")
+    }
+    if config.get("turns"):
+        method["turns"] = config["turns"]
+    return {
+        **method,
+        "rollouts": str(Sampling(**config["sampling"])),
+        "seed": config["seed"],
+        **files.read_json(folder / run_folder.VERSIONS),
+    }

@@ -1,0 +1,309 @@
+"""A config's trajectories: whose responses, drawn how, with what is kept of its teacher.
+
+`kdjax rollouts` fills a folder with them (kdjax/storage/trajectories.py), ahead of training; the
+prefix source teacher fills one in the cache, as problems are asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from kdjax import models
+from kdjax.base import Batch, Key, Params, PrefixSource, Samples, Trajectories
+from kdjax.config.schema import Config
+from kdjax.data import batches
+from kdjax.data.tokenizer import Tokenizer
+from kdjax.errors import ConfigError, DataError
+from kdjax.rollouts.engine import open_engine
+from kdjax.rollouts.prefix import assemble_samples, dataset_samples, from_trajectories
+from kdjax.rollouts.widths import trim
+from kdjax.runtime import processes
+from kdjax.sharding import owners, pad_rows, shard_batch
+from kdjax.step.score import response_states, response_top_k
+from kdjax.storage import trajectories as folders
+from kdjax.train.parts.programs import Programs, head_chunk, read_by_sampler, sampler_of
+from kdjax.train.parts.teachers import Teacher, title
+
+
+class Keep(NamedTuple):
+    """What is kept of the teacher at each response token: nothing, its last hidden state in the
+    compute dtype (states), or its k most probable tokens and their tail (top_k)."""
+
+    kind: Literal["nothing", "states", "top_k"] = "nothing"
+    k: int = 0
+
+    def __str__(self) -> str:
+        return f"top_k={self.k}" if self.kind == "top_k" else self.kind
+
+
+NOTHING = Keep()
+
+
+def parse_keep(text: str | None) -> Keep:
+    """What --keep says. Errors: ConfigError.
+
+    >>> parse_keep("top_k=64")
+    Keep(kind='top_k', k=64)
+    """
+    if text in (None, "nothing"):
+        return NOTHING
+    if text == "states":
+        return Keep("states")
+    found = re.fullmatch(r"top_k=([1-9]\d*)", text or "")
+    if not found:
+        raise ConfigError(f"--keep is states or top_k=K, such as top_k=64, got {text!r}")
+    return Keep("top_k", int(found[1]))
+
+
+def parse_share(text: str | None) -> tuple[int, int]:
+    """(index, count) of the processes that fill a folder together, by default those of
+    `jax.distributed`. Errors: ConfigError.
+
+    >>> parse_share("1/4")
+    (1, 4)
+    """
+    if text is None:
+        return jax.process_index(), jax.process_count()
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise ConfigError(f"--share is INDEX/COUNT with INDEX below COUNT, such as 0/2, got {text}")
+    return int(found[1]), int(found[2])
+
+
+class Asked(NamedTuple):
+    """A tag's problems and everything that answers them: `rows` of the source, the teacher that
+    reads the responses, and what draws them as the student, with its initial parameters."""
+
+    config: Config
+    programs: Programs
+    tokenizer: Tokenizer
+    teacher: Teacher
+    tag: str
+    rows: np.ndarray
+    source: batches.Source
+    key: Key
+    draw_student: Callable[[Batch, Key, int], Samples]
+
+
+def settings_of(asked: Asked, keep: Keep) -> dict[str, Any]:
+    """Everything that decides what the trajectories of these problems are, as JSON values; of a
+    teacher without a name nothing is known."""
+    config, tokenizer, teacher = asked.config, asked.tokenizer, asked.teacher
+    found = batches.source_key(asked.source, tokenizer, config.data.max_prompt_tokens) | {
+        "prefix": config.prefix,
+        "vocabulary": tokenizer.size,
+        "rows": len(asked.rows),
+        "chunk_rows": folders.CHUNK_ROWS,
+        "max_new_tokens": config.curriculum.lengths[-1],
+        "dtype": config.dtype,
+        "keep": str(keep),
+    }
+    if asked.tag:
+        found["tag"] = asked.tag
+    if config.prefix != "dataset":
+        found |= {"sampling": dataclasses.asdict(config.sampling), "seed": config.seed}
+        found["kv_cache"] = config.rollouts.kv_cache
+        if config.rollouts.engine is not None:
+            found["engine"] = config.rollouts.engine_model or "the model's own name"
+    if config.prefix != "teacher":
+        found["stop_ids"] = list(tokenizer.stop_ids)
+    if config.prefix == "student":
+        found["weights"] = models.identity(models.find(config.student))
+    if teacher.name is None:
+        return found
+    identity = models.identity(models.find(teacher.name))
+    if config.prefix == "teacher":
+        found |= {"weights": identity, "stop_ids": list(teacher.tokenizer.stop_ids)}
+    if keep != NOTHING:
+        found |= {"teacher": identity, "teacher_stop_ids": list(teacher.tokenizer.stop_ids)}
+    if keep != NOTHING or config.prefix == "teacher":
+        found["teacher_weights"] = config.teacher_weights
+    return found
+
+
+def from_cache(asked: Asked, needed: Callable[[], np.ndarray]) -> PrefixSource:
+    """The teacher's responses, drawn into the cache when they are first asked for, once for all
+    runs that ask for the same; by several processes together before the run begins, those to the
+    rows of the source that are `needed`."""
+
+    together = owners(asked.programs.mesh) > 1
+
+    def open_cache() -> folders.Draw:
+        settings = settings_of(asked, NOTHING)
+        place = folders.place_of(Path(asked.config.cache), settings)
+        if not together:
+            return folders.open_trajectories(place, settings, drawer(asked, NOTHING))
+        _fill_together(asked, place, settings, np.searchsorted(asked.rows, needed()))
+        return folders.reader(place, settings)
+
+    read = functools.cache(open_cache)
+    if together:
+        read()
+    return from_trajectories(lambda rows: read()(np.searchsorted(asked.rows, rows)))
+
+
+def _fill_together(
+    asked: Asked, folder: Path, settings: dict[str, Any], places: np.ndarray
+) -> None:
+    """Every process draws its share of the chunks of these places; returns when all have.
+
+    Errors: DataError where what another has drawn is not seen here.
+    """
+    reads = None
+    if asked.teacher.params is not None:
+        reads = _teacher_reads(asked)  # once: it takes all processes, and they draw by themselves
+    draw = drawer(asked, NOTHING, reads)
+    share = jax.process_index(), jax.process_count()
+    numbers = folders.chunks_of(places, settings)
+    folders.fill(folder, settings, draw, share=share, numbers=numbers)
+    processes.gather(None)
+    missing = folders.missing(folder, numbers)
+    if missing:
+        raise DataError(
+            f"{folder}: {len(missing)} chunks that other processes drew are not seen here;"
+            " set --cache to a folder that all of them see"
+        )
+
+
+def fill(
+    asked: Asked, out: str | None, keep: Keep, share: tuple[int, int], redo: bool
+) -> tuple[Path, int]:
+    """(a tag's folder, the chunks drawn now): filled, or one process's share of it. Without `out`
+    it is the folder in the cache that the prefix source teacher reads, if nothing is kept.
+
+    Errors: ConfigError for something to keep without a teacher, or more than its vocabulary; and
+    as `trajectories.fill`.
+    """
+    if keep != NOTHING and asked.teacher.name is None:
+        raise ConfigError(f"--keep {keep} needs a teacher; set teacher, or leave --keep out")
+    if keep.k > asked.tokenizer.size:
+        raise ConfigError(
+            f"--keep {keep} is over the vocabulary of {asked.tokenizer.size} tokens; keep fewer"
+        )
+    settings = settings_of(asked, keep)
+    place = folders.place_of(Path(asked.config.cache), settings)
+    if out is not None:
+        place = of_tag(Path(out), asked.tag)
+    made = folders.fill(place, settings, drawer(asked, keep), share=share, redo=redo)
+    return place, made
+
+
+def of_tag(folder: Path, tag: str) -> Path:
+    """Where a tag's trajectories lie: in a folder beneath, unless it is everybody's."""
+    return folder / quote(title(tag), safe=" ") if tag else folder
+
+
+def drawer(asked: Asked, keep: Keep, reads: Params | None = None) -> folders.Draw:
+    """draw(places in asked.rows) -> Trajectories as host arrays. reads: what the teacher's sampler
+    reads, if it is there already; else it is made at each draw, and held no longer."""
+
+    def draw(places: np.ndarray) -> Trajectories:
+        rows = asked.rows[places]
+        samples = _draw_samples(asked, rows, reads)
+        return Trajectories(samples) if keep == NOTHING else _read(asked, keep, rows, samples)
+
+    return draw
+
+
+def _draw_samples(asked: Asked, rows: np.ndarray, reads: Params | None) -> Samples:
+    """Responses to the student's prompts, token by token; the teacher stops in its own way."""
+    prefix, length = asked.config.prefix, asked.config.curriculum.lengths[-1]
+    if prefix == "dataset":
+        batches.require_solutions(asked.source, [int(row) for row in rows])
+    sources: dict[str, Callable[[Batch], Samples]] = {
+        "dataset": lambda batch: dataset_samples(batch, length),
+        "student": lambda batch: asked.draw_student(batch, asked.key, length),
+        "teacher": lambda batch: _as_teacher(asked, batch, length, reads),
+    }
+    if asked.config.rollouts.engine is not None and prefix != "dataset":
+        sources[prefix] = lambda batch: _by_engine(asked, batch, length)
+    return jax.tree.map(np.asarray, sources[prefix](_encode(asked, rows)))
+
+
+def _as_teacher(asked: Asked, batch: Batch, length: int, reads: Params | None) -> Samples:
+    config, teacher, mesh = asked.config, asked.teacher, asked.programs.teacher_mesh
+    model, stop_ids = teacher.programs.sampler, teacher.tokenizer.stop_ids
+    assert model is not None  # validate: prefix teacher has one
+    draw = sampler_of(config, mesh, model, config.sampling, stop_ids, asked.tokenizer.size)
+    return draw(_teacher_reads(asked) if reads is None else reads, batch, asked.key, length)
+
+
+def _teacher_reads(asked: Asked) -> Params:
+    programs, dtype = asked.programs, jnp.dtype(asked.config.dtype)
+    teacher = asked.teacher
+    return read_by_sampler(teacher.programs.params, dtype, programs.teacher_mesh)(teacher.params)
+
+
+def _by_engine(asked: Asked, batch: Batch, length: int) -> Samples:
+    """Drawn by a server with weights of its own: those of the teacher, or of the student as it
+    was."""
+    config, rollouts = asked.config, asked.config.rollouts
+    assert rollouts.engine is not None
+    as_teacher = config.prefix == "teacher"
+    own = asked.teacher.name if as_teacher else config.student
+    sampler = open_engine(
+        rollouts.engine,
+        rollouts.engine_model or str(own),
+        stop_ids=(asked.teacher.tokenizer if as_teacher else asked.tokenizer).stop_ids,
+        vocabulary=asked.tokenizer.size,
+        sampling=config.sampling,
+        log_probs=rollouts.engine_log_probs,
+    )
+    return sampler(None, batch, asked.key, length)
+
+
+def _encode(asked: Asked, rows: np.ndarray) -> Batch:
+    return batches.encode_batch(
+        asked.source,
+        [int(row) for row in rows],
+        asked.tokenizer,
+        max_prompt_tokens=asked.config.data.max_prompt_tokens,
+        max_new_tokens=asked.config.curriculum.lengths[-1],
+    )
+
+
+def _read(asked: Asked, keep: Keep, rows: np.ndarray, samples: Samples) -> Trajectories:
+    """The samples with what is kept of the teacher, which reads them in pieces of so many rows as
+    in a training step."""
+    config, programs, teacher = asked.config, asked.programs, asked.teacher
+    mesh, model = programs.teacher_mesh, teacher.programs.model
+    assert model is not None
+    apart = mesh is not programs.mesh
+    at_once = config.batch_size if apart else config.batch_size // config.micro_batches
+    chunk = head_chunk(config, mesh, asked.tokenizer.size)
+    read = _reader(model, keep, chunk, asked.tokenizer.size, mesh)
+    width, whole = samples.tokens_bt.shape[1], None
+    for first in range(0, len(rows), at_once):
+        own = np.arange(first, min(first + at_once, len(rows)))
+        places = pad_rows(own, mesh, at_least=at_once)
+        piece = jax.tree.map(lambda x, p=places: x[p], samples)
+        rollout = trim(assemble_samples(_encode(asked, rows[places]), piece))
+        made = read(teacher.params, shard_batch(rollout, mesh))
+        if whole is None:  # pages of zeros that nothing is written to take no memory
+            shape = (len(rows), width)
+            whole = jax.tree.map(lambda x, s=shape: np.zeros(s + x.shape[2:], x.dtype), made)
+        for kept, new in zip(jax.tree.leaves(whole), jax.tree.leaves(made), strict=True):
+            kept[own, : new.shape[1]] = np.asarray(new)[: len(own)]
+    if keep.kind == "states":
+        return Trajectories(samples, states_btd=whole)
+    return Trajectories(samples, top_k_bt=whole)
+
+
+@functools.lru_cache(maxsize=8)  # compiled once for all chunks
+def _reader(model, keep: Keep, chunk: int, vocabulary: int, mesh: Mesh):
+    """read(params, rollout) -> what is kept of the teacher, [B, T, ...]."""
+    if keep.kind == "states":
+        return jax.jit(functools.partial(response_states, model))
+    best = functools.partial(response_top_k, model, k=keep.k, chunk=chunk)
+    return jax.jit(functools.partial(best, vocabulary=vocabulary, mesh=mesh))

@@ -1,0 +1,154 @@
+"""Where a config's models lie: its meshes, and what can't be dealt over them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from kdjax import models
+from kdjax.base import Params, Rollout
+from kdjax.config.schema import Config
+from kdjax.config.timetable import is_rewarded
+from kdjax.errors import ConfigError
+from kdjax.grading.rewards import math
+from kdjax.models import DecoderConfig, parameter_count
+from kdjax.runtime import topology
+from kdjax.sharding import batch_spec, data_size, make_mesh, owners
+
+ADAM_BYTES = 16  # float32 parameter, gradient and two moments
+COPY_BYTES = 4  # the parameter that the entropy gate may fall back to
+TEACHER_WEIGHTS: dict[str, models.Hold | None] = {"compute": None, "int8": models.int8}
+"""How the teacher's parameters are held, by the config's `teacher_weights`."""
+SHARE_OF_MEMORY = 0.4  # of a device, that states may fill before they are dealt over fsdp
+
+
+class Shapes(NamedTuple):
+    """What a config's programs depend on besides the config: no weight and no file is read.
+
+    teachers are by the name of their model; {None: None} is no teacher. teacher_stop_ids are those
+    of all of them. reference is the shape of the reference model, if there is one. heads_alone:
+    rollouts bring the teachers' states, so that of a teacher, which
+    has no shape here, its LM head is read.
+    """
+
+    student: DecoderConfig
+    teachers: dict[str | None, DecoderConfig | None]
+    vocabulary: int
+    stop_ids: tuple[int, ...]
+    teacher_stop_ids: tuple[int, ...] = ()
+    heads_alone: bool = False
+    reference: DecoderConfig | None = None
+
+
+def choose_meshes(
+    config: Config, devices: Sequence[jax.Device], shapes: Shapes
+) -> tuple[Mesh, Mesh]:
+    """The config's meshes over these devices: the student's and the teachers', which are one
+    unless layout.teacher_devices parts them.
+
+    fsdp, where the config leaves it open, is 1 if the training state and the teachers fill at most
+    40 % of a device, else all devices that tensor leaves.
+    """
+    apart = config.layout.teacher_devices
+    if apart and devices[0].process_index != devices[-1].process_index:
+        raise ConfigError("layout.teacher_devices is for the devices of one process; leave it at 0")
+    if apart >= len(devices):
+        raise ConfigError(
+            f"layout.teacher_devices {apart} leaves none of {len(devices)} devices to the student"
+        )
+    own, others = devices[: len(devices) - apart], devices[len(devices) - apart :]
+    fsdp, tensor = config.layout.fsdp, config.layout.tensor
+    if fsdp is None:
+        fsdp = 1
+        memory = topology.memory_bytes(devices[0])
+        if memory is not None and held_bytes(config, shapes) / tensor > SHARE_OF_MEMORY * memory:
+            fsdp = max(1, len(own) // tensor)
+    mesh = make_mesh(own, fsdp=fsdp, tensor=tensor)
+    return mesh, make_mesh(others, fsdp=apart) if apart else mesh
+
+
+def held_bytes(config: Config, shapes: Shapes) -> float:
+    """Bytes of the training state with its gradient, of the reference, and of the teachers, where
+    they lie on the student's devices."""
+    trained = jax.tree.leaves(models.abstract_params(shapes.student, jnp.float32))
+    beside = [] if config.layout.teacher_devices else shapes.teachers.values()
+    teachers = [teacher_shapes(config, decoder) for decoder in beside if decoder]
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(teachers))
+    if shapes.reference is not None:
+        held += jnp.dtype(config.dtype).itemsize * parameter_count(shapes.reference)
+    kept = COPY_BYTES if config.curriculum.policy == "fall_back" else 0
+    return (ADAM_BYTES + kept) * sum(x.size for x in trained) + held
+
+
+def check_layout(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> None:
+    """ConfigError where rows or heads can't be dealt over the meshes."""
+    mesh, teacher_mesh = meshes
+    if teacher_mesh is not mesh and config.batch_size % data_size(teacher_mesh):
+        raise ConfigError(
+            f"batch_size is {config.batch_size} rows, which can't be dealt over the teacher's"
+            f" {data_size(teacher_mesh)} devices; make it a multiple of {data_size(teacher_mesh)}"
+        )
+    groups = config.batch_size // config.rl.group_size
+    if groups % owners(mesh):
+        raise ConfigError(
+            f"batch_size / rl.group_size is {groups} problems, which can't be dealt to"
+            f" {owners(mesh)} processes; make it a multiple of {owners(mesh)}"
+        )
+    rows = config.batch_size // config.micro_batches
+    if rows % data_size(mesh):
+        raise ConfigError(
+            f"batch_size / micro_batches is {rows} rows, which can't be dealt over"
+            f" {data_size(mesh)} devices; make it a multiple of {data_size(mesh)}"
+        )
+    teachers = [(f"teacher {name}", decoder) for name, decoder in shapes.teachers.items()]
+    for name, model in (("student", shapes.student), *teachers, ("reference", shapes.reference)):
+        if model and model.num_key_value_heads % config.layout.tensor:
+            raise ConfigError(
+                f"layout.tensor {config.layout.tensor} does not divide the {name}'s"
+                f" {model.num_key_value_heads} key/value heads; choose a divisor"
+            )
+
+
+def teacher_shapes(config: Config, teacher: DecoderConfig, mesh: Mesh | None = None) -> Params:
+    """Shapes of the teacher's parameters as the config holds them."""
+    hold = TEACHER_WEIGHTS[config.teacher_weights]
+    return models.abstract_params(teacher, jnp.dtype(config.dtype), mesh, hold=hold)
+
+
+def expected_rollout(method: Config, mesh: Mesh) -> Rollout:
+    """The shapes of a method's rollout at its full length, with every field that it will bring (of
+    responses that are drawn, not read from a folder)."""
+    prompt, response = method.data.max_prompt_tokens, method.curriculum.lengths[-1]
+    rows = method.batch_size
+
+    def array(dtype, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=batch_spec(mesh))
+
+    a_token = functools.partial(array, jnp.float32, response)
+    a_row = functools.partial(array, jnp.float32)
+    made = Rollout(
+        array(jnp.int32, prompt + response),
+        array(jnp.int32),
+        array(jnp.int32),
+        a_token(),
+        array(jnp.bool_),
+    )
+    if method.prefix == "student":
+        made = made._replace(own_logp_bt=a_token(), entropy_bt=a_token())
+        if method.rollouts.ahead:
+            made = made._replace(staleness_b=array(jnp.int32), old_logp_bt=a_token())
+    if method.reference is not None:
+        made = made._replace(reference_logp_bt=a_token())
+    if is_rewarded(method):
+        made = made._replace(advantage_bt=a_token(), reward_b=a_row(), pass_rate_b=a_row())
+        made = made._replace(draws_b=array(jnp.int32))
+        if method.rl.reward is math:
+            made = made._replace(not_scored_b=array(jnp.bool_))
+        if method.rl.epochs > 1:
+            made = made._replace(old_logp_bt=a_token())
+    return made

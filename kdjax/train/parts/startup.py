@@ -1,0 +1,228 @@
+"""What a run is about to do, in plain lines: what would corrupt it stops it, the rest is said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from kdjax.base import Model, Params, Rollout
+from kdjax.config.schema import Config
+from kdjax.data.tokenizer import Tokenizer
+from kdjax.errors import DataError
+from kdjax.losses.combinators import closed_form
+from kdjax.losses.composition import describe
+from kdjax.models.quantized import parameter_total
+from kdjax.sharding import (
+    data_size,
+    device_bytes,
+    owners,
+    rows_on_host,
+    shard_batch,
+    vocabulary_axis,
+)
+from kdjax.step.stops import Stops
+from kdjax.train.parts.programs import jitted_score
+
+PROMPT = "1+1="
+SELF_TEST_TOKENS = 8
+LARGEST_SELF_KL_NATS = 1e-6
+
+
+def report(
+    config: Config,
+    meshes: tuple[Mesh, Mesh],
+    tokenizer: Tokenizer,
+    student: Model,
+    student_params: Params,
+    teachers: dict[str, tuple[Model, Params, Tokenizer]],
+    *,
+    trained: Params,
+    frozen: Params | None,
+    stops: Stops,
+    chunk: int,
+    stored: str | None = None,
+    heads: Params | None = None,
+) -> str:
+    """The start-up report of a run; every line says its subject, so that a line may stand alone.
+
+    meshes are the student's and the teachers'; teachers are by what they are called, such as
+    "teacher"; trained and frozen are what the student's parameters are held as (arrays, or shapes
+    with shardings). stored says what is read from folders of trajectories, if anything is, and
+    heads are those of teachers that are loaded without the rest.
+    Errors: DataError where a model has fewer vocabulary rows than its tokenizer tokens in use, or
+    where the self-test fails.
+    """
+    models = {"student": (student, student_params)}
+    models |= {name: (model, params) for name, (model, params, _) in teachers.items()}
+    others = {name: other for name, (_, _, other) in teachers.items()}
+    lines = [*_about_prompts(tokenizer, others), *_about_stops(tokenizer, others, stops)]
+    lines.append(_about_vocabulary(models, tokenizer.size))
+    way = "in closed form" if closed_form(config.token_loss) else "by autodiff from chunk logits"
+    loss = describe(config.token_loss)
+    tempered = "as at_temperature says, else " if "at_temperature(" in loss else ""
+    mesh, teacher_mesh = meshes
+    devices = mesh.devices.flat
+    lines += [
+        f"loss: token loss {loss} (gradients {way}), objective {describe(config.objective)},"
+        f" reduction {describe(config.reduction)}",
+        *([] if stored is None else [f"trajectories: {stored}"]),
+        f"sampling: rollouts {config.sampling}; evaluation {config.evaluation.sampling};"
+        f" temperature of the loss {tempered}1.0",
+        f"layers: attention {config.attention}, remat {config.remat}"
+        + (f", LoRA of rank {config.lora.rank}" if config.lora.rank else ""),
+        f"precision: computes in {config.dtype}, trained parameters float32"
+        + (f", the teacher's {config.dtype}" if teachers else "")
+        + (", kernels of its layers int8" if config.teacher_weights == "int8" else ""),
+        f"devices: {len(devices)} x {devices[0].device_kind}, mesh "
+        + ", ".join(f"{name} {size}" for name, size in mesh.shape.items()),
+        _about_sizes(models, (trained, frozen), tokenizer.size, mesh, chunk, heads),
+    ]
+    if teacher_mesh is not mesh:
+        lines.append(f"teacher's devices: {teacher_mesh.size} more, for the teacher alone")
+    for name, (model, params, _) in teachers.items():
+        kl = self_test(model, params, tokenizer, teacher_mesh, stops=stops, chunk=chunk, name=name)
+        lines.append(f"self-test: the {name} as its own student has KL {kl:g}")
+    return "".join(line + "\n" for line in lines)
+
+
+def self_test(
+    model: Model,
+    params: Params,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    *,
+    stops: Stops,
+    chunk: int,
+    name: str = "teacher",
+) -> float:
+    """The largest KL, in nats, of a model against itself on a few tokens of a rendered prompt: 0.
+
+    Both sides are computed on their own, by the path that training takes; the program is compiled
+    once a model. Errors: DataError above LARGEST_SELF_KL_NATS, and where it is no number.
+    """
+    ids = jnp.asarray(tokenizer.encode_prompt(PROMPT)[: SELF_TEST_TOKENS + 1], jnp.int32)
+    rows, length = data_size(mesh) // owners(mesh), len(ids) - 1
+    rollout = Rollout(
+        tokens_bs=jnp.tile(ids, (rows, 1)),
+        prompt_length_b=jnp.ones(rows, jnp.int32),
+        response_length_b=jnp.full(rows, length, jnp.int32),
+        sampler_logp_bt=jnp.zeros((rows, length)),
+        truncated_b=jnp.zeros(rows, bool),
+    )
+    # the parameters are two arguments: of one, the compiler would compute one side only
+    scores = jitted_score(
+        model, model, stops, chunk, tokenizer.size, mesh, params, params, shard_batch(rollout, mesh)
+    )
+    kls = rows_on_host((scores.forward_kl, scores.reverse_kl))
+    largest = float(np.max(kls))  # on the host: XLA's maximum may drop a NaN
+    if not largest <= LARGEST_SELF_KL_NATS:
+        raise DataError(
+            f"self-test: the {name} as its own student has KL {largest:g} nats, which must be 0;"
+            f" its numbers can't be trusted on this backend ({jax.default_backend()}):"
+            " check its weights, or try dtype float32 or another jax version"
+        )
+    return largest
+
+
+def _about_prompts(own: Tokenizer, others: dict[str, Tokenizer]) -> list[str]:
+    rendered = own.render(PROMPT)
+    lines = [f"prompt as rendered: {rendered!r}"]
+    for name, other in others.items():
+        elsewhere = other.render(PROMPT)
+        if elsewhere != rendered:
+            lines.append(
+                f"note: the {name}'s own template renders {elsewhere!r}; it reads the student's"
+            )
+        if own.template_folder == other.folder != own.folder:
+            lines.append(f"note: the student has no chat template; the {name}'s is used")
+        if other.template_folder != other.folder:
+            lines.append(f"note: the {name} has no chat template; it reads the student's")
+        if own.full_size == other.full_size == own.size:
+            lines.append(f"tokenizers: student and {name} agree id by id ({own.size} tokens)")
+        else:
+            lines.append(
+                f"tokenizers: student ({own.full_size} tokens) and {name} ({other.full_size}) agree"
+                f" on the first {own.size} ids, which are in use"
+            )
+    return lines
+
+
+def _about_stops(own: Tokenizer, others: dict[str, Tokenizer], stops: Stops) -> list[str]:
+    """The stop ids and what the templates put after an answer, with token texts."""
+    lines = []
+    for name, tokenizer in ({"student": own} | others).items():
+        end = tokenizer.turn_end_id
+        ends = "nothing" if end is None else _spelled(tokenizer, (end,))
+        lines.append(
+            f"stop tokens: {name} {_spelled(tokenizer, tokenizer.stop_ids)};"
+            f" its template ends an answer with {ends}"
+        )
+        if end is not None and end not in tokenizer.stop_ids:
+            lines.append(
+                f"warning: the {name} does not stop at {ends}, where its template ends an answer;"
+                " add the id to eos_token_id in its generation_config.json"
+            )
+        if tokenizer.stop_ids != own.stop_ids:
+            lines.append(
+                f"note: student and {name} stop at other tokens; each samples with its own"
+            )
+    meaning = {
+        "raw": "stop tokens count like any other",
+        "mask": f"tokens {list(stops.ids)} are left out of loss and statistics",
+        "merge": f"tokens {list(stops.ids)} are one event",
+    }[stops.policy]
+    return [*lines, f"stop policy: {stops.policy}, {meaning}"]
+
+
+def _spelled(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
+    return ", ".join(f"{i} {tokenizer.token(i)!r}" for i in ids)
+
+
+def _about_vocabulary(models: dict[str, Any], size: int) -> str:
+    rows = {
+        name: jax.eval_shape(model.head, params).weight_vd.shape[0]
+        for name, (model, params) in models.items()
+    }
+    for name, count in rows.items():
+        if count < size:
+            raise DataError(
+                f"the {name} has {count} vocabulary rows, its tokenizer {size} tokens;"
+                " put the tokenizer that it was trained with into its folder"
+            )
+    shown = ", ".join(f"{name} {count}" for name, count in rows.items())
+    return f"vocabulary: {size} tokens in use; rows beyond have no probability ({shown} rows)"
+
+
+def _about_sizes(
+    models: dict[str, Any],
+    student: tuple[Params, Params],
+    size: int,
+    mesh: Mesh,
+    chunk: int,
+    heads: Params | None,
+) -> str:
+    """Parameters, and what they and the loss head hold on a device."""
+    counts = {name: parameter_total(params) for name, (_, params) in models.items()}
+    shown = ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
+    axis = vocabulary_axis(mesh)
+    sides = 2 if len(models) > 1 or heads else 1
+    logits = 4 * sides * chunk * size / (mesh.shape[axis] if axis else 1)
+    trained, frozen = student
+    parts = {"what is trained, its gradient and Adam moments": 4 * device_bytes(trained, 4)}
+    if frozen is not None:
+        parts["frozen student"] = device_bytes(frozen)
+    parts |= {
+        name: device_bytes(params) for name, (_, params) in models.items() if name != "student"
+    }
+    if heads:
+        parts["teachers' LM heads"] = device_bytes(heads)
+    parts[f"head chunk of {chunk} tokens"] = logits
+    memory = ", ".join(f"{name} {count / 2**20:,.1f}" for name, count in parts.items())
+    return (
+        f"size: {shown}; at least {sum(parts.values()) / 2**20:,.1f} MiB a device ({memory};"
+        " activations and caches come on top)"
+    )

@@ -1,0 +1,195 @@
+"""What the numbers of a run give reason to say: skipped updates, and what often goes wrong, with
+the knob to turn. Records in, lines out."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from kdjax.base import TrainState
+from kdjax.config.schema import Config
+from kdjax.errors import DivergedError, KdjaxError
+from kdjax.report.results import WARNINGS
+from kdjax.runtime.console import announce
+from kdjax.step.gate import last_decision
+from kdjax.step.optimizer import gate_state, guard_state
+from kdjax.step.update import Metrics
+from kdjax.train.cost import PARTS, open_account, spent
+from kdjax.train.feed import length_of
+from kdjax.train.parts.build import Parts
+
+
+def record_of(
+    parts: Parts, state: TrainState, updates: Sequence[Metrics], entropy: float, seconds: float
+) -> dict[str, Any]:
+    """The metrics of a step as host numbers (this waits for the step), of those that are finite.
+
+    They are of its first update, before the student has moved; policy_drift, the mean distance of
+    its log-probabilities from those of the student that drew, is of the last. gate_length is the
+    limit of the next rollout; at a measurement gate_decision says what was decided
+    (`gate.DECISIONS`). skipped counts the updates that were skipped so far.
+    """
+    gate = gate_state(state.opt_state)
+    values = updates[0] | {n: updates[-1][n] for n in ("policy_drift",) if n in updates[-1]}
+    record: dict[str, Any] = {name: float(value) for name, value in values.items()}
+    record = {name: value for name, value in record.items() if math.isfinite(value)}
+    record |= {"gate_stage": int(gate.stage), "gate_length": length_of(parts, state)}
+    record |= {"skipped": int(guard_state(state.opt_state).total), "seconds": seconds}
+    if math.isfinite(entropy):
+        record |= {"heldout_entropy": entropy, "gate_decision": last_decision(gate)}
+        record["gate_threshold_nats"] = float(gate.threshold_nats)
+    return record
+
+
+def check_gap(config: Config, record: dict[str, float], step: int) -> None:
+    """Stop where the sampler's distribution is not the one that is trained. Rollouts drawn ahead
+    are of older weights, so their gap is no fault."""
+    gap, limit = record.get("sampler_gap", 0.0), config.rollouts.gap_limit_nats
+    if gap > limit and not config.rollouts.ahead:
+        raise DivergedError(
+            f"sampler and scorer differ by {gap:.3g} nats a token at step {step}, over"
+            f" rollouts.gap_limit_nats {limit}; set rollouts.kv_cache compute or a wider dtype"
+        )
+
+
+Record = Mapping[str, Any]
+
+COLLAPSED = 0.1  # of the first entropy
+SPIKE, LEAST_RECORDS, RECENT = 10.0, 10, 50  # times the median of the recent records, of so many
+
+
+class Update(NamedTuple):
+    """What decides whether an update is made: its step (from 1), its loss, its gradient's norm."""
+
+    step: int
+    loss: Any
+    gradient_norm: Any
+
+
+def skipped(updates: Iterable[Update], in_a_row: int) -> tuple[list[str], list[int]]:
+    """(a line for each update that was skipped, how many were in a row after each update), where
+    in_a_row of them were before the first. Reads arrays of a device.
+
+    >>> skipped([Update(7, 0.5, 1.0), Update(8, float("nan"), 1.0)], 0)
+    (['step 8: loss is nan, its update was skipped'], [0, 1])
+    """
+    lines, rows = [], []
+    for update in updates:
+        numbers = {"loss": float(update.loss), "gradient_norm": float(update.gradient_norm)}
+        bad = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
+        in_a_row = in_a_row + 1 if bad else 0
+        rows.append(in_a_row)
+        if bad:
+            lines.append(f"step {update.step}: {' and '.join(bad)}, its update was skipped")
+    return lines, rows
+
+
+def warnings(earlier: Sequence[Record], new: Record) -> list[str]:
+    """What a new record (with its `step`) gives reason to warn of, each thing once a run: as the
+    lines that were said are in the earlier records, a resumed run does not say them again."""
+    said = [line for record in earlier for line in record.get(WARNINGS, ())]
+    found = ((name, check(earlier, new)) for name, check in CHECKS.items())
+    return [
+        f"step {new['step']}: {name}: {text}"
+        for name, text in found
+        if text is not None and not any(f": {name}: " in line for line in said)
+    ]
+
+
+def _collapse(earlier: Sequence[Record], new: Record) -> str | None:
+    first = next((r["student_entropy"] for r in earlier if "student_entropy" in r), None)
+    now = new.get("student_entropy")
+    if first is None or now is None or now >= COLLAPSED * first:
+        return None
+    return (
+        f"the student's {now:.3g} nats a token are under {COLLAPSED:.0%} of its first {first:.3g};"
+        " more forward KL (token_loss), a shorter curriculum.lengths or a lower"
+        " optimizer.learning_rate keeps more"
+    )
+
+
+def _truncation(earlier: Sequence[Record], new: Record) -> str | None:
+    if new.get("truncated", 0.0) < 1.0:
+        return None
+    return (
+        "no response of the batch ended before its limit of tokens, so no end is learned from it;"
+        " raise curriculum.lengths"
+    )
+
+
+def _spike(earlier: Sequence[Record], new: Record) -> str | None:
+    norms = [r["gradient_norm"] for r in earlier[-RECENT:] if "gradient_norm" in r]
+    now = new.get("gradient_norm")
+    if now is None or len(norms) < LEAST_RECORDS or now <= SPIKE * statistics.median(norms):
+        return None
+    return (
+        f"{now:.3g} is over {SPIKE:.0f} times the median {statistics.median(norms):.3g} of the last"
+        f" {len(norms)} records; lower optimizer.clip_norm or optimizer.learning_rate if it stays"
+    )
+
+
+CHECKS: dict[str, Callable[[Sequence[Record], Record], str | None]] = {
+    "entropy collapse": _collapse,
+    "all responses truncated": _truncation,
+    "gradient-norm spike": _spike,
+}
+"""What is warned of, by the name that its line has: (earlier records, new record) -> why, or
+None."""
+
+
+class Notes(NamedTuple):
+    """What is kept of steps between two records. updated(step, metrics of each update);
+    completed(step, record) -> (the record with the costs so far and what there is to say, which is
+    said, and the error that ends the run after it, if there is one); unsaid() -> what there is to
+    say of the steps since the last record, for a run that is stopped between two."""
+
+    updated: Callable[[int, Sequence[Metrics]], None]
+    completed: Callable[[int, dict[str, Any]], tuple[dict[str, Any], KdjaxError | None]]
+    unsaid: Callable[[], list[str]]
+
+
+def open_notes(
+    parts: Parts, state: TrainState, records: list[dict[str, Any]], unsaid: Sequence[str] = ()
+) -> Notes:
+    """The notes of a run that has these records and this state, and was stopped with these lines
+    unsaid."""
+    cost, limit = open_account(parts), parts.config.faults.skipped_in_a_row
+    total = spent(cost, records)
+    logged = records[-1]["step"] if records else 0
+    in_a_row = int(guard_state(state.opt_state).in_a_row)
+    before, held = list(unsaid), list[Update]()
+
+    def updated(step: int, updates: Sequence[Metrics]) -> None:
+        held.extend(Update(step, u["loss"], u["gradient_norm"]) for u in updates)
+
+    def completed(step: int, record: dict[str, Any]):
+        nonlocal total, logged, in_a_row
+        new = cost(logged, step, record)
+        logged, total = step, {name: total[name] + new[name] for name in PARTS}
+        record = record | total
+        lines, rows = skipped(held, in_a_row)
+        lines, in_a_row = before + lines, rows[-1]
+        fault = _diverged(parts.config, lines) if max(rows) >= limit else None
+        before.clear()
+        held.clear()
+        lines += warnings(records, {"step": step, **record})
+        for line in lines:
+            announce(f"{parts.config.run}: {line}")
+        record |= {WARNINGS: lines} if lines else {}
+        records.append({"step": step, **record})
+        return record, fault
+
+    def unsaid_now() -> list[str]:
+        return before + skipped(held, in_a_row)[0]
+
+    return Notes(updated, completed, unsaid_now)
+
+
+def _diverged(config: Config, lines: Sequence[str]) -> DivergedError:
+    return DivergedError(
+        f"{config.run}: {config.faults.skipped_in_a_row} updates in a row were skipped"
+        f" ({lines[-1]}); the state is saved, without them: lower optimizer.learning_rate or"
+        " optimizer.clip_norm in another --run"
+    )

@@ -1,0 +1,41 @@
+"""Progress says where a run stands: plain lines without a terminal, a bar on one."""
+
+from __future__ import annotations
+
+from kdjax.runtime import console
+
+METRICS = {
+    "loss": 0.5, "forward_kl": 0.25, "reverse_kl": 0.125, "student_entropy": 0.75,
+    "response_length": 30.0, "response_tokens": 100.0,
+}  # fmt: skip
+SAID = ("tokens/s", "loss 0.5", "KL(t|s) 0.25", "KL(s|t) 0.125", "entropy 0.75", "length 30")
+
+
+def test_lines_without_a_terminal(capsys):
+    """The first and the last step are said, with time left and every number."""
+    with console.training_progress("run", 10, first=4) as show:
+        show(5, METRICS)
+        show(6, METRICS)  # within five seconds of the first line
+        show(10, METRICS)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["run: step 5/10", "run: step 10/10"]
+    assert all(said in line for line in lines for said in SAID)
+    assert "0 s left" in lines[1]
+
+
+def test_bar_on_a_terminal(capsys, monkeypatch):
+    """The bar shows steps done and the newest numbers."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    with console.training_progress("run", 10) as show:
+        show(3, METRICS)
+        show(10, None)
+    out = capsys.readouterr().out
+    assert "10/10" in out
+    assert all(said in out for said in SAID)
+
+
+def test_announcements_are_letter_by_letter(capsys):
+    """Control tokens in square brackets, as in Mistral's template, are text and not markup."""
+    console.announce("[INST] [/INST] [bold] :smile:")
+    assert capsys.readouterr().out == "[INST] [/INST] [bold] :smile:\n"

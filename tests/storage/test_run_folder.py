@@ -1,0 +1,123 @@
+"""What a run writes: whole or not at all, and without what an interruption rolled back."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from kdjax.errors import ConfigError, DataError, StorageError
+from kdjax.runtime import files
+from kdjax.storage import run_folder
+
+
+def test_metrics_survive_an_interruption(tmp_path):
+    """Records after the resumed step are dropped, a line cut by a kill too, and new ones follow."""
+    first = run_folder.open_metrics(tmp_path, 0)
+    for step in (1, 2, 3):
+        first.write(step, {"loss": float(step)})
+    first.close()
+    with (tmp_path / run_folder.METRICS).open("a") as file:
+        file.write('{"step": 4, "lo')
+    second = run_folder.open_metrics(tmp_path, 2)
+    second.write(3, {"loss": 30.0})
+    second.close()
+    assert [(r["step"], r["loss"]) for r in run_folder.read_metrics(tmp_path)] == [
+        (1, 1),
+        (2, 2),
+        (3, 30),
+    ]
+
+
+def test_files_are_whole_or_absent(tmp_path):
+    """A folder in a file's place is a StorageError, and leaves what was there."""
+    files.write_json(tmp_path / "a.json", {"x": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    with pytest.raises(StorageError, match="can't write"):
+        files.write_json(tmp_path / "folder", {})
+    assert (tmp_path / "folder" / "inside").is_dir()
+
+
+def test_reading_what_is_not_there(tmp_path):
+    """Missing and damaged files are told apart."""
+    with pytest.raises(DataError, match=r"holds no config\.json"):
+        files.read_json(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DataError, match="damaged"):
+        files.read_json(tmp_path / "config.json")
+
+
+def test_wandb_is_used_only_when_asked_for(tmp_path, monkeypatch):
+    """A stand-in sees project and records; without the package the remedy is named."""
+    logged = []
+
+    class Stand:
+        @staticmethod
+        def init(**settings):
+            logged.append(settings["project"])
+            return Stand
+
+        @staticmethod
+        def log(values, step):
+            logged.append((step, values))
+
+        @staticmethod
+        def finish():
+            logged.append("finished")
+
+    monkeypatch.setitem(sys.modules, "wandb", Stand)
+    writer = run_folder.open_metrics(tmp_path, 0, "mine")
+    writer.write(1, {"loss": 2.0})
+    writer.close()
+    assert logged == ["mine", (1, {"loss": 2.0}), "finished"]
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        run_folder.open_metrics(tmp_path, 0, "mine")
+
+
+def test_chunks_are_kept(tmp_path):
+    """What is there whole is read, as it was written; a damaged or cut file is none."""
+    folder = tmp_path / "new"
+    value = {"x": 0.1 + 0.2, "pair": ("\N{SNOWMAN}", None)}
+    first = run_folder.write_chunk(folder, 0, value)
+    assert (
+        first == run_folder.read_chunk(folder, 0) == {"x": 0.1 + 0.2, "pair": ["\N{SNOWMAN}", None]}
+    )
+    run_folder.write_chunk(folder, 1, 3)
+    assert run_folder.read_chunk(folder, 1) == 3
+    assert run_folder.read_chunk(folder, 2) is None
+    assert run_folder.chunks_in(folder) == 2
+    assert run_folder.chunks_in(tmp_path) == 0
+    file = folder / "chunk-00000"
+    whole = file.read_bytes()
+    for damaged in (whole.replace(b"0.3", b"0.4"), whole[:-1], b"", b"x", b"\xff"):
+        file.write_bytes(damaged)
+        assert run_folder.read_chunk(folder, 0) is None
+
+
+def test_a_kill_loses_the_chunk_in_flight_alone(tmp_path):
+    """A process that is killed outright at the last moment of writing the third chunk: the two
+    before are there, and no third."""
+    code = """
+import os, pathlib, signal, sys
+from kdjax import report
+
+folder = pathlib.Path(sys.argv[1])
+report.write_chunk(folder, 0, ["chunk", 0])
+report.write_chunk(folder, 1, ["chunk", 1])
+pathlib.Path.replace = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+report.write_chunk(folder, 2, ["chunk", 2])
+"""
+    child = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=120)
+    assert child.returncode == -signal.SIGKILL
+    assert run_folder.chunks_in(tmp_path) == 2
+    assert [run_folder.read_chunk(tmp_path, n) for n in range(3)] == [
+        ["chunk", 0],
+        ["chunk", 1],
+        None,
+    ]

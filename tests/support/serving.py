@@ -1,0 +1,189 @@
+"""A real HTTP server on loopback that speaks /v1/completions, in the words of either engine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kdjax.base import Batch, Sampling
+from kdjax.rollouts.sampler import generate
+
+CONTEXT = 64
+WIDTH = 8  # every prompt is padded to it, so that one compile serves all
+
+
+class Reply(NamedTuple):
+    """What a request is answered with; body None hangs up without a word."""
+
+    body: Any
+    status: int = 200
+    delay_s: float = 0.0
+
+
+class Server(NamedTuple):
+    """url, the bodies and headers of the completions asked for, and how many were in flight."""
+
+    url: str
+    asked: list[dict]
+    headers: list[dict]
+    in_flight: list[int]
+
+
+@contextlib.contextmanager
+def serving(
+    answer: Callable[[dict], Reply | dict], models: Any = None, name: str = "tiny"
+) -> Iterator[Server]:
+    """A server that answers a completion's body with `answer(body)`."""
+    cards = {"object": "list", "data": [{"id": name, "max_model_len": CONTEXT}]}
+    asked: list[dict] = []
+    headers: list[dict] = []
+    in_flight, now, lock = [], [0], threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *args):
+            pass
+
+        def do_GET(self):
+            assert self.path == "/v1/models"
+            self.send(Reply(cards if models is None else models))
+
+        def do_POST(self):
+            assert self.path == "/v1/completions"
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            with lock:
+                asked.append(body)
+                headers.append({name.lower(): value for name, value in self.headers.items()})
+                now[0] += 1
+                in_flight.append(now[0])
+            reply = answer(body)
+            reply = reply if isinstance(reply, Reply) else Reply(reply)
+            time.sleep(reply.delay_s)
+            with lock:  # before the answer, which lets the next request in
+                now[0] -= 1
+            self.send(reply)
+
+        def send(self, reply: Reply):
+            if reply.body is None:
+                self.close_connection = True
+                return
+            text = reply.body if isinstance(reply.body, str) else json.dumps(reply.body)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it gave up
+                self.send_response(reply.status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(text.encode())))
+                self.send_header("retry-after-ms", "1")
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads, server.block_on_close = True, False
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield Server(f"http://127.0.0.1:{server.server_port}", asked, headers, in_flight)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class Text(NamedTuple):
+    """A response as an engine's core has it, before it is put into words."""
+
+    tokens: list[int]
+    logp: list[float]
+    stop: int | None
+
+
+def engine_core(model, params, limit: int):
+    """core(body, mode) -> Text: the model itself behind the wire, seeded by the body's seed.
+
+    Log-probabilities are raw, or (mode "processed") of the tempered distribution; a greedy row's
+    are raw in both modes, as in vLLM and SGLang.
+    """
+
+    def core(body: dict, mode: str = "raw") -> Text:
+        prompt = np.zeros((1, max(WIDTH, len(body["prompt"]))), np.int32)
+        prompt[0, : len(body["prompt"])] = body["prompt"]
+        none, length = np.zeros((1, 1), np.int32), np.array([len(body["prompt"])], np.int32)
+        batch = Batch(prompt, length, none, none[0], none[0] > 0, none[0])
+        temperature = body["temperature"]
+        out = generate(
+            model, params, batch, jax.random.key(body.get("seed", 0)), max_new_tokens=limit,
+            stop_ids=tuple(body["stop_token_ids"]), sampling=Sampling(temperature),
+        )  # fmt: skip
+        count = min(int(out.length_b[0]), body["max_tokens"])
+        logp = out.sampler_logp_bt if mode == "processed" and temperature else out.logp_bt
+        tokens = np.asarray(out.tokens_bt[0, :count]).tolist()
+        stop = tokens[-1] if tokens[-1] in body["stop_token_ids"] else None
+        return Text(tokens, np.asarray(logp[0, :count], np.float64).tolist(), stop)
+
+    return core
+
+
+def vllm(text: Text, body: dict, eos: int | None = None) -> dict:
+    """vLLM: the stop is in token_ids; stop_reason is its id, null for the model's own EOS."""
+    assert body["return_token_ids"] is True
+    return _completion(
+        text,
+        [f"token_id:{token}" for token in text.tokens],
+        finish_reason="length" if text.stop is None else "stop",
+        stop_reason=None if text.stop == eos else text.stop,
+        token_ids=text.tokens,
+        prompt_token_ids=body["prompt"],
+    )
+
+
+def old_vllm(text: Text, body: dict) -> dict:
+    """vLLM before it knew return_token_ids: ids stand in the log-probabilities' names only."""
+    assert body["return_tokens_as_token_ids"] is True
+    answer = vllm(text, body)
+    del answer["choices"][0]["token_ids"], answer["choices"][0]["prompt_token_ids"]
+    return answer
+
+
+def sglang(text: Text, body: dict) -> dict:
+    """SGLang: matched_stop is the id; the limit is its reason even where a stop is the last."""
+    assert body["return_token_ids"] is True
+    assert body["top_k"] == -1 or body["top_k"] >= 1
+    full = len(text.tokens) == body["max_tokens"]
+    return _completion(
+        text,
+        ["x"] * len(text.tokens),
+        finish_reason="length" if full or text.stop is None else "stop",
+        matched_stop=None if full else text.stop,
+        token_ids=text.tokens,
+        prompt_token_ids=None,
+    )
+
+
+def trimmed(text: Text, body: dict) -> dict:
+    """SGLang, if it left the stop out of the ids and only said which it was."""
+    answer = sglang(text, body)
+    if answer["choices"][0]["matched_stop"] is not None:
+        answer["choices"][0]["token_ids"] = text.tokens[:-1]
+    return answer
+
+
+def _completion(text: Text, names: list[str], **fields) -> dict:
+    logprobs = {
+        "tokens": names,
+        "token_logprobs": text.logp,
+        "text_offset": [0] * len(names),
+        "top_logprobs": [{name: logp} for name, logp in zip(names, text.logp, strict=True)],
+    }
+    choice = {"index": 0, "text": "not to be tokenised again", "logprobs": logprobs, **fields}
+    return {
+        "id": "cmpl-1", "object": "text_completion", "created": 0, "model": "tiny",
+        "choices": [choice],
+    }  # fmt: skip

@@ -1,0 +1,95 @@
+"""A config's evaluation is resumable: killed and gone on with, it says what it would have said."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+
+from kdjax import evaluate as evaluate_module
+from kdjax.config import Config, Data, Evaluation, Rollouts
+from kdjax.evaluate import EvalReport
+from kdjax.losses.objectives import negative_log_likelihood
+from kdjax.train import evaluation
+from kdjax.train.parts.build import Parts, build
+
+
+@pytest.fixture
+def parts(student_folder, tmp_path) -> Parts:
+    """An evaluation of three chunks: 10 problems, 8 samples, 32 rows a chunk."""
+    config = Config(
+        student=str(student_folder), teacher=None, objective=negative_log_likelihood,
+        prefix="student", cache=str(tmp_path / "cache"), rollouts=Rollouts(rows=8),
+        data=Data(terms=(2,), max_prompt_tokens=24),
+        evaluation=Evaluation(problems=10, samples=8, k=(1, 8), max_new_tokens=8, batch_size=16),
+    )  # fmt: skip
+    return build(config)
+
+
+def numbers(result: EvalReport) -> EvalReport:
+    return result._replace(seconds=0.0)
+
+
+def test_killed_and_gone_on_with(parts, tmp_path, monkeypatch, capsys):
+    """The chunk in flight is drawn again, finished ones are not; report and records are those of an
+    evaluation that nothing stopped, bit for bit; nothing is left behind."""
+    whole = evaluation.evaluate_params(parts, parts.initial_params)
+    assert "evaluation: step 3/3, 0 s left" in capsys.readouterr().out
+    assert [*(tmp_path / "cache" / "evaluations").iterdir()] == []
+    scored, calls = evaluate_module._scored, []
+
+    def killed(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return scored(*args)
+
+    monkeypatch.setattr(evaluate_module, "_scored", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate_params(parts, parts.initial_params)
+    (folder,) = (tmp_path / "cache" / "evaluations").iterdir()
+    assert {p.name for p in folder.iterdir()} == {"chunk-00000", "chunk-00001"}
+    result, records = evaluation.evaluate_params(parts, parts.initial_params)
+    assert len(calls) == 4
+    assert numbers(result) == numbers(whole[0])
+    assert result.seconds > 0
+    assert records == whole[1]
+    assert len(records) == 80
+    assert not folder.exists()
+
+
+def test_chunks_of_others_are_not_taken(parts, tmp_path, monkeypatch):
+    """Other weights, sampling, seed or size of a chunk have a folder of their own."""
+    scored = evaluate_module._scored
+
+    def killed(*args):
+        if args[4].row_b[0] > 0:
+            raise KeyboardInterrupt
+        return scored(*args)
+
+    monkeypatch.setattr(evaluate_module, "_scored", killed)
+    config = parts.config
+    warm = dataclasses.replace(config.evaluation, max_new_tokens=7)
+    others = [
+        parts,
+        parts._replace(config=dataclasses.replace(config, seed=1)),
+        parts._replace(config=dataclasses.replace(config, evaluation=warm)),
+        parts._replace(config=dataclasses.replace(config, rollouts=Rollouts(rows=12))),
+    ]
+    for each in others:
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.evaluate_params(each, parts.initial_params)
+    moved = jax.tree.map(lambda x: x + 1, parts.initial_params)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate_params(parts, moved)
+    assert len([*(tmp_path / "cache" / "evaluations").iterdir()]) == 5
+
+
+def test_one_chunk_is_not_written(parts):
+    """A small evaluation leaves no trace in the cache."""
+    small = dataclasses.replace(parts.config.evaluation, problems=2)
+    alone = parts._replace(config=dataclasses.replace(parts.config, evaluation=small))
+    evaluation.evaluate_params(alone, parts.initial_params)
+    assert not Path(parts.config.cache).exists()

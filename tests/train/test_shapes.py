@@ -1,0 +1,127 @@
+"""Devices over data, fsdp and tensor: the step is that of one device, and nothing big travels."""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from placement import FAMILIES, V, descent, make, placed, step_on
+from tiny import random_rollout
+
+from kdjax import models
+from kdjax.plan import hlo
+from kdjax.rollouts.sampler import generate
+from kdjax.sharding import make_mesh, rollout_mesh, shard_batch
+from kdjax.step.optimizer import make_optimizer
+from kdjax.step.update import abstract_state, init_state
+
+MESHES = {"8, 1, 1": (1, 1), "1, 8, 1": (8, 1), "2, 2, 2": (2, 2)}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def alone(request):
+    """(student, teacher, rollout, (state, metrics) of one step on one device)."""
+    student = make(request.param, 1)
+    teacher = make(request.param, 2, hidden_size=24)
+    rollout = random_rollout(3, V, [3, 5, 4, 6, 3, 4, 5, 4], [6, 2, 5, 1, 4, 6, 3, 2])
+    step = jax.jit(step_on(None, student, teacher, descent()))
+    made = step(init_state(student[1], descent()), teacher[1], rollout)
+    return student, teacher, rollout, jax.tree.map(np.asarray, made)
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_the_step_is_that_of_one_device(alone, shape):
+    """8 devices as (data, fsdp, tensor): the same parameters after a step, and metrics."""
+    student, teacher, rollout, (expected, expected_metrics) = alone
+    fsdp, tensor = MESHES[shape]
+    mesh = make_mesh(8, fsdp=fsdp, tensor=tensor)
+    step = jax.jit(step_on(mesh, student, teacher, descent()))
+    state = init_state(placed(mesh, *student), descent())
+    state, metrics = step(state, placed(mesh, *teacher), shard_batch(rollout, mesh))
+    chex.assert_trees_all_close(
+        jax.tree.map(np.asarray, state.params), expected.params, rtol=2e-5, atol=2e-5
+    )
+    chex.assert_trees_all_close(
+        jax.tree.map(np.asarray, metrics), expected_metrics, rtol=2e-5, atol=1e-5
+    )
+    assert float(metrics["gradient_norm"]) > 0.1
+
+
+def test_parameters_and_moments_are_dealt():
+    """On (1, 4, 2) every kernel and table, and its moments, is an eighth on each device."""
+    config, params = make("qwen3", 1, hidden_size=32, num_key_value_heads=4)
+    mesh = make_mesh(8, fsdp=4, tensor=2)
+    optimizer = make_optimizer(learning_rate=1e-3, steps=4)
+    state = abstract_state(models.abstract_params(config, jnp.float32, mesh), optimizer, mesh)
+    real = init_state(params, optimizer)
+    chex.assert_trees_all_equal_shapes_and_dtypes(state, jax.eval_shape(lambda: real))
+    big = [leaf for leaf in jax.tree.leaves(state) if leaf.size > 256]
+    assert len(big) == 3 * 8  # seven kernels and the embedding, with two moments each
+    for leaf in big:
+        assert np.prod(leaf.sharding.shard_shape(leaf.shape)) == leaf.size / 8
+    assert jax.tree.leaves(state.opt_state["gate"])[0].sharding.is_fully_replicated
+
+
+def compiled_step(fsdp: int, tensor: int, rows: int = 16, width: int = 64):
+    """(the compiled step's text, shapes of parameters) where tokens outnumber everything else."""
+    student, teacher = make("qwen3", 1), make("qwen3", 2, hidden_size=24)
+    mesh = make_mesh(8, fsdp=fsdp, tensor=tensor)
+    optimizer = make_optimizer(learning_rate=1e-3, steps=4)
+    places = models.abstract_params(student[0], jnp.float32, mesh)
+    state = abstract_state(places, optimizer, mesh)
+    rollout = shard_batch(random_rollout(3, V, [width // 2] * rows, [width // 2] * rows), mesh)
+    step = jax.jit(step_on(mesh, student, teacher, optimizer))
+    shapes = models.abstract_params(teacher[0], jnp.float32, mesh)
+    text = step.lower(state, shapes, rollout).compile().as_text()
+    return text, (places, shapes)
+
+
+@pytest.mark.parametrize("shape", MESHES)
+def test_only_parameters_are_gathered(shape):
+    """No collective of the step gathers activations or logits: gathers are of a layer's weights,
+    of heads, or of a few numbers a token; and no device holds [tokens, V]."""
+    fsdp, tensor = MESHES[shape]
+    text, trees = compiled_step(fsdp, tensor)
+    shapes = [leaf.shape[-2:] for tree in trees for leaf in jax.tree.leaves(tree) if leaf.ndim > 1]
+    pieces = [
+        *shapes,
+        *((a // tensor, b) for a, b in shapes),
+        *((a, b // tensor) for a, b in shapes),
+    ]
+    weights = {frozenset(pair) for pair in pieces}
+    found = hlo.collectives(text)
+    assert found
+    for collective in found:
+        if collective.kind == "all-gather" and np.prod(collective.shape) > 16 * 64:
+            assert frozenset(collective.shape[-2:]) in weights, collective
+    local = 16 * 64 * tensor // 8
+    assert 0 < hlo.widest_rows(text, V // tensor) < local
+    if fsdp == tensor == 1:
+        assert {c.kind for c in found} == {"all-reduce"}
+
+
+@pytest.mark.parametrize("shape", ["1, 8, 1", "2, 2, 2"])
+def test_rollouts_do_not_depend_on_the_layout(shape):
+    """Sampled tokens of 8 devices, with heads dealt or not, are those of one device."""
+    from kdjax.base import Batch
+
+    config, params = make("qwen3", 1)
+    rng = np.random.default_rng(0)
+    none = np.zeros((8, 1), np.int32)
+    lengths = rng.integers(2, 6, 8).astype(np.int32)
+    prompts = rng.integers(0, V, (8, 6)).astype(np.int32)
+    batch = Batch(prompts, lengths, none, none[:, 0], none[:, 0] > 0, np.arange(8))
+
+    def draw(model, params, mesh):
+        return generate(
+            model, params, batch, jax.random.key(1), max_new_tokens=24, stop_ids=(5,), mesh=mesh
+        )
+
+    fsdp, tensor = MESHES[shape]
+    mesh = rollout_mesh(make_mesh(8, fsdp=fsdp, tensor=tensor))
+    dealt = draw(models.build(config, mesh=mesh), placed(mesh, config, params), mesh)
+    expected = draw(models.build(config), params, None)
+    np.testing.assert_array_equal(dealt.tokens_bt, expected.tokens_bt)
+    np.testing.assert_allclose(dealt.logp_bt, expected.logp_bt, atol=1e-5)

@@ -1,0 +1,324 @@
+"""The start-up report: its facts are right, and what would corrupt a run stops it in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from synthetic import a_report
+from tiny import tiny_config
+
+from kdjax import forward_kl, models
+from kdjax.base import Rollout, Sampling
+from kdjax.config import Config, Curriculum, Data, Evaluation
+from kdjax.data.tokenizer import load_tokenizer
+from kdjax.errors import ConfigError, DataError
+from kdjax.losses.combinators import at_temperature
+from kdjax.losses.objectives import negative_log_likelihood
+from kdjax.runtime.console import announce
+from kdjax.sharding import batch_spec, device_bytes, make_mesh
+from kdjax.step.stops import RAW, Stops
+from kdjax.storage import run_folder
+from kdjax.train import evaluation as examine_module
+from kdjax.train.loop import train
+from kdjax.train.parts import build as parts_module
+from kdjax.train.parts import precompute as prefixes_module
+from kdjax.train.parts import problems, startup
+from kdjax.train.parts import programs as programs_module
+from kdjax.train.parts.build import build, startup_report
+
+
+@pytest.fixture
+def tiny(tmp_path, student_folder, teacher_folder) -> Config:
+    """A run of two steps on copies of the tiny models, free to be spoilt."""
+    for name, folder in {"student": student_folder, "teacher": teacher_folder}.items():
+        shutil.copytree(folder, tmp_path / name)
+    return Config(
+        run=str(tmp_path / "run"), cache=str(tmp_path / "cache"), steps=1, batch_size=8,
+        student=str(tmp_path / "student"), teacher=str(tmp_path / "teacher"),
+        data=Data(terms=(2,), problems=24, max_prompt_tokens=24),
+        curriculum=Curriculum(lengths=(8,)),
+        evaluation=Evaluation(problems=4, samples=1, k=(1,), max_new_tokens=8, batch_size=8),
+    )  # fmt: skip
+
+
+def edit_json(path: Path, **fields):
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def facts(config: Config) -> dict[str, str]:
+    """The report's lines by their subject; notes and warnings are numbered."""
+    found: dict[str, str] = {}
+    for line in startup_report(build(config)).splitlines():
+        subject, _, rest = line.partition(": ")
+        found[f"{subject} {sum(s.startswith(subject) for s in found)}"] = rest
+    return found
+
+
+def count(folder: str) -> int:
+    return sum(w.size for w in load_file(Path(folder) / "model.safetensors").values())
+
+
+def test_an_agreeing_pair(tiny, tokenizer):
+    """Every line of a pair with one tokenizer, its numbers counted from the files."""
+    config = dataclasses.replace(
+        tiny, token_loss=at_temperature(forward_kl, 2.0), sampling=Sampling(0.9), head_memory_mib=1
+    )
+    said = facts(config)
+    end, pad = tokenizer.stop_ids
+    stops = f"{end} '<|im_end|>', {pad} '<|endoftext|>'; its template ends an answer with {end} "
+    size, chunk = tokenizer.size, 256
+    student, teacher = count(tiny.student), count(tiny.teacher)
+    parts = [16 * student / 2**20, 4 * teacher / 2**20, 2 * chunk * size * 4 / 2**20]
+    assert said == {
+        "prompt as rendered 0": repr(tokenizer.render("1+1=")),
+        "tokenizers 0": f"student and teacher agree id by id ({size} tokens)",
+        "stop tokens 0": f"student {stops}'<|im_end|>'",
+        "stop tokens 1": f"teacher {stops}'<|im_end|>'",
+        "stop policy 0": "raw, stop tokens count like any other",
+        "vocabulary 0": f"{size} tokens in use; rows beyond have no probability"
+        f" (student {size}, teacher {size} rows)",
+        "loss 0": "token loss at_temperature(forward_kl, 2.0) (gradients in closed form),"
+        " objective divergence, reduction sequence_mean",
+        "sampling 0": "rollouts temperature 0.9; evaluation temperature 1.0;"
+        " temperature of the loss as at_temperature says, else 1.0",
+        "layers 0": "attention auto, remat none",
+        "precision 0": "computes in float32, trained parameters float32, the teacher's float32",
+        "devices 0": "8 x cpu, mesh data 8, fsdp 1, tensor 1",
+        "size 0": f"student {student:,} parameters, teacher {teacher:,} parameters; at least"
+        f" {sum(parts):.1f} MiB a device (what is trained, its gradient and Adam moments"
+        f" {parts[0]:.1f}, teacher {parts[1]:.1f}, head chunk of {chunk} tokens {parts[2]:.1f};"
+        " activations and caches come on top)",
+        "self-test 0": "the teacher as its own student has KL 0",
+    }
+
+
+def test_a_pair_that_differs_in_what_may_differ(tiny, tokenizer):
+    """Templates, stop ids, rows, precision and the number of tokens: noted, and the run goes on."""
+    end, pad = tokenizer.stop_ids
+    folder = Path(tiny.teacher)
+    path = folder / "chat_template.jinja"
+    path.write_text("Be brief." + path.read_text())
+    edit_json(Path(tiny.student) / "generation_config.json", eos_token_id=pad)
+    edit_json(Path(tiny.student) / "tokenizer_config.json", eos_token="<|endoftext|>")
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    new = {**added[-1], "id": tokenizer.size, "content": "<new>"}
+    edit_json(folder / "tokenizer.json", added_tokens=[*added, new])
+    config = dataclasses.replace(
+        tiny, stops="merge", dtype="bfloat16", token_loss=lambda q, p: forward_kl(q, p)
+    )
+    said = facts(config)
+    rendered = tokenizer.render("1+1=")
+    assert said["prompt as rendered 0"] == repr(rendered)
+    brief = "Be brief." + rendered
+    assert said["note 0"] == f"the teacher's own template renders {brief!r}; it reads the student's"
+    assert said["tokenizers 0"] == (
+        f"student ({tokenizer.size} tokens) and teacher ({tokenizer.size + 1}) agree on the first"
+        f" {tokenizer.size} ids, which are in use"
+    )
+    assert said["stop tokens 0"].startswith(f"student {pad} '<|endoftext|>'; its template ends")
+    assert said["warning 0"].startswith(f"the student does not stop at {end} '<|im_end|>', where")
+    assert "warning 1" not in said
+    assert said["note 1"] == "student and teacher stop at other tokens; each samples with its own"
+    assert said["stop policy 0"] == f"merge, tokens {[pad, end]} are one event"
+    assert "(gradients by autodiff from chunk logits)" in said["loss 0"]
+    precision = "computes in bfloat16, trained parameters float32, the teacher's bfloat16"
+    assert said["precision 0"] == precision
+    assert f" teacher {2 * count(tiny.teacher) / 2**20:.1f}," in said["size 0"]
+    assert said["self-test 0"] == "the teacher as its own student has KL 0"
+
+
+@pytest.mark.parametrize("whose", ["student", "teacher"])
+def test_a_missing_template_is_said(tiny, tokenizer, whose):
+    """Base models often have none: the other's is used."""
+    (Path(getattr(tiny, whose)) / "chat_template.jinja").unlink()
+    said = facts(tiny)
+    assert said["prompt as rendered 0"] == repr(tokenizer.render("1+1="))
+    assert said["note 0"].startswith(f"the {whose} has no chat template; ")
+
+
+def test_without_a_teacher(tiny):
+    """Nothing is said of a teacher, and there is no self-test."""
+    alone = dataclasses.replace(
+        tiny, teacher=None, prefix="dataset", objective=negative_log_likelihood
+    )
+    said = facts(alone)
+    assert not any("teacher" in line for line in said.values())
+    assert "self-test 0" not in said
+
+
+def other_tokens(config: Config):
+    path = Path(config.teacher) / "tokenizer.json"
+    model = json.loads(path.read_text())["model"]
+    model["vocab"]["0"], model["vocab"]["1"] = model["vocab"]["1"], model["vocab"]["0"]
+    edit_json(path, model=model)
+
+
+def few_rows(config: Config, folder: str):
+    size = load_tokenizer(config.student).size
+    shutil.move(folder, folder + "_old")
+    models.create(Path(folder), tiny_config(size - 1), folder + "_old", seed=0)
+
+
+def no_template(config: Config):
+    for folder in (config.student, config.teacher):
+        (Path(folder) / "chat_template.jinja").unlink()
+
+
+def no_numbers(config: Config):
+    path = Path(config.teacher) / "model.safetensors"
+    weights = load_file(path)
+    weights["model.norm.weight"] = np.full_like(weights["model.norm.weight"], np.nan)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "says"),
+    [
+        (other_tokens, ConfigError, "tokenizers differ in 2 of"),
+        (lambda c: few_rows(c, c.student), DataError, "the student has 278 vocabulary rows, its"),
+        (lambda c: few_rows(c, c.teacher), DataError, "the teacher has 278 vocabulary rows, its"),
+        (no_template, DataError, "student: the tokenizer has no chat template; add"),
+        (no_numbers, DataError, "self-test: the teacher as its own student has KL nan nats"),
+    ],
+    ids=["other_tokens", "student_rows", "teacher_rows", "no_template", "no_numbers"],
+)
+def test_what_would_corrupt_a_run_stops_it(tiny, spoil, error, says):
+    """One line, before anything is written or trained."""
+    spoil(tiny)
+    with pytest.raises(error) as caught:
+        train(tiny)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not Path(tiny.run).exists()
+
+
+def test_a_model_that_is_not_itself(teacher, tokenizer):
+    """Two readings of one text that differ by a little more than rounding fail the self-test; the
+    same two, equal, pass."""
+    model, params = teacher
+    readings = []
+
+    def unsteady(by: float):
+        def hidden(params, tokens_bs):
+            readings.append(by)
+            return model.hidden(params, tokens_bs) * (1 + by * (len(readings) % 2))
+
+        return model._replace(hidden=hidden)
+
+    def largest(by: float) -> float:
+        return startup.self_test(unsteady(by), params, tokenizer, make_mesh(2), stops=RAW, chunk=4)
+
+    assert largest(0.0) == 0
+    with pytest.raises(DataError, match=r"self-test: .* which must be 0; .* \(cpu\)"):
+        largest(0.1)
+
+
+def test_both_sides_are_read(teacher, tokenizer):
+    """The self-test's program reads each side's own parameters: other ones on one side show."""
+    model, params = teacher
+    tokens = np.int32([tokenizer.encode_prompt("1+1=")])
+    rows = (np.int32([1]), np.int32([6]), np.zeros((1, 6), np.float32), np.array([False]))
+    other = jax.tree.map(lambda w: 1.1 * w, params)
+    mesh = make_mesh(1)
+    scores = programs_module.jitted_score(
+        model, model, RAW, 4, tokenizer.size, mesh, params, other, Rollout(tokens, *rows)
+    )
+    assert min(np.max(kl) for kl in (scores.forward_kl, scores.reverse_kl)) > 1e-4
+
+
+def test_the_run_folder_keeps_it(tiny, capsys):
+    """Shown on the terminal and written to startup.txt; a resumed run rewrites the file."""
+    announce.cache_clear()  # what another test's run said would not be said again
+    train(tiny)
+    shown = capsys.readouterr().out
+    text = (Path(tiny.run) / run_folder.STARTUP).read_text()
+    assert text == startup_report(build(tiny))
+    assert text in shown
+    train(dataclasses.replace(tiny, evaluation=dataclasses.replace(tiny.evaluation, samples=2)))
+    assert (Path(tiny.run) / run_folder.STARTUP).read_text() == text
+
+
+def test_the_self_test_is_compiled_once_a_model(tiny):
+    """A study's cells load the same teacher anew and pay for one program."""
+    before = programs_module.jitted_score._cache_size()
+    for loss in (forward_kl, at_temperature(forward_kl, 3.0)):
+        startup_report(build(dataclasses.replace(tiny, token_loss=loss, head_memory_mib=2)))
+    assert programs_module.jitted_score._cache_size() == before + 1
+
+
+def test_step_and_evaluation_take_the_policy(tiny, tokenizer, monkeypatch):
+    """Both get the config's policy with the stop ids of student and teacher, student's first."""
+    end, pad = tokenizer.stop_ids
+    edit_json(Path(tiny.student) / "generation_config.json", eos_token_id=pad)
+    edit_json(Path(tiny.student) / "tokenizer_config.json", eos_token="<|endoftext|>")
+    taken = {}
+
+    def record(*args, **kwargs):
+        taken.update(kwargs)
+        return lambda *a: None
+
+    monkeypatch.setattr(programs_module, "make_step", record)
+    monkeypatch.setattr(programs_module, "_compose", programs_module._compose.__wrapped__)
+    parts = build(dataclasses.replace(tiny, stops="mask"))
+    assert taken["stops"] == parts.programs.stops == Stops("mask", (pad, end))
+    monkeypatch.setattr(
+        examine_module, "evaluate", lambda _, scorer, *a, **k: (a_report([1]), scorer(None, [0]))
+    )
+    monkeypatch.setattr(examine_module, "jitted_score", lambda *args: args)
+    monkeypatch.setattr(examine_module, "rows_on_host", lambda scores: scores)
+    assert parts.programs.stops in examine_module.evaluate_params(parts, parts.initial_params)[1]
+
+
+def test_a_teacher_reads_the_student_s_prompt(tiny, tokenizer, monkeypatch):
+    """Its trajectories answer the student's rendering, and stop at its own stop ids."""
+    path = Path(tiny.teacher) / "chat_template.jinja"
+    path.write_text("Be brief." + path.read_text())
+    end, pad = tokenizer.stop_ids
+    edit_json(Path(tiny.teacher) / "generation_config.json", eos_token_id=pad)
+    taken = []
+    encode, drawn = prefixes_module._encode, prefixes_module.sampler_of
+    monkeypatch.setattr(
+        prefixes_module, "_encode", lambda asked, rows: taken.append(asked) or encode(asked, rows)
+    )
+    monkeypatch.setattr(prefixes_module, "sampler_of", lambda *a: taken.append(a[4]) or drawn(*a))
+    parts = build(dataclasses.replace(tiny, prefix="teacher"))
+    batch = problems.encode(parts.source, parts.tokenizer, [3], tiny, 8)
+    parts.prefixes[parts.config.prefix][""](batch, parts.initial_params, None, 8)
+    asked, stop_ids = taken
+    assert stop_ids == (pad, end)
+    assert asked.tokenizer.encode_prompt("1+1=") == tokenizer.encode_prompt("1+1=")
+
+
+def test_thinking_reaches_both(tiny, tokenizer):
+    """data.thinking switches the rendering of student and teacher alike."""
+    parts = build(dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, thinking=True)))
+    rendered = {t.render("1") for t in (parts.tokenizer, parts.teachers[""].tokenizer)}
+    assert rendered == {tokenizer.render("1").removesuffix("<think>\n\n</think>\n\n")}
+
+
+def test_the_wording_reaches_both_and_the_report(tiny, tokenizer):
+    """Template and system prompt are in what student and teacher see, and in the report; the key of
+    an evaluation tells them apart."""
+    worded = dataclasses.replace(tiny.data, system_prompt="Add.", prompt_template="Q: {prompt}")
+    config = dataclasses.replace(tiny, data=worded)
+    parts = build(config)
+    for rendered in (t.render("1") for t in (parts.tokenizer, parts.teachers[""].tokenizer)):
+        assert "system\nAdd.<|im_end|>" in rendered
+        assert "user\nQ: 1<|im_end|>" in rendered
+    assert repr(parts.tokenizer.render("1+1=")) in parts_module.startup_report(parts)
+    keys = [examine_module.evaluation_key(c) for c in (tiny, config)]
+    assert keys[0] != keys[1]
+
+
+def test_memory_of_dealt_parameters():
+    """An array dealt over eight devices counts an eighth on each."""
+    x = jax.device_put(np.zeros((16, 4), np.float32), batch_spec(make_mesh(8)))
+    assert device_bytes({"x": x}) == 16 * 4 * 4 / 8
+    assert device_bytes({"x": x}, 2) == 16 * 4 * 2 / 8
