@@ -100,6 +100,7 @@ def runs_on(objective: Objective, *known: str) -> bool:
     """Whether an objective needs no more than these `Scores` beside the student's and the
     sampler's; others are None.
 
+    >>> from kdjax.losses.objectives import divergence, negative_log_likelihood
     >>> runs_on(negative_log_likelihood), runs_on(divergence), runs_on(divergence, "divergence")
     (True, False, True)
     """

@@ -46,7 +46,7 @@ def where_teacher_unsure(objective: Objective, entropy_nats: Number) -> Objectiv
     teacher has several continuations in mind:
     `add(reverse_divergence, where_teacher_unsure(forward_divergence, 0.5))`.
 
-    >>> describe(where_teacher_unsure(forward_divergence, 0.5))
+    >>> where_teacher_unsure(forward_divergence, 0.5).__name__
     'where_teacher_unsure(forward_divergence, 0.5)'
     """
     require("where_teacher_unsure: entropy_nats", entropy_nats, lambda h: h >= 0, "at least 0")
