@@ -179,3 +179,7 @@ def terms(loss: Callable) -> list[Callable]:
     if composition is None or composition.combinator not in (mix, add, scale):
         return [loss]
     return list(dict.fromkeys(term for one in composition.functions for term in terms(one)))
+
+
+TOKEN_LOSS_MAKERS: tuple[Callable, ...] = (*POINTWISE, at_temperature)
+OBJECTIVE_MAKERS: tuple[Callable, ...] = POINTWISE
