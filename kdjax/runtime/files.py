@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,13 +71,51 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, by the first process of a run. Errors: StorageError."""
     if not processes.is_first():
         return
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            partial.write_text(text)
     except OSError as error:
         raise StorageError(f"can't write {path}: {error}") from error
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write what becomes a file: beside its place, and renamed at the end, so that a file
+    is whole or as it was. Errors: OSError."""
+    partial = beside(path)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Where to write what becomes a folder, which is whole or absent. Errors: OSError, at the end
+    also where there is one that is not empty."""
+    partial = beside(folder)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def beside(place: Path) -> Path:
+    """A name of its own for what is not yet, or no more, what stands in its place."""
+    return place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete what processes that were killed left of a folder: what they did not finish."""
+    left = re.compile(re.escape(folder.name) + r"(\.[0-9a-f]+)?\.partial")
+    for place in folder.parent.glob("*.partial"):
+        if left.fullmatch(place.name):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 MAX_JSON_BYTES = 64 << 20
@@ -134,19 +174,15 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Where to write what becomes `folder`: beside its final place, and renamed at the end, so that
-    a folder is whole or absent. Errors: StorageError, also where it exists and is not empty."""
+    """Where to write what becomes a model folder, whole or not at all. Errors: StorageError, also
+    where it exists and is not empty."""
     if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
         raise StorageError(
             f"{folder} exists and is not empty; choose another folder, nothing was overwritten"
         )
-    partial = folder.with_name(folder.name + ".partial")
+    remove_partials(folder)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
+        with whole_folder(folder) as partial:
+            yield partial
     except OSError as error:
         raise StorageError(f"can't write the model folder {folder}: {error}") from error
