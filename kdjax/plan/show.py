@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kdjax.config.schema import Config
-from kdjax.config.timetable import is_rewarded, methods
+from kdjax.config.timetable import Timetable
 from kdjax.plan.phase import Plan
 
 
@@ -93,9 +93,9 @@ def advice(config: Config, made: Plan) -> Iterator[str]:
         yield "more devices, or smaller models: the states alone fill them"
 
 
-def remarks(config: Config) -> Iterator[str]:
+def remarks(config: Config, table: Timetable) -> Iterator[str]:
     """What the phases don't say of a step."""
-    rewarded = [method for method in methods(config) if is_rewarded(method)]
+    rewarded = any(method.rewarded for method in table.methods)
     if rewarded and config.rl.epochs > 1:
         yield f"rl.epochs {config.rl.epochs}: a rewarded step makes so many updates, a phase each"
     if rewarded and config.rl.redraws:

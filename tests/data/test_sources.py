@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 from kdjax.base import Problem
 from kdjax.config import Config, Curriculum, Data, Evaluation
+from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
 from kdjax.data.batches import file_source, named_source
 from kdjax.data.sources import KNOWN, Counts, load, load_name, load_path
@@ -495,13 +496,15 @@ def test_a_config_s_problems(tmp_path):
     trained, held, measured = (
         [source.problem(index).prompt for index in range(source.size)]
         for source in (
-            parts_problems.training_source(config),
-            parts_problems.heldout_source(config),
-            parts_problems.test_source(config),
+            parts_problems.training_source(config.data, timetable(config)),
+            parts_problems.heldout_source(config.data, config.curriculum),
+            parts_problems.test_source(config.data, config.evaluation),
         )
     )
     assert (trained, held, measured) == (["q2", "q3", "q4", "q5"], ["q0", "q1"], ["t"])
-    worked = parts_problems.training_source(dataclasses.replace(config, prefix="dataset"))
+    worked = parts_problems.training_source(
+        config.data, timetable(dataclasses.replace(config, prefix="dataset"))
+    )
     assert [worked.problem(index).prompt for index in range(worked.size)] == ["q3", "q5"]
     assert "2 of 4 have a worked response, and are used" in worked.about
 

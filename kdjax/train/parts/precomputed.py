@@ -10,7 +10,6 @@ import numpy as np
 
 from kdjax.base import PrefixSource
 from kdjax.config.schema import Config, teacher_models
-from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import ConfigError
 from kdjax.losses.combinators import runs_on
 from kdjax.losses.composition import describe as describe_function
@@ -18,6 +17,7 @@ from kdjax.rollouts.prefix import from_trajectories
 from kdjax.runtime.files import differences
 from kdjax.storage import trajectories as folders
 from kdjax.train.parts.precompute import NOTHING, Asked, Keep, of_tag, parse_keep, settings_of
+from kdjax.train.parts.roles import Roles
 
 
 class Stored(NamedTuple):
@@ -98,14 +98,12 @@ def stop_ids(stored: dict[str, Stored]) -> tuple[int, ...]:
     return tuple(i for s in stored.values() for i in s.settings.get("teacher_stop_ids", ()))
 
 
-def tokenizer_of(stored: dict[str, Stored], tokenizer: Tokenizer, known: bool) -> Tokenizer:
-    """The student's tokenizer with the vocabulary of the kept outputs, where no teacher is `known`
-    whose own would say it."""
-    if known or kept_of(stored) == NOTHING:
-        return tokenizer
-    return tokenizer._replace(
-        size=min(tokenizer.size, *(s.settings["vocabulary"] for s in stored.values()))
-    )
+def limited(roles: Roles, stored: dict[str, Stored]) -> Roles:
+    """The roles with the vocabulary of the kept outputs, where there is no teacher whose own would
+    say it."""
+    if any(roles.teachers.values()) or kept_of(stored) == NOTHING:
+        return roles
+    return roles.limited(min(s.settings["vocabulary"] for s in stored.values()))
 
 
 DECISIVE = (
@@ -123,8 +121,8 @@ def from_stored(asked: Asked, stored: Stored) -> PrefixSource:
     wanted = settings_of(asked, stored.keep)
     names = DECISIVE if stored.keep == NOTHING else (*DECISIVE, *OF_TEACHER)
     unknown: tuple[str, ...] = ()
-    if asked.teacher.name is None:  # its files may be elsewhere
-        of_it = ("weights", "stop_ids") if asked.config.prefix == "teacher" else ()
+    if asked.teacher.role is None:  # its files may be elsewhere
+        of_it = ("weights", "stop_ids") if asked.prefix == "teacher" else ()
         unknown = ("teacher", "teacher_weights", "teacher_stop_ids", *of_it)
     old, new = (
         {n: s[n] for n in names if n in s and n not in unknown} for s in (stored.settings, wanted)

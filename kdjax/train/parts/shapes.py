@@ -1,4 +1,4 @@
-"""Where a config's models lie: its meshes, and what can't be dealt over them."""
+"""Shapes that a config's programs are made of: its models, its meshes, its rollouts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from kdjax import models
 from kdjax.base import Params, Rollout
 from kdjax.config.schema import Config
-from kdjax.config.timetable import is_rewarded
+from kdjax.config.timetable import Method
 from kdjax.errors import ConfigError
 from kdjax.grading.rewards import math
 from kdjax.models import DecoderConfig, parameter_count
@@ -120,11 +120,11 @@ def teacher_shapes(config: Config, teacher: DecoderConfig, mesh: Mesh | None = N
     return models.abstract_params(teacher, jnp.dtype(config.dtype), mesh, hold=hold)
 
 
-def expected_rollout(method: Config, mesh: Mesh) -> Rollout:
+def expected_rollout(config: Config, method: Method, mesh: Mesh) -> Rollout:
     """The shapes of a method's rollout at its full length, with every field that it will bring (of
     responses that are drawn, not read from a folder)."""
-    prompt, response = method.data.max_prompt_tokens, method.curriculum.lengths[-1]
-    rows = method.batch_size
+    prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
+    rows = config.batch_size
 
     def array(dtype, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=batch_spec(mesh))
@@ -140,15 +140,15 @@ def expected_rollout(method: Config, mesh: Mesh) -> Rollout:
     )
     if method.prefix == "student":
         made = made._replace(own_logp_bt=a_token(), entropy_bt=a_token())
-        if method.rollouts.ahead:
+        if config.rollouts.ahead:
             made = made._replace(staleness_b=array(jnp.int32), old_logp_bt=a_token())
-    if method.reference is not None:
+    if config.reference is not None:
         made = made._replace(reference_logp_bt=a_token())
-    if is_rewarded(method):
+    if method.rewarded:
         made = made._replace(advantage_bt=a_token(), reward_b=a_row(), pass_rate_b=a_row())
         made = made._replace(draws_b=array(jnp.int32))
-        if method.rl.reward is math:
+        if config.rl.reward is math:
             made = made._replace(not_scored_b=array(jnp.bool_))
-        if method.rl.epochs > 1:
+        if method.updates > 1:
             made = made._replace(old_logp_bt=a_token())
     return made
