@@ -118,7 +118,8 @@ def _rollouts(args: list[str]) -> None:
     import dataclasses
 
     from kdjax.config.overrides import load_file, override
-    from kdjax.train.parts.precompute import fill, parse_keep, parse_share
+    from kdjax.train.parts.precompute import fill, parse_share
+    from kdjax.train.parts.precomputed import parse_keep
 
     path, rest = _first(args, "kdjax rollouts CONFIG")
     out, keep, share = (_option(rest, name) for name in ("--out", "--keep", "--share"))

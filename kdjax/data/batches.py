@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax.base import Batch, Problem
-from kdjax.data import sources
+from kdjax.data.sources.load import Loaded, load_name, load_path
 from kdjax.data.tasks import problem as task_problem
 from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import ConfigError, DataError
@@ -53,18 +53,18 @@ def file_source(path: str | Path, columns: Sequence[str] = ()) -> Source:
 
     Errors: DataError when it is missing, unreadable, or nothing in it can be used.
     """
-    return _source(sources.load_path(path, columns))
+    return _source(load_path(path, columns))
 
 
 def named_source(name: str, use: str, columns: Sequence[str] = ()) -> Source:
     """Problems of a dataset by its name (docs/data.md), of the split for `use`: "train" or "test".
 
-    Errors: as `sources.load`.
+    Errors: as `sources.load.load`.
     """
-    return _source(sources.load_name(name, columns, use))
+    return _source(load_name(name, columns, use))
 
 
-def _source(loaded: sources.Loaded) -> Source:
+def _source(loaded: Loaded) -> Source:
     note = f"; note: {loaded.note}" if loaded.note else ""
     return Source(loaded.size, loaded.problem, loaded.identity, loaded.about + note)
 

@@ -131,22 +131,27 @@ def make_step(
         weight = jnp.where(sums["loss"].weight == 0, 1.0, sums["loss"].weight)
         grads = jax.tree.map(lambda g: g / weight, total_gradient)
         metrics = {name: s.mean() for name, s in sums.items()}
-        updates, opt_state = optimizer.update(
-            grads,
-            state.opt_state,
-            state.params,
-            loss=metrics["loss"],
-            heldout_entropy_nats=heldout_entropy_nats,
-        )
-        params = optax.apply_updates(state.params, updates)
+        new = _updated(optimizer, state, grads, metrics["loss"], heldout_entropy_nats)
         metrics |= {text: schedule.at(progress) for text, schedule in moving.items()}
         metrics |= {
             "gradient_norm": optax.global_norm(grads),
             "response_tokens": sums["student_entropy"].weight,
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        return new, metrics
 
     return step
+
+
+def _updated(optimizer, state: TrainState, grads: Params, loss, heldout_entropy_nats) -> TrainState:
+    """The state after one update."""
+    updates, opt_state = optimizer.update(
+        grads,
+        state.opt_state,
+        state.params,
+        loss=loss,
+        heldout_entropy_nats=heldout_entropy_nats,
+    )
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
 
 
 def _accumulated(function: Callable[[Rollout], Any], rollout: Rollout, micro_batches: int) -> Any:

@@ -32,7 +32,7 @@ from kdjax.storage import run_folder
 from kdjax.storage.fingerprint import fingerprint
 from kdjax.train.parts import precomputed
 from kdjax.train.parts.build import Parts, identities
-from kdjax.train.parts.precompute import NOTHING
+from kdjax.train.parts.precomputed import NOTHING
 from kdjax.train.parts.problems import EVALUATE, PROGRESS, run_key, test_source
 from kdjax.train.parts.programs import TeacherPrograms, jitted_score, sampler_of
 from kdjax.train.parts.teachers import Teacher

@@ -16,8 +16,9 @@ from kdjax.config import Config, Curriculum, Data, Evaluation
 from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
 from kdjax.data.batches import file_source, named_source
-from kdjax.data.sources import KNOWN, Counts, load, load_name, load_path
-from kdjax.data.sources.load import _load, is_path
+from kdjax.data.sources.known import KNOWN
+from kdjax.data.sources.load import _load, is_path, load, load_name, load_path
+from kdjax.data.sources.survey import Counts
 from kdjax.errors import ConfigError, DataError
 from kdjax.train.parts import problems as parts_problems
 

@@ -28,7 +28,8 @@ from kdjax.storage import run_folder, trajectories
 from kdjax.train import loop as train_module
 from kdjax.train.parts import startup
 from kdjax.train.parts.build import asked_of, build, fresh_state
-from kdjax.train.parts.precompute import Keep, fill, parse_keep, parse_share
+from kdjax.train.parts.precompute import fill, parse_share
+from kdjax.train.parts.precomputed import Keep, parse_keep
 from kdjax.train.parts.problems import encode
 
 SOURCES = ("teacher", "student", "dataset")

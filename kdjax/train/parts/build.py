@@ -21,8 +21,8 @@ from kdjax.rollouts.prefix import from_dataset, from_student
 from kdjax.runtime.profiling import UNPROFILED, Profile
 from kdjax.train.parts import precomputed
 from kdjax.train.parts import roles as named
-from kdjax.train.parts.precompute import NOTHING, Asked, from_cache
-from kdjax.train.parts.precomputed import Stored
+from kdjax.train.parts.precompute import Asked, from_cache, from_stored
+from kdjax.train.parts.precomputed import NOTHING, Stored
 from kdjax.train.parts.problems import (
     ADAPTER,
     TRAJECTORIES,
@@ -181,7 +181,7 @@ def prefix_sources(parts: Parts, prefix: Prefix) -> dict[str, PrefixSource]:
         "dataset": lambda tag: from_dataset,
         "student": lambda tag: from_student(draw),
         "teacher": lambda tag: from_cache(asked[tag], lambda: rows_needed(parts, tag)),
-        "stored": lambda tag: precomputed.from_stored(asked[tag], stored[tag]),
+        "stored": lambda tag: from_stored(asked[tag], stored[tag]),
     }
     return {tag: sources["stored" if stored else prefix](tag) for tag in parts.teachers}
 

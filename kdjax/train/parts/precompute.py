@@ -1,4 +1,4 @@
-"""A config's trajectories: whose responses, drawn how, with what is kept of its teacher.
+"""Trajectories of a config: whose responses, drawn how, with what is kept of its teacher.
 
 `kdjax rollouts` fills a folder with them (kdjax/storage/trajectories.py), ahead of training; the
 prefix source teacher fills one in the cache, as problems are asked for.
@@ -11,8 +11,7 @@ import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-from urllib.parse import quote
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,43 +25,15 @@ from kdjax.rollouts.engine import open_engine
 from kdjax.rollouts.prefix import assemble_samples, dataset_samples, from_trajectories
 from kdjax.rollouts.widths import trim
 from kdjax.runtime import processes
+from kdjax.runtime.files import differences
 from kdjax.sharding import owners, pad_rows, shard_batch
 from kdjax.step.score import HeadPlan, response_states, response_top_k
 from kdjax.storage import trajectories as folders
+from kdjax.train.parts.precomputed import NOTHING, Keep, Stored, of_tag
 from kdjax.train.parts.problems import encode
 from kdjax.train.parts.programs import Programs, read_by_sampler, sampler_of
-from kdjax.train.parts.roles import Role, title
+from kdjax.train.parts.roles import Role
 from kdjax.train.parts.teachers import Teacher
-
-
-class Keep(NamedTuple):
-    """What is kept of the teacher at each response token: nothing, its last hidden state in the
-    compute dtype (states), or its k most probable tokens and their tail (top_k)."""
-
-    kind: Literal["nothing", "states", "top_k"] = "nothing"
-    k: int = 0
-
-    def __str__(self) -> str:
-        return f"top_k={self.k}" if self.kind == "top_k" else self.kind
-
-
-NOTHING = Keep()
-
-
-def parse_keep(text: str | None) -> Keep:
-    """What --keep says. Errors: ConfigError.
-
-    >>> parse_keep("top_k=64")
-    Keep(kind='top_k', k=64)
-    """
-    if text in (None, "nothing"):
-        return NOTHING
-    if text == "states":
-        return Keep("states")
-    found = re.fullmatch(r"top_k=([1-9]\d*)", text or "")
-    if not found:
-        raise ConfigError(f"--keep is states or top_k=K, such as top_k=64, got {text!r}")
-    return Keep("top_k", int(found[1]))
 
 
 def parse_share(text: str | None) -> tuple[int, int]:
@@ -154,6 +125,37 @@ def from_cache(asked: Asked, needed: Callable[[], np.ndarray]) -> PrefixSource:
     return from_trajectories(lambda rows: read()(np.searchsorted(asked.rows, rows)))
 
 
+DECISIVE = (
+    "prefix", "problems", "tokenizer", "template", "tag", "rows", "weights", "sampling", "stop_ids",
+)  # fmt: skip
+OF_TEACHER = ("teacher", "vocabulary", "dtype", "teacher_weights", "teacher_stop_ids")
+"""Settings that a config must share with a folder of responses, and of kept teacher outputs."""
+
+
+def from_stored(asked: Asked, stored: Stored) -> PrefixSource:
+    """The responses of a folder, once its settings are known to be those of the config.
+
+    Errors: ConfigError naming the settings that differ.
+    """
+    wanted = settings_of(asked, stored.keep)
+    names = DECISIVE if stored.keep == NOTHING else (*DECISIVE, *OF_TEACHER)
+    unknown: tuple[str, ...] = ()
+    if asked.teacher.role is None:  # its files may be elsewhere
+        of_it = ("weights", "stop_ids") if asked.prefix == "teacher" else ()
+        unknown = ("teacher", "teacher_weights", "teacher_stop_ids", *of_it)
+    old, new = (
+        {n: s[n] for n in names if n in s and n not in unknown} for s in (stored.settings, wanted)
+    )
+    changed = differences(old, new)
+    if changed:
+        raise ConfigError(
+            f"trajectories {stored.path} are not this config's: {'; '.join(changed)};"
+            " set the old values, or draw others: kdjax rollouts CONFIG --out FOLDER"
+        )
+    read = folders.reader(stored.path, stored.settings)
+    return from_trajectories(lambda rows: read(np.searchsorted(asked.rows, rows)))
+
+
 def _fill_together(
     asked: Asked, folder: Path, settings: dict[str, Any], places: np.ndarray
 ) -> None:
@@ -199,11 +201,6 @@ def fill(
         place = of_tag(Path(out), asked.tag)
     made = folders.fill(place, settings, drawer(asked, keep), share=share, redo=redo)
     return place, made
-
-
-def of_tag(folder: Path, tag: str) -> Path:
-    """Where a tag's trajectories lie: in a folder beneath, unless it is everybody's."""
-    return folder / quote(title(tag), safe=" ") if tag else folder
 
 
 def drawer(asked: Asked, keep: Keep, reads: Params | None = None) -> folders.Draw:

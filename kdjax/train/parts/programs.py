@@ -20,7 +20,7 @@ from kdjax.base import Model, Params, Rollout, Sampler, Sampling, Scores
 from kdjax.config.as_json import as_dict
 from kdjax.config.schema import Config, Rollouts
 from kdjax.config.timetable import Timetable
-from kdjax.models import DecoderConfig
+from kdjax.models.config import DecoderConfig
 from kdjax.models.linear import LoRA
 from kdjax.models.lora import adapter_of, make_lora
 from kdjax.rollouts.sampler import CACHE_BYTES, open_sampler
