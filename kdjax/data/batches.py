@@ -138,7 +138,7 @@ def rows_of_process(indices: Sequence[int], process: int, count: int) -> list[in
     """What process `process` of `count` holds of a batch: the shares are equal, in order, without
     gap or overlap, so that together they are the batch whatever the count.
 
-    Errors: ConfigError for a batch that can't be dealt so, or a process that is not one of them.
+    Errors: ConfigError for a batch that can't be split so, or a process that is not one of them.
 
     >>> rows_of_process([7, 3, 9, 1], 1, 2)
     [9, 1]
@@ -147,7 +147,7 @@ def rows_of_process(indices: Sequence[int], process: int, count: int) -> list[in
         raise ConfigError(f"process must be in 0..{count - 1}, got {process}")
     if len(indices) % count:
         raise ConfigError(
-            f"batch_size {len(indices)} can't be dealt to {count} processes; make it a multiple"
+            f"batch_size {len(indices)} can't be split among {count} processes; make it a multiple"
             f" of {count}"
         )
     share = len(indices) // count

@@ -217,8 +217,8 @@ def build(
 
     impl: how whole sequences attend, on which platform (models/attention.py). remat: what a layer
     keeps for its backward pass (REMAT). lora: parameters hold adapters. mesh: where parameters and
-    activations are dealt, by the rules of sharding.py. kv_cache: how decoding keeps keys and values
-    (CACHES in models/cache.py). Errors: ConfigError naming an unknown remat or cache.
+    activations are sharded, by the rules of sharding.py. kv_cache: how decoding keeps keys and
+    values (CACHES in models/cache.py). Errors: ConfigError naming an unknown remat or cache.
     """
     if remat not in REMAT:
         raise ConfigError(f"unknown remat {remat!r}; there are {list(REMAT)}")

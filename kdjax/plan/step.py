@@ -89,7 +89,7 @@ def _phase(
 
 def _activation_gib(programs: Programs, rows: int, length: int) -> float:
     """What the student's layers keep for the backward pass, on a device: residuals with the rows
-    of a micro-batch in them, dealt like the rows."""
+    of a micro-batch in them, sharded like the rows."""
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),

@@ -4,8 +4,8 @@ Every row of a batch is equally old: its response began at the same slot, so tha
 the cache of all rows in place, and the window that each token reads is no wider than the oldest
 needs. Prompts lie to the left of it, padded on their left.
 
-Rows are dealt over the mesh's data axes in equal blocks. A program sees them as [n, rows / n, ...],
-n devices, and moves rows only inside a device's own block.
+Rows are sharded over the mesh's data axes in equal blocks. A program sees them as [n, rows / n,
+...], n devices, and moves rows only inside a device's own block.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ def _program(place: NamedSharding | None):
 def _sums(values: jax.Array) -> jax.Array:
     """Two sums modulo 2^32 over what every element's bits and place are mixed to: uint32 [2].
 
-    Places are counted row by row, without a reshape, which would gather what is dealt; they repeat
-    after 2^32 elements.
+    Places are counted row by row, without a reshape, which would gather what is sharded; they
+    repeat after 2^32 elements.
     """
     if values.dtype == jnp.bool_:
         values = values.astype(jnp.uint8)

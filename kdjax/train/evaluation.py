@@ -66,8 +66,8 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     params = _placed(parts, params)
     draw, tokenizer = _evaluation_draw(parts, params), parts.tokenizer
     source = test_source(config.data, settings)
-    dealt = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
-    batch = -(-settings.batch_size // dealt) * dealt
+    multiple = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
+    batch = -(-settings.batch_size // multiple) * multiple
     chunk = -(-CHUNK_BATCHES * config.rollouts.rows // batch) * batch
     weights, chunks = fingerprint(params), -(-source.size * settings.samples // chunk)
     with (

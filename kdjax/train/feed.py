@@ -29,10 +29,10 @@ def length_of(parts: Parts, state: TrainState) -> int:
 
 def draw(parts: Parts, params: Params, number: int, length: int, staleness: int) -> Rollout:
     """The training data of step `number` by these trained parameters of the student, of so many
-    updates ago, dealt over the mesh: a pure function of its arguments."""
+    updates ago, sharded over the mesh: a pure function of its arguments."""
     reads = sampler_params(parts, params, number)
     own = draw_own(parts, reads, number, length, staleness)
-    return parts.profile.timed("input", deal, parts, own)
+    return parts.profile.timed("input", on_mesh, parts, own)
 
 
 def sampler_params(parts: Parts, params: Params, number: int) -> Params | None:
@@ -70,7 +70,7 @@ def own_batch_at(parts: Parts, number: int) -> tuple[str, list[int]]:
     return tag, batches.rows_of_process(indices, jax.process_index(), jax.process_count())
 
 
-def deal(parts: Parts, own: Rollout) -> Rollout:
+def on_mesh(parts: Parts, own: Rollout) -> Rollout:
     """The rows of all processes as one rollout on the mesh, as wide as the longest of them."""
     return shard_batch(trim(own, max(processes.gather(longest(own)))), parts.mesh)
 

@@ -36,7 +36,7 @@ from kdjax.storage.restore import measured
 from kdjax.storage.retention import best_step
 from kdjax.train.cost import open_account, spent
 from kdjax.train.evaluation import evaluate_params, evaluation_key, progress_of
-from kdjax.train.feed import deal, draw, draw_own, length_of, sampler_params, with_old_policy
+from kdjax.train.feed import draw, draw_own, length_of, on_mesh, sampler_params, with_old_policy
 from kdjax.train.parts import startup
 from kdjax.train.parts.build import Parts, build, fresh_state
 from kdjax.train.parts.problems import MEASURE, encode, heldout_source, run_key, test_source
@@ -133,7 +133,7 @@ def _loop(
                 if drawn is None:
                     rollout = timed("rollout", _rollout, parts, state, number)
                 else:
-                    rollout = timed("input", deal, parts, timed("rollout", drawn.result))
+                    rollout = timed("input", on_mesh, parts, timed("rollout", drawn.result))
                 drawn = timed("rollout", _draw_ahead, parts, pool, state, number + 1)
                 updated = timed("score and update", _update, parts, state, number, rollout, entropy)
                 (state, updates), done, fault = updated, number + 1, None

@@ -321,5 +321,5 @@ def test_devices_that_do_not_divide_are_refused(tiny):
     for apart, says in ((8, "leaves none of 8 devices"), (3, "the teacher's 3 devices")):
         with pytest.raises(ConfigError, match=says):
             build(dataclasses.replace(tiny, layout=Layout(teacher_devices=apart)))
-    with pytest.raises(ConfigError, match="8 rows, which can't be dealt over 7 devices"):
+    with pytest.raises(ConfigError, match="8 rows, which can't be sharded over 7 devices"):
         build(dataclasses.replace(tiny, layout=Layout(teacher_devices=1)))

@@ -24,7 +24,7 @@ ADAM_BYTES = 16  # float32 parameter, gradient and two moments
 COPY_BYTES = 4  # the parameter that the entropy gate may fall back to
 TEACHER_WEIGHTS: dict[str, models.Hold | None] = {"compute": None, "int8": models.int8}
 """How the teacher's parameters are held, by the config's `teacher_weights`."""
-SHARE_OF_MEMORY = 0.4  # of a device, that states may fill before they are dealt over fsdp
+SHARE_OF_MEMORY = 0.4  # of a device, that states may fill before they are sharded over fsdp
 
 
 class Shapes(NamedTuple):
@@ -86,23 +86,23 @@ def held_bytes(config: Config, shapes: Shapes) -> float:
 
 
 def check_layout(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> None:
-    """ConfigError where rows or heads can't be dealt over the meshes."""
+    """ConfigError where rows or heads can't be sharded over the meshes."""
     mesh, teacher_mesh = meshes
     if teacher_mesh is not mesh and config.batch_size % data_size(teacher_mesh):
         raise ConfigError(
-            f"batch_size is {config.batch_size} rows, which can't be dealt over the teacher's"
+            f"batch_size is {config.batch_size} rows, which can't be sharded over the teacher's"
             f" {data_size(teacher_mesh)} devices; make it a multiple of {data_size(teacher_mesh)}"
         )
     groups = config.batch_size // config.rl.group_size
     if groups % owners(mesh):
         raise ConfigError(
-            f"batch_size / rl.group_size is {groups} problems, which can't be dealt to"
+            f"batch_size / rl.group_size is {groups} problems, which can't be split among"
             f" {owners(mesh)} processes; make it a multiple of {owners(mesh)}"
         )
     rows = config.batch_size // config.micro_batches
     if rows % data_size(mesh):
         raise ConfigError(
-            f"batch_size / micro_batches is {rows} rows, which can't be dealt over"
+            f"batch_size / micro_batches is {rows} rows, which can't be sharded over"
             f" {data_size(mesh)} devices; make it a multiple of {data_size(mesh)}"
         )
     teachers = [(f"teacher {name}", decoder) for name, decoder in shapes.teachers.items()]
