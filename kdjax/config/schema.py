@@ -1,4 +1,4 @@
-"""What an experiment is: small frozen dataclasses, complete and printable."""
+"""The fields of an experiment: small frozen dataclasses, complete and printable."""
 
 from __future__ import annotations
 

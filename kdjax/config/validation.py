@@ -1,4 +1,4 @@
-"""What of a config can't be: a mistake is one line with the field, its value and the remedy."""
+"""Checks of a config: a mistake is one line with the field, its value and the remedy."""
 
 from __future__ import annotations
 

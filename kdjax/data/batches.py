@@ -99,7 +99,7 @@ def group_by_tag(source: Source, tags: Sequence[str]) -> Groups:
     if len(foreign):
         problem = source.problem(int(foreign[0]))
         raise DataError(
-            f"{problem.id} has the tag {problem.tag!r}, and teachers have {names}; mend the column"
+            f"{problem.id} has the tag {problem.tag!r}, and teachers have {names}; fix the column"
             " tag, or add to teachers"
         )
     groups = {name: np.flatnonzero(found == name) for name in names}

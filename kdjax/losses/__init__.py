@@ -1,1 +1,1 @@
-"""What is minimised at a token: divergences, objectives, and how they are composed and reduced."""
+"""Losses, what is minimised at a token: divergences, objectives, compositions and reductions."""

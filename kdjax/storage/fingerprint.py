@@ -1,4 +1,4 @@
-"""What arrays hold, in 64 bits each: the same wherever they lie, another when any bit changes.
+"""Fingerprints of arrays, 64 bits each: the same wherever they lie, another when any bit changes.
 
 For telling arrays apart and noticing damage; no protection against forgery.
 """

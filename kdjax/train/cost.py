@@ -1,4 +1,4 @@
-"""What a run has cost so far, in model FLOPs of real tokens, by what they were spent on."""
+"""The cost of a run so far, in model FLOPs of real tokens, by what they were spent on."""
 
 from __future__ import annotations
 

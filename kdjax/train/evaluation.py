@@ -1,4 +1,4 @@
-"""A config's evaluation of a student: who draws, who scores, who grades."""
+"""The evaluation of a student by its config: who draws, who scores, who grades."""
 
 from __future__ import annotations
 

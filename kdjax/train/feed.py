@@ -1,4 +1,4 @@
-"""What a step trains on: its problems, whose responses, what they are rewarded with."""
+"""The feed of a step: its problems, whose responses, what they are rewarded with."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_two_prompts_that_differ_are_refused_by_row(tmp_path):
     rows.append({"question": "b", "problem": "c", "answer": 2.0})
     path = parquet(tmp_path / "amc.parquet", rows)
     message = refusal(DataError, f"math-ai/amc23={path}", (), "test")
-    assert "math-ai/amc23:test/1: two columns differ: 'b', 'c'; mend that row" in message
+    assert "math-ai/amc23:test/1: two columns differ: 'b', 'c'; fix that row" in message
 
 
 def dapo(problem: str, answer: str, index: str = "0"):

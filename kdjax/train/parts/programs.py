@@ -1,4 +1,4 @@
-"""A config's programs, from shapes alone: models on a mesh, the sampler, the training step.
+"""Programs of a config, from shapes alone: models on a mesh, the sampler, the training step.
 
 What trains, what is planned ahead of time and what is measured are these same functions.
 """
