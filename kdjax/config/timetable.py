@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from kdjax.base import Objective, Reduction, Rollout, Scores, TokenLoss
-from kdjax.config.schema import Config, Prefix
+from kdjax.config.schema import Config, Curriculum, Prefix
 from kdjax.errors import ConfigError
 from kdjax.losses.combinators import runs_on
 
@@ -83,7 +83,9 @@ def timetable(config: Config) -> Timetable:
         updates = config.rl.epochs if rewarded else 1
         methods.append(Method(prefix, token_loss, objective, rewarded, updates))
     turns = tuple((turn.share, turn.from_step) for turn in config.turns)
-    return Timetable(config.steps, tuple(methods), turns, _measured_before(config))
+    return Timetable(
+        config.steps, tuple(methods), turns, _measured_before(config.curriculum, config.steps)
+    )
 
 
 OF_REWARDS = ("advantage", "parts")
@@ -111,16 +113,14 @@ def is_rewarded(
     return False
 
 
-def _measured_before(config: Config) -> range:
+def _measured_before(curriculum: Curriculum, steps: int) -> range:
     """None of a fixed horizon, and step 0 for a threshold that is relative to it.
 
-    >>> from kdjax.config.schema import Curriculum
     >>> curriculum = Curriculum(lengths=(8, 16), entropy_threshold_nats=0.1, measure_every_steps=50)
-    >>> list(_measured_before(Config(steps=120, curriculum=curriculum)))
+    >>> list(_measured_before(curriculum, steps=120))
     [50, 100]
     """
-    curriculum = config.curriculum
     if len(curriculum.lengths) == 1:
         return range(0)
     every, relative = curriculum.measure_every_steps, curriculum.entropy_threshold_share is not None
-    return range(0 if relative else every, config.steps, every)
+    return range(0 if relative else every, steps, every)

@@ -280,7 +280,7 @@ def saved(config: Config):
     model, params = models.load(config.student)
     lora = make_lora(model.config, config.lora.rank, config.lora.alpha, config.lora.targets)
     student = open_student(lora, model.config, params, jax.random.key(0))
-    optimizer = optimizer_of(config, timetable(config))
+    optimizer = optimizer_of(config.curriculum, config.optimizer, timetable(config))
     checkpoints = open_checkpoints(Path(config.run) / "checkpoints")
     step = checkpoints.steps()[-1]
     state = checkpoints.restore(step, init_state(student.trained, optimizer))

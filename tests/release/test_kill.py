@@ -146,7 +146,10 @@ def ending(config, run: Path) -> tuple[int, list[bytes], list[dict], dict]:
     _, params = models.load(config.student)
     checkpoints = open_checkpoints(run / "checkpoints")
     step = checkpoints.steps()[-1]
-    state = checkpoints.restore(step, init_state(params, optimizer_of(config, timetable(config))))
+    state = checkpoints.restore(
+        step,
+        init_state(params, optimizer_of(config.curriculum, config.optimizer, timetable(config))),
+    )
     checkpoints.close()
     metrics = [
         {k: v for k, v in record.items() if k not in ("seconds", "test_seconds")}

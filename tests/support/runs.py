@@ -38,7 +38,12 @@ def final_state(config: Config):
     checkpoints = open_checkpoints(Path(config.run) / "checkpoints")
     step = checkpoints.steps()[-1]
     state, about = (
-        checkpoints.restore(step, init_state(params, optimizer_of(config, timetable(config)))),
+        checkpoints.restore(
+            step,
+            init_state(
+                params, optimizer_of(config.curriculum, config.optimizer, timetable(config))
+            ),
+        ),
         checkpoints.read_about(step),
     )
     checkpoints.close()

@@ -381,7 +381,10 @@ def test_a_run_that_diverges_is_saved_as_it_was(tiny, log_every_steps, saved):
     assert step == saved
     assert_bitwise_equal(
         state.params,
-        init_state(models.load(config.student)[1], optimizer_of(config, timetable(config))).params,
+        init_state(
+            models.load(config.student)[1],
+            optimizer_of(config.curriculum, config.optimizer, timetable(config)),
+        ).params,
     )
     assert (guard_state(state.opt_state).in_a_row, gate_state(state.opt_state).step) == (step, step)
     said = [line for record in logged(config) for line in record["warnings"] if "skipped" in line]

@@ -22,7 +22,12 @@ from kdjax.config.schema import Config, Prefix
 from kdjax.data import batches
 from kdjax.errors import ConfigError, DataError
 from kdjax.rollouts.engine import open_engine
-from kdjax.rollouts.prefix import assemble_samples, dataset_samples, from_trajectories
+from kdjax.rollouts.prefix import (
+    assemble_samples,
+    dataset_samples,
+    from_teacher,
+    from_trajectories,
+)
 from kdjax.rollouts.widths import trim
 from kdjax.runtime import processes
 from kdjax.runtime.files import differences
@@ -122,7 +127,7 @@ def from_cache(asked: Asked, needed: Callable[[], np.ndarray]) -> PrefixSource:
     read = functools.cache(open_cache)
     if together:
         read()
-    return from_trajectories(lambda rows: read()(np.searchsorted(asked.rows, rows)))
+    return from_teacher(lambda rows: read()(np.searchsorted(asked.rows, rows)).samples)
 
 
 DECISIVE = (

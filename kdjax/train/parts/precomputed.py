@@ -148,11 +148,11 @@ def identities(config: Config) -> dict[str, str]:
     }
 
 
-def describe(config: Config, stored: dict[str, Stored]) -> str | None:
+def describe(folder: str | None, stored: dict[str, Stored]) -> str | None:
     """What of a run is read from its folders, for people; None where nothing is.
 
     >>> settings = {"prefix": "student", "rows": 9, "max_new_tokens": 8}
-    >>> describe(Config(trajectories="f"), {"": Stored(Path("f"), settings, Keep("top_k", 64))})
+    >>> describe("f", {"": Stored(Path("f"), settings, Keep("top_k", 64))})
     '9 responses of the student, up to 8 tokens, from f; kept of the teacher: top_k=64'
     """
     if not stored:
@@ -161,5 +161,5 @@ def describe(config: Config, stored: dict[str, Stored]) -> str | None:
     rows = sum(s.settings["rows"] for s in stored.values())
     return (
         f"{rows} responses of the {first['prefix']}, up to {first['max_new_tokens']} tokens, from"
-        f" {config.trajectories}; kept of the teacher: {keep}"
+        f" {folder}; kept of the teacher: {keep}"
     )

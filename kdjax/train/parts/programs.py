@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from kdjax import models
 from kdjax.base import Model, Params, Rollout, Sampler, Sampling, Scores
 from kdjax.config.as_json import as_dict
-from kdjax.config.schema import Config, Rollouts
+from kdjax.config.schema import Config, Curriculum, Optimizer, Rollouts
 from kdjax.config.timetable import Timetable
 from kdjax.models.config import DecoderConfig
 from kdjax.models.linear import LoRA
@@ -45,9 +45,10 @@ from kdjax.step.update import abstract_state, make_step
 from kdjax.train.parts.shapes import Shapes, check_layout, teacher_shapes
 
 
-def optimizer_of(config: Config, table: Timetable) -> optax.GradientTransformationExtraArgs:
+def optimizer_of(
+    curriculum: Curriculum, settings: Optimizer, table: Timetable
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer that a config asks for, the gate's history as long as its run needs."""
-    curriculum = config.curriculum
     gate = entropy_gate(
         curriculum.lengths,
         curriculum.entropy_threshold_nats,
@@ -55,7 +56,7 @@ def optimizer_of(config: Config, table: Timetable) -> optax.GradientTransformati
         policy=POLICIES[curriculum.policy],
         measurements=max(1, len(table.measured)),  # Orbax keeps no empty array
     )
-    return make_optimizer(steps=table.updates(), gate=gate, **as_dict(config.optimizer))
+    return make_optimizer(steps=table.updates(), gate=gate, **as_dict(settings))
 
 
 class StudentPrograms(NamedTuple):
@@ -153,7 +154,7 @@ def _compose(
 ) -> Programs:
     mesh, teacher_mesh = meshes
     ids = tuple(dict.fromkeys((*shapes.stop_ids, *shapes.teacher_stop_ids)))
-    chunk = head_chunk(config, mesh, shapes.vocabulary)
+    chunk = head_chunk(config.head_memory_mib, mesh, shapes.vocabulary // config.layout.tensor)
     head = HeadPlan(chunk, shapes.vocabulary, mesh, Stops(config.stops, ids))
     student = _student_programs(config, table, mesh, shapes.student)
     of_shape = {
@@ -181,7 +182,7 @@ def _student_programs(
     dtype = jnp.dtype(config.dtype)
     build = functools.partial(models.build, shape, dtype=dtype, impl=config.attention)
     lora = make_lora(shape, config.lora.rank, config.lora.alpha, config.lora.targets)
-    optimizer = optimizer_of(config, table)
+    optimizer = optimizer_of(config.curriculum, config.optimizer, table)
     whole = models.abstract_params(shape, jnp.float32, mesh)
     trained, frozen = whole, None
     if lora is not None:
@@ -214,7 +215,7 @@ def _teacher_programs(
     taught = TeacherPrograms(
         model=model,
         sampler=build(mesh=sampler_mesh(teacher_mesh), kv_cache=config.rollouts.kv_cache),
-        params=teacher_shapes(config, shape, teacher_mesh),
+        params=teacher_shapes(shape, config.dtype, config.teacher_weights, teacher_mesh),
         guide=model,
     )
     return taught if teacher_mesh is mesh else read_elsewhere(taught, teacher_mesh, mesh)
@@ -352,11 +353,10 @@ jitted_logp = jax.jit(sampled_logp, static_argnames=("model", "micro_batches", "
 """`sampled_logp`, jitted: for the policy that drew, and for the reference model."""
 
 
-def head_chunk(config: Config, mesh: Mesh, vocabulary: int) -> int:
-    """Tokens a chunk of the loss head: what fits head_memory_mib of each device, if it is given;
+def head_chunk(memory_mib: int | None, mesh: Mesh, columns: int) -> int:
+    """Tokens a chunk of the loss head: what fits memory_mib of each device, if it is given;
     else 8 % of the device's memory (128 MiB on CPU), and at most 1,024."""
-    columns = vocabulary // config.layout.tensor
-    if config.head_memory_mib is not None:
-        return chunk_tokens(config.head_memory_mib * 2**20, columns)
+    if memory_mib is not None:
+        return chunk_tokens(memory_mib * 2**20, columns)
     stated = topology.memory_bytes(mesh.devices.flat[0])
     return min(1024, chunk_tokens(0.08 * stated if stated else 128 * 2**20, columns))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdjax import models
-from kdjax.config.schema import Config, teacher_models
+from kdjax.config.schema import Config, Data, teacher_models
 from kdjax.data.tokenizer import Tokenizer, Wording, load_pair, load_tokenizer
 from kdjax.errors import ConfigError
 from kdjax.models.config import DecoderConfig
@@ -59,7 +59,7 @@ def resolve(config: Config) -> Roles:
     model that is not there, as `load_pair` for each teacher, and ConfigError where one stops at a
     token that another doesn't have, or a reference has fewer tokens than are in use.
     """
-    folder, wording = models.find(config.student), wording_of(config)
+    folder, wording = models.find(config.student), wording_of(config.data)
     names = teacher_models(config)
     folders = {name: models.find(name) for name in names.values() if name is not None}
     pairs = {name: load_pair(folder, other, wording) for name, other in folders.items()}
@@ -73,7 +73,9 @@ def resolve(config: Config) -> Roles:
         for name, (_, tokenizer) in pairs.items()
     }
     by_tag = {tag: None if name is None else teachers[name] for tag, name in names.items()}
-    return Roles(Role(config.student, folder, own), by_tag, _reference(config, folder, own.size))
+    return Roles(
+        Role(config.student, folder, own), by_tag, _reference(config.reference, folder, own.size)
+    )
 
 
 def _shared_size(pairs: dict[str, tuple[Tokenizer, Tokenizer]]) -> int:
@@ -89,17 +91,17 @@ def _shared_size(pairs: dict[str, tuple[Tokenizer, Tokenizer]]) -> int:
     return size
 
 
-def _reference(config: Config, student: Path, size: int) -> Role | None:
-    if config.reference is None:
+def _reference(name: str | None, student: Path, size: int) -> Role | None:
+    if name is None:
         return None
-    folder = models.find(config.reference)
+    folder = models.find(name)
     own, theirs = load_pair(student, folder)
     if own.size < size:
         raise ConfigError(
-            f"reference {config.reference} has {own.size} of the {size} tokens that"
+            f"reference {name} has {own.size} of the {size} tokens that"
             " student and teacher share; choose one of their family"
         )
-    return Role(config.reference, folder, theirs)
+    return Role(name, folder, theirs)
 
 
 def identities(config: Config) -> dict[str, str]:
@@ -111,9 +113,9 @@ def identities(config: Config) -> dict[str, str]:
     }
 
 
-def wording_of(config: Config) -> Wording:
+def wording_of(data: Data) -> Wording:
     """How a config puts every problem."""
-    return Wording(config.data.prompt_template, config.data.system_prompt, config.data.thinking)
+    return Wording(data.prompt_template, data.system_prompt, data.thinking)
 
 
 def title(tag: str) -> str:

@@ -77,7 +77,8 @@ def held_bytes(config: Config, shapes: Shapes) -> float:
     they lie on the student's devices."""
     trained = jax.tree.leaves(models.abstract_params(shapes.student, jnp.float32))
     beside = [] if config.layout.teacher_devices else shapes.teachers.values()
-    teachers = [teacher_shapes(config, decoder) for decoder in beside if decoder]
+    held_as = config.dtype, config.teacher_weights
+    teachers = [teacher_shapes(decoder, *held_as) for decoder in beside if decoder]
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(teachers))
     if shapes.reference is not None:
         held += jnp.dtype(config.dtype).itemsize * parameter_count(shapes.reference)
@@ -114,10 +115,12 @@ def check_layout(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> N
             )
 
 
-def teacher_shapes(config: Config, teacher: DecoderConfig, mesh: Mesh | None = None) -> Params:
-    """Shapes of the teacher's parameters as the config holds them."""
-    hold = TEACHER_WEIGHTS[config.teacher_weights]
-    return models.abstract_params(teacher, jnp.dtype(config.dtype), mesh, hold=hold)
+def teacher_shapes(
+    teacher: DecoderConfig, dtype: str, teacher_weights: str, mesh: Mesh | None = None
+) -> Params:
+    """Shapes of the teacher's parameters as they are held (TEACHER_WEIGHTS)."""
+    hold = TEACHER_WEIGHTS[teacher_weights]
+    return models.abstract_params(teacher, jnp.dtype(dtype), mesh, hold=hold)
 
 
 def expected_rollout(config: Config, method: Method, mesh: Mesh) -> Rollout:

@@ -92,7 +92,7 @@ def _about_method(parts: Parts, taught: bool) -> Iterator[str]:
         f"loss: token loss {loss} (gradients {way}), objective {describe(config.objective)},"
         f" reduction {describe(config.reduction)}"
     )
-    stored = precomputed.describe(config, parts.responses.stored)
+    stored = precomputed.describe(config.trajectories, parts.responses.stored)
     if stored is not None:
         yield f"trajectories: {stored}"
     yield (
