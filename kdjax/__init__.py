@@ -8,6 +8,7 @@ independent: "Decoupling KL and Trajectories", arXiv 2605.16826.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,50 +19,13 @@ if TYPE_CHECKING:
     from kdjax.data.batches import encode_batch, file_source, named_source, task_source
     from kdjax.data.tokenizer import Wording, load_tokenizer
     from kdjax.grading.rewards import accuracy
-    from kdjax.losses.combinators import add, at_temperature, clip, mix, scale
-    from kdjax.losses.composition import linear, switch
-    from kdjax.losses.divergences import (
-        adaptive_kl,
-        alpha_divergence,
-        at_top_k,
-        jensen_shannon,
-        skew_forward_kl,
-        skew_reverse_kl,
-        token_wise_kl,
-        total_variation,
-    )
-    from kdjax.losses.grpo import (
-        centered,
-        clipped_surrogate,
-        group_advantage,
-        importance,
-        leave_one_out,
-        negative_entropy,
-        standardized,
-    )
-    from kdjax.losses.kl import forward_kl, reverse_kl
-    from kdjax.losses.objectives import (
-        bounded,
-        divergence,
-        extrapolated,
-        forward_divergence,
-        log_compressed,
-        log_ratio,
-        negative_log_likelihood,
-        policy_gradient,
-        power_difference,
-        reference_log_ratio,
-        reverse_divergence,
-        where_teacher_unsure,
-    )
-    from kdjax.losses.reductions import (
-        finished_only,
-        first_tokens,
-        most_uncertain,
-        paced,
-        sequence_mean,
-        token_mean,
-    )
+    from kdjax.losses.combinators import *
+    from kdjax.losses.composition import *
+    from kdjax.losses.divergences import *
+    from kdjax.losses.grpo import *
+    from kdjax.losses.kl import *
+    from kdjax.losses.objectives import *
+    from kdjax.losses.reductions import *
     from kdjax.rollouts.prefix import from_dataset, from_student, from_teacher
     from kdjax.rollouts.sampler import generate, open_sampler
     from kdjax.step.gate import entropy_gate, rollout_length
@@ -70,51 +34,41 @@ if TYPE_CHECKING:
     from kdjax.step.stops import Stops
     from kdjax.step.update import init_state, make_step
 
-# No name here may also be the name of a module: importing the module would hide it.
+# Of the losses those of their tables come beside these. No name may also be the name of a module:
+# importing the module would hide it; and none that of Python's (`rewards.math`).
 _HOME = {
-    "losses.objectives": (
-        "bounded", "extrapolated", "log_compressed", "log_ratio", "policy_gradient",
-        "power_difference", "reference_log_ratio", "divergence", "forward_divergence",
-        "negative_log_likelihood", "reverse_divergence", "where_teacher_unsure",
-    ),
     "base": ("Batch", "Model", "Rollout", "Sampling", "Scores", "TrainState", "WeightedSum"),
-    "losses.composition": ("linear", "switch"),
     "config": ("Config", "Study", "Turn"),
     "data.batches": ("encode_batch", "file_source", "named_source", "task_source"),
-    "losses.divergences": (
-        "adaptive_kl", "alpha_divergence", "at_top_k", "jensen_shannon", "skew_forward_kl",
-        "skew_reverse_kl", "token_wise_kl", "total_variation",
-    ),
     "step.gate": ("entropy_gate", "rollout_length"),
-    "losses.grpo": (
-        "centered", "clipped_surrogate", "group_advantage", "importance", "leave_one_out",
-        "negative_entropy", "standardized",
-    ),
-    "losses.kl": ("forward_kl", "reverse_kl"),
-    "losses.combinators": ("add", "at_temperature", "clip", "mix", "scale"),
     "step.optimizer": ("make_optimizer",),
-    "losses.reductions": (
-        "finished_only", "first_tokens", "most_uncertain", "paced", "sequence_mean", "token_mean",
-    ),
     "grading.rewards": ("accuracy",),
     "rollouts.prefix": ("from_dataset", "from_student", "from_teacher"),
-    "rollouts.sampler": ("generate", "open_sampler",),
+    "rollouts.sampler": ("generate", "open_sampler"),
     "step.update": ("init_state", "make_step"),
     "step.score": ("HeadPlan",),
     "step.stops": ("Stops",),
     "data.tokenizer": ("Wording", "load_tokenizer"),
-}  # fmt: skip
+}
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-
-__all__ = [*_MODULE_OF, "models", "tasks"]
+_ROOM_OF = {"models": "kdjax.models", "tasks": "kdjax.data.tasks"}
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first used: `import kdjax` and `kdjax --help` are quick."""
     if name in _MODULE_OF:
         return getattr(importlib.import_module(f"kdjax.{_MODULE_OF[name]}"), name)
-    if name == "models":
-        return importlib.import_module("kdjax.models")
-    if name == "tasks":
-        return importlib.import_module("kdjax.data.tasks")
+    if name in _ROOM_OF:
+        return importlib.import_module(_ROOM_OF[name])
+    if name == "__all__":
+        return [*_MODULE_OF, *_ROOM_OF, *_losses()]
+    # not for a name that Python asks every module for, or for a module that is about to be imported
+    asked = not name.startswith("_") and importlib.util.find_spec(f"kdjax.{name}") is None
+    if asked and name in (losses := _losses()):
+        return losses[name]
     raise AttributeError(f"module 'kdjax' has no attribute {name!r}")
+
+
+def _losses() -> dict[str, Any]:
+    losses = importlib.import_module("kdjax.losses")
+    return losses.named(*losses.TABLES)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import kdjax
+from kdjax import losses
 from kdjax.config import Config, Study
 from kdjax.config.as_json import as_dict
 from kdjax.config.validation import validate
@@ -26,8 +29,23 @@ def test_public_names_are_what_they_say():
         assert getattr(kdjax, name) is not None
         assert name not in modules
     imports = [n for n in ast.walk(ast.parse(INIT)) if isinstance(n, ast.ImportFrom)]
-    declared = {a.name for n in imports if n.module.startswith("kdjax") for a in n.names}
-    assert declared == set(kdjax.__all__)
+    declared = {
+        (n.module, a.name) for n in imports if n.module.startswith("kdjax") for a in n.names
+    }
+    homes = {(f"kdjax.losses.{home}", "*") for home in losses.HOMES}  # all that is in their tables
+    assert {one for one in declared if one[1] == "*"} == homes
+    names = {name for _, name in declared - homes} | set(losses.named(*losses.TABLES))
+    assert names == set(kdjax.__all__)
+
+
+def test_the_front_page_is_quick():
+    """What is not on it, or is a module, is looked up without jax."""
+    code = (
+        "import sys, kdjax; from kdjax import errors; assert not hasattr(kdjax, '__wrapped__');"
+        "assert 'jax' not in sys.modules; assert not hasattr(kdjax, 'nothing');"
+        "from kdjax import *; assert callable(clip) and 'math' not in dir()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))

@@ -6,14 +6,16 @@ import dataclasses
 import typing
 from typing import Any
 
-from kdjax.config.names import parse
+from kdjax.config.names import names_others, parse, require_named
 from kdjax.config.schema import FUNCTIONS, Config, Turn
 from kdjax.errors import ConfigError
 from kdjax.losses.composition import describe
+from kdjax.runtime.console import announce
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """JSON values of a config; functions by the text they are written as."""
+    """JSON values of a config; functions by the text they are written as. Errors: ConfigError for a
+    function of this package that no table has, as it could not be read back."""
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
@@ -21,7 +23,8 @@ def from_dict(fields: dict[str, Any]) -> Config:
     """The inverse of `as_dict`, of a run's config.json.
 
     A loss of the user's own is only known to the file that made it: the default stands in for it,
-    which evaluation and export don't look at. Errors: ConfigError for what no config says.
+    which evaluation and export don't look at. So it does for one that this version of the package
+    does not have, which is said. Errors: ConfigError for what no config says.
     """
     return _build(Config, fields)
 
@@ -31,7 +34,10 @@ def _plain(value: Any) -> Any:
         return as_dict(value)
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
-    return describe(value) if callable(value) else value
+    if not callable(value):
+        return value
+    require_named(value)
+    return describe(value)
 
 
 def _build(kind: Any, fields: Any) -> Any:
@@ -49,7 +55,9 @@ def _build(kind: Any, fields: Any) -> Any:
         elif hint in FUNCTIONS and isinstance(value, str):
             try:
                 value = parse(value, FUNCTIONS[hint])
-            except ConfigError:
+            except ConfigError as error:
+                if not names_others(value):
+                    announce(f"config: {name}: {error}; the default stands in for it")
                 continue
         values[name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)

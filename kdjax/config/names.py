@@ -1,4 +1,5 @@
-"""Every loss, objective and reduction that a config file or the command line can name."""
+"""Every loss, objective and reduction that a config file or the command line can name: those of the
+tables in `kdjax/losses/`, and the rewards."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from typing import NamedTuple, TypeGuard
 
 from kdjax.errors import ConfigError
 from kdjax.grading import rewards
-from kdjax.losses import combinators, composition, divergences, grpo, kl, objectives, reductions
-from kdjax.losses.composition import Number, Schedule
+from kdjax.losses import TABLES, named
+from kdjax.losses.composition import Number, Schedule, composition_of, walk
 
 
 class Names(NamedTuple):
@@ -22,61 +23,13 @@ class Names(NamedTuple):
     combinators: dict[str, Callable]
 
 
-def _by_name(*functions: Callable) -> dict[str, Callable]:
-    return {function.__name__: function for function in functions}
-
-
-_BOTH_LEVELS = (combinators.mix, combinators.scale, combinators.add, combinators.clip)
-
-TOKEN_LOSSES = Names(
-    _by_name(kl.forward_kl, kl.reverse_kl, divergences.total_variation),
-    _by_name(
-        *_BOTH_LEVELS,
-        combinators.at_temperature,
-        divergences.jensen_shannon,
-        divergences.skew_forward_kl,
-        divergences.skew_reverse_kl,
-        divergences.alpha_divergence,
-        divergences.adaptive_kl,
-        divergences.token_wise_kl,
-        divergences.at_top_k,
-    ),
-)
-OBJECTIVES = Names(
-    _by_name(
-        objectives.divergence,
-        objectives.negative_log_likelihood,
-        objectives.forward_divergence,
-        objectives.reverse_divergence,
-        objectives.log_ratio,
-        objectives.reference_log_ratio,
-        grpo.group_advantage,
-        grpo.negative_entropy,
-    ),
-    _by_name(
-        *_BOTH_LEVELS,
-        objectives.where_teacher_unsure,
-        objectives.policy_gradient,
-        objectives.power_difference,
-        objectives.extrapolated,
-        objectives.log_compressed,
-        objectives.bounded,
-        grpo.clipped_surrogate,
-        grpo.importance,
-    ),
-)
-REDUCTIONS = Names(
-    _by_name(reductions.sequence_mean, reductions.token_mean),
-    _by_name(
-        reductions.first_tokens,
-        reductions.most_uncertain,
-        reductions.finished_only,
-        reductions.paced,
-    ),
-)
-GROUP_ADVANTAGES = Names(_by_name(grpo.standardized, grpo.centered, grpo.leave_one_out), {})
-REWARDS = Names(_by_name(rewards.accuracy, rewards.math), {})
-SCHEDULES = _by_name(composition.linear, composition.switch)
+TOKEN_LOSSES = Names(named("TOKEN_LOSSES"), named("TOKEN_LOSS_MAKERS"))
+OBJECTIVES = Names(named("OBJECTIVES"), named("OBJECTIVE_MAKERS"))
+REDUCTIONS = Names(named("REDUCTIONS"), named("REDUCTION_MAKERS"))
+GROUP_ADVANTAGES = Names(named("GROUP_ADVANTAGES"), {})
+REWARDS = Names({reward.__name__: reward for reward in rewards.REWARDS}, {})
+SCHEDULES = named("SCHEDULES")
+KNOWN = named(*TABLES) | REWARDS.functions
 LONGEST = 10_000
 """Characters of a function's text."""
 
@@ -120,6 +73,33 @@ def parse(text: str, names: Names) -> Callable:
         f"{_short(repr(text))} is not one of these ({_short(reason)}): {sorted(names.functions)},"
         f" composed by {sorted(names.combinators)}"
     )
+
+
+def require_named(function: Callable) -> None:
+    """ConfigError where a function, or one that it is composed of, is of this package and in no
+    table: a config that was written with it could not be read back."""
+    for one in walk(function):
+        composition = composition_of(one)
+        made_by = one if composition is None else composition.combinator
+        name, module = (getattr(made_by, about, "") for about in ("__name__", "__module__"))
+        if module.split(".")[0] == "kdjax" and KNOWN.get(name) is not made_by:
+            raise ConfigError(f"{name} is in no table of {module}; add it to one at its foot")
+
+
+def names_others(text: str) -> bool:
+    """Whether a text that `describe` wrote may name functions from outside this package: those have
+    their module before them, and what composes them may have any name.
+
+    >>> names_others("mix(train.py.own, forward_kl, weight=0.5)"), names_others("hellinger")
+    (True, False)
+    """
+    try:
+        nodes = [*ast.walk(ast.parse(text.strip(), mode="eval"))]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return True
+    called = [node.func for node in nodes if isinstance(node, ast.Call)]
+    others = [f for f in called if not (isinstance(f, ast.Name) and f.id in KNOWN)]
+    return bool(others) or any(isinstance(node, ast.Attribute) for node in nodes)
 
 
 def _is_number(value) -> TypeGuard[int | float]:

@@ -160,3 +160,6 @@ def overlong_penalty(length_b: np.ndarray, limit: int, buffer_tokens: int) -> np
     if not buffer_tokens:
         return np.zeros(len(length_b))
     return np.minimum(0.0, (limit - buffer_tokens - length_b) / buffer_tokens)
+
+
+REWARDS = (accuracy, math)

@@ -100,6 +100,7 @@ def runs_on(objective: Objective, *known: str) -> bool:
     """Whether an objective needs no more than these `Scores` beside the student's and the
     sampler's; others are None.
 
+    >>> from kdjax.losses.objectives import divergence, negative_log_likelihood
     >>> runs_on(negative_log_likelihood), runs_on(divergence), runs_on(divergence, "divergence")
     (True, False, True)
     """
@@ -178,3 +179,7 @@ def terms(loss: Callable) -> list[Callable]:
     if composition is None or composition.combinator not in (mix, add, scale):
         return [loss]
     return list(dict.fromkeys(term for one in composition.functions for term in terms(one)))
+
+
+TOKEN_LOSS_MAKERS: tuple[Callable, ...] = (*POINTWISE, at_temperature)
+OBJECTIVE_MAKERS: tuple[Callable, ...] = POINTWISE

@@ -1,7 +1,7 @@
 """Composed functions: each knows its own text, and may go with training's progress.
 
 Combinators make their results with `composed`, so that a config file, a checkpoint and the command
-line speak of the same loss (`describe`, and `catalogue.parse`, its inverse).
+line speak of the same loss (`describe`, and `names.parse`, its inverse).
 """
 
 from __future__ import annotations
@@ -179,7 +179,10 @@ def _unscheduled(text: str, *_):
 
 
 def _spelled(number: Any) -> str:
-    """A number as plain Python text, NumPy's included: what `catalogue.parse` reads back."""
+    """A number as plain Python text, NumPy's included: what `names.parse` reads back."""
     if isinstance(number, Schedule):
         return number.text
     return repr(number.item() if isinstance(number, np.generic) else number)
+
+
+SCHEDULES = (linear, switch)

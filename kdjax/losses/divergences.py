@@ -7,6 +7,8 @@ that both exclude (padding) add nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -165,3 +167,15 @@ def _mixture(first_logp: jax.Array, second_logp: jax.Array, weight: Number) -> j
     possible = jnp.isfinite(first) | jnp.isfinite(second)
     mixed = jnp.logaddexp(jnp.where(possible, first, 0.0), jnp.where(possible, second, 0.0))
     return jnp.where(possible, mixed, -jnp.inf)
+
+
+TOKEN_LOSSES: tuple[TokenLoss, ...] = (total_variation,)
+TOKEN_LOSS_MAKERS: tuple[Callable, ...] = (
+    jensen_shannon,
+    skew_forward_kl,
+    skew_reverse_kl,
+    alpha_divergence,
+    adaptive_kl,
+    token_wise_kl,
+    at_top_k,
+)

@@ -111,3 +111,8 @@ def negative_entropy(scores: Scores) -> jax.Array:
     """- the student's predictive entropy, [B, T] in nats: `scale(negative_entropy, 0.01)` is an
     entropy bonus, exact over the vocabulary."""
     return -scores.student_entropy
+
+
+OBJECTIVES: tuple[Objective, ...] = (group_advantage, negative_entropy)
+OBJECTIVE_MAKERS: tuple[Callable, ...] = (clipped_surrogate, importance)
+GROUP_ADVANTAGES: tuple[GroupAdvantage, ...] = (standardized, centered, leave_one_out)

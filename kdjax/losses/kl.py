@@ -1,14 +1,15 @@
 """Token losses: how two next-token distributions are compared, in nats.
 
 The argument order is (student, teacher) everywhere; q is the student's distribution, p the
-teacher's. Every public function of this module is a `TokenLoss`, usable by name in a config and on
-the command line.
+teacher's.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+
+from kdjax.base import TokenLoss
 
 
 def forward_kl(student_logp: jax.Array, teacher_logp: jax.Array) -> jax.Array:
@@ -72,3 +73,6 @@ def _divergence_jvp(primals, tangents):
     by_first, by_second = _terms(*primals)
     value = jnp.sum(by_first + by_second, axis=-1)
     return value, jnp.sum(by_first * tangents[0] + by_second * tangents[1], axis=-1)
+
+
+TOKEN_LOSSES: tuple[TokenLoss, ...] = (forward_kl, reverse_kl)

@@ -7,6 +7,8 @@ of reverse KL (arXiv 2605.16826): sampled-token on-policy distillation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -46,7 +48,7 @@ def where_teacher_unsure(objective: Objective, entropy_nats: Number) -> Objectiv
     teacher has several continuations in mind:
     `add(reverse_divergence, where_teacher_unsure(forward_divergence, 0.5))`.
 
-    >>> describe(where_teacher_unsure(forward_divergence, 0.5))
+    >>> where_teacher_unsure(forward_divergence, 0.5).__name__
     'where_teacher_unsure(forward_divergence, 0.5)'
     """
     require("where_teacher_unsure: entropy_nats", entropy_nats, lambda h: h >= 0, "at least 0")
@@ -147,3 +149,21 @@ def bounded(advantage: Objective, low: Number, high: Number) -> Objective:
         return jnp.clip(advantage(scores), low, high)
 
     return composed(between, bounded, advantage, numbers=(low, high))
+
+
+OBJECTIVES: tuple[Objective, ...] = (
+    divergence,
+    negative_log_likelihood,
+    forward_divergence,
+    reverse_divergence,
+    log_ratio,
+    reference_log_ratio,
+)
+OBJECTIVE_MAKERS: tuple[Callable, ...] = (
+    where_teacher_unsure,
+    policy_gradient,
+    power_difference,
+    extrapolated,
+    log_compressed,
+    bounded,
+)

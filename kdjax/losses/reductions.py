@@ -6,6 +6,8 @@ sampler's entropy.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -124,3 +126,7 @@ def paced(reduction: Reduction, power: float) -> Reduction:
         return reduction(mask, rollout) * ((4 * rate * (1 - rate)) ** power)[:, None]
 
     return composed(weigh, paced, reduction, numbers=(power,))
+
+
+REDUCTIONS: tuple[Reduction, ...] = (sequence_mean, token_mean)
+REDUCTION_MAKERS: tuple[Callable, ...] = (first_tokens, most_uncertain, finished_only, paced)

@@ -114,3 +114,14 @@ def gate_state(opt_state: Any) -> GateState:
 def guard_state(opt_state: Any) -> GuardState:
     """What was skipped, inside the optimizer's state."""
     return opt_state["guard"]
+
+
+SKIPPED = "skipped_in_a_row"
+
+
+def decision(opt_state: Any) -> dict[str, jax.Array]:
+    """What the guard decided of the update that gave this state, as a metric: how many were skipped
+    since one was made, this one among them, and 0 where it was made; {} where there is no guard."""
+    if not isinstance(opt_state, dict) or "guard" not in opt_state:
+        return {}
+    return {SKIPPED: guard_state(opt_state).in_a_row.astype(jnp.float32)}

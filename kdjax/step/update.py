@@ -30,6 +30,7 @@ from kdjax.losses.objectives import divergence
 from kdjax.losses.reductions import reduce, sequence_mean, token_mean
 from kdjax.models.lora import join
 from kdjax.sharding import micro_batched, replicated
+from kdjax.step.optimizer import decision
 from kdjax.step.score import PLAIN_HEAD, HeadPlan, scored_loss
 
 Metrics = dict[str, jax.Array]
@@ -92,7 +93,8 @@ def make_step(
     the union of them and `state.params`, gradients and optimizer state are of the latter alone.
 
     steps: of the whole run, over which the schedules of token loss and objective go; their numbers
-    are metrics by their text, and so is each part that the losses are sums of.
+    are metrics by their text, and so is each part that the losses are sums of. What the guard of
+    `make_optimizer` decided is the metric skipped_in_a_row.
 
     Errors: ConfigError for an objective whose value at a token depends on other tokens.
     """
@@ -136,7 +138,7 @@ def make_step(
         metrics |= {
             "gradient_norm": optax.global_norm(grads),
             "response_tokens": sums["student_entropy"].weight,
-        }
+        } | decision(new.opt_state)
         return new, metrics
 
     return step

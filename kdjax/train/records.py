@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kdjax.base import TrainState
@@ -14,7 +14,7 @@ from kdjax.errors import DivergedError, KdjaxError
 from kdjax.report.results import WARNINGS
 from kdjax.runtime.console import announce
 from kdjax.step.gate import last_decision, rollout_length
-from kdjax.step.optimizer import gate_state, guard_state
+from kdjax.step.optimizer import SKIPPED, gate_state, guard_state
 from kdjax.step.update import Metrics
 from kdjax.train.cost import PARTS, open_account, spent
 from kdjax.train.parts.build import Parts
@@ -32,7 +32,7 @@ def record_of(
     """
     gate = gate_state(state.opt_state)
     values = updates[0] | {n: updates[-1][n] for n in ("policy_drift",) if n in updates[-1]}
-    record: dict[str, Any] = {name: float(value) for name, value in values.items()}
+    record: dict[str, Any] = {n: float(value) for n, value in values.items() if n != SKIPPED}
     record = {name: value for name, value in record.items() if math.isfinite(value)}
     record |= {
         "gate_stage": int(gate.stage),
@@ -63,29 +63,30 @@ SPIKE, LEAST_RECORDS, RECENT = 10.0, 10, 50  # times the median of the recent re
 
 
 class Update(NamedTuple):
-    """What decides whether an update is made: its step (from 1), its loss, its gradient's norm."""
+    """An update's step (from 1), what the guard's decision rests on, and the decision: how many
+    updates were skipped since one was made, with this one; 0 where it was made."""
 
     step: int
     loss: Any
     gradient_norm: Any
+    skipped_in_a_row: Any
 
 
-def skipped(updates: Iterable[Update], in_a_row: int) -> tuple[list[str], list[int]]:
-    """(a line for each update that was skipped, how many were in a row after each update), where
-    in_a_row of them were before the first. Reads arrays of a device.
+def skipped_lines(updates: Sequence[Update]) -> list[str]:
+    """A line for each update that the guard skipped, with why. Reads arrays of a device.
 
-    >>> skipped([Update(7, 0.5, 1.0), Update(8, float("nan"), 1.0)], 0)
-    (['step 8: loss is nan, its update was skipped'], [0, 1])
+    >>> skipped_lines([Update(7, 0.5, 1.0, 0), Update(8, float("nan"), 1.0, 1)])
+    ['step 8: loss is nan, its update was skipped']
     """
-    lines, rows = [], []
-    for update in updates:
-        numbers = {"loss": float(update.loss), "gradient_norm": float(update.gradient_norm)}
-        bad = [f"{name} is {value}" for name, value in numbers.items() if not math.isfinite(value)]
-        in_a_row = in_a_row + 1 if bad else 0
-        rows.append(in_a_row)
-        if bad:
-            lines.append(f"step {update.step}: {' and '.join(bad)}, its update was skipped")
-    return lines, rows
+    skipped = [update for update in updates if int(update.skipped_in_a_row)]
+    return [f"step {one.step}: {_why(one)}, its update was skipped" for one in skipped]
+
+
+def _why(update: Update) -> str:
+    numbers = {"loss": float(update.loss), "gradient_norm": float(update.gradient_norm)}
+    bad = {name: value for name, value in numbers.items() if not math.isfinite(value)}
+    # the guard's own norm may overflow where the metric, another program's sum, just does not
+    return " and ".join(f"{name} is {value}" for name, value in (bad or numbers).items())
 
 
 def warnings(earlier: Sequence[Record], new: Record) -> list[str]:
@@ -160,20 +161,19 @@ def open_notes(
     cost, limit = open_account(parts), parts.config.faults.skipped_in_a_row
     total = spent(cost, records)
     logged = records[-1]["step"] if records else 0
-    in_a_row = int(guard_state(state.opt_state).in_a_row)
     before, held = list(unsaid), list[Update]()
 
     def updated(step: int, updates: Sequence[Metrics]) -> None:
-        held.extend(Update(step, u["loss"], u["gradient_norm"]) for u in updates)
+        held.extend(Update(step, u["loss"], u["gradient_norm"], u[SKIPPED]) for u in updates)
 
     def completed(step: int, record: dict[str, Any]):
-        nonlocal total, logged, in_a_row
+        nonlocal total, logged
         new = cost(logged, step, record)
         logged, total = step, {name: total[name] + new[name] for name in PARTS}
         record = record | total
-        lines, rows = skipped(held, in_a_row)
-        lines, in_a_row = before + lines, rows[-1]
-        fault = _diverged(parts.config, lines) if max(rows) >= limit else None
+        lines = before + skipped_lines(held)
+        most = max(int(update.skipped_in_a_row) for update in held)
+        fault = _diverged(parts.config, lines) if most >= limit else None
         before.clear()
         held.clear()
         lines += warnings(records, {"step": step, **record})
@@ -184,7 +184,7 @@ def open_notes(
         return record, fault
 
     def unsaid_now() -> list[str]:
-        return before + skipped(held, in_a_row)[0]
+        return before + skipped_lines(held)
 
     return Notes(updated, completed, unsaid_now)
 

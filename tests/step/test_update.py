@@ -19,6 +19,7 @@ from kdjax.losses.objectives import divergence, negative_log_likelihood
 from kdjax.losses.reductions import sequence_mean, token_mean
 from kdjax.models.decoder import build, init_params
 from kdjax.sharding import make_mesh, replicated, shard_batch
+from kdjax.step.optimizer import guard_state
 from kdjax.step.score import HeadPlan
 from kdjax.step.update import init_state, make_step
 
@@ -273,6 +274,19 @@ def test_the_teacher_has_no_optimizer_state(pair):
     moments = {name: own for name, own in stepped.opt_state.items() if name != "gate"}
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(moments)]
     assert sorted(s for s in shapes if s) == sorted(2 * [w.shape for w in jax.tree.leaves(pair[0])])
+
+
+def test_what_the_guard_decided_is_a_metric(pair):
+    """Updates skipped in a row, as the optimizer's state counts them; 0 where one is made."""
+    optimizer, (student, teacher) = adam(), pair
+    broken = jax.tree.map(lambda w: w * np.nan, teacher)
+    step, state, said = bigram_step(optimizer), init_state(student, optimizer), []
+    for given in (teacher, broken, broken, teacher, broken):
+        state, metrics = step(state, given, bigram_rollout(9))
+        said.append(float(metrics["skipped_in_a_row"]))
+        assert int(guard_state(state.opt_state).in_a_row) == said[-1]
+        assert np.isfinite(metrics["gradient_norm"]) == (said[-1] == 0)
+    assert said == [0, 1, 2, 0, 1]
 
 
 @pytest.mark.parametrize("objective", [divergence, negative_log_likelihood])

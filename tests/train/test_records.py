@@ -8,21 +8,23 @@ import numpy as np
 import pytest
 
 from kdjax.report.results import WARNINGS
-from kdjax.train.records import LEAST_RECORDS, Update, skipped, warnings
+from kdjax.train.records import LEAST_RECORDS, Update, skipped_lines, warnings
 
 NAN, INF = math.nan, math.inf
 
 
-def test_skipped_updates_are_named_and_counted_in_a_row():
-    """Every update that is not finite has its line with step and quantity; a good one ends the
-    row, which may have begun before the first."""
-    updates = [(3, INF, 1.0), (4, 0.5, np.float32(NAN)), (5, 0.5, 1.0), (6, NAN, INF)]
-    lines, rows = skipped([Update(*update) for update in updates], in_a_row=2)
-    assert rows == [3, 4, 0, 1]
-    assert lines == [
+def test_skipped_updates_are_named():
+    """Every update that the guard skipped has its line, with step and quantity; the others none,
+    whatever their numbers are: the guard alone decides."""
+    updates = [
+        (3, INF, 1.0, 3), (4, 0.5, np.float32(NAN), np.float32(4)), (5, 0.5, 1.0, 0),
+        (6, NAN, INF, 1), (7, NAN, 1.0, 0), (8, 0.5, 3e38, 1),
+    ]  # fmt: skip
+    assert skipped_lines([Update(*update) for update in updates]) == [
         "step 3: loss is inf, its update was skipped",
         "step 4: gradient_norm is nan, its update was skipped",
         "step 6: loss is nan and gradient_norm is inf, its update was skipped",
+        "step 8: loss is 0.5 and gradient_norm is 3e+38, its update was skipped",
     ]
 
 
