@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kdjax.rollouts.sampler import generate, open_sampler
     from kdjax.step.gate import entropy_gate, rollout_length
     from kdjax.step.optimizer import make_optimizer
+    from kdjax.step.score import HeadPlan
     from kdjax.step.stops import Stops
     from kdjax.step.update import init_state, make_step
 
@@ -45,6 +46,7 @@ _HOME = {
     "rollouts.prefix": ("from_dataset", "from_student", "from_teacher"),
     "rollouts.sampler": ("generate", "open_sampler"),
     "step.update": ("init_state", "make_step"),
+    "step.score": ("HeadPlan",),
     "step.stops": ("Stops",),
     "data.tokenizer": ("Wording", "load_tokenizer"),
 }

@@ -118,7 +118,8 @@ def _rollouts(args: list[str]) -> None:
     import dataclasses
 
     from kdjax.config.overrides import load_file, override
-    from kdjax.train.parts.precompute import fill, parse_keep, parse_share
+    from kdjax.train.parts.precompute import fill, parse_share
+    from kdjax.train.parts.precomputed import parse_keep
 
     path, rest = _first(args, "kdjax rollouts CONFIG")
     out, keep, share = (_option(rest, name) for name in ("--out", "--keep", "--share"))
@@ -129,11 +130,11 @@ def _rollouts(args: list[str]) -> None:
     import jax
 
     from kdjax.config.validation import validate
-    from kdjax.train.parts.build import build
+    from kdjax.train.parts.build import asked_of, build
 
     config = validate(dataclasses.replace(config, trajectories=None))
     parts = build(config, jax.local_devices())  # by itself, whatever other processes do
-    for each in parts.asked.values():
+    for each in asked_of(parts, config.prefix).values():
         place, drawn = fill(each, out, *asked)
         print(f"{place}: {drawn} chunks drawn now, {len(each.rows)} responses in all")
 
@@ -219,7 +220,7 @@ def _evaluate(args: list[str]) -> None:
     from kdjax.train.parts.build import build
 
     parts = build(dataclasses.replace(config, prefix="student", trajectories=None, lora=Lora()))
-    result, records = evaluate_params(parts, parts.initial_params if params is None else params)
+    result, records = evaluate_params(parts, parts.student.trained if params is None else params)
     row = Row(Path(target).name, result, [], records)
     print_table([row])
     tables = [made([Cell(row.name, [row])]) for made in (more_samples, responses)]

@@ -1,8 +1,8 @@
 """Meshes and shardings: every mesh axis name of the project stands here.
 
-A batch's rows are dealt over data and fsdp; parameters and optimizer state over fsdp (their width)
-and tensor (heads, MLP columns, vocabulary rows). Models and heads name logical axes only; the two
-rules that place them, RULES and `spec`, are here.
+A batch's rows are sharded over data and fsdp; parameters and optimizer state over fsdp (their
+width) and tensor (heads, MLP columns, vocabulary rows). Models and heads name logical axes only;
+the two rules that place them, RULES and `spec`, are here.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RULES: dict[str, tuple[str, ...]] = {
     MLP: (TENSOR,),
     VOCAB: (TENSOR,),
 }
-"""Logical axis -> the mesh axes that deal it."""
+"""Logical axis -> the mesh axes that shard it."""
 
 T = TypeVar("T")
 
@@ -65,8 +65,8 @@ def make_mesh(
 
 
 def rollout_mesh(mesh: Mesh) -> Mesh:
-    """The same devices with fsdp folded into data: decoding wants its weights whole, or dealt over
-    tensor, never gathered anew for each token."""
+    """The same devices with fsdp folded into data: decoding wants its weights whole, or sharded
+    over tensor, never gathered anew for each token."""
     devices = mesh.devices.reshape(-1, 1, mesh.shape[TENSOR])
     return Mesh(devices, (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
 
@@ -116,28 +116,28 @@ def on_own_devices(tree: T) -> T:
 
 
 def data_size(mesh: Mesh) -> int:
-    """Over how many devices a batch's rows are dealt."""
+    """Over how many devices a batch's rows are sharded."""
     return pieces(mesh, BATCH)
 
 
 def pieces(mesh: Mesh | None, axis: str) -> int:
-    """Into how many pieces the rules deal a logical axis, where its size allows it."""
+    """Into how many pieces the rules shard a logical axis, where its size allows it."""
     return 1 if mesh is None else math.prod(mesh.shape.get(name, 1) for name in RULES[axis])
 
 
 def spec(mesh: Mesh, shape: Sequence[int], axes: Sequence[str | None]) -> PartitionSpec:
-    """How an array of logical axes is dealt: by RULES, where the mesh has the axis and its size
+    """How an array of logical axes is sharded: by RULES, where the mesh has the axis and its size
     divides the dimension; else that dimension is whole on every device.
 
     >>> tuple(spec(make_mesh(1), (8, 4), (BATCH, None)))
     (('data', 'fsdp'), None)
     """
-    dealt: list[Any] = []
+    sharded: list[Any] = []
     for size, axis in zip(shape, axes, strict=True):
         names = tuple(n for n in RULES.get(axis or "", ()) if n in mesh.shape)
         divides = size % math.prod(mesh.shape[n] for n in names) == 0
-        dealt.append((names if len(names) > 1 else names[0]) if names and divides else None)
-    return PartitionSpec(*dealt)
+        sharded.append((names if len(names) > 1 else names[0]) if names and divides else None)
+    return PartitionSpec(*sharded)
 
 
 def shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
@@ -146,7 +146,7 @@ def shardings(mesh: Mesh, shapes: Any, axes: Any) -> Any:
 
 
 def constrain(mesh: Mesh | None, x: jax.Array, *axes: str | None) -> jax.Array:
-    """x, dealt by its logical axes; x itself without a mesh."""
+    """x, sharded by its logical axes; x itself without a mesh."""
     if mesh is None or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(mesh, x.shape, axes)))
@@ -155,7 +155,7 @@ def constrain(mesh: Mesh | None, x: jax.Array, *axes: str | None) -> jax.Array:
 def gathered(mesh: Mesh | None, weight: jax.Array, dtype, axes: Sequence[str | None]) -> jax.Array:
     """A parameter as it is used: narrowed to `dtype`, then whole along its width (fsdp).
 
-    The narrow copy travels, and its gradient is scattered back to where the parameter is dealt.
+    The narrow copy travels, and its gradient is scattered back to where the parameter is sharded.
     """
     if mesh is None or mesh.size == 1 or EMBED not in axes:
         return weight
@@ -172,8 +172,8 @@ def gathered(mesh: Mesh | None, weight: jax.Array, dtype, axes: Sequence[str | N
 def lookup(mesh: Mesh | None, table_vd: jax.Array, tokens_bt: jax.Array, dtype) -> jax.Array:
     """Rows of an embedding table in `dtype`: [V, D], [B, T] -> [B, T, D].
 
-    The table stays where it is dealt: each device looks its columns of its rows up, and rows of the
-    batch travel. The gradient is summed in the table's own dtype, not in the narrow one.
+    The table stays where it is sharded: each device looks its columns of its rows up, and rows of
+    the batch travel. The gradient is summed in the table's own dtype, not in the narrow one.
     """
     if mesh is None or mesh.size == 1:
         return table_vd[tokens_bt].astype(dtype)
@@ -205,7 +205,7 @@ def lookup(mesh: Mesh | None, table_vd: jax.Array, tokens_bt: jax.Array, dtype) 
     )(table_vd, tokens_bt)
 
 
-def map_dealt(
+def map_sharded(
     mesh: Mesh | None,
     function: Callable[..., jax.Array],
     in_axes: Sequence[Sequence[str | None]],
@@ -214,8 +214,8 @@ def map_dealt(
     summed: str | None = None,
     check_vma: bool = True,
 ) -> jax.Array:
-    """function(*args) on each device's pieces, dealt by logical axes; the result is added up over
-    the mesh axis of `summed`, if it is given and dealt.
+    """function(*args) on each device's pieces, sharded by logical axes; the result is added up over
+    the mesh axis of `summed`, if it is given and sharded.
 
     For what automatic sharding would gather: sorts, and kernels that XLA can't take apart. Those
     need check_vma=False: they don't say over which mesh axes their results vary (`jax.shard_map`).
@@ -241,14 +241,14 @@ def map_dealt(
 
 
 def vocabulary_axis(mesh: Mesh | None) -> str | None:
-    """The mesh axis that the rows of LM heads are dealt over, if there is one."""
+    """The mesh axis that the rows of LM heads are sharded over, if there is one."""
     return TENSOR if mesh is not None and mesh.shape.get(TENSOR, 1) > 1 else None
 
 
 def collected_gradient(mesh: Mesh, shape: Sequence[int], axis: str | None):
     """(inside `shard_map`: the sum of an LM head's gradient over all tokens, its PartitionSpec).
 
-    Where the width is dealt over fsdp, each device gets its own columns of the sum.
+    Where the width is sharded over fsdp, each device gets its own columns of the sum.
     """
     columns = pieces(mesh, EMBED)
     if columns == 1 or shape[1] % columns:
@@ -301,8 +301,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def device_bytes(tree: Any, itemsize: int | None = None) -> float:
-    """What one device holds of a tree of arrays, or of shapes with shardings, as they are dealt; at
-    their own width, or at another.
+    """What one device holds of a tree of arrays, or of shapes with shardings, as they are sharded;
+    at their own width, or at another.
 
     >>> device_bytes(jax.device_put(np.zeros((4, 2), np.float32), replicated(make_mesh(1))))
     32
@@ -324,7 +324,7 @@ def batch_spec(mesh: Mesh) -> NamedSharding:
 
 
 def rows_spec(mesh: Mesh) -> PartitionSpec:
-    """How a leading axis of rows or tokens is dealt."""
+    """How a leading axis of rows or tokens is sharded."""
     return PartitionSpec(tuple(axis for axis in RULES[BATCH] if axis in mesh.shape))
 
 
@@ -334,7 +334,7 @@ def shard_batch(tree: T, mesh: Mesh) -> T:
     rows = {owners(mesh) * np.shape(x)[0] for x in jax.tree.leaves(tree)}
     if any(n % data_size(mesh) for n in rows):
         raise ConfigError(
-            f"a batch of {sorted(rows)} rows can't be dealt over {data_size(mesh)} devices;"
+            f"a batch of {sorted(rows)} rows can't be sharded over {data_size(mesh)} devices;"
             f" make it a multiple of {data_size(mesh)}"
         )
     if owners(mesh) == 1:
@@ -346,7 +346,7 @@ def shard_batch(tree: T, mesh: Mesh) -> T:
 
 
 def rows_on_host(tree: T) -> T:
-    """The rows of dealt arrays that this process gave, on the host; all of them in a run of one
+    """The rows of sharded arrays that this process gave, on the host; all of them in a run of one
     process."""
 
     def local(x: jax.Array) -> np.ndarray:
@@ -373,6 +373,6 @@ def whole_batch(x: jax.Array) -> jax.Array:
 
 
 def pad_rows(rows: np.ndarray, mesh: Mesh, at_least: int = 1) -> np.ndarray:
-    """The rows, the last one repeated until they can be dealt over the mesh."""
+    """The rows, the last one repeated until they can be sharded over the mesh."""
     wanted = -(-max(len(rows), at_least) // data_size(mesh)) * data_size(mesh)
     return np.concatenate([rows, np.full(wanted - len(rows), rows[-1])])

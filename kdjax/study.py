@@ -36,7 +36,7 @@ from kdjax.storage import run_folder
 from kdjax.train.evaluation import evaluate_params, evaluation_key
 from kdjax.train.loop import about_run, train
 from kdjax.train.parts.build import build
-from kdjax.train.parts.teachers import title
+from kdjax.train.parts.roles import title
 
 REFERENCES, LOGS, STUDENT = "references", "logs", "student"
 RESERVED = (REFERENCES, LOGS, "start", "teacher")
@@ -188,7 +188,7 @@ def run_piece(piece: Piece) -> None:
         return
     announce(f"{piece.name}: evaluating {piece.config.student}")
     parts = build(piece.config)
-    result, records = evaluate_params(parts, parts.initial_params)
+    result, records = evaluate_params(parts, parts.student.trained)
     key = evaluation_key(piece.config)
     run_folder.write_evaluation(Path(piece.config.run), key, to_json(result), records)
 

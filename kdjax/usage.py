@@ -1,4 +1,4 @@
-"""What `kdjax --help` says."""
+"""The text of `kdjax --help`."""
 
 HELP = """\
 kdjax: distillation of language models in JAX, where a method is two choices

@@ -22,7 +22,7 @@ from kdjax.bench.rollout import RolloutBench
 from kdjax.bench.verifier import VerifierBench
 from kdjax.config import Config
 from kdjax.config.overrides import field_names
-from kdjax.config.timetable import methods
+from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
 from kdjax.data.sources.check import DataCheck
 from kdjax.usage import HELP
@@ -282,7 +282,7 @@ def test_the_table_of_methods():
             text, listed = runpy.run_path(str(path)), [*listed, path]
             papers = re.findall(r"arXiv\s+(\d{4}\.\d{5})", text["__doc__"])
             assert paper in papers or not papers, name
-            found |= {method.prefix for method in methods(text["get_config"]())}
+            found |= {method.prefix for method in timetable(text["get_config"]()).methods}
         assert not names or found == set(re.findall(r"teacher|student|dataset", prefixes)), names
     shipped = [path for path in listed if path.parent.name == "methods"]
     assert sorted(shipped) == sorted((ROOT / "configs/methods").glob("*.py"))

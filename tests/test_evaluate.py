@@ -17,7 +17,7 @@ from kdjax.grading.answers import Graded, Outcome, grade_boxed
 from kdjax.models import unstacked
 from kdjax.report.results import from_json, to_json
 from kdjax.rollouts.sampler import open_sampler
-from kdjax.step.score import score
+from kdjax.step.score import HeadPlan, score
 
 SETTINGS = dict(
     grader=("exact", grade_boxed),
@@ -133,7 +133,7 @@ def test_batching_does_not_matter(tokenizer, student, teacher, student_folder):
     (model, params), (teacher_model, teacher_params) = student, teacher
     draw = functools.partial(open_sampler(model, stop_ids=tokenizer.stop_ids), unstacked(params))
     scorer = jax.jit(
-        lambda p, rollout: score(model, p, teacher_model, teacher_params, rollout, chunk=8)
+        lambda p, rollout: score(model, p, teacher_model, teacher_params, rollout, plan=HeadPlan(8))
     )
     source = task_source("calc", "test", 5, (2,))
     results = [

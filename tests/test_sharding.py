@@ -74,6 +74,6 @@ def test_rows_that_do_not_divide(rows):
     with pytest.raises(ConfigError) as caught:
         shard_batch({"a": np.zeros((rows, 2))}, make_mesh(8))
     message = str(caught.value)
-    assert f"[{rows}] rows can't be dealt over 8 devices" in message
+    assert f"[{rows}] rows can't be sharded over 8 devices" in message
     assert "make it a multiple of 8" in message
     assert "\n" not in message

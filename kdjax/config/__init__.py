@@ -1,4 +1,4 @@
-"""What an experiment is: configs, their names, checks and text."""
+"""The config of an experiment: its fields, names, checks and text."""
 
 from kdjax.config.schema import (
     RL,

@@ -1,4 +1,4 @@
-"""What a study is asked: a claim compares a metric of two sets of cells. Data only, no JAX."""
+"""Claims, what a study is asked: each compares a metric of two sets of cells. Data, no JAX."""
 
 from __future__ import annotations
 

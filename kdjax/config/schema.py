@@ -1,4 +1,4 @@
-"""What an experiment is: small frozen dataclasses, complete and printable."""
+"""The fields of an experiment: small frozen dataclasses, complete and printable."""
 
 from __future__ import annotations
 
@@ -185,12 +185,12 @@ class Rollouts:
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Devices by mesh axis; the rest go to data. fsdp deals parameters, optimizer state and batch
+    """Devices by mesh axis; the rest go to data. fsdp shards parameters, optimizer state and batch
     (by default 1, or all devices where the state would fill 40 % of one), tensor heads, MLP and
     vocabulary.
 
-    teacher_devices: the last so many devices hold the teachers, dealt over all of them (fsdp), and
-    the rest the student; by default all hold both.
+    teacher_devices: the last so many devices hold the teachers, sharded over all of them (fsdp),
+    and the rest the student; by default all hold both.
     """
 
     fsdp: int | None = None

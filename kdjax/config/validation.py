@@ -1,4 +1,4 @@
-"""What of a config can't be: a mistake is one line with the field, its value and the remedy."""
+"""Checks of a config: a mistake is one line with the field, its value and the remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from kdjax.base import Objective
 from kdjax.config.schema import RL, Config, Data, Faults, Lora, Turn, teacher_models
-from kdjax.config.timetable import methods
+from kdjax.config.timetable import Method, timetable
 from kdjax.data.sources.mapping import mapping_of
 from kdjax.errors import ConfigError, without_secrets
 from kdjax.grading.rewards import math as math_reward
@@ -61,8 +61,8 @@ def validate(config: Config) -> Config:
             f"curriculum.lengths must be one or more, each over 0, got {config.curriculum.lengths}"
         )
     _check_rl(config)
-    for method in methods(config):
-        _check_teachers(method)
+    for method in timetable(config).methods:
+        _check_teachers(config, method)
     if config.rollouts.rows < 1 or not (config.rollouts.cache_gib or 1.0) > 0:
         raise ConfigError(
             f"rollouts.rows and rollouts.cache_gib must be over 0, got {config.rollouts.rows} and"
@@ -175,7 +175,8 @@ def _check_rl(config: Config) -> None:
         raise ConfigError("rl is set, and rl.group_size 1 rewards nothing; set it to 2 or more")
     if rl.reward is math_reward:
         check_installed("rl.reward math")
-    weighed = any(_uses(method.objective, importance) for method in methods(config))
+    table = timetable(config)
+    weighed = any(_uses(method.objective, importance) for method in table.methods)
     if config.stops == "merge" and (config.rollouts.ahead or weighed):
         raise ConfigError(
             "stops merge makes events of tokens whose log-probability the sampler does not know;"
@@ -185,7 +186,7 @@ def _check_rl(config: Config) -> None:
         raise ConfigError(
             f"batch_size {config.batch_size} is not a multiple of rl.group_size {rl.group_size}"
         )
-    drawn = config.trajectories is None and any(m.prefix == "student" for m in methods(config))
+    drawn = config.trajectories is None and table.draws("student")
     if rl.group_size > 1 and not drawn:
         raise ConfigError(
             f"rl.group_size {rl.group_size} rewards what the student draws; set prefix student, and"
@@ -198,7 +199,7 @@ def _uses(objective: Objective, combinator: Callable) -> bool:
     return any(one is not None and one.combinator is combinator for one in made)
 
 
-def _check_teachers(config: Config) -> None:
+def _check_teachers(config: Config, method: Method) -> None:
     taught = any(teacher_models(config).values())
     if config.layout.teacher_devices < 0 or (config.layout.teacher_devices and not taught):
         raise ConfigError(
@@ -206,9 +207,9 @@ def _check_teachers(config: Config) -> None:
             " teacher to a number of devices"
         )
     stored = config.trajectories is not None  # what is stored there may be all that is needed
-    if not taught and not stored and config.prefix == "teacher":
+    if not taught and not stored and method.prefix == "teacher":
         raise ConfigError("prefix teacher needs a teacher; set teacher, or prefix dataset")
-    if not taught and not stored and config.objective is divergence:
+    if not taught and not stored and method.objective is divergence:
         raise ConfigError(
             "objective divergence needs a teacher; set teacher,"
             " or objective negative_log_likelihood"

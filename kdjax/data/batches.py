@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax.base import Batch, Problem
-from kdjax.data import sources
+from kdjax.data.sources.load import Loaded, load_name, load_path
 from kdjax.data.tasks import problem as task_problem
 from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import ConfigError, DataError
@@ -53,18 +53,18 @@ def file_source(path: str | Path, columns: Sequence[str] = ()) -> Source:
 
     Errors: DataError when it is missing, unreadable, or nothing in it can be used.
     """
-    return _source(sources.load_path(path, columns))
+    return _source(load_path(path, columns))
 
 
 def named_source(name: str, use: str, columns: Sequence[str] = ()) -> Source:
     """Problems of a dataset by its name (docs/data.md), of the split for `use`: "train" or "test".
 
-    Errors: as `sources.load`.
+    Errors: as `sources.load.load`.
     """
-    return _source(sources.load_name(name, columns, use))
+    return _source(load_name(name, columns, use))
 
 
-def _source(loaded: sources.Loaded) -> Source:
+def _source(loaded: Loaded) -> Source:
     note = f"; note: {loaded.note}" if loaded.note else ""
     return Source(loaded.size, loaded.problem, loaded.identity, loaded.about + note)
 
@@ -99,7 +99,7 @@ def group_by_tag(source: Source, tags: Sequence[str]) -> Groups:
     if len(foreign):
         problem = source.problem(int(foreign[0]))
         raise DataError(
-            f"{problem.id} has the tag {problem.tag!r}, and teachers have {names}; mend the column"
+            f"{problem.id} has the tag {problem.tag!r}, and teachers have {names}; fix the column"
             " tag, or add to teachers"
         )
     groups = {name: np.flatnonzero(found == name) for name in names}
@@ -138,7 +138,7 @@ def rows_of_process(indices: Sequence[int], process: int, count: int) -> list[in
     """What process `process` of `count` holds of a batch: the shares are equal, in order, without
     gap or overlap, so that together they are the batch whatever the count.
 
-    Errors: ConfigError for a batch that can't be dealt so, or a process that is not one of them.
+    Errors: ConfigError for a batch that can't be split so, or a process that is not one of them.
 
     >>> rows_of_process([7, 3, 9, 1], 1, 2)
     [9, 1]
@@ -147,7 +147,7 @@ def rows_of_process(indices: Sequence[int], process: int, count: int) -> list[in
         raise ConfigError(f"process must be in 0..{count - 1}, got {process}")
     if len(indices) % count:
         raise ConfigError(
-            f"batch_size {len(indices)} can't be dealt to {count} processes; make it a multiple"
+            f"batch_size {len(indices)} can't be split among {count} processes; make it a multiple"
             f" of {count}"
         )
     share = len(indices) // count

@@ -1,4 +1,4 @@
-"""What is minimised at a token: divergences, objectives, and how they are composed and reduced.
+"""Losses, what is minimised at a token: divergences, objectives, compositions and reductions.
 
 At the foot of a file stand its tables: what a config, the command line and `kdjax.NAME` know of it.
 In a table of MAKERS are functions that make one of the kind, or compose one of others.

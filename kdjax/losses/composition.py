@@ -1,4 +1,4 @@
-"""How a composed function is written: it knows its own text, and may go with training's progress.
+"""Composed functions: each knows its own text, and may go with training's progress.
 
 Combinators make their results with `composed`, so that a config file, a checkpoint and the command
 line speak of the same loss (`describe`, and `names.parse`, its inverse).

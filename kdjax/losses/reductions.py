@@ -1,4 +1,4 @@
-"""How tokens are weighed before totals are divided by total weight, and where masks meet a loss.
+"""Reductions: how tokens are weighed before totals are divided, and where masks meet a loss.
 
 A `Reduction` knows the mask, and of the rollout whatever was known before the loss: position,
 sampler's entropy.

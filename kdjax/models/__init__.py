@@ -72,7 +72,7 @@ def load(
 ) -> tuple[Model, Params]:
     """The model's pure functions, computing in `dtype`, and its parameters in `params_dtype`.
 
-    With a mesh the parameters are dealt over it by the rules of sharding.py (whole on each device
+    With a mesh the parameters are sharded over it by the rules of sharding.py (whole on each device
     where fsdp = tensor = 1). hold: how they are held, such as `int8` (models/quantized.py). `how`
     (impl, remat, ...) goes to `build`. Errors: DataError naming what is wrong in the folder.
     """

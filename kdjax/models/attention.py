@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax.errors import ConfigError
-from kdjax.models.kernels import KERNELS, PREFERRED, Rows, dealt_kernel
+from kdjax.models.kernels import KERNELS, PREFERRED, Rows, sharded_kernel
 from kdjax.runtime.console import announce
 
 QUERY_CHUNK = 512
@@ -44,7 +44,7 @@ def attention(
         impl = choose(platform, q.shape[1], q.shape[3], q.dtype, segment_ids is not None)
         announce(f"attention: {impl} on {platform}")
     if impl in KERNELS:
-        return dealt_kernel(impl, q, k, v, segment_ids, window, platform, mesh)
+        return sharded_kernel(impl, q, k, v, segment_ids, window, platform, mesh)
     if impl not in PORTABLE:
         raise ConfigError(
             f"attention: unknown impl {impl!r}; there are {['auto', *PORTABLE, *KERNELS]}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from kdjax.base import Key, Model, Params
 from kdjax.errors import ConfigError
 from kdjax.models.attention import attention
-from kdjax.models.cache import CACHES, cached_attention
+from kdjax.models.cache import CACHES, Keep, cached_attention
 from kdjax.models.config import DecoderConfig
 from kdjax.models.experts import Experts
 from kdjax.models.linear import Linear, LoRA
@@ -217,68 +217,111 @@ def build(
 
     impl: how whole sequences attend, on which platform (models/attention.py). remat: what a layer
     keeps for its backward pass (REMAT). lora: parameters hold adapters. mesh: where parameters and
-    activations are dealt, by the rules of sharding.py. kv_cache: how decoding keeps keys and values
-    (CACHES in models/cache.py). Errors: ConfigError naming an unknown remat or cache.
+    activations are sharded, by the rules of sharding.py. kv_cache: how decoding keeps keys and
+    values (CACHES in models/cache.py). Errors: ConfigError naming an unknown remat or cache.
     """
     if remat not in REMAT:
         raise ConfigError(f"unknown remat {remat!r}; there are {list(REMAT)}")
     if kv_cache not in CACHES:
         raise ConfigError(f"unknown kv_cache {kv_cache!r}; there are {list(CACHES)}")
-    keep, run_layer = CACHES[kv_cache], _layer_function(config, dtype, lora, mesh)
-    whole_attention = functools.partial(
-        attention, impl=impl, window=config.sliding_window, mesh=mesh, platform=platform
+    decoder = _Decoder(
+        config,
+        dtype,
+        mesh,
+        CACHES[kv_cache],
+        _layer_function(config, dtype, lora, mesh),
+        functools.partial(
+            attention, impl=impl, window=config.sliding_window, mesh=mesh, platform=platform
+        ),
+    )
+    return Model(
+        config,
+        functools.partial(_hidden, decoder, remat),
+        functools.partial(_head, config),
+        functools.partial(_init_cache, decoder),
+        functools.partial(_prefill, decoder),
+        functools.partial(_extend, decoder),
     )
 
-    def embed(params: Params, tokens):
-        rows = lookup(mesh, params["embed"], tokens, dtype)
-        return constrain(mesh, rows, BATCH, None, None)
 
-    def hidden(params: Params, tokens_bs: jax.Array, segment_ids=None) -> jax.Array:
-        positions = jnp.broadcast_to(jnp.arange(tokens_bs.shape[1]), tokens_bs.shape)
+class _Decoder(NamedTuple):
+    """What a decoder's functions share: keep is how its cache holds keys and values, run_layer as
+    of `_layer_function`, attention of whole sequences."""
 
-        def attend(q, k, v):
-            return whole_attention(q, k, v, segment_ids), None
+    config: DecoderConfig
+    dtype: Any
+    mesh: Mesh | None
+    keep: Keep
+    run_layer: Callable[..., Any]
+    attention: Callable[..., jax.Array]
 
-        def body(x, layer_params):
-            return run_layer(layer_params, x, positions, attend)
+    def embed(self, params: Params, tokens: jax.Array) -> jax.Array:
+        rows = lookup(self.mesh, params["embed"], tokens, self.dtype)
+        return constrain(self.mesh, rows, BATCH, None, None)
 
-        if REMAT[remat] is not None:
-            body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
-        unroll = LAYERS_A_ROUND if REMAT[remat] is None else 1
-        x, _ = jax.lax.scan(body, embed(params, tokens_bs), params["layers"], unroll=unroll)
-        return _final_norm(config, params, x, dtype)
+    def final_norm(self, params: Params, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        variance = jnp.mean(wide * wide, axis=-1, keepdims=True)
+        scale = jax.lax.rsqrt(variance + self.config.rms_norm_eps)
+        return (wide * scale * params["norm"][None, None]).astype(self.dtype)
 
-    def head(params: Params) -> LMHead:
-        return LMHead(params["embed" if config.tie_word_embeddings else "head"])
 
-    def init_cache(batch: int, slots: int):
-        shape = (batch, config.num_key_value_heads, slots, config.head_dim)
-        zeros = constrain(mesh, jnp.zeros(shape, dtype), BATCH, KV_HEADS, None, None)
-        return [(keep(zeros), keep(zeros)) for _ in range(config.num_hidden_layers)]
+def _hidden(
+    decoder: _Decoder, remat: str, params: Params, tokens_bs: jax.Array, segment_ids=None
+) -> jax.Array:
+    positions = jnp.broadcast_to(jnp.arange(tokens_bs.shape[1]), tokens_bs.shape)
 
-    def prefill(params: Params, tokens_bs: jax.Array):
-        positions = jnp.broadcast_to(jnp.arange(tokens_bs.shape[1]), tokens_bs.shape)
+    def attend(q, k, v):
+        return decoder.attention(q, k, v, segment_ids), None
 
-        def attend(q, k, v):
-            return whole_attention(q, k, v), tuple(keep(x.swapaxes(1, 2)) for x in (k, v))
+    def body(x, layer_params):
+        return decoder.run_layer(layer_params, x, positions, attend)
 
-        x, cache = embed(params, tokens_bs), []
-        for layer_params in params["layers"]:
-            x, kept = run_layer(layer_params, x, positions, attend)
-            cache.append(kept)
-        return _final_norm(config, params, x, dtype), cache
+    if REMAT[remat] is not None:
+        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
+    unroll = LAYERS_A_ROUND if REMAT[remat] is None else 1
+    x, _ = jax.lax.scan(body, decoder.embed(params, tokens_bs), params["layers"], unroll=unroll)
+    return decoder.final_norm(params, x)
 
-    def extend(params: Params, tokens_bt, cache, pointer, start_b):
-        slot = pointer + jnp.arange(tokens_bt.shape[1])
-        positions = jnp.maximum(slot[None] - start_b[:, None], 0)
-        x, new_cache = embed(params, tokens_bt), []
-        for layer_params, kept in zip(params["layers"], cache, strict=True):
-            attend = cached_attention(kept, pointer, start_b, config.sliding_window, keep)
-            x, kept = run_layer(layer_params, x, positions, attend)
-            new_cache.append(kept)
-        return _final_norm(config, params, x, dtype), new_cache
 
-    return Model(config, hidden, head, init_cache, prefill, extend)
+def _head(config: DecoderConfig, params: Params) -> LMHead:
+    return LMHead(params["embed" if config.tie_word_embeddings else "head"])
+
+
+def _init_cache(decoder: _Decoder, batch: int, slots: int):
+    config, keep = decoder.config, decoder.keep
+    shape = (batch, config.num_key_value_heads, slots, config.head_dim)
+    zeros = jnp.zeros(shape, decoder.dtype)
+    zeros = constrain(decoder.mesh, zeros, BATCH, KV_HEADS, None, None)
+    return [(keep(zeros), keep(zeros)) for _ in range(config.num_hidden_layers)]
+
+
+def _prefill(decoder: _Decoder, params: Params, tokens_bs: jax.Array):
+    positions, keep = (
+        jnp.broadcast_to(jnp.arange(tokens_bs.shape[1]), tokens_bs.shape),
+        decoder.keep,
+    )
+
+    def attend(q, k, v):
+        return decoder.attention(q, k, v), tuple(keep(x.swapaxes(1, 2)) for x in (k, v))
+
+    x, cache = decoder.embed(params, tokens_bs), []
+    for layer_params in params["layers"]:
+        x, kept = decoder.run_layer(layer_params, x, positions, attend)
+        cache.append(kept)
+    return decoder.final_norm(params, x), cache
+
+
+def _extend(decoder: _Decoder, params: Params, tokens_bt, cache, pointer, start_b):
+    slot = pointer + jnp.arange(tokens_bt.shape[1])
+    positions = jnp.maximum(slot[None] - start_b[:, None], 0)
+    window, keep = decoder.config.sliding_window, decoder.keep
+    x, new_cache = decoder.embed(params, tokens_bt), []
+    for layer_params, kept in zip(params["layers"], cache, strict=True):
+        attend = cached_attention(kept, pointer, start_b, window, keep)
+        x, kept = decoder.run_layer(layer_params, x, positions, attend)
+        new_cache.append(kept)
+    return decoder.final_norm(params, x), new_cache
 
 
 def _layer_function(config: DecoderConfig, dtype, lora: LoRA | None, mesh: Mesh | None):
@@ -296,9 +339,3 @@ def _layer_function(config: DecoderConfig, dtype, lora: LoRA | None, mesh: Mesh 
         return nnx.merge(layer_def, nnx.State(whole))(x, positions_bt, attend)
 
     return run
-
-
-def _final_norm(config: DecoderConfig, params: Params, x: jax.Array, dtype) -> jax.Array:
-    wide = x.astype(jnp.float32)
-    scale = jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + config.rms_norm_eps)
-    return (wide * scale * params["norm"][None, None]).astype(dtype)

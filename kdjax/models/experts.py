@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from kdjax.models.config import DecoderConfig
 from kdjax.models.linear import Linear
-from kdjax.sharding import BATCH, MLP, map_dealt
+from kdjax.sharding import BATCH, MLP, map_sharded
 
 
 class Stack(nnx.Module):
@@ -44,7 +44,7 @@ class Experts(nnx.Module):
         if self.config.norm_topk_prob:
             weights = weights / weights.sum(axis=-1, keepdims=True)
         rows, columns = (BATCH, None, None), (None, None, MLP)
-        return map_dealt(
+        return map_sharded(
             self.mesh,
             _mixture,
             (rows, rows, rows, columns, columns, (None, MLP, None)),

@@ -1,4 +1,4 @@
-"""What a model folder is: a hash of everything that decides what it computes."""
+"""The identity of a model folder: a hash of everything that decides what it computes."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax.errors import ConfigError
-from kdjax.sharding import BATCH, HEADS, KV_HEADS, map_dealt, pieces
+from kdjax.sharding import BATCH, HEADS, KV_HEADS, map_sharded, pieces
 
 GPU = ("gpu", "cuda")
 """What jax calls a platform of NVIDIA cards."""
@@ -135,7 +135,7 @@ PREFERRED = {"gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}
 """Platform -> its own kernel."""
 
 
-def dealt_kernel(
+def sharded_kernel(
     name: str,
     q: jax.Array,
     k: jax.Array,
@@ -166,4 +166,4 @@ def dealt_kernel(
     queries, keys = (BATCH, None, HEADS, None), (BATCH, None, KV_HEADS, None)
     segments = () if segment_ids is None else (segment_ids,)
     in_axes = (queries, keys, keys, *((BATCH, None) for _ in segments))
-    return map_dealt(mesh, attend, in_axes, queries, q, k, v, *segments, check_vma=False)
+    return map_sharded(mesh, attend, in_axes, queries, q, k, v, *segments, check_vma=False)

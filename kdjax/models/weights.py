@@ -41,7 +41,7 @@ def read_params(
     mesh: Mesh | None = None,
     hold: Hold | None = None,
 ) -> Params:
-    """Parameters of a folder in `dtype`, dealt over the mesh by the rules of sharding.py.
+    """Parameters of a folder in `dtype`, sharded over the mesh by the rules of sharding.py.
 
     hold: how each is held once it is read (models/quantized.py); one parameter, of all layers, is
     wide at a time. Errors: DataError listing every missing, unexpected, misshapen or unreadable
@@ -68,7 +68,7 @@ def read_params(
 def read_head(
     folder: Folder, config: DecoderConfig, dtype=jnp.float32, mesh: Mesh | None = None
 ) -> LMHead:
-    """The LM head alone of a folder, dealt as `read_params` deals it; no other tensor is read.
+    """The LM head alone of a folder, sharded as `read_params` shards it; no other tensor is read.
 
     Errors: as `read_params`.
     """
@@ -137,7 +137,7 @@ def _file_sharding(abstract: jax.ShapeDtypeStruct, place: Place) -> NamedShardin
 def _cuts(
     tensor: StoredTensor, shape: tuple[int, ...], sharding: NamedSharding | None
 ) -> tuple[int, Iterator[Cut]]:
-    """(axis, blocks along it): at most PIECE_BYTES each, where an axis is not dealt."""
+    """(axis, blocks along it): at most PIECE_BYTES each, where an axis is not sharded."""
     own = shape if sharding is None else sharding.shard_shape(shape)
     whole = [axis for axis, size in enumerate(shape) if own[axis] == size]
     axis = whole[0] if whole else 0
@@ -180,7 +180,7 @@ def _writer(sharding: NamedSharding | None, turned: bool, axis: int):
     """write(buffer, piece, at): the buffer with a piece of a tensor in it, in place.
 
     at = [layer, expert, ..., where the piece begins along the tensor's `axis`]. All other starts
-    are zeros that the compiler sees: a dealt axis needs no communication.
+    are zeros that the compiler sees: a sharded axis needs no communication.
     """
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=sharding)

@@ -1,1 +1,1 @@
-"""Will it fit: the real programs, compiled ahead of time for devices that need not be here."""
+"""Plans: will it fit? The real programs, compiled for devices that need not be here."""

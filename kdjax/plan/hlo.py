@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its HLO text."""
+"""Collectives: what a compiled program sends between devices, read from its HLO text."""
 
 from __future__ import annotations
 

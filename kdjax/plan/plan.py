@@ -13,7 +13,7 @@ import jax
 
 from kdjax import models
 from kdjax.config.schema import Config, teacher_models
-from kdjax.config.timetable import methods, updates_of
+from kdjax.config.timetable import Timetable, timetable
 from kdjax.data.tokenizer import load_tokenizer
 from kdjax.errors import ConfigError
 from kdjax.models.known import KNOWN, Known
@@ -23,7 +23,7 @@ from kdjax.plan.rollout import rollout_phase
 from kdjax.plan.show import advice, remarks
 from kdjax.plan.step import reading_phase, step_phase
 from kdjax.runtime import topology
-from kdjax.train.parts.programs import Programs, compose, head_chunk
+from kdjax.train.parts.programs import Programs, compose
 from kdjax.train.parts.shapes import Shapes, choose_meshes
 
 
@@ -44,16 +44,18 @@ def plan(config: Config, target: str) -> Plan:
     if config.trajectories is not None:
         raise ConfigError("plan: trajectories are not planned yet; leave them out")
     meshes = choose_meshes(config, devices, shapes)
-    mesh, programs = meshes[0], compose(config, meshes, shapes)
+    mesh, table = meshes[0], timetable(config)
+    programs = compose(config, table, meshes, shapes)
+    state, reference = programs.student.state, programs.reference
     held = {
-        "trained parameters": device_gib(programs.state.params),
-        "frozen base": device_gib(programs.frozen),
-        "optimizer": device_gib(programs.state.opt_state),
+        "trained parameters": device_gib(state.params),
+        "frozen base": device_gib(programs.student.frozen),
+        "optimizer": device_gib(state.opt_state),
         "teacher": sum(device_gib(teacher.params) for teacher in programs.teachers.values()),
-        "reference": device_gib(programs.reference_params),
+        "reference": device_gib(reference and reference.params),
     }
     with topology.uncached():
-        phases, step_text = _phases(config, programs, shapes)
+        phases, step_text = _phases(config, table, programs, shapes)
     memory = topology.memory_bytes(devices[0])
     made = Plan(
         target,
@@ -62,32 +64,35 @@ def plan(config: Config, target: str) -> Plan:
         memory and memory / GIB,
         held,
         phases,
-        head_chunk(config, mesh, shapes.vocabulary),
+        programs.head.chunk,
         config.attention,
         [],
-        list(remarks(config)),
+        list(remarks(config, table)),
         step_text,
     )
     return made._replace(advice=list(advice(config, made)))
 
 
-def _phases(config: Config, programs: Programs, shapes: Shapes) -> tuple[dict[str, Phase], str]:
+def _phases(
+    config: Config, table: Timetable, programs: Programs, shapes: Shapes
+) -> tuple[dict[str, Phase], str]:
     """(every phase of a step, the program of the first method's step)."""
-    own, phases, texts = methods(config), {}, []
-    for number, method in enumerate(own):
+    phases, texts = {}, []
+    for number, method in enumerate(table.methods):
         name = f"step of turn {number}" if number else "step"
-        phases[name], text = step_phase(method, number, programs, shapes)
+        phases[name], text = step_phase(config, method, number, programs, shapes)
         texts.append(text)
-    drawn = {method.prefix: method for method in own if method.prefix != "dataset"}
-    for prefix, method in drawn.items():
+    drawn = {method.prefix for method in table.methods} - {"dataset"}
+    for prefix in sorted(drawn, reverse=True):
         name = "rollout" if len(drawn) == 1 else f"{prefix} rollout"
-        phases[name] = rollout_phase(method, programs, shapes)
+        phases[name] = rollout_phase(config, prefix, programs, shapes)
     if programs.reference is not None:
-        given = programs.reference, programs.reference_params
-        phases["reference"] = reading_phase(config, programs, shapes, *given)
-    if any(updates_of(method) > 1 for method in own) and not config.rollouts.ahead:
-        trained = join(programs.frozen, programs.state.params)
-        phases["old policy"] = reading_phase(config, programs, shapes, programs.learner, trained)
+        phases["reference"] = reading_phase(config, table.methods[0], programs, *programs.reference)
+    several = [method for method in table.methods if method.updates > 1]
+    if several and not config.rollouts.ahead:
+        own = programs.student
+        trained = join(own.frozen, own.state.params)
+        phases["old policy"] = reading_phase(config, several[0], programs, own.learner, trained)
     return phases, texts[0]
 
 

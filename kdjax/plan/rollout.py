@@ -24,12 +24,12 @@ from kdjax.train.parts.programs import Programs, cache_bytes, to_sampler
 from kdjax.train.parts.shapes import Shapes
 
 
-def rollout_phase(config: Config, programs: Programs, shapes: Shapes) -> Phase:
-    """The sampler of a method's prefix source: the student's batch, whole groups where they are
+def rollout_phase(config: Config, prefix: str, programs: Programs, shapes: Shapes) -> Phase:
+    """The sampler of a prefix source: the student's batch, whole groups where they are
     rewarded, or a chunk of teacher trajectories.
 
     Rows are decoded as many at a time as the cache may hold, at the length limit."""
-    model, source, rows, places = _sampled(config, programs)
+    model, source, rows, places = _sampled(config.batch_size, prefix, programs)
     prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
     mesh, began = rollout_mesh(places), time.perf_counter()
     convert = to_sampler(source, jnp.dtype(config.dtype), places)
@@ -39,7 +39,10 @@ def rollout_phase(config: Config, programs: Programs, shapes: Shapes) -> Phase:
     level = levels(response)[-1]
     slots, devices = level.slots(prompt), data_size(mesh)
     most = rows_within(
-        cache_bytes(config, places), row_bytes(model, slots, mesh), config.rollouts.rows, devices
+        cache_bytes(config.rollouts.cache_gib, places),
+        row_bytes(model, slots, mesh),
+        config.rollouts.rows,
+        devices,
     )
     size = min(most, rounded_up(rows, devices))
     draws = decoder(model, config.sampling, shapes.vocabulary, mesh)
@@ -91,11 +94,10 @@ def _prefixes(mesh: Mesh, level: Level, prompt: int, size: int) -> tuple[Prompts
     return Prompts(array(rows, wide), array(rows), array(rows), array(rows)), wide
 
 
-def _sampled(config: Config, programs: Programs) -> tuple[Model, Params, int, Mesh]:
+def _sampled(batch_size: int, prefix: str, programs: Programs) -> tuple[Model, Params, int, Mesh]:
     """(sampler, parameters that it is made of, rows of a draw, where they lie)."""
-    if config.prefix == "student":
-        student = programs.student_sampler
-        return student, programs.student_params, config.batch_size, programs.mesh
+    if prefix == "student":
+        return programs.student.sampler, programs.student.params, batch_size, programs.mesh
     teacher = largest_teacher(programs)
     assert teacher.sampler is not None
     return teacher.sampler, teacher.params, CHUNK_ROWS, programs.teacher_mesh

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from kdjax.config.schema import Config
-from kdjax.config.timetable import is_rewarded, methods
+from kdjax.config.timetable import Timetable
 from kdjax.plan.phase import Plan
 
 
@@ -76,7 +76,7 @@ def advice(config: Config, made: Plan) -> Iterator[str]:
     trained = [extra for extra in over if "activations" in extra]
     drawn = [extra for extra in over if "KV cache" in extra]
     if held > 0.5 * memory and made.mesh["fsdp"] < devices:
-        yield f"--layout.fsdp {devices}: deal the {held:.1f} GiB of states over all devices"
+        yield f"--layout.fsdp {devices}: shard the {held:.1f} GiB of states over all devices"
     if trained:
         extra = max(trained, key=lambda extra: extra["activations"])
         if config.remat != "full":
@@ -87,15 +87,15 @@ def advice(config: Config, made: Plan) -> Iterator[str]:
             yield "--head_memory_mib: a smaller chunk of the loss head"
     if drawn:
         cache = max(extra["KV cache"] for extra in drawn)
-        yield f"--layout.tensor 2: deal heads and the KV cache ({cache:.1f} GiB) over more devices"
+        yield f"--layout.tensor 2: shard heads and the KV cache ({cache:.1f} GiB) over more devices"
         yield f"--rollouts.cache_gib {cache / 2:.1f}: fewer rows decoded at a time"
     if held > 0.8 * memory and made.mesh["fsdp"] == devices:
         yield "more devices, or smaller models: the states alone fill them"
 
 
-def remarks(config: Config) -> Iterator[str]:
+def remarks(config: Config, table: Timetable) -> Iterator[str]:
     """What the phases don't say of a step."""
-    rewarded = [method for method in methods(config) if is_rewarded(method)]
+    rewarded = any(method.rewarded for method in table.methods)
     if rewarded and config.rl.epochs > 1:
         yield f"rl.epochs {config.rl.epochs}: a rewarded step makes so many updates, a phase each"
     if rewarded and config.rl.redraws:

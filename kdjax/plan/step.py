@@ -12,29 +12,29 @@ import numpy as np
 
 from kdjax.base import Model
 from kdjax.config.schema import Config
+from kdjax.config.timetable import Method
 from kdjax.models import flops
 from kdjax.models.lora import join
 from kdjax.plan.phase import GIB, Phase, compiled_program, largest_teacher, sent_gib
 from kdjax.runtime import topology
 from kdjax.sharding import data_size, replicated
-from kdjax.train.parts.programs import Programs, head_chunk, jitted_logp, logp_settings
+from kdjax.train.parts.programs import Programs, jitted_logp
 from kdjax.train.parts.shapes import Shapes, expected_rollout
 
 
 def step_phase(
-    config: Config, number: int, programs: Programs, shapes: Shapes
+    config: Config, method: Method, number: int, programs: Programs, shapes: Shapes
 ) -> tuple[Phase, str]:
-    """One update of method `number`, whose config this is, and its program."""
+    """One update of a method, the timetable's `number`, and its program."""
     prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
     rows, length = config.batch_size, prompt + response
     mesh, began, teacher = programs.mesh, time.perf_counter(), largest_teacher(programs)
+    own = programs.student
 
-    rollout = expected_rollout(config, mesh)
+    rollout = expected_rollout(config, method, mesh)
     entropy = jax.ShapeDtypeStruct((), jnp.float32, sharding=replicated(mesh))
     compiled = compiled_program(
-        teacher.steps[number].lower(
-            programs.state, teacher.params, rollout, entropy, programs.frozen
-        )
+        teacher.steps[number].lower(own.state, teacher.params, rollout, entropy, own.frozen)
     )
     activations = _activation_gib(programs, rows // config.micro_batches, length)
     temporaries = compiled.memory_analysis().temp_size_in_bytes / GIB
@@ -47,27 +47,28 @@ def step_phase(
         "activations": min(activations, temporaries),
         "temporaries": max(temporaries - activations, 0.0),
     }
-    return _phase(config, programs, shapes, extra, total, text, began), text
+    return _phase(config, programs, extra, total, text, began), text
 
 
 def reading_phase(
-    config: Config, programs: Programs, shapes: Shapes, model: Model, params: Any
+    config: Config, method: Method, programs: Programs, model: Model, params: Any
 ) -> Phase:
     """A model that reads a step's rows for their log-probabilities (`score.sampled_logp`)."""
     prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
     rows, began = config.batch_size, time.perf_counter()
-    settings = logp_settings(config, programs, shapes.vocabulary)
-    rollout = expected_rollout(config, programs.mesh)
-    compiled = compiled_program(jitted_logp.lower(model, params, rollout, **settings))
+    rollout = expected_rollout(config, method, programs.mesh)
+    split, plan = config.micro_batches, programs.head
+    compiled = compiled_program(
+        jitted_logp.lower(model, params, rollout, micro_batches=split, plan=plan)
+    )
     total = flops.response(model.config, rows * prompt, rows * response, prompt + response)
     extra = {"temporaries": compiled.memory_analysis().temp_size_in_bytes / GIB}
-    return _phase(config, programs, shapes, extra, total, compiled.as_text(), began)
+    return _phase(config, programs, extra, total, compiled.as_text(), began)
 
 
 def _phase(
     config: Config,
     programs: Programs,
-    shapes: Shapes,
     extra_gib: dict[str, float],
     total: float,
     text: str,
@@ -75,7 +76,7 @@ def _phase(
 ) -> Phase:
     """The phase of a program that reads a step's rows, of so many FLOPs on all devices."""
     mesh, tokens = programs.mesh, config.batch_size * config.curriculum.lengths[-1]
-    chunks = tokens / data_size(mesh) / head_chunk(config, mesh, shapes.vocabulary)
+    chunks = tokens / data_size(mesh) / programs.head.chunk
     chip = topology.chip(mesh.devices.flat[0])
     return Phase(
         extra_gib,
@@ -88,15 +89,16 @@ def _phase(
 
 def _activation_gib(programs: Programs, rows: int, length: int) -> float:
     """What the student's layers keep for the backward pass, on a device: residuals with the rows
-    of a micro-batch in them, dealt like the rows."""
+    of a micro-batch in them, sharded like the rows."""
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-        (programs.state.params, programs.frozen or {}),
+        (programs.student.state.params, programs.student.frozen or {}),
     )
 
     def residuals(trained, frozen, tokens):
-        return jax.vjp(lambda t: programs.learner.hidden(join(frozen, t), tokens), trained)[1]
+        hidden = programs.student.learner.hidden
+        return jax.vjp(lambda t: hidden(join(frozen, t), tokens), trained)[1]
 
     kept = jax.eval_shape(residuals, *shapes, tokens)
     total = sum(

@@ -1,4 +1,4 @@
-"""What there is to report: runs, the cells that they repeat, and verdicts on claims."""
+"""Results, as they are reported: runs, the cells that they repeat, and verdicts on claims."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Whose responses the student is trained on, and how they are drawn."""
+"""Rollouts: whose responses the student is trained on, and how they are drawn."""

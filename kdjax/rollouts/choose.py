@@ -1,4 +1,4 @@
-"""Which token comes next: a distribution from logits, and one draw of it, on the device."""
+"""The next token: a distribution from logits, and one draw of it, on the device."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from kdjax.base import PLAIN, Batch, Key, Model, Params, Sampler, Samples, Sampling
 from kdjax.errors import ConfigError
-from kdjax.models import unstacked
+from kdjax.models.decoder import unstacked
 from kdjax.rollouts.choose import Choice, check_sampling
 from kdjax.rollouts.decoding import Decoder, Prompts, decoder, kept
 from kdjax.rollouts.levels import Level, bucket, levels, prefill_rows, rounded_up, rows_within
@@ -50,7 +50,7 @@ def open_sampler(
     """A sampler of a model whose parameters are `models.unstacked`; its Samples are on the host.
 
     Responses grow level by level (levels.py) in batches of up to `rows` rows whose KV cache takes
-    at most `cache_bytes` of a device, dealt over the mesh's data axes. Rows with one prompt share
+    at most `cache_bytes` of a device, sharded over the mesh's data axes. Rows with one prompt share
     its prefill. Logits past the first `vocabulary` are padding, and never drawn.
     Errors: ConfigError for a sampling that can't be, no stop id or one beyond the vocabulary, and,
     when it draws, for an empty prompt, an unknown token or a limit under 1.
@@ -172,7 +172,7 @@ def _advance(work: _Work, growing: _Growing, group: np.ndarray, level: Level, wi
     lanes: the row that each place of the batch draws, [devices, places]; -1 for none any more.
     """
     programs, prefixes = work.programs, width + level.first
-    lanes = _dealt(group, work.devices)
+    lanes = _sharded(group, work.devices)
     state = programs.empty(work.params, lanes.size, level.slots(width))
     for at, wide in _prompts(work, growing, lanes, level, prefixes):
         state = programs.prefill(work.params, state, work.place(wide), np.int32(at), prefixes)
@@ -191,7 +191,7 @@ def _advance(work: _Work, growing: _Growing, group: np.ndarray, level: Level, wi
             lanes = np.where(which < 0, -1, np.take_along_axis(lanes, places, axis=1))
 
 
-def _dealt(group: np.ndarray, devices: int) -> np.ndarray:
+def _sharded(group: np.ndarray, devices: int) -> np.ndarray:
     """Rows in equal blocks of a power of two, [devices, places]; -1 where there is none."""
     lanes = np.full((devices, rounded_up(len(group), devices) // devices), -1)
     for own, rows in zip(lanes, np.array_split(group, devices), strict=True):

@@ -30,7 +30,7 @@ class Failure(NamedTuple):
 
 def slots(jobs: int) -> list[Slot]:
     """Places for `jobs` commands at once: on CPUs as many processes, on GPUs the visible devices
-    dealt over them. Errors: ConfigError for more jobs than GPUs, and on other devices."""
+    shared out among them. Errors: ConfigError for more jobs than GPUs, and on other devices."""
     if jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {jobs}")
     asked = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)

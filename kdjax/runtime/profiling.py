@@ -1,4 +1,4 @@
-"""Where the time of training steps goes: by the clock, and as a trace that Perfetto opens.
+"""Profiles of training steps: by the clock, and as a trace that Perfetto opens.
 
 While steps are profiled the loop waits for the device after each part of a step, so that a part's
 time is its own. What is computed is the same, to the bit.

@@ -75,10 +75,10 @@ def head_loss(
     Tokens outside the mask are packed away first: they cost nothing and their statistics are 0.
     vocabulary: columns that exist (by default those that both heads have); the rest are padding,
         with zero probability and zero gradient on both sides.
-    mesh: deals the first axis over data and fsdp, and head rows over the tensor axis. Without
+    mesh: shards the first axis over data and fsdp, and head rows over the tensor axis. Without
         it, arrays that are sharded all the same are gathered by XLA: right values, wasted devices.
 
-    Errors: ConfigError for a chunk below 1, or heads that can't be dealt over the mesh.
+    Errors: ConfigError for a chunk below 1, or heads that can't be sharded over the mesh.
 
     >>> from kdjax.step.closed_forms import compare
     >>> def cross_entropy(logits, teacher, target):
@@ -164,7 +164,7 @@ class _Made(NamedTuple):
 
 
 def _check_rows(head: LMHead, teacher: Teacher, mesh: Mesh | None) -> int:
-    """Rows that both heads have; ConfigError where they can't be dealt over the mesh."""
+    """Rows that both heads have; ConfigError where they can't be sharded over the mesh."""
     rows = [head.weight_vd.shape[0]]
     if isinstance(teacher, TeacherStates):
         rows.append(teacher.head.weight_vd.shape[0])
@@ -174,7 +174,7 @@ def _check_rows(head: LMHead, teacher: Teacher, mesh: Mesh | None) -> int:
     pieces = 1 if mesh is None or axis is None else mesh.shape[axis]
     if pieces > 1 and (len({*rows}) > 1 or rows[0] % pieces):
         raise ConfigError(
-            f"heads of {rows} rows can't be dealt over {pieces} vocabulary pieces;"
+            f"heads of {rows} rows can't be sharded over {pieces} vocabulary pieces;"
             " pad them to one multiple of it and say vocabulary"
         )
     return min(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,23 @@ from kdjax.step.head import Teacher, TeacherStates, TokenFunction, head_loss
 from kdjax.step.stops import RAW, Stops, kept, merged
 
 
+class HeadPlan(NamedTuple):
+    """How the LM heads are read: `chunk`, `vocabulary` and `mesh` as in `head_loss`; `stops` is
+    what counts as a token where a response stops."""
+
+    chunk: int = 1024
+    vocabulary: int | None = None
+    mesh: Mesh | None = None
+    stops: Stops = RAW
+
+    def for_head(self) -> dict[str, Any]:
+        """What of it `head_loss` takes."""
+        return {"chunk": self.chunk, "vocabulary": self.vocabulary, "mesh": self.mesh}
+
+
+PLAIN_HEAD = HeadPlan()
+
+
 def scored_loss(
     student: Model,
     student_params: Params,
@@ -55,25 +73,20 @@ def scored_loss(
     token_loss: TokenLoss = forward_kl,
     objective: Objective = divergence,
     reduction: Reduction = sequence_mean,
-    stops: Stops = RAW,
-    chunk: int = 1024,
-    vocabulary: int | None = None,
-    mesh: Mesh | None = None,
+    plan: HeadPlan = PLAIN_HEAD,
 ) -> tuple[WeightedSum, Scores]:
     """(the objective summed by the reduction's weights, Scores [B, T] of every response token).
 
     Position t of the response is predicted from the token before it, so t = 0 reads the last prompt
     token, and nothing after the stop token is scored. The gradient flows to the student's
-    parameters through the loss's total alone; Scores are constants, 0 outside the mask. What counts
-    as a token where a response stops is the policy `stops`.
-    Where the rollout brings the teacher's states, its head alone is read of the teacher; where it
-    brings its top-k, nothing.
-    chunk, vocabulary and mesh as in `head_loss`.
+    parameters through the loss's total alone; Scores are constants, 0 outside the mask. Where the
+    rollout brings the teacher's states, its head alone is read of the teacher; where it brings its
+    top-k, nothing.
     """
     steps = jnp.arange(rollout.sampler_logp_bt.shape[1])[None]
     mask = steps < rollout.response_length_b[:, None]
     targets = jnp.take_along_axis(rollout.tokens_bs, _response_slots(rollout), axis=1)
-    mask = kept(stops, targets, mask)
+    mask = kept(plan.stops, targets, mask)
 
     theirs: Teacher = rollout.teacher_top_k_bt
     if theirs is None and teacher is not None:
@@ -87,16 +100,14 @@ def scored_loss(
     known = {name: getattr(rollout, f"{name}_bt") for name in KNOWN_BEFORE}
     extra |= {name: value for name, value in known.items() if value is not None}
     total, scores = head_loss(
-        token_function(token_loss, objective, vocabulary_axis(mesh), stops=stops),
+        token_function(token_loss, objective, vocabulary_axis(plan.mesh), stops=plan.stops),
         response_states(student, student_params, rollout),
         student.head(student_params),
         theirs,
         extra,
         weights,
         mask,
-        chunk=chunk,
-        vocabulary=vocabulary,
-        mesh=mesh,
+        **plan.for_head(),
     )
     return WeightedSum(total, jnp.sum(weights)), scores
 
@@ -113,14 +124,11 @@ def response_top_k(
     rollout: Rollout,
     *,
     k: int,
-    chunk: int = 1024,
-    vocabulary: int | None = None,
-    mesh: Mesh | None = None,
+    plan: HeadPlan = PLAIN_HEAD,
 ) -> TopK:
-    """A model's k most probable tokens at each response token, [B, T, k], of the `vocabulary` that
-    exists; zeros beyond the response. chunk, vocabulary and mesh as in `head_loss`: [B, T, V] is
-    not made."""
-    axis = vocabulary_axis(mesh)
+    """A model's k most probable tokens at each response token, [B, T, k], of the vocabulary that
+    exists; zeros beyond the response. [B, T, V] is not made."""
+    axis = vocabulary_axis(plan.mesh)
 
     def best(logits, teacher, extra):
         own = top_k(log_probs(whole_rows(logits, axis)), k)
@@ -130,9 +138,7 @@ def response_top_k(
     mask = steps < rollout.response_length_b[:, None]
     states, head = response_states(model, params, rollout), model.head(params)
     weights = jnp.zeros(mask.shape)
-    return head_loss(
-        best, states, head, None, (), weights, mask, chunk=chunk, vocabulary=vocabulary, mesh=mesh
-    )[1]
+    return head_loss(best, states, head, None, (), weights, mask, **plan.for_head())[1]
 
 
 def _response_slots(rollout: Rollout) -> jax.Array:
@@ -150,14 +156,11 @@ def score(
     rollout: Rollout,
     token_loss: TokenLoss = forward_kl,
     *,
-    stops: Stops = RAW,
-    chunk: int = 1024,
-    vocabulary: int | None = None,
-    mesh: Mesh | None = None,
+    plan: HeadPlan = PLAIN_HEAD,
 ) -> Scores:
     """The Scores of a rollout alone, [B, T], for evaluation: no gradient is made.
 
-    Its KLs and entropies are those of the policy `stops`, as the loss's.
+    Its KLs and entropies are those of the plan's stop policy, as the loss's.
     """
     return scored_loss(
         student,
@@ -168,10 +171,7 @@ def score(
         token_loss=token_loss,
         objective=negative_log_likelihood,
         reduction=token_mean,
-        stops=stops,
-        chunk=chunk,
-        vocabulary=vocabulary,
-        mesh=mesh,
+        plan=plan,
     )[1]
 
 
@@ -181,27 +181,14 @@ def sampled_logp(
     rollout: Rollout,
     *,
     micro_batches: int = 1,
-    stops: Stops = RAW,
-    chunk: int = 1024,
-    vocabulary: int | None = None,
-    mesh: Mesh | None = None,
+    plan: HeadPlan = PLAIN_HEAD,
 ) -> jax.Array:
     """A model's log-probability of each response token, [B, T] in nats, 0 beyond the response: of
     a policy or a reference that is not trained here. Micro-batches are read one after the other,
     as the step reads them, so that no more rows are in memory at a time."""
 
     def of(rows: Rollout) -> jax.Array:
-        return score(
-            model,
-            params,
-            None,
-            None,
-            rows,
-            stops=stops,
-            chunk=chunk,
-            vocabulary=vocabulary,
-            mesh=mesh,
-        ).student_logp
+        return score(model, params, None, None, rows, plan=plan).student_logp
 
     if micro_batches == 1:
         return of(rollout)

@@ -31,8 +31,7 @@ from kdjax.losses.reductions import reduce, sequence_mean, token_mean
 from kdjax.models.lora import join
 from kdjax.sharding import micro_batched, replicated
 from kdjax.step.optimizer import decision
-from kdjax.step.score import scored_loss
-from kdjax.step.stops import RAW, Stops
+from kdjax.step.score import PLAIN_HEAD, HeadPlan, scored_loss
 
 Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[TrainState, Metrics]]
@@ -78,11 +77,8 @@ def make_step(
     token_loss: TokenLoss = forward_kl,
     objective: Objective = divergence,
     reduction: Reduction = sequence_mean,
-    stops: Stops = RAW,
+    plan: HeadPlan = PLAIN_HEAD,
     micro_batches: int = 1,
-    chunk: int = 1024,
-    vocabulary: int | None = None,
-    mesh: Mesh | None = None,
     steps: int | None = None,
 ) -> Step:
     """step(state, teacher_params, rollout, heldout_entropy_nats=nan, frozen=None) -> (state,
@@ -90,8 +86,8 @@ def make_step(
 
     Pure: jit it. The loss is sum(weight * objective) / sum(weight) over the whole batch, however
     many micro-batches it is split into. Metrics are token means over the batch (nats, or shares in
-    [0, 1]), lengths in tokens; policy mask of `stops` leaves stop tokens out of them too. chunk,
-    vocabulary and mesh as in `head_loss`: give the mesh wherever the batch is dealt over devices.
+    [0, 1]), lengths in tokens; stop policy mask leaves stop tokens out of them too. plan is how the
+    LM heads are read: give its mesh wherever the batch is sharded over devices.
 
     frozen: parameters of the student that are read and not trained (of any dtype): the student gets
     the union of them and `state.params`, gradients and optimizer state are of the latter alone.
@@ -106,14 +102,7 @@ def make_step(
     if not steps and (schedules(token_loss) or schedules(objective)):
         raise ConfigError("make_step: a loss has a schedule; give `steps`, those of the whole run")
     moving = schedules(token_loss) | schedules(objective)
-    loss_of = functools.partial(
-        scored_loss,
-        reduction=reduction,
-        stops=stops,
-        chunk=chunk,
-        vocabulary=vocabulary,
-        mesh=mesh,
-    )
+    loss_of = functools.partial(scored_loss, reduction=reduction, plan=plan)
 
     def totals(params: Params, frozen: Params, teacher_params: Params, progress, rollout: Rollout):
         loss, scores = loss_of(
@@ -125,7 +114,7 @@ def make_step(
             token_loss=at_progress(token_loss, progress),
             objective=at_progress(objective, progress),
         )
-        if stops.policy == "merge":  # of other distributions than the sampler's
+        if plan.stops.policy == "merge":  # of other distributions than the sampler's
             rollout = rollout._replace(own_logp_bt=None)
         return loss.total, {"loss": loss, **_summaries(scores, rollout)}
 
@@ -144,22 +133,27 @@ def make_step(
         weight = jnp.where(sums["loss"].weight == 0, 1.0, sums["loss"].weight)
         grads = jax.tree.map(lambda g: g / weight, total_gradient)
         metrics = {name: s.mean() for name, s in sums.items()}
-        updates, opt_state = optimizer.update(
-            grads,
-            state.opt_state,
-            state.params,
-            loss=metrics["loss"],
-            heldout_entropy_nats=heldout_entropy_nats,
-        )
-        params = optax.apply_updates(state.params, updates)
+        new = _updated(optimizer, state, grads, metrics["loss"], heldout_entropy_nats)
         metrics |= {text: schedule.at(progress) for text, schedule in moving.items()}
         metrics |= {
             "gradient_norm": optax.global_norm(grads),
             "response_tokens": sums["student_entropy"].weight,
-        } | decision(opt_state)
-        return TrainState(state.step + 1, params, opt_state), metrics
+        } | decision(new.opt_state)
+        return new, metrics
 
     return step
+
+
+def _updated(optimizer, state: TrainState, grads: Params, loss, heldout_entropy_nats) -> TrainState:
+    """The state after one update."""
+    updates, opt_state = optimizer.update(
+        grads,
+        state.opt_state,
+        state.params,
+        loss=loss,
+        heldout_entropy_nats=heldout_entropy_nats,
+    )
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
 
 
 def _accumulated(function: Callable[[Rollout], Any], rollout: Rollout, micro_batches: int) -> Any:

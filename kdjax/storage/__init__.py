@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and how it is read back."""
+"""Storage: what a run leaves on disk, and how it is read back."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Literal
 
 import jax
 
@@ -27,31 +27,99 @@ from kdjax.storage.restore import (
 )
 from kdjax.storage.retention import Tests, kept
 
-T = TypeVar("T")
-
 QUARANTINE = "quarantine"
 """The folder beside the steps that damaged ones are moved to; nothing deletes them there."""
 
 
-class Checkpoints(NamedTuple):
-    """The checkpoints of a run that trains, as functions; every process makes the same calls.
+class Checkpoints:
+    """The checkpoints of a run that trains; every process makes the same calls.
 
-    - steps() -> the steps that are saved and committed, ascending.
-    - save(step, state, about): asynchronous; about is JSON-able (cursor, config, identities), its
-      "tests" are what was measured at this step, by name. A save that fails is told at the next
-      one, or at close, and stops the run or does not (failed_save).
-    - read_about(step), restore(step, like): as `read_about` and `read_state`.
-    - newest(like, accept) -> (state, about) of the newest intact step, or None where no step is
-      saved. Damaged ones are named and moved into QUARANTINE; accept(about) may refuse.
-    - close(): wait for what is being written.
+    Of each read, what is asked is answered when the save that is under way has ended. A save that
+    fails is told at the next call, or at close, and stops the run or does not (failed_save).
     """
 
-    steps: Callable[[], list[int]]
-    save: Callable[[int, TrainState, About], None]
-    read_about: Callable[[int], About]
-    restore: Callable[[int, TrainState], TrainState]
-    newest: Callable[[TrainState, Callable[[About], None]], tuple[TrainState, About] | None]
-    close: Callable[[], None]
+    def __init__(
+        self, folder: Path, keep: Callable[[list[int], Tests], set[int]], failed_save: str
+    ):
+        self._folder, self._keep, self._failed_save = folder, keep, failed_save
+        self._writer: Writer | None = None
+        self._pending: int | None = None  # the step that is being written
+        self._tests: Tests = {}
+
+    def steps(self) -> list[int]:
+        """The steps that are saved and committed, ascending."""
+        self._wait()
+        return saved_steps(self._folder)
+
+    def save(self, step: int, state: TrainState, about: About) -> None:
+        """Begin to save a step. about is JSON-able (cursor, config, identities), its "tests" are
+        what was measured at this step, by name."""
+        self._wait()
+        beside = about_of(step, state, about)
+        try:
+            _require(self._folder.is_dir, "the folder is gone")
+            if self._writer is None:
+                self._tests.update(measured(self._folder))
+                self._writer = open_writer(
+                    self._folder, lambda steps: self._keep(steps, self._tests)
+                )
+            self._tests[step] = about.get("tests", {})
+            self._writer.save(step, items_of(state), {"about": beside})
+            self._pending = step
+        except Exception as error:  # Orbax and TensorStore raise kinds of their own
+            self._failed(step, error)
+
+    def read_about(self, step: int) -> About:
+        """As `restore.read_about`."""
+        self._wait()
+        return read_about(self._folder, step)
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """As `restore.read_state`."""
+        self._wait()
+        return read_state(self._folder, step, like)
+
+    def newest(
+        self, like: TrainState, accept: Callable[[About], None]
+    ) -> tuple[TrainState, About] | None:
+        """(state, about) of the newest intact step, or None where no step is saved. Damaged ones
+        are named and moved into QUARANTINE; accept(about) may refuse."""
+        self._wait()
+        return _newest(self._folder, like, accept)
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._wait()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _wait(self) -> None:
+        if self._writer is None or self._pending is None:
+            return
+        step, self._pending = self._pending, None
+        try:
+            self._writer.wait()
+            _require(lambda: step in saved_steps(self._folder), "the folder is gone")
+        except Exception as error:
+            self._failed(step, error)
+
+    def _failed(self, step: int, error: Exception) -> None:
+        """Say it, by policy as an error. The writer would tell of it again: it is left behind."""
+        folder = self._folder
+        if self._writer is not None:
+            with contextlib.suppress(Exception):
+                self._writer.close()
+        processes.by_first(lambda: remove_partial(folder, step))
+        self._writer, good = None, saved_steps(folder)
+        left = f"the last good one is {good[-1]}" if good else "there is no other"
+        told = f"step {step} was not saved to {folder} ({reason(error)}); {left}"
+        if self._failed_save == "stop":
+            raise StorageError(
+                f"{told}. The same command goes on from there; with checkpoints.failed_save go_on"
+                " training would not have stopped"
+            ) from error
+        announce(f"{told}. Training goes on, as checkpoints.failed_save says")
 
 
 def open_checkpoints(
@@ -70,80 +138,11 @@ def open_checkpoints(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"can't write checkpoints to {folder}: {error}") from error
-    writer: Writer | None = None
-    pending: int | None = None  # the step that is being written
-    tests: Tests = {}
 
-    def keep(steps: list[int]) -> set[int]:
+    def keep(steps: list[int], tests: Tests) -> set[int]:
         return kept(steps, tests, last=last, every_steps=every_steps, best=best)
 
-    def save(step: int, state: TrainState, about: About) -> None:
-        nonlocal writer, pending
-        wait()
-        beside = about_of(step, state, about)
-        try:
-            _require(folder.is_dir, "the folder is gone")
-            if writer is None:
-                tests.update(measured(folder))
-                writer = open_writer(folder, keep)
-            tests[step] = about.get("tests", {})
-            writer.save(step, items_of(state), {"about": beside})
-            pending = step
-        except Exception as error:  # Orbax and TensorStore raise kinds of their own
-            failed(step, error)
-
-    def wait() -> None:
-        nonlocal pending
-        if writer is None or pending is None:
-            return
-        step, pending = pending, None
-        try:
-            writer.wait()
-            _require(lambda: step in saved_steps(folder), "the folder is gone")
-        except Exception as error:
-            failed(step, error)
-
-    def failed(step: int, error: Exception) -> None:
-        """Say it, by policy as an error. The writer would tell of it again: it is left behind."""
-        nonlocal writer
-        if writer is not None:
-            with contextlib.suppress(Exception):
-                writer.close()
-        processes.by_first(lambda: remove_partial(folder, step))
-        writer, good = None, saved_steps(folder)
-        left = f"the last good one is {good[-1]}" if good else "there is no other"
-        told = f"step {step} was not saved to {folder} ({reason(error)}); {left}"
-        if failed_save == "stop":
-            raise StorageError(
-                f"{told}. The same command goes on from there; with checkpoints.failed_save go_on"
-                " training would not have stopped"
-            ) from error
-        announce(f"{told}. Training goes on, as checkpoints.failed_save says")
-
-    def close() -> None:
-        nonlocal writer
-        wait()
-        if writer is not None:
-            writer.close()
-            writer = None
-
-    def written(read: Callable[..., T]) -> Callable[..., T]:
-        """read(folder, ...) of what is there when the save that is under way has ended."""
-
-        def read_then(*args: Any) -> T:
-            wait()
-            return read(folder, *args)
-
-        return read_then
-
-    return Checkpoints(
-        written(saved_steps),
-        save,
-        written(read_about),
-        written(read_state),
-        written(_newest),
-        close,
-    )
+    return Checkpoints(folder, keep, failed_save)
 
 
 def _require(holds: Callable[[], bool], problem: str) -> None:

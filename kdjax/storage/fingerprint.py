@@ -1,4 +1,4 @@
-"""What arrays hold, in 64 bits each: the same wherever they lie, another when any bit changes.
+"""Fingerprints of arrays, 64 bits each: the same wherever they lie, another when any bit changes.
 
 For telling arrays apart and noticing damage; no protection against forgery.
 """
@@ -66,8 +66,8 @@ def _program(place: NamedSharding | None):
 def _sums(values: jax.Array) -> jax.Array:
     """Two sums modulo 2^32 over what every element's bits and place are mixed to: uint32 [2].
 
-    Places are counted row by row, without a reshape, which would gather what is dealt; they repeat
-    after 2^32 elements.
+    Places are counted row by row, without a reshape, which would gather what is sharded; they
+    repeat after 2^32 elements.
     """
     if values.dtype == jnp.bool_:
         values = values.astype(jnp.uint8)

@@ -1,4 +1,4 @@
-"""What was saved, or a word about what is wrong with it; nothing is changed on disk."""
+"""Reading of checkpoints: what was saved, or what is wrong with it; nothing is changed on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay: the last ones, every so many steps, and the best by a test."""
+"""Retention of checkpoints: the last ones stay, those every so many steps, the best by a test."""
 
 from __future__ import annotations
 

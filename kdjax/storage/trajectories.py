@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from kdjax.base import Samples, TopK, Trajectories
-from kdjax.data.sources import check_saved
+from kdjax.data.sources.guard import check_saved
 from kdjax.errors import ConfigError, DataError, StorageError
 from kdjax.runtime.console import announce
 from kdjax.runtime.files import (

@@ -1,4 +1,4 @@
-"""What a run has cost so far, in model FLOPs of real tokens, by what they were spent on."""
+"""The cost of a run so far, in model FLOPs of real tokens, by what they were spent on."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax.config.timetable import is_rewarded, methods, turn_at, updates_of
 from kdjax.data import batches
 from kdjax.errors import DataError
 from kdjax.models import flops
-from kdjax.train.parts.build import Parts, batch_at
+from kdjax.train.parts.build import Parts
 
 SAMPLING, TEACHER, FORWARD, BACKWARD = (
     "flops_sampling",
@@ -43,20 +42,19 @@ def open_account(parts: Parts) -> Cost:
     measurements and evaluations are not counted. Prompts count with their mean length (of 64).
     """
     config, programs = parts.config, parts.programs
-    shape = programs.student.config
+    shape, source = parts.roles.student.shape, parts.problems.source
     tokens = [
-        len(batches.encode_prompt(parts.source, i, parts.tokenizer))
-        for i in range(min(64, parts.source.size))
+        len(batches.encode_prompt(source, i, parts.tokenizer)) for i in range(min(64, source.size))
     ]
     prompt, adapter = float(np.mean(tokens)), 0
-    if parts.frozen is not None:
-        adapter = sum(leaf.size for leaf in jax.tree.leaves(parts.initial_params))
-
-    whose = [(m.prefix, is_rewarded(m), updates_of(m)) for m in methods(config)]
+    if parts.student.frozen is not None:
+        adapter = sum(leaf.size for leaf in jax.tree.leaves(parts.student.trained))
 
     @functools.cache
     def kind_at(number: int) -> tuple[str, str, bool, int]:
-        return batch_at(parts, number)[0], *whose[turn_at(config, number)]
+        method = parts.table.at(number)
+        tag, _ = parts.problems.batch_at(number)
+        return tag, method.prefix, method.rewarded, method.updates
 
     def kinds(first: int, last: int) -> Counter[tuple[str, str, bool, int]]:
         return Counter(kind_at(number) for number in range(first, last))
@@ -86,14 +84,14 @@ def open_account(parts: Parts) -> Cost:
                 head = sum(leaf.size for leaf in jax.tree.leaves(teacher.given))
                 spent[TEACHER] += 2.0 * rows * length * head
             if programs.reference is not None:
-                spent[TEACHER] += flops.response(programs.reference.config, *sizes)
-            if parts.stored:
+                spent[TEACHER] += flops.response(programs.reference.model.config, *sizes)
+            if parts.responses.stored:
                 continue
             if prefix == "student":
                 again = draws if rewarded else 1.0
                 spent[SAMPLING] += again * flops.response(shape, *sizes)
             if prefix == "teacher" and teacher.programs.model is not None:
-                seen, known = earlier[kind] * config.batch_size, len(parts.groups[tag])
+                seen, known = earlier[kind] * config.batch_size, len(parts.problems.groups[tag])
                 drawn = min(seen + rows, known) - min(seen, known)
                 spent[SAMPLING] += flops.response(
                     teacher.programs.model.config, drawn * prompt, drawn * length, whole

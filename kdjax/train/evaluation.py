@@ -1,4 +1,4 @@
-"""A config's evaluation of a student: who draws, who scores, who grades."""
+"""The evaluation of a student by its config: who draws, who scores, who grades."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from kdjax.base import Params, Rollout, Scores
 from kdjax.config.as_json import as_dict
 from kdjax.config.schema import WHERE_IT_RUNS, Config
+from kdjax.config.timetable import timetable
 from kdjax.data import batches
 from kdjax.evaluate import Chunk, EvalReport, Keep, evaluate, progress
 from kdjax.grading.answers import Grader, grade_boxed, grade_flexible
@@ -31,9 +32,9 @@ from kdjax.storage import run_folder
 from kdjax.storage.fingerprint import fingerprint
 from kdjax.train.parts import precomputed
 from kdjax.train.parts.build import Parts, identities
-from kdjax.train.parts.precompute import NOTHING
+from kdjax.train.parts.precomputed import NOTHING
 from kdjax.train.parts.problems import EVALUATE, PROGRESS, run_key, test_source
-from kdjax.train.parts.programs import TeacherPrograms, head_chunk, jitted_score, sampler_of
+from kdjax.train.parts.programs import TeacherPrograms, jitted_score, sampler_of
 from kdjax.train.parts.teachers import Teacher
 
 
@@ -53,8 +54,8 @@ def evaluation_key(config: Config) -> dict[str, Any]:
     }
     return {
         "config": fields,
-        "identities": identities(config),
-        "test problems": test_source(config).identity,
+        "identities": identities(config, timetable(config)),
+        "test problems": test_source(config.data, config.evaluation).identity,
     }
 
 
@@ -64,9 +65,9 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     config, settings, programs = parts.config, parts.config.evaluation, parts.programs
     params = _placed(parts, params)
     draw, tokenizer = _evaluation_draw(parts, params), parts.tokenizer
-    source = test_source(config)
-    dealt = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
-    batch = -(-settings.batch_size // dealt) * dealt
+    source = test_source(config.data, settings)
+    multiple = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
+    batch = -(-settings.batch_size // multiple) * multiple
     chunk = -(-CHUNK_BATCHES * config.rollouts.rows // batch) * batch
     weights, chunks = fingerprint(params), -(-source.size * settings.samples // chunk)
     with (
@@ -78,7 +79,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
             _scorer(parts, params, source),
             source,
             tokenizer,
-            run_key(config, EVALUATE),
+            run_key(config.seed, EVALUATE),
             grader=(settings.grader, grader),
             samples=settings.samples,
             k=settings.k,
@@ -157,10 +158,10 @@ def progress_of(parts: Parts, params: Params, step: int) -> dict[str, Any]:
     config, settings = parts.config, parts.config.evaluation
     with GRADERS[settings.grader]() as grader:
         return progress(
-            _evaluation_draw(parts, _placed(parts, parts.whole(params))),
-            test_source(config),
+            _evaluation_draw(parts, _placed(parts, parts.student.whole(params))),
+            test_source(config.data, settings),
             parts.tokenizer,
-            run_key(config, PROGRESS, step),
+            run_key(config.seed, PROGRESS, step),
             samples=settings.samples_during_training,
             grader=grader,
             max_new_tokens=settings.max_new_tokens,
@@ -169,7 +170,7 @@ def progress_of(parts: Parts, params: Params, step: int) -> dict[str, Any]:
 
 
 def _placed(parts: Parts, params: Params) -> Params:
-    places = jax.tree.map(lambda leaf: leaf.sharding, parts.programs.student_params)
+    places = jax.tree.map(lambda leaf: leaf.sharding, parts.programs.student.params)
     return jax.device_put(params, places)
 
 
@@ -177,14 +178,14 @@ def _evaluation_draw(parts: Parts, params: Params):
     """draw(batch, key, length) of a student with these parameters, as the evaluation samples."""
     config, programs = parts.config, parts.programs
     draw = sampler_of(
-        config,
+        config.rollouts,
         programs.mesh,
-        programs.student_sampler,
+        programs.student.sampler,
         config.evaluation.sampling,
         parts.tokenizer.stop_ids,
         parts.tokenizer.size,
     )
-    return functools.partial(draw, programs.to_sampler(params))
+    return functools.partial(draw, programs.student.to_sampler(params))
 
 
 def _scorer(parts: Parts, params: Params, source: batches.Source):
@@ -193,7 +194,7 @@ def _scorer(parts: Parts, params: Params, source: batches.Source):
     programs, teachers = parts.programs, parts.teachers
     tags = batches.tags_of(source, list(teachers))
     foreign = sorted({*tags.tolist()} - {*teachers})
-    kept = precomputed.kept_of(parts.stored) != NOTHING
+    kept = precomputed.kept_of(parts.responses.stored) != NOTHING
     if kept:
         announce(
             "evaluation: no KL to a teacher, as its outputs were read from a folder and it is not"
@@ -202,16 +203,14 @@ def _scorer(parts: Parts, params: Params, source: batches.Source):
     elif foreign:
         announce(f"evaluation: no KL to a teacher, as problems have the tags {foreign} of none")
     if kept or foreign:
-        nobody = Teacher(None, TeacherPrograms(()), None, None, parts.tokenizer)
-        tags, teachers = np.full(source.size, ""), {"": nobody}
-    chunk = head_chunk(parts.config, parts.mesh, parts.tokenizer.size)
+        tags, teachers = np.full(source.size, ""), {"": Teacher(None, TeacherPrograms())}
 
     def against(tag: str, rollout: Rollout) -> Scores:
         teacher = teachers[tag]
         read = teacher.programs.read(teacher.params, shard_batch(rollout, parts.mesh))
         scores = jitted_score(
-            programs.student, teacher.programs.guide, programs.stops, chunk, parts.tokenizer.size,
-            parts.mesh, params, teacher.given, read,
+            programs.student.model, teacher.programs.guide, programs.head, params, teacher.given,
+            read,
         )  # fmt: skip
         return rows_on_host(scores)
 

@@ -1,4 +1,4 @@
-"""What a step trains on: its problems, whose responses, what they are rewarded with."""
+"""The feed of a step: its problems, whose responses, what they are rewarded with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.base import Batch, Params, Rollout, TrainState
-from kdjax.config.timetable import is_rewarded, methods, turn_at
 from kdjax.data import batches
 from kdjax.grading.rewards import Rewards, overlong_penalty
 from kdjax.models.lora import join
@@ -18,9 +17,9 @@ from kdjax.runtime import processes
 from kdjax.sharding import shard_batch
 from kdjax.step.gate import rollout_length
 from kdjax.step.optimizer import gate_state
-from kdjax.train.parts.build import Parts, batch_at
+from kdjax.train.parts.build import Parts
 from kdjax.train.parts.problems import ROLLOUT, encode, run_key
-from kdjax.train.parts.programs import jitted_logp, logp_settings
+from kdjax.train.parts.programs import jitted_logp
 
 
 def length_of(parts: Parts, state: TrainState) -> int:
@@ -30,35 +29,32 @@ def length_of(parts: Parts, state: TrainState) -> int:
 
 def draw(parts: Parts, params: Params, number: int, length: int, staleness: int) -> Rollout:
     """The training data of step `number` by these trained parameters of the student, of so many
-    updates ago, dealt over the mesh: a pure function of its arguments."""
+    updates ago, sharded over the mesh: a pure function of its arguments."""
     reads = sampler_params(parts, params, number)
     own = draw_own(parts, reads, number, length, staleness)
-    return parts.profile.timed("input", deal, parts, own)
+    return parts.profile.timed("input", on_mesh, parts, own)
 
 
 def sampler_params(parts: Parts, params: Params, number: int) -> Params | None:
     """What step `number` draws with; nothing where the student does not draw."""
-    prefix = methods(parts.config)[turn_at(parts.config, number)].prefix
-    return parts.sampler_params(params) if prefix == "student" else None
+    return parts.sampler_params(params) if parts.table.at(number).prefix == "student" else None
 
 
 def draw_own(
     parts: Parts, reads: Params | None, number: int, length: int, staleness: int
 ) -> Rollout:
     """This process's rows of the training data of step `number`; no other process is needed."""
-    config = parts.config
-    method = methods(config)[turn_at(config, number)]
-    prefix = method.prefix
-    if is_rewarded(method):
+    config, method = parts.config, parts.table.at(number)
+    if method.rewarded:
         rollout = _rewarded(parts, reads, number, length)
     else:
         tag, indices = own_batch_at(parts, number)
-        if prefix == "dataset":
-            batches.require_solutions(parts.source, indices)
+        if method.prefix == "dataset":
+            batches.require_solutions(parts.problems.source, indices)
         batch = _encode(parts, indices, length)
-        source = parts.prefixes[prefix][tag]
-        rollout = source(batch, reads, run_key(config, ROLLOUT, number), length)
-    if config.rollouts.ahead and prefix == "student":
+        source = parts.responses.sources[method.prefix][tag]
+        rollout = source(batch, reads, run_key(config.seed, ROLLOUT, number), length)
+    if config.rollouts.ahead and method.prefix == "student":
         stale = jnp.full(len(rollout.tokens_bs), staleness, jnp.int32)
         rollout = rollout._replace(staleness_b=stale, old_logp_bt=rollout.own_logp_bt)
     return rollout
@@ -68,13 +64,13 @@ def own_batch_at(parts: Parts, number: int) -> tuple[str, list[int]]:
     """(tag, this process's rows of the source) of step `number`; of a step in groups, its own
     problems, each of which it draws the whole group of."""
     config = parts.config
-    tag, indices = batch_at(parts, number)
-    if is_rewarded(methods(config)[turn_at(config, number)]):
+    tag, indices = parts.problems.batch_at(number)
+    if parts.table.at(number).rewarded:
         indices = indices[: config.batch_size // config.rl.group_size]
     return tag, batches.rows_of_process(indices, jax.process_index(), jax.process_count())
 
 
-def deal(parts: Parts, own: Rollout) -> Rollout:
+def on_mesh(parts: Parts, own: Rollout) -> Rollout:
     """The rows of all processes as one rollout on the mesh, as wide as the longest of them."""
     return shard_batch(trim(own, max(processes.gather(longest(own)))), parts.mesh)
 
@@ -82,17 +78,17 @@ def deal(parts: Parts, own: Rollout) -> Rollout:
 def with_old_policy(parts: Parts, params: Params, rollout: Rollout) -> Rollout:
     """The rollout with its log-probabilities under these parameters of the student, from which the
     ratios of several updates are counted."""
-    settings = logp_settings(parts.config, parts.programs, parts.tokenizer.size)
-    whole = join(parts.frozen, params)
     # by what is trained: an adapter merged and rounded is another function
-    old = jitted_logp(parts.programs.learner, whole, rollout, **settings)
+    learner, whole = parts.programs.student.learner, join(parts.student.frozen, params)
+    split = parts.config.micro_batches
+    old = jitted_logp(learner, whole, rollout, micro_batches=split, plan=parts.programs.head)
     return rollout._replace(old_logp_bt=old)
 
 
 def _rewarded(parts: Parts, reads: Params, number: int, length: int) -> Rollout:
     """Groups of responses with their advantages. Groups whose rewards are all equal are drawn anew
     with another key, up to `rl.redraws` times, and kept as they are if that does not help."""
-    rl, key = parts.config.rl, run_key(parts.config, ROLLOUT, number)
+    rl, key = parts.config.rl, run_key(parts.config.seed, ROLLOUT, number)
     tag, indices = own_batch_at(parts, number)
     problems = np.repeat(indices, rl.group_size)
     rollout = _attempt(parts, reads, (tag, problems, np.arange(len(problems))), key, length)
@@ -136,7 +132,7 @@ def _attempt(
     batch = _encode(parts, problems, length)
     samples = problems * config.rl.group_size + rows % config.rl.group_size
     batch = batch._replace(row_b=samples.astype(np.int32))
-    rollout = parts.prefixes["student"][tag](batch, reads, key, length)
+    rollout = parts.responses.sources["student"][tag](batch, reads, key, length)
     rollout = jax.tree.map(np.array, rollout)
     made = parts.profile.timed("verify", _rewards, parts, problems, rollout)
     return rollout._replace(reward_b=made.value_b, not_scored_b=made.not_scored_b)
@@ -148,9 +144,10 @@ def _rewards(parts: Parts, problems: np.ndarray, rollout: Rollout) -> Rewards:
         parts.tokenizer.decode(tokens[start : start + count].tolist())
         for tokens, start, count in zip(rollout.tokens_bs, starts, counts, strict=True)
     ]
-    return parts.rewarder.of_all([parts.source.problem(int(index)) for index in problems], texts)
+    asked = [parts.problems.source.problem(int(index)) for index in problems]
+    return parts.rewarder.of_all(asked, texts)
 
 
 def _encode(parts: Parts, indices: Any, length: int) -> Batch:
-    given = parts.source, parts.tokenizer, indices, parts.config, length
-    return parts.profile.timed("input", encode, *given)
+    most, source = parts.config.data.max_prompt_tokens, parts.problems.source
+    return parts.profile.timed("input", encode, source, parts.tokenizer, indices, most, length)

@@ -16,7 +16,7 @@ import numpy as np
 from kdjax.base import Rollout, Samples, Sampling, TrainState
 from kdjax.config.as_json import as_dict
 from kdjax.config.schema import WHERE_IT_RUNS, Config
-from kdjax.config.timetable import measured_before, methods, turn_at, updates_at
+from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
 from kdjax.errors import ConfigError, DataError, PreemptedError
 from kdjax.evaluate import EvalReport, all_responses, finished_responses, mean_entropy
@@ -36,8 +36,9 @@ from kdjax.storage.restore import measured
 from kdjax.storage.retention import best_step
 from kdjax.train.cost import open_account, spent
 from kdjax.train.evaluation import evaluate_params, evaluation_key, progress_of
-from kdjax.train.feed import deal, draw, draw_own, length_of, sampler_params, with_old_policy
-from kdjax.train.parts.build import Parts, batch_at, build, fresh_state, startup_report
+from kdjax.train.feed import draw, draw_own, length_of, on_mesh, sampler_params, with_old_policy
+from kdjax.train.parts import startup
+from kdjax.train.parts.build import Parts, build, fresh_state
 from kdjax.train.parts.problems import MEASURE, encode, heldout_source, run_key, test_source
 from kdjax.train.records import check_gap, open_notes, record_of
 
@@ -52,14 +53,14 @@ def train(config: Config, profile_steps: int = 0) -> EvalReport:
     Errors: KdjaxError kinds, each one line with the remedy.
     """
     folder = Path(validate(config).run)
-    drawn = config.trajectories is None and any(m.prefix == "student" for m in methods(config))
+    drawn = config.trajectories is None and timetable(config).draws("student")
     if drawn and config.rollouts.engine is not None:
         raise ConfigError(
             "rollouts.engine has weights of its own, which do not follow the student's: leave it"
             " out, or draw once by `kdjax rollouts` and train from that folder (trajectories)"
         )
     parts = build(config)
-    about = startup_report(parts)
+    about = startup.report(parts)
     for line in about.splitlines():  # one by one: a study's next cell says only what differs
         announce(line)
     run_folder.open_run_folder(folder)
@@ -81,7 +82,7 @@ def train(config: Config, profile_steps: int = 0) -> EvalReport:
 def _start(parts: Parts, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
     """A fresh state, or the newest intact checkpoint's if this config is the one that made it; and
     what that says of the steps before (`_about`)."""
-    found = checkpoints.newest(parts.programs.state, functools.partial(_check_same, parts))
+    found = checkpoints.newest(parts.programs.student.state, functools.partial(_check_same, parts))
     return found if found is not None else (fresh_state(parts), {"seconds": 0.0})
 
 
@@ -132,7 +133,7 @@ def _loop(
                 if drawn is None:
                     rollout = timed("rollout", _rollout, parts, state, number)
                 else:
-                    rollout = timed("input", deal, parts, timed("rollout", drawn.result))
+                    rollout = timed("input", on_mesh, parts, timed("rollout", drawn.result))
                 drawn = timed("rollout", _draw_ahead, parts, pool, state, number + 1)
                 updated = timed("score and update", _update, parts, state, number, rollout, entropy)
                 (state, updates), done, fault = updated, number + 1, None
@@ -184,7 +185,7 @@ def _draw_ahead(
         return None
     params, length = jax.tree.map(jnp.copy, state.params), length_of(parts, state)
     reads = sampler_params(parts, params, number)  # here, where the processes are in step
-    return pool.submit(draw_own, parts, reads, number, length, updates_at(config, number - 1))
+    return pool.submit(draw_own, parts, reads, number, length, parts.table.at(number - 1).updates)
 
 
 def _rollout(parts: Parts, state: TrainState, number: int) -> Rollout:
@@ -197,19 +198,20 @@ def _update(
 ) -> tuple[TrainState, list[Metrics]]:
     """One step: the update of its method, or several over one rollout (`rl.epochs`), and the
     metrics of each."""
-    config, timed = parts.config, parts.profile.timed
-    teacher = parts.teachers[batch_at(parts, number)[0]]
+    timed = parts.profile.timed
+    teacher = parts.teachers[parts.problems.batch_at(number)[0]]
     rollout = timed("teacher", teacher.programs.read, teacher.params, rollout)
     rollout = timed("reference", parts.refer, rollout)
-    step, updates = teacher.programs.steps[turn_at(config, number)], updates_at(config, number)
+    step = teacher.programs.steps[parts.table.turn_at(number)]
+    updates, frozen = parts.table.at(number).updates, parts.student.frozen
     if updates > 1 and rollout.old_logp_bt is None:
         rollout = timed("old policy", with_old_policy, parts, state.params, rollout)
     heldout = np.float32(entropy)
-    state, first = step(state, teacher.given, rollout, heldout, parts.frozen)
+    state, first = step(state, teacher.given, rollout, heldout, frozen)
     made = [first]
     for _ in range(updates - 1):
         state = state._replace(step=state.step - 1)
-        state, metrics = step(state, teacher.given, rollout, np.float32(np.nan), parts.frozen)
+        state, metrics = step(state, teacher.given, rollout, np.float32(np.nan), frozen)
         made.append(metrics)
     return state, made
 
@@ -230,13 +232,15 @@ def _test(parts: Parts, state: TrainState, done: int) -> dict[str, Any]:
 def _measure_entropy(parts: Parts, state: TrainState, number: int) -> float:
     """The student's held-out entropy before step `number` if it is due, or NaN."""
     config = parts.config
-    if number not in measured_before(config):
+    if number not in parts.table.measured:
         return float("nan")
-    length, source = length_of(parts, state), heldout_source(config)
-    reads, key = parts.sampler_params(state.params), run_key(config, MEASURE, number)
+    length, source = length_of(parts, state), heldout_source(config.data, config.curriculum)
+    reads, key = parts.sampler_params(state.params), run_key(config.seed, MEASURE, number)
+    most = config.data.max_prompt_tokens
 
     def draw_rows(rows: np.ndarray) -> Samples:
-        return parts.draw(reads, encode(source, parts.tokenizer, rows, config, length), key, length)
+        batch = encode(source, parts.tokenizer, rows, most, length)
+        return parts.responses.draw(reads, batch, key, length)
 
     samples = processes.draw_apart(draw_rows, source.size)
     entropy = mean_entropy(samples, HELDOUT_RESPONSES[config.curriculum.heldout_responses])
@@ -263,8 +267,9 @@ def _finish(parts: Parts, state: TrainState, seconds: float, folder: Path) -> Ev
     """Evaluate the trained student and write what a reader of the run needs."""
     name, metrics = run_folder.run_name(folder), run_folder.read_metrics(folder)
     flops = spent(open_account(parts), metrics)
-    announce(f"{name}: evaluating on {test_source(parts.config).size} test problems")
-    result, records = evaluate_params(parts, parts.whole(state.params))
+    source = test_source(parts.config.data, parts.config.evaluation)
+    announce(f"{name}: evaluating on {source.size} test problems")
+    result, records = evaluate_params(parts, parts.student.whole(state.params))
     result = result._replace(
         training_flops=sum(flops.values()), flops_by_part=flops, training_seconds=seconds
     )

@@ -13,11 +13,10 @@ from kdjax.config.schema import Config
 from kdjax.errors import DivergedError, KdjaxError
 from kdjax.report.results import WARNINGS
 from kdjax.runtime.console import announce
-from kdjax.step.gate import last_decision
+from kdjax.step.gate import last_decision, rollout_length
 from kdjax.step.optimizer import SKIPPED, gate_state, guard_state
 from kdjax.step.update import Metrics
 from kdjax.train.cost import PARTS, open_account, spent
-from kdjax.train.feed import length_of
 from kdjax.train.parts.build import Parts
 
 
@@ -35,7 +34,10 @@ def record_of(
     values = updates[0] | {n: updates[-1][n] for n in ("policy_drift",) if n in updates[-1]}
     record: dict[str, Any] = {n: float(value) for n, value in values.items() if n != SKIPPED}
     record = {name: value for name, value in record.items() if math.isfinite(value)}
-    record |= {"gate_stage": int(gate.stage), "gate_length": length_of(parts, state)}
+    record |= {
+        "gate_stage": int(gate.stage),
+        "gate_length": rollout_length(gate, parts.config.curriculum.lengths),
+    }
     record |= {"skipped": int(guard_state(state.opt_state).total), "seconds": seconds}
     if math.isfinite(entropy):
         record |= {"heldout_entropy": entropy, "gate_decision": last_decision(gate)}

@@ -157,7 +157,9 @@ def test_processes_share_a_batch(count):
 
 def test_processes_that_cannot_share_a_batch():
     """A batch that does not divide, and a process that is not among them."""
-    with pytest.raises(ConfigError, match="batch_size 3 can't be dealt to 2 processes; make it a"):
+    with pytest.raises(
+        ConfigError, match="batch_size 3 can't be split among 2 processes; make it a"
+    ):
         rows_of_process([1, 2, 3], 0, 2)
     for process in (-1, 2):
         with pytest.raises(ConfigError, match=rf"process must be in 0..1, got {process}"):

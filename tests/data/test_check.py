@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdjax.__main__ import main
-from kdjax.data.sources import load_path
 from kdjax.data.sources.check import WORDS, Contamination, check, contamination, word_runs
+from kdjax.data.sources.load import load_path
 
 LONG = "If a train leaves at noon and goes 60 miles an hour, when is it 90 miles away?"
 

@@ -13,10 +13,12 @@ from huggingface_hub import constants
 
 from kdjax.base import Problem
 from kdjax.config import Config, Curriculum, Data, Evaluation
+from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
 from kdjax.data.batches import file_source, named_source
-from kdjax.data.sources import KNOWN, Counts, load, load_name, load_path
-from kdjax.data.sources.load import _load, is_path
+from kdjax.data.sources.known import KNOWN
+from kdjax.data.sources.load import _load, is_path, load, load_name, load_path
+from kdjax.data.sources.survey import Counts
 from kdjax.errors import ConfigError, DataError
 from kdjax.train.parts import problems as parts_problems
 
@@ -121,7 +123,7 @@ def test_two_prompts_that_differ_are_refused_by_row(tmp_path):
     rows.append({"question": "b", "problem": "c", "answer": 2.0})
     path = parquet(tmp_path / "amc.parquet", rows)
     message = refusal(DataError, f"math-ai/amc23={path}", (), "test")
-    assert "math-ai/amc23:test/1: two columns differ: 'b', 'c'; mend that row" in message
+    assert "math-ai/amc23:test/1: two columns differ: 'b', 'c'; fix that row" in message
 
 
 def dapo(problem: str, answer: str, index: str = "0"):
@@ -495,13 +497,15 @@ def test_a_config_s_problems(tmp_path):
     trained, held, measured = (
         [source.problem(index).prompt for index in range(source.size)]
         for source in (
-            parts_problems.training_source(config),
-            parts_problems.heldout_source(config),
-            parts_problems.test_source(config),
+            parts_problems.training_source(config.data, timetable(config)),
+            parts_problems.heldout_source(config.data, config.curriculum),
+            parts_problems.test_source(config.data, config.evaluation),
         )
     )
     assert (trained, held, measured) == (["q2", "q3", "q4", "q5"], ["q0", "q1"], ["t"])
-    worked = parts_problems.training_source(dataclasses.replace(config, prefix="dataset"))
+    worked = parts_problems.training_source(
+        config.data, timetable(dataclasses.replace(config, prefix="dataset"))
+    )
     assert [worked.problem(index).prompt for index in range(worked.size)] == ["q3", "q5"]
     assert "2 of 4 have a worked response, and are used" in worked.about
 

@@ -28,6 +28,7 @@ from kdjax import (
 from kdjax.config.names import TOKEN_LOSSES, parse
 from kdjax.errors import ConfigError
 from kdjax.losses.composition import at_progress, describe, schedules
+from kdjax.step.score import HeadPlan
 from kdjax.step.update import init_state, make_step
 
 V = 23
@@ -105,7 +106,7 @@ def steps_of(loss, objective=divergence, micro_batches=1, steps=4):
     optimizer = make_optimizer(learning_rate=0.05, steps=4)
     made = make_step(
         bigram(), bigram(), optimizer, token_loss=loss, objective=objective,
-        micro_batches=micro_batches, steps=steps, chunk=8,
+        micro_batches=micro_batches, steps=steps, plan=HeadPlan(8),
     )  # fmt: skip
     return jax.jit(made), optimizer
 

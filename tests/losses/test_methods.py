@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import runpy
 from collections import Counter
@@ -24,10 +23,11 @@ from kdjax import (
 )
 from kdjax.config import RL, Config, Curriculum, Data, Turn
 from kdjax.config.as_json import as_dict, from_dict
-from kdjax.config.timetable import is_rewarded, methods, turn_at
+from kdjax.config.timetable import Method, timetable
 from kdjax.config.validation import validate
 from kdjax.errors import ConfigError
 from kdjax.sharding import make_mesh
+from kdjax.step.score import HeadPlan
 from kdjax.step.update import init_state, make_step
 from kdjax.train.parts.build import build
 from kdjax.train.parts.shapes import expected_rollout
@@ -41,7 +41,7 @@ def config_of(path: Path) -> Config:
     return runpy.run_path(str(path))["get_config"]()
 
 
-def as_expected(method: Config):
+def as_expected(config: Config, method: Method):
     """A small rollout with random values in the fields that the method's own will bring."""
     rollout = random_rollout(0, V, [3, 6, 1, 2], [5, 7, 2, 6], prompt_width=6, response_width=9)
     own = {
@@ -53,7 +53,7 @@ def as_expected(method: Config):
         "reward_b": jnp.array([1.0, 0.0, 0.0, 1.0]),
         "pass_rate_b": jnp.array([0.5, 0.5, 0.25, 0.25]),
     }
-    wanted = expected_rollout(method, make_mesh(1))
+    wanted = expected_rollout(config, method, make_mesh(1))
     brought = {name: value for name, value in own.items() if getattr(wanted, name) is not None}
     return rollout._replace(**brought)
 
@@ -75,12 +75,13 @@ def test_a_method_is_short_and_trains(path):
     assert config.run == f"runs/methods/{path.stem}"
     assert as_dict(from_dict(as_dict(config))) == as_dict(config)
     assert config.batch_size % config.rl.group_size == 0
-    for method in methods(config):
-        rollout = as_expected(method)
-        teacher = bigram() if method.teacher else None
+    for method in timetable(config).methods:
+        rollout = as_expected(config, method)
+        teacher = bigram() if config.teacher else None
         step = make_step(
             bigram(), teacher, optimizer(), token_loss=method.token_loss,
-            objective=method.objective, reduction=method.reduction, steps=method.steps, chunk=32,
+            objective=method.objective, reduction=config.reduction, steps=config.steps,
+            plan=HeadPlan(32),
         )  # fmt: skip
         state = init_state(bigram_params(1, V), optimizer())
         state, metrics = jax.jit(step)(
@@ -97,19 +98,18 @@ def test_turns_take_their_shares():
     later = Config(turns=(Turn(from_step=40),))
     for config, shares in ((half, (1 / 2, 1 / 2)), (thirds, (1 / 3, 1 / 3, 1 / 3))):
         for first in (0, 17, 1000):
-            counts = Counter(turn_at(config, first + step) for step in range(90))
+            counts = Counter(timetable(config).turn_at(first + step) for step in range(90))
             for number, share in enumerate(shares):
                 assert abs(counts[number] - 90 * share) <= 2
-    assert [turn_at(later, step) for step in range(100)] == [0] * 40 + [1] * 60
+    assert [timetable(later).turn_at(step) for step in range(100)] == [0] * 40 + [1] * 60
 
 
 def test_methods_of_turns():
     """What a turn leaves out is the config's own."""
     config = Config(prefix="teacher", turns=(Turn(prefix="student", share=0.2),))
-    own, other = methods(config)
+    own, other = timetable(config).methods
     assert (own.prefix, other.prefix) == ("teacher", "student")
-    assert dataclasses.replace(other, prefix="teacher") == own
-    assert own.turns == ()
+    assert other._replace(prefix="teacher") == own
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,13 @@ def test_distillation_among_rewarded_turns_is_not_grouped():
     rl = RL(group_size=8, epochs=2)
     surrogate = clipped_surrogate(0.2)
     config = Config(prefix="student", rl=rl, turns=(Turn(share=0.5, objective=surrogate),))
-    assert [is_rewarded(method) for method in methods(config)] == [False, True]
-    assert is_rewarded(Config(prefix="student", rl=rl, reduction=paced(sequence_mean, 1.0)))
-    assert not is_rewarded(Config(prefix="student", objective=surrogate))
+    assert [method.rewarded for method in timetable(config).methods] == [False, True]
+    assert (
+        timetable(Config(prefix="student", rl=rl, reduction=paced(sequence_mean, 1.0)))
+        .methods[0]
+        .rewarded
+    )
+    assert not timetable(Config(prefix="student", objective=surrogate)).methods[0].rewarded
 
 
 def test_turns_and_trajectories():

@@ -264,7 +264,7 @@ def test_choices(row, chosen):
 def test_auto_takes_what_is_chosen_and_says_it_once(monkeypatch, capsys):
     """The platform that is given decides, whatever runs here; each choice is announced once."""
     taken = []
-    monkeypatch.setattr(module, "dealt_kernel", lambda name, q, *rest: taken.append(name) or q)
+    monkeypatch.setattr(module, "sharded_kernel", lambda name, q, *rest: taken.append(name) or q)
     module.announce.cache_clear()
     q, k, v = random_qkv(1024, head_dim=8, batch=1, dtype=BF16)
     for platform in ("tpu", "gpu", "tpu"):

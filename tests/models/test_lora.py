@@ -18,6 +18,7 @@ from tiny import lively, random_rollout, tiny_config
 
 from kdjax import forward_kl, make_optimizer, models
 from kdjax.config import Config, Lora, Optimizer
+from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
 from kdjax.errors import ConfigError, DataError
 from kdjax.export import export, export_adapter, load_run
@@ -36,6 +37,7 @@ from kdjax.models.lora import (
 from kdjax.numerics import project
 from kdjax.runtime import files
 from kdjax.step.optimizer import guard_state
+from kdjax.step.score import HeadPlan
 from kdjax.step.update import init_state, make_step
 from kdjax.storage import run_folder
 from kdjax.storage.checkpoints import open_checkpoints
@@ -187,7 +189,7 @@ def test_no_gradient_of_what_is_frozen(micro_batches, remat):
     kernels = {w["kernel"].shape[1:] for w in base["layers"].values() if "kernel" in w}
     kernels |= {shape[::-1] for shape in kernels} | {base["embed"].shape, base["embed"].shape[::-1]}
     plain = build(config, remat=remat)
-    options = dict(micro_batches=micro_batches, chunk=3)
+    options = dict(micro_batches=micro_batches, plan=HeadPlan(3))
 
     def made(model, trained, frozen) -> set:
         step = make_step(model, plain, optimizer, **options)
@@ -278,7 +280,7 @@ def saved(config: Config):
     model, params = models.load(config.student)
     lora = make_lora(model.config, config.lora.rank, config.lora.alpha, config.lora.targets)
     student = open_student(lora, model.config, params, jax.random.key(0))
-    optimizer = optimizer_of(config)
+    optimizer = optimizer_of(config.curriculum, config.optimizer, timetable(config))
     checkpoints = open_checkpoints(Path(config.run) / "checkpoints")
     step = checkpoints.steps()[-1]
     state = checkpoints.restore(step, init_state(student.trained, optimizer))

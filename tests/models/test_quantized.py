@@ -26,7 +26,8 @@ from kdjax.plan import hlo
 from kdjax.sharding import make_mesh, shard_batch
 from kdjax.step.update import init_state
 from kdjax.train.loop import train
-from kdjax.train.parts.build import build, startup_report
+from kdjax.train.parts import startup
+from kdjax.train.parts.build import build
 from kdjax.train.parts.programs import to_sampler
 
 quantized = jax.jit(functools.partial(held_by, models.int8))
@@ -211,7 +212,7 @@ def test_the_report_counts_bytes(tiny):
     numbers = sum(w.size for w in jax.tree.leaves(models.load(tiny.teacher)[1]))
     held = sum(w.nbytes for w in jax.tree.leaves(parts.teachers[""].params)) / 2**20
     assert held < 0.7 * 4 * numbers / 2**20  # tiny channels: scales and tables weigh more
-    report = startup_report(parts)
+    report = startup.report(parts)
     assert f"teacher {numbers:,} parameters" in report
     assert f"teacher {held:,.1f}," in report
 

@@ -178,7 +178,7 @@ def test_layouts_that_cannot_be(tiny):
     for changes, says in (
         ({"layout": Layout(tensor=8)}, "key/value heads"),
         ({"layout": Layout(fsdp=3)}, "fsdp must divide the 8 devices"),
-        ({"batch_size": 12}, "can't be dealt over 8 devices"),
+        ({"batch_size": 12}, "can't be sharded over 8 devices"),
     ):
         with pytest.raises(ConfigError, match=says):
             plan(dataclasses.replace(tiny, **changes), "local")

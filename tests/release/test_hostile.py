@@ -21,7 +21,7 @@ from kdjax.config.names import OBJECTIVES, REDUCTIONS, TOKEN_LOSSES, Names, pars
 from kdjax.config.overrides import field_names, override
 from kdjax.config.validation import check_types, validate
 from kdjax.data.chat import render
-from kdjax.data.sources import load_path
+from kdjax.data.sources.load import load_path
 from kdjax.errors import ConfigError, DataError, EngineError, KdjaxError
 from kdjax.losses.composition import describe
 from kdjax.models.config import DecoderConfig, from_fields, to_fields

@@ -21,6 +21,7 @@ from tiny import tiny_config
 
 from kdjax import models
 from kdjax.config.overrides import load_file
+from kdjax.config.timetable import timetable
 from kdjax.runtime import files
 from kdjax.step.update import init_state
 from kdjax.storage import run_folder
@@ -145,7 +146,10 @@ def ending(config, run: Path) -> tuple[int, list[bytes], list[dict], dict]:
     _, params = models.load(config.student)
     checkpoints = open_checkpoints(run / "checkpoints")
     step = checkpoints.steps()[-1]
-    state = checkpoints.restore(step, init_state(params, optimizer_of(config)))
+    state = checkpoints.restore(
+        step,
+        init_state(params, optimizer_of(config.curriculum, config.optimizer, timetable(config))),
+    )
     checkpoints.close()
     metrics = [
         {k: v for k, v in record.items() if k not in ("seconds", "test_seconds")}

@@ -22,7 +22,7 @@ from several import begin, finish, free_port, train_by
 from kdjax import clipped_surrogate, forward_kl, reverse_kl
 from kdjax.config import RL, Config, Curriculum, Data, Evaluation, Turn
 from kdjax.config.overrides import join_processes
-from kdjax.config.timetable import turn_at
+from kdjax.config.timetable import timetable
 from kdjax.data.batches import batch_at, group_by_tag
 from kdjax.errors import ConfigError, RendezvousError
 from kdjax.runtime import processes
@@ -78,7 +78,7 @@ def runs(several, tmp_path_factory):
 
 def test_the_steps_are_of_every_kind(several):
     """The run that the others are compared with is what it is meant to be."""
-    assert sorted(turn_at(several, step) for step in range(3)) == [0, 1, 2]
+    assert sorted(timetable(several).turn_at(step) for step in range(3)) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["two", "four"])
@@ -112,11 +112,11 @@ def test_checkpoints_are_of_no_number_of_processes(runs):
 def test_the_work_is_dealt_without_gap_or_overlap(runs):
     """Of every step each process draws its own block, and together they are the batch."""
     config, said = runs["two"]
-    source = training_source(config)
+    source = training_source(config.data, timetable(config))
     groups = group_by_tag(source, [""])
     for number in range(config.steps):
         whole = batch_at(groups, number, config.batch_size, config.seed)[1]
-        rewarded = turn_at(config, number) == 2
+        rewarded = timetable(config).turn_at(number) == 2
         wanted = whole[: config.batch_size // 2] if rewarded else whole
         dealt = [rows for own in said for step, rows in own["drawn"] if step == number]
         assert [row for rows in dealt for row in rows] == wanted

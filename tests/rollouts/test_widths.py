@@ -13,7 +13,7 @@ from tiny import one_layer, random_rollout
 from kdjax.errors import ConfigError
 from kdjax.rollouts import widths as widths_module
 from kdjax.rollouts.widths import bucket, ladder, trim
-from kdjax.step.score import scored_loss
+from kdjax.step.score import HeadPlan, scored_loss
 
 V = 20
 
@@ -66,7 +66,9 @@ def test_trimmed_scores_the_same(responses, width, steps):
     @jax.jit
     def run(params, rollout):
         def loss(params):
-            total, scores = scored_loss(student, params, teacher, teacher_params, rollout, chunk=4)
+            total, scores = scored_loss(
+                student, params, teacher, teacher_params, rollout, plan=HeadPlan(4)
+            )
             return total.mean(), scores
 
         return jax.value_and_grad(loss, has_aux=True)(params)

@@ -398,8 +398,8 @@ def test_types(tensor):
         ((29, 29), 1, dict(chunk=0), "chunk must be at least 1 token, got 0"),
         ((29, 29), 1, dict(vocabulary=0), r"vocabulary must be in 1\.\.29 .* got 0"),
         ((29, 26), 1, dict(vocabulary=27), r"vocabulary must be in 1\.\.26 .* got 27"),
-        ((26, 26), 4, {}, r"heads of .*26.* rows can't be dealt over 4 vocabulary pieces"),
-        ((32, 28), 4, {}, r"heads of .*32.* rows can't be dealt over 4 vocabulary pieces"),
+        ((26, 26), 4, {}, r"heads of .*26.* rows can't be sharded over 4 vocabulary pieces"),
+        ((32, 28), 4, {}, r"heads of .*32.* rows can't be sharded over 4 vocabulary pieces"),
     ],
 )
 def test_what_cannot_be(rows, tensor, options, message):

@@ -15,7 +15,7 @@ from kdjax import forward_kl, mix, reverse_kl
 from kdjax.base import Scores
 from kdjax.errors import ConfigError
 from kdjax.losses.reductions import token_mean
-from kdjax.step.score import sampled_logp, score, scored_loss
+from kdjax.step.score import HeadPlan, sampled_logp, score, scored_loss
 
 V = 23
 PROMPTS, RESPONSES = [3, 6, 1], [5, 7, 2]
@@ -62,7 +62,7 @@ def pair():
 
 @jax.jit
 def bigram_scores(params, teacher_params, rollout) -> Scores:
-    return score(bigram(), params, bigram(), teacher_params, rollout, MIXED, chunk=3)
+    return score(bigram(), params, bigram(), teacher_params, rollout, MIXED, plan=HeadPlan(3))
 
 
 @functools.cache
@@ -72,7 +72,7 @@ def bigram_loss(token_loss=MIXED, chunk=3):
     def loss(params, teacher_params, rollout):
         loss, scores = scored_loss(
             bigram(), params, bigram(), teacher_params, rollout,
-            token_loss=token_loss, reduction=token_mean, chunk=chunk,
+            token_loss=token_loss, reduction=token_mean, plan=HeadPlan(chunk),
         )  # fmt: skip
         return loss.mean(), scores
 
@@ -110,7 +110,7 @@ def real():
     def loss(params, rollout):
         loss, scores = scored_loss(
             model, params, other, other_params, rollout,
-            token_loss=MIXED, reduction=token_mean, chunk=4,
+            token_loss=MIXED, reduction=token_mean, plan=HeadPlan(4),
         )  # fmt: skip
         return loss.mean(), scores
 
@@ -253,7 +253,7 @@ def test_a_chunk_holds_a_position(pair):
     """A chunk of less than one token is a ConfigError that says what it got."""
     rollout = random_rollout(9, V, PROMPTS, RESPONSES)
     with pytest.raises(ConfigError, match="head chunk must be at least 1 token, got 0"):
-        score(bigram(), pair[0], bigram(), pair[1], rollout, chunk=0)
+        score(bigram(), pair[0], bigram(), pair[1], rollout, plan=HeadPlan(0))
 
 
 def test_micro_batches_read_fewer_rows_at_a_time():
@@ -264,7 +264,7 @@ def test_micro_batches_read_fewer_rows_at_a_time():
 
     @functools.partial(jax.jit, static_argnames="micro_batches")
     def read(params, rollout, micro_batches):
-        return sampled_logp(model, params, rollout, micro_batches=micro_batches, chunk=4)
+        return sampled_logp(model, params, rollout, micro_batches=micro_batches, plan=HeadPlan(4))
 
     whole, parts = (read(params, rollout, n) for n in (1, 4))
     assert float(jnp.abs(whole).sum(1).min()) > 0

@@ -20,7 +20,7 @@ from kdjax.losses.reductions import token_mean
 from kdjax.losses.topk import top_k
 from kdjax.sharding import make_mesh
 from kdjax.step.closed_forms import compare
-from kdjax.step.score import scored_loss, token_function
+from kdjax.step.score import HeadPlan, scored_loss, token_function
 from kdjax.step.stops import RAW, Stops, kept, merge_columns
 
 MIXED = mix(forward_kl, reverse_kl, weight=0.3)
@@ -40,7 +40,7 @@ def graded(token_loss, stops, chunk=3, vocabulary=V, mesh=None):
     def loss(params, teacher_params, rollout):
         total, scores = scored_loss(
             bigram(), params, bigram(), teacher_params, rollout, token_loss=token_loss,
-            reduction=token_mean, stops=stops, chunk=chunk, vocabulary=vocabulary, mesh=mesh,
+            reduction=token_mean, plan=HeadPlan(chunk, vocabulary, mesh, stops),
         )  # fmt: skip
         return total.mean(), scores
 

@@ -20,6 +20,7 @@ from kdjax.losses.reductions import sequence_mean, token_mean
 from kdjax.models.decoder import build, init_params
 from kdjax.sharding import make_mesh, replicated, shard_batch
 from kdjax.step.optimizer import guard_state
+from kdjax.step.score import HeadPlan
 from kdjax.step.update import init_state, make_step
 
 V = 23
@@ -146,9 +147,9 @@ def test_micro_batches_do_not_matter(pair, reduction, micro_batches):
 def test_chunk_size_does_not_matter(pair, chunk):
     """The same parameters and metrics in chunks of 1, 3 or 16 positions as of all 9."""
     rollout = bigram_rollout(3)
-    whole = one_bigram_step(pair, rollout, chunk=9)
+    whole = one_bigram_step(pair, rollout, plan=HeadPlan(9))
     chex.assert_trees_all_close(
-        one_bigram_step(pair, rollout, chunk=chunk), whole, rtol=1e-5, atol=1e-6
+        one_bigram_step(pair, rollout, plan=HeadPlan(chunk)), whole, rtol=1e-5, atol=1e-6
     )
 
 
@@ -175,7 +176,7 @@ def test_eight_devices_step_as_one():
     """Dealt over 8 devices: the same parameters after a step, and metrics, as on one."""
     (model, params), (other, other_params) = one_layer(V, 1), one_layer(V, 2)
     rollout = bigram_rollout(5)
-    step = jax.jit(make_step(model, other, descent(), token_loss=MIXED, chunk=4))
+    step = jax.jit(make_step(model, other, descent(), token_loss=MIXED, plan=HeadPlan(4)))
     alone = run(step, descent(), params, other_params, rollout)
     mesh = make_mesh(8)
     state, metrics = step(
@@ -197,7 +198,7 @@ def test_identical_models_stay_where_they_are(token_loss):
     """A student that is its teacher: KLs and loss exactly 0, no parameter moved by one bit."""
     model, params = one_layer(V, 3)
     rollout = bigram_rollout(6)
-    step = jax.jit(make_step(model, model, adam(), token_loss=token_loss, chunk=4))
+    step = jax.jit(make_step(model, model, adam(), token_loss=token_loss, plan=HeadPlan(4)))
     moved, metrics = run(step, adam(), params, params, rollout)
     assert float(metrics["forward_kl"]) == float(metrics["reverse_kl"]) == 0.0
     assert float(metrics["loss"]) == float(metrics["gradient_norm"]) == 0.0
@@ -340,7 +341,7 @@ def test_no_array_of_all_logits():
     rollout = random_rollout(14, vocabulary, [6] * batch, [length] * batch)
 
     def program(chunk: int) -> str:
-        step = jax.jit(make_step(model, model, descent(), token_loss=MIXED, chunk=chunk))
+        step = jax.jit(make_step(model, model, descent(), token_loss=MIXED, plan=HeadPlan(chunk)))
         return step.lower(state, params, rollout).compile().as_text()
 
     chunked = program(2)

@@ -120,7 +120,7 @@ def read_tokenizer(folder: Path) -> None:
 
 
 def read_data(folder: Path) -> None:
-    from kdjax.data.sources import load_path
+    from kdjax.data.sources.load import load_path
 
     names = sorted(p for p in folder.iterdir())
     loaded = load_path(names[0] if len(names) == 1 else folder)

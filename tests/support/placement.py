@@ -11,6 +11,7 @@ from kdjax import models
 from kdjax.losses.combinators import mix
 from kdjax.losses.kl import forward_kl, reverse_kl
 from kdjax.models.decoder import init_params
+from kdjax.step.score import HeadPlan
 from kdjax.step.update import make_step
 
 V = 96
@@ -44,8 +45,7 @@ def step_on(mesh, student, teacher, optimizer, chunk=8):
         models.build(other, mesh=mesh),
         optimizer,
         token_loss=MIXED,
-        chunk=chunk,
-        mesh=mesh,
+        plan=HeadPlan(chunk, mesh=mesh),
     )
 
 

@@ -17,6 +17,7 @@ from kdjax import forward_kl, models, reverse_kl
 from kdjax.config import (
     Config,
 )
+from kdjax.config.timetable import timetable
 from kdjax.step.update import init_state
 from kdjax.storage import run_folder
 from kdjax.storage.checkpoints import open_checkpoints
@@ -37,7 +38,12 @@ def final_state(config: Config):
     checkpoints = open_checkpoints(Path(config.run) / "checkpoints")
     step = checkpoints.steps()[-1]
     state, about = (
-        checkpoints.restore(step, init_state(params, optimizer_of(config))),
+        checkpoints.restore(
+            step,
+            init_state(
+                params, optimizer_of(config.curriculum, config.optimizer, timetable(config))
+            ),
+        ),
         checkpoints.read_about(step),
     )
     checkpoints.close()

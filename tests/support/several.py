@@ -88,7 +88,7 @@ def main(asked: str, flags: list[str]) -> None:
     found, parts = [], build(config)
     for run in given["restore"]:
         checkpoints = open_checkpoints(Path(run) / "checkpoints")
-        state = checkpoints.restore(checkpoints.steps()[-1], parts.programs.state)
+        state = checkpoints.restore(checkpoints.steps()[-1], parts.programs.student.state)
         found.append(fingerprint(state.params))
         checkpoints.close()
     drawn, own_batch_at = [], feed.own_batch_at

@@ -24,7 +24,8 @@ def sizes_of(config, rows: float, length: float):
     """(prompt tokens, new tokens, mean length) of so many rows."""
     parts = build(config)
     prompts = [
-        len(parts.tokenizer.encode_prompt(parts.source.problem(i).prompt)) for i in range(24)
+        len(parts.tokenizer.encode_prompt(parts.problems.source.problem(i).prompt))
+        for i in range(24)
     ]
     return rows * np.mean(prompts), rows * length, np.mean(prompts) + length
 

@@ -35,7 +35,7 @@ def numbers(result: EvalReport) -> EvalReport:
 def test_killed_and_gone_on_with(parts, tmp_path, monkeypatch, capsys):
     """The chunk in flight is drawn again, finished ones are not; report and records are those of an
     evaluation that nothing stopped, bit for bit; nothing is left behind."""
-    whole = evaluation.evaluate_params(parts, parts.initial_params)
+    whole = evaluation.evaluate_params(parts, parts.student.trained)
     assert "evaluation: step 3/3, 0 s left" in capsys.readouterr().out
     assert [*(tmp_path / "cache" / "evaluations").iterdir()] == []
     scored, calls = evaluate_module._scored, []
@@ -48,10 +48,10 @@ def test_killed_and_gone_on_with(parts, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(evaluate_module, "_scored", killed)
     with pytest.raises(KeyboardInterrupt):
-        evaluation.evaluate_params(parts, parts.initial_params)
+        evaluation.evaluate_params(parts, parts.student.trained)
     (folder,) = (tmp_path / "cache" / "evaluations").iterdir()
     assert {p.name for p in folder.iterdir()} == {"chunk-00000", "chunk-00001"}
-    result, records = evaluation.evaluate_params(parts, parts.initial_params)
+    result, records = evaluation.evaluate_params(parts, parts.student.trained)
     assert len(calls) == 4
     assert numbers(result) == numbers(whole[0])
     assert result.seconds > 0
@@ -80,8 +80,8 @@ def test_chunks_of_others_are_not_taken(parts, tmp_path, monkeypatch):
     ]
     for each in others:
         with pytest.raises(KeyboardInterrupt):
-            evaluation.evaluate_params(each, parts.initial_params)
-    moved = jax.tree.map(lambda x: x + 1, parts.initial_params)
+            evaluation.evaluate_params(each, parts.student.trained)
+    moved = jax.tree.map(lambda x: x + 1, parts.student.trained)
     with pytest.raises(KeyboardInterrupt):
         evaluation.evaluate_params(parts, moved)
     assert len([*(tmp_path / "cache" / "evaluations").iterdir()]) == 5
@@ -91,5 +91,5 @@ def test_one_chunk_is_not_written(parts):
     """A small evaluation leaves no trace in the cache."""
     small = dataclasses.replace(parts.config.evaluation, problems=2)
     alone = parts._replace(config=dataclasses.replace(parts.config, evaluation=small))
-    evaluation.evaluate_params(alone, parts.initial_params)
+    evaluation.evaluate_params(alone, parts.student.trained)
     assert not Path(parts.config.cache).exists()

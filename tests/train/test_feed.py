@@ -14,7 +14,7 @@ from tiny import random_rollout
 
 from kdjax import add, clipped_surrogate, divergence, forward_kl, importance, reverse_kl, scale
 from kdjax.config import RL, Config, Turn
-from kdjax.config.timetable import turn_at, updates_at
+from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
 from kdjax.errors import ConfigError, DataError
 from kdjax.grading import rewards
@@ -23,7 +23,7 @@ from kdjax.grading.rewards import math
 from kdjax.step import score as score_module
 from kdjax.train import loop as train_module
 from kdjax.train.feed import draw, with_old_policy
-from kdjax.train.parts.build import batch_at, build, fresh_state
+from kdjax.train.parts.build import build, fresh_state
 
 
 def nothing(prompt, response, answer) -> float:
@@ -46,8 +46,8 @@ def test_groups(rewarded):
     tokens, lengths = np.asarray(rollout.tokens_bs), np.asarray(rollout.prompt_length_b)
     prompts = [tuple(row[:n]) for row, n in zip(tokens, lengths, strict=True)]
     assert len(set(prompts[:4])) == len(set(prompts[4:])) == 1
-    wanted = batch_at(parts, 3)[1][:2]
-    texts = [parts.source.problem(index).prompt for index in wanted]
+    wanted = parts.problems.batch_at(3)[1][:2]
+    texts = [parts.problems.source.problem(index).prompt for index in wanted]
     for text, prompt in zip(texts, (prompts[0], prompts[4]), strict=True):
         assert text in parts.tokenizer.decode(list(prompt))
     assert len({tuple(row) for row in tokens}) == 8
@@ -74,7 +74,7 @@ def test_only_groups_without_signal_are_drawn_anew(rewarded):
         return 0.5 if prompt == first and calls[prompt] <= 4 else even_digits("", response, "")
 
     plain = build(validate(rewarded))
-    order = [plain.source.problem(index).prompt for index in batch_at(plain, 0)[1]]
+    order = [plain.problems.source.problem(index).prompt for index in plain.problems.batch_at(0)[1]]
     before = draw(plain, fresh_state(plain).params, 0, 8, 0)
     redrawing = dataclasses.replace(rewarded, rl=RL(4, flat_at_first, redraws=3))
     redrawing = dataclasses.replace(
@@ -110,7 +110,7 @@ def test_interrupted_equals_uninterrupted(rewarded, tmp_path, monkeypatch, teach
         teacher=str(teacher_folder),
         turns=(Turn(share=0.5, objective=divergence, prefix="teacher"),),
     )
-    assert [turn_at(config, step) for step in range(4)] == [0, 1, 0, 1]
+    assert [timetable(config).turn_at(step) for step in range(4)] == [0, 1, 0, 1]
     assert_interrupted_equals_uninterrupted(config, tmp_path, monkeypatch)
     for step, record in enumerate(logged(config)):
         rewarded_step = step in (0, 2)
@@ -174,7 +174,7 @@ def test_other_policies_are_read_in_micro_batches(tiny, monkeypatch):
 
     monkeypatch.setattr(score_module, "score", counted)
     rollout = random_rollout(0, 20, [3] * 16, [5] * 16)
-    made = parts.refer(with_old_policy(parts, parts.initial_params, rollout))
+    made = parts.refer(with_old_policy(parts, parts.student.trained, rollout))
     assert rows == [8, 8]
     np.testing.assert_allclose(made.old_logp_bt, made.reference_logp_bt, atol=1e-5)
 
@@ -185,7 +185,7 @@ def test_updates_of_a_run():
         prefix="teacher", token_loss=forward_kl, rl=RL(4, epochs=3), steps=4,
         turns=(Turn(from_step=2, prefix="student", objective=clipped_surrogate(0.2)),),
     )  # fmt: skip
-    assert [updates_at(config, step) for step in range(4)] == [1, 1, 3, 3]
+    assert [timetable(config).at(step).updates for step in range(4)] == [1, 1, 3, 3]
 
 
 @pytest.mark.parametrize(

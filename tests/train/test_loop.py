@@ -23,7 +23,7 @@ from runs import (
 
 from kdjax import extrapolated, forward_kl, mix, models, policy_gradient, reverse_kl
 from kdjax.config import Checkpointing, Faults, Rollouts, Turn
-from kdjax.config.timetable import turn_at
+from kdjax.config.timetable import timetable
 from kdjax.errors import ConfigError, DataError, DivergedError, PreemptedError, StorageError
 from kdjax.evaluate import mean_entropy
 from kdjax.export import load_run
@@ -56,7 +56,7 @@ def test_turns_and_a_reference(tiny, tmp_path, monkeypatch):
         tiny, prefix="dataset", turns=(turn,), reference=tiny.student, rollouts=Rollouts()
     )
     assert_interrupted_equals_uninterrupted(whole, tmp_path, monkeypatch)
-    turns = [turn_at(whole, step) for step in range(4)]
+    turns = [timetable(whole).turn_at(step) for step in range(4)]
     assert turns == [0, 1, 0, 1]
     assert ["sampler_gap" in record for record in logged(whole)] == [t == 1 for t in turns]
     first = logged(whole)[0]  # the student is its reference at its start: the same log-probability
@@ -380,7 +380,11 @@ def test_a_run_that_diverges_is_saved_as_it_was(tiny, log_every_steps, saved):
     step, state, _ = final_state(config)
     assert step == saved
     assert_bitwise_equal(
-        state.params, init_state(models.load(config.student)[1], optimizer_of(config)).params
+        state.params,
+        init_state(
+            models.load(config.student)[1],
+            optimizer_of(config.curriculum, config.optimizer, timetable(config)),
+        ).params,
     )
     assert (guard_state(state.opt_state).in_a_row, gate_state(state.opt_state).step) == (step, step)
     said = [line for record in logged(config) for line in record["warnings"] if "skipped" in line]
@@ -539,7 +543,7 @@ def test_one_compile_a_length(tiny, monkeypatch):
     traces = []
     programs = parts.programs
     teacher = parts.teachers[""]
-    step = make_step(programs.student, teacher.programs.model, programs.optimizer)
+    step = make_step(programs.student.model, teacher.programs.model, programs.student.optimizer)
 
     def counted(*args):
         traces.append(1)

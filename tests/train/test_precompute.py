@@ -26,9 +26,10 @@ from kdjax.sharding import shard_batch
 from kdjax.step.score import response_states
 from kdjax.storage import run_folder, trajectories
 from kdjax.train import loop as train_module
-from kdjax.train.parts import build as parts_module
-from kdjax.train.parts.build import build, fresh_state, startup_report
-from kdjax.train.parts.precompute import Keep, fill, parse_keep, parse_share
+from kdjax.train.parts import startup
+from kdjax.train.parts.build import asked_of, build, fresh_state
+from kdjax.train.parts.precompute import fill, parse_share
+from kdjax.train.parts.precomputed import Keep, parse_keep
 from kdjax.train.parts.problems import encode
 
 SOURCES = ("teacher", "student", "dataset")
@@ -56,7 +57,7 @@ def stored(config: Config, keep: str | None, name: str = "kept") -> Config:
     """The config, reading from a folder that its own trajectories were written to."""
     folder = Path(config.run).parent / name
     live = build(dataclasses.replace(config, trajectories=None))
-    for asked in live.asked.values():
+    for asked in asked_of(live, live.config.prefix).values():
         fill(asked, str(folder), parse_keep(keep), (0, 1), False)
     return dataclasses.replace(config, trajectories=str(folder))
 
@@ -64,7 +65,7 @@ def stored(config: Config, keep: str | None, name: str = "kept") -> Config:
 def step_of(parts, rollout=None, number: int = 0):
     """(rollout, parameters and optimizer state, metrics) of a step from the start."""
     state = jax.tree.map(jnp.copy, fresh_state(parts))  # the step takes what it is given
-    tag, _ = parts_module.batch_at(parts, number)
+    tag, _ = parts.problems.batch_at(number)
     if rollout is None:
         rollout = train_module._rollout(parts, state, number)
     teacher = parts.teachers[tag]
@@ -110,8 +111,12 @@ def test_kept_states_are_the_teacher_s_bits(tiny, dtype):
     them, bit for bit, and so is a step from it."""
     config = dataclasses.replace(tiny, dtype=dtype)
     parts, live = build(stored(config, "states")), build(config)
-    batch = encode(parts.source, parts.tokenizer, range(8), config, 8)
-    rollout = shard_batch(parts.prefixes[parts.config.prefix][""](batch, None, None, 8), parts.mesh)
+    batch = encode(
+        parts.problems.source, parts.tokenizer, range(8), config.data.max_prompt_tokens, 8
+    )
+    rollout = shard_batch(
+        parts.responses.sources[parts.config.prefix][""](batch, None, None, 8), parts.mesh
+    )
     teacher = live.teachers[""]
     read = jax.jit(lambda params, rollout: response_states(teacher.programs.model, params, rollout))
     states = read(teacher.params, bare(rollout))
@@ -234,7 +239,7 @@ def test_the_cache_is_such_a_folder(tiny, tmp_path):
     """Without --out, `kdjax rollouts` fills the folder that prefix teacher reads: a run after it
     draws nothing."""
     parts = build(tiny)
-    place, drawn = fill(parts.asked[""], None, Keep(), (0, 1), False)
+    place, drawn = fill(asked_of(parts, parts.config.prefix)[""], None, Keep(), (0, 1), False)
     assert place.parent == tmp_path / "cache" / "trajectories"
     assert drawn == 3
     ages = {p: p.stat().st_mtime_ns for p in place.rglob("*")}
@@ -254,12 +259,12 @@ def test_several_teachers(tiny, tmp_path, other_folder):
     cached, live = build(stored(config, "states")), build(config)
     assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == ["teacher add", "teacher sub"]
     assert {"trajectories add", "trajectories sub"} <= set(cached.identities)
-    assert "36 responses of the teacher" in startup_report(cached)
+    assert "36 responses of the teacher" in startup.report(cached)
     widths = {}
     for number in (0, 1):
         rollout, moved, values = step_of(cached, number=number)
         _, wanted_moved, wanted = step_of(live, bare(rollout), number)
-        widths[parts_module.batch_at(cached, number)[0]] = rollout.teacher_states_btd.shape[-1]
+        widths[cached.problems.batch_at(number)[0]] = rollout.teacher_states_btd.shape[-1]
         assert_close(values, wanted)
         assert_close(moved[1], wanted_moved[1])
     assert widths == {"add": 24, "sub": 32}

@@ -23,15 +23,15 @@ from kdjax.losses.combinators import at_temperature
 from kdjax.losses.objectives import negative_log_likelihood
 from kdjax.runtime.console import announce
 from kdjax.sharding import batch_spec, device_bytes, make_mesh
-from kdjax.step.stops import RAW, Stops
+from kdjax.step.score import HeadPlan
+from kdjax.step.stops import Stops
 from kdjax.storage import run_folder
 from kdjax.train import evaluation as examine_module
 from kdjax.train.loop import train
-from kdjax.train.parts import build as parts_module
 from kdjax.train.parts import precompute as prefixes_module
 from kdjax.train.parts import problems, startup
 from kdjax.train.parts import programs as programs_module
-from kdjax.train.parts.build import build, startup_report
+from kdjax.train.parts.build import build
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def edit_json(path: Path, **fields):
 def facts(config: Config) -> dict[str, str]:
     """The report's lines by their subject; notes and warnings are numbered."""
     found: dict[str, str] = {}
-    for line in startup_report(build(config)).splitlines():
+    for line in startup.report(build(config)).splitlines():
         subject, _, rest = line.partition(": ")
         found[f"{subject} {sum(s.startswith(subject) for s in found)}"] = rest
     return found
@@ -213,7 +213,9 @@ def test_a_model_that_is_not_itself(teacher, tokenizer):
         return model._replace(hidden=hidden)
 
     def largest(by: float) -> float:
-        return startup.self_test(unsteady(by), params, tokenizer, make_mesh(2), stops=RAW, chunk=4)
+        return startup.self_test(
+            unsteady(by), params, tokenizer, HeadPlan(4, tokenizer.size, make_mesh(2))
+        )
 
     assert largest(0.0) == 0
     with pytest.raises(DataError, match=r"self-test: .* which must be 0; .* \(cpu\)"):
@@ -226,10 +228,8 @@ def test_both_sides_are_read(teacher, tokenizer):
     tokens = np.int32([tokenizer.encode_prompt("1+1=")])
     rows = (np.int32([1]), np.int32([6]), np.zeros((1, 6), np.float32), np.array([False]))
     other = jax.tree.map(lambda w: 1.1 * w, params)
-    mesh = make_mesh(1)
-    scores = programs_module.jitted_score(
-        model, model, RAW, 4, tokenizer.size, mesh, params, other, Rollout(tokens, *rows)
-    )
+    plan = HeadPlan(4, tokenizer.size, make_mesh(1))
+    scores = programs_module.jitted_score(model, model, plan, params, other, Rollout(tokens, *rows))
     assert min(np.max(kl) for kl in (scores.forward_kl, scores.reverse_kl)) > 1e-4
 
 
@@ -239,7 +239,7 @@ def test_the_run_folder_keeps_it(tiny, capsys):
     train(tiny)
     shown = capsys.readouterr().out
     text = (Path(tiny.run) / run_folder.STARTUP).read_text()
-    assert text == startup_report(build(tiny))
+    assert text == startup.report(build(tiny))
     assert text in shown
     train(dataclasses.replace(tiny, evaluation=dataclasses.replace(tiny.evaluation, samples=2)))
     assert (Path(tiny.run) / run_folder.STARTUP).read_text() == text
@@ -249,7 +249,7 @@ def test_the_self_test_is_compiled_once_a_model(tiny):
     """A study's cells load the same teacher anew and pay for one program."""
     before = programs_module.jitted_score._cache_size()
     for loss in (forward_kl, at_temperature(forward_kl, 3.0)):
-        startup_report(build(dataclasses.replace(tiny, token_loss=loss, head_memory_mib=2)))
+        startup.report(build(dataclasses.replace(tiny, token_loss=loss, head_memory_mib=2)))
     assert programs_module.jitted_score._cache_size() == before + 1
 
 
@@ -267,13 +267,15 @@ def test_step_and_evaluation_take_the_policy(tiny, tokenizer, monkeypatch):
     monkeypatch.setattr(programs_module, "make_step", record)
     monkeypatch.setattr(programs_module, "_compose", programs_module._compose.__wrapped__)
     parts = build(dataclasses.replace(tiny, stops="mask"))
-    assert taken["stops"] == parts.programs.stops == Stops("mask", (pad, end))
+    assert taken["plan"] == parts.programs.head
+    assert parts.programs.head.stops == Stops("mask", (pad, end))
     monkeypatch.setattr(
         examine_module, "evaluate", lambda _, scorer, *a, **k: (a_report([1]), scorer(None, [0]))
     )
     monkeypatch.setattr(examine_module, "jitted_score", lambda *args: args)
     monkeypatch.setattr(examine_module, "rows_on_host", lambda scores: scores)
-    assert parts.programs.stops in examine_module.evaluate_params(parts, parts.initial_params)[1]
+    scored = examine_module.evaluate_params(parts, parts.student.trained)[1]
+    assert parts.programs.head in scored
 
 
 def test_a_teacher_reads_the_student_s_prompt(tiny, tokenizer, monkeypatch):
@@ -289,17 +291,19 @@ def test_a_teacher_reads_the_student_s_prompt(tiny, tokenizer, monkeypatch):
     )
     monkeypatch.setattr(prefixes_module, "sampler_of", lambda *a: taken.append(a[4]) or drawn(*a))
     parts = build(dataclasses.replace(tiny, prefix="teacher"))
-    batch = problems.encode(parts.source, parts.tokenizer, [3], tiny, 8)
-    parts.prefixes[parts.config.prefix][""](batch, parts.initial_params, None, 8)
+    batch = problems.encode(
+        parts.problems.source, parts.tokenizer, [3], tiny.data.max_prompt_tokens, 8
+    )
+    parts.responses.sources[parts.config.prefix][""](batch, parts.student.trained, None, 8)
     asked, stop_ids = taken
     assert stop_ids == (pad, end)
-    assert asked.tokenizer.encode_prompt("1+1=") == tokenizer.encode_prompt("1+1=")
+    assert asked.student.tokenizer.encode_prompt("1+1=") == tokenizer.encode_prompt("1+1=")
 
 
 def test_thinking_reaches_both(tiny, tokenizer):
     """data.thinking switches the rendering of student and teacher alike."""
     parts = build(dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, thinking=True)))
-    rendered = {t.render("1") for t in (parts.tokenizer, parts.teachers[""].tokenizer)}
+    rendered = {t.render("1") for t in (parts.tokenizer, parts.teachers[""].role.tokenizer)}
     assert rendered == {tokenizer.render("1").removesuffix("<think>\n\n</think>\n\n")}
 
 
@@ -309,10 +313,10 @@ def test_the_wording_reaches_both_and_the_report(tiny, tokenizer):
     worded = dataclasses.replace(tiny.data, system_prompt="Add.", prompt_template="Q: {prompt}")
     config = dataclasses.replace(tiny, data=worded)
     parts = build(config)
-    for rendered in (t.render("1") for t in (parts.tokenizer, parts.teachers[""].tokenizer)):
+    for rendered in (t.render("1") for t in (parts.tokenizer, parts.teachers[""].role.tokenizer)):
         assert "system\nAdd.<|im_end|>" in rendered
         assert "user\nQ: 1<|im_end|>" in rendered
-    assert repr(parts.tokenizer.render("1+1=")) in parts_module.startup_report(parts)
+    assert repr(parts.tokenizer.render("1+1=")) in startup.report(parts)
     keys = [examine_module.evaluation_key(c) for c in (tiny, config)]
     assert keys[0] != keys[1]
 

@@ -30,8 +30,8 @@ from kdjax.sharding import shard_batch
 from kdjax.storage import run_folder
 from kdjax.train import loop as train_module
 from kdjax.train.evaluation import _scorer
-from kdjax.train.parts.build import batch_at as parts_batch_at
-from kdjax.train.parts.build import build, fresh_state, startup_report
+from kdjax.train.parts import startup
+from kdjax.train.parts.build import build, fresh_state
 from kdjax.train.parts.problems import encode
 
 
@@ -121,9 +121,9 @@ def test_steps_are_those_of_single_teachers(tiny):
     singles = {tag: build(alone(tiny, tag)) for tag in ("add", "sub")}
     state, taught, metrics = fresh_state(parts), [], []
     for number in range(tiny.steps):
-        tag, rows = batch_at(parts.groups, number, 8, tiny.seed)
+        tag, rows = batch_at(parts.problems.groups, number, 8, tiny.seed)
         taught.append(tag)
-        assert {parts.source.problem(row).tag for row in rows} == {tag}
+        assert {parts.problems.source.problem(row).tag for row in rows} == {tag}
         rollout = train_module._rollout(parts, state, number)
         (teacher,) = singles[tag].teachers.values()
         state, values = teacher.programs.steps[0](
@@ -153,10 +153,10 @@ def flops_by_hand(config: Config) -> float:
     prompt = np.mean([len(parts.tokenizer.encode_prompt(f"{n}+1=")) for n in range(36)])
     total = 0.0
     for record in run_folder.read_metrics(Path(config.run)):
-        tag, new = parts_batch_at(parts, int(record["step"]) - 1)[0], record["response_length"]
-        teacher = models.read_config(Path(parts.teachers[tag].name))
+        tag, new = parts.problems.batch_at(int(record["step"]) - 1)[0], record["response_length"]
+        teacher = models.read_config(parts.teachers[tag].role.folder)
         sizes = (8 * prompt, 8 * new, prompt + new)
-        total += sum(flops.student(parts.programs.student.config, *sizes))
+        total += sum(flops.student(parts.roles.student.shape, *sizes))
         total += 2 * flops.response(teacher, *sizes)
     return total
 
@@ -165,12 +165,17 @@ def test_trajectories_are_of_the_tag_s_teacher(tiny):
     """The responses for a tag's problems are those that its teacher gives in a run of its own."""
     config = dataclasses.replace(tiny, prefix="teacher")
     parts = build(config)
-    for tag, rows in parts.groups.items():
-        batch = encode(parts.source, parts.tokenizer, rows[[5, 2]], config, 8)
+    for tag, rows in parts.problems.groups.items():
+        batch = encode(
+            parts.problems.source, parts.tokenizer, rows[[5, 2]], config.data.max_prompt_tokens, 8
+        )
         single = build(alone(config, tag))
         found, wanted = (
             p(batch, None, None, 8)
-            for p in (parts.prefixes["teacher"][tag], single.prefixes["teacher"][""])
+            for p in (
+                parts.responses.sources["teacher"][tag],
+                single.responses.sources["teacher"][""],
+            )
         )
         for ours, theirs in zip(found, wanted, strict=True):
             if ours is not None:  # other rows beside them: other rounding of log-probabilities
@@ -187,10 +192,10 @@ def test_evaluation_scores_each_problem_against_its_teacher(tiny):
     source = file_source(tiny.evaluation.file)
     problems = [0, 1, 2, 3, 4, 5, 5, 5]
     rollout = rollout_of(parts, source, problems)
-    mixed = _scorer(parts, parts.initial_params, source)(rollout, problems)
+    mixed = _scorer(parts, parts.student.trained, source)(rollout, problems)
     for tag in ("add", "sub"):
         single = build(alone(tiny, tag))
-        scores = _scorer(single, single.initial_params, source)(rollout, problems)
+        scores = _scorer(single, single.student.trained, source)(rollout, problems)
         own = [row for row, p in enumerate(problems) if source.problem(p).tag == tag]
         for name in ("forward_kl", "reverse_kl", "student_logp", "teacher_logp"):
             ours, theirs = (np.asarray(getattr(s, name)) for s in (mixed, scores))
@@ -200,10 +205,10 @@ def test_evaluation_scores_each_problem_against_its_teacher(tiny):
 
 
 def rollout_of(parts, source, problems):
-    batch = encode(source, parts.tokenizer, problems, parts.config, 8)
+    batch = encode(source, parts.tokenizer, problems, parts.config.data.max_prompt_tokens, 8)
     batch = shard_batch(batch, parts.mesh)
-    return parts.prefixes[parts.config.prefix]["add"](
-        batch, parts.sampler_params(parts.initial_params), jax.random.key(0), 8
+    return parts.responses.sources[parts.config.prefix]["add"](
+        batch, parts.sampler_params(parts.student.trained), jax.random.key(0), 8
     )
 
 
@@ -225,7 +230,7 @@ def test_the_start_is_reported_for_each_teacher(tiny):
     path = Path(config.data.file)
     path.write_text(path.read_text() + path.read_text().replace('"add"', '"bdd"'))
     parts = build(config)
-    said = startup_report(parts).splitlines()
+    said = startup.report(parts).splitlines()
     add, sub = (text.partition("=")[2] for text in tiny.teachers)
     assert said[:3] == [
         f"teacher add: {add}, for 24 problems",
@@ -282,7 +287,7 @@ def test_a_teacher_on_its_own_devices_gives_the_same_step(tiny, apart, rows, mic
         np.testing.assert_allclose(other[1][name], value, rtol=1e-4, err_msg=name)
     for ours, theirs in zip(*map(jax.tree.leaves, (other[0], one[0])), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max())
-    trees = (parts.programs.state.params, parts.teachers["add"].params)
+    trees = (parts.programs.student.state.params, parts.teachers["add"].params)
     held = [jax.tree.leaves(tree)[0].sharding.device_set for tree in trees]
     assert [len(devices) for devices in held] == [8 - apart, apart]
     assert not held[0] & held[1]
@@ -291,7 +296,7 @@ def test_a_teacher_on_its_own_devices_gives_the_same_step(tiny, apart, rows, mic
 def step_of(parts):
     """(optimizer state, metrics) after the first step, on the host."""
     state, teacher = fresh_state(parts), parts.teachers["add"]
-    assert batch_at(parts.groups, 0, 1, 0)[0] == "add"
+    assert batch_at(parts.problems.groups, 0, 1, 0)[0] == "add"
     rollout = teacher.programs.read(teacher.params, train_module._rollout(parts, state, 0))
     nan = jnp.float32(np.nan)
     state, values = teacher.programs.steps[0](state, teacher.given, rollout, nan, None)
@@ -316,5 +321,5 @@ def test_devices_that_do_not_divide_are_refused(tiny):
     for apart, says in ((8, "leaves none of 8 devices"), (3, "the teacher's 3 devices")):
         with pytest.raises(ConfigError, match=says):
             build(dataclasses.replace(tiny, layout=Layout(teacher_devices=apart)))
-    with pytest.raises(ConfigError, match="8 rows, which can't be dealt over 7 devices"):
+    with pytest.raises(ConfigError, match="8 rows, which can't be sharded over 7 devices"):
         build(dataclasses.replace(tiny, layout=Layout(teacher_devices=1)))

@@ -1,4 +1,4 @@
-"""What is in a dataset, and what of it is in benchmarks too: `kdjax data check`."""
+"""The check of a dataset: what is in it, and what of it is in benchmarks (`kdjax data check`)."""
 
 from __future__ import annotations
 

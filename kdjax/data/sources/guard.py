@@ -78,10 +78,10 @@ def _check_json(path: Path) -> None:
             try:
                 value = json.loads(text.decode("utf-8-sig"))
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{where}: not JSON ({one_line(error)}); mend it") from None
+                raise DataError(f"{where}: not JSON ({one_line(error)}); fix it") from None
             rows = value if whole else [value]
             if not all(isinstance(row, dict) for row in rows):
-                raise DataError(f"{where}: a row must be a JSON object; mend it")
+                raise DataError(f"{where}: a row must be a JSON object; fix it")
             if text.count(b"[") + text.count(b"{") > DEEPEST and _depth(rows) > DEEPEST:
                 raise DataError(f"{where}: more than {DEEPEST} levels of lists and objects")
 

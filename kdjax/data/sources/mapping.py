@@ -1,4 +1,4 @@
-"""Which columns of a dataset become a problem's fields, and by which functions."""
+"""Mappings: which columns of a dataset become a problem's fields, and by which functions."""
 
 from __future__ import annotations
 

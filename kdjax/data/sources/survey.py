@@ -134,7 +134,7 @@ def read_row(mapping: Mapping, title: str, index: int, row: Row) -> Problem | st
             _field(mapping.tag, row) or "",
         )
     except ValueError as error:
-        raise DataError(f"{title}/{index}: {error}; mend that row") from error
+        raise DataError(f"{title}/{index}: {error}; fix that row") from error
 
 
 def _field(column: Column | None, row: Row) -> str | None:

@@ -1,4 +1,4 @@
-"""A config's trajectories: whose responses, drawn how, with what is kept of its teacher.
+"""Trajectories of a config: whose responses, drawn how, with what is kept of its teacher.
 
 `kdjax rollouts` fills a folder with them (kdjax/storage/trajectories.py), ahead of training; the
 prefix source teacher fills one in the cache, as problems are asked for.
@@ -11,59 +11,34 @@ import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-from urllib.parse import quote
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from kdjax import models
-from kdjax.base import Batch, Key, Params, PrefixSource, Samples, Trajectories
-from kdjax.config.schema import Config
+from kdjax.base import Batch, Key, Model, Params, PrefixSource, Samples, Trajectories
+from kdjax.config.schema import Config, Prefix
 from kdjax.data import batches
-from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import ConfigError, DataError
 from kdjax.rollouts.engine import open_engine
-from kdjax.rollouts.prefix import assemble_samples, dataset_samples, from_trajectories
+from kdjax.rollouts.prefix import (
+    assemble_samples,
+    dataset_samples,
+    from_teacher,
+    from_trajectories,
+)
 from kdjax.rollouts.widths import trim
 from kdjax.runtime import processes
+from kdjax.runtime.files import differences
 from kdjax.sharding import owners, pad_rows, shard_batch
-from kdjax.step.score import response_states, response_top_k
+from kdjax.step.score import HeadPlan, response_states, response_top_k
 from kdjax.storage import trajectories as folders
-from kdjax.train.parts.programs import Programs, head_chunk, read_by_sampler, sampler_of
-from kdjax.train.parts.teachers import Teacher, title
-
-
-class Keep(NamedTuple):
-    """What is kept of the teacher at each response token: nothing, its last hidden state in the
-    compute dtype (states), or its k most probable tokens and their tail (top_k)."""
-
-    kind: Literal["nothing", "states", "top_k"] = "nothing"
-    k: int = 0
-
-    def __str__(self) -> str:
-        return f"top_k={self.k}" if self.kind == "top_k" else self.kind
-
-
-NOTHING = Keep()
-
-
-def parse_keep(text: str | None) -> Keep:
-    """What --keep says. Errors: ConfigError.
-
-    >>> parse_keep("top_k=64")
-    Keep(kind='top_k', k=64)
-    """
-    if text in (None, "nothing"):
-        return NOTHING
-    if text == "states":
-        return Keep("states")
-    found = re.fullmatch(r"top_k=([1-9]\d*)", text or "")
-    if not found:
-        raise ConfigError(f"--keep is states or top_k=K, such as top_k=64, got {text!r}")
-    return Keep("top_k", int(found[1]))
+from kdjax.train.parts.precomputed import NOTHING, Keep, Stored, of_tag
+from kdjax.train.parts.problems import encode
+from kdjax.train.parts.programs import Programs, read_by_sampler, sampler_of
+from kdjax.train.parts.roles import Role
+from kdjax.train.parts.teachers import Teacher
 
 
 def parse_share(text: str | None) -> tuple[int, int]:
@@ -82,12 +57,14 @@ def parse_share(text: str | None) -> tuple[int, int]:
 
 
 class Asked(NamedTuple):
-    """A tag's problems and everything that answers them: `rows` of the source, the teacher that
-    reads the responses, and what draws them as the student, with its initial parameters."""
+    """A tag's problems and everything that answers them, whose responses are `prefix`'s: `rows` of
+    the source, the student, the teacher that reads the responses, and what draws them as the
+    student, with its initial parameters."""
 
     config: Config
+    prefix: Prefix
     programs: Programs
-    tokenizer: Tokenizer
+    student: Role
     teacher: Teacher
     tag: str
     rows: np.ndarray
@@ -99,9 +76,10 @@ class Asked(NamedTuple):
 def settings_of(asked: Asked, keep: Keep) -> dict[str, Any]:
     """Everything that decides what the trajectories of these problems are, as JSON values; of a
     teacher without a name nothing is known."""
-    config, tokenizer, teacher = asked.config, asked.tokenizer, asked.teacher
+    config, prefix, tokenizer = asked.config, asked.prefix, asked.student.tokenizer
+    teacher = asked.teacher.role
     found = batches.source_key(asked.source, tokenizer, config.data.max_prompt_tokens) | {
-        "prefix": config.prefix,
+        "prefix": prefix,
         "vocabulary": tokenizer.size,
         "rows": len(asked.rows),
         "chunk_rows": folders.CHUNK_ROWS,
@@ -111,23 +89,22 @@ def settings_of(asked: Asked, keep: Keep) -> dict[str, Any]:
     }
     if asked.tag:
         found["tag"] = asked.tag
-    if config.prefix != "dataset":
+    if prefix != "dataset":
         found |= {"sampling": dataclasses.asdict(config.sampling), "seed": config.seed}
         found["kv_cache"] = config.rollouts.kv_cache
         if config.rollouts.engine is not None:
             found["engine"] = config.rollouts.engine_model or "the model's own name"
-    if config.prefix != "teacher":
+    if prefix != "teacher":
         found["stop_ids"] = list(tokenizer.stop_ids)
-    if config.prefix == "student":
-        found["weights"] = models.identity(models.find(config.student))
-    if teacher.name is None:
+    if prefix == "student":
+        found["weights"] = asked.student.identity
+    if teacher is None:
         return found
-    identity = models.identity(models.find(teacher.name))
-    if config.prefix == "teacher":
-        found |= {"weights": identity, "stop_ids": list(teacher.tokenizer.stop_ids)}
+    if prefix == "teacher":
+        found |= {"weights": teacher.identity, "stop_ids": list(teacher.tokenizer.stop_ids)}
     if keep != NOTHING:
-        found |= {"teacher": identity, "teacher_stop_ids": list(teacher.tokenizer.stop_ids)}
-    if keep != NOTHING or config.prefix == "teacher":
+        found |= {"teacher": teacher.identity, "teacher_stop_ids": list(teacher.tokenizer.stop_ids)}
+    if keep != NOTHING or prefix == "teacher":
         found["teacher_weights"] = config.teacher_weights
     return found
 
@@ -150,7 +127,38 @@ def from_cache(asked: Asked, needed: Callable[[], np.ndarray]) -> PrefixSource:
     read = functools.cache(open_cache)
     if together:
         read()
-    return from_trajectories(lambda rows: read()(np.searchsorted(asked.rows, rows)))
+    return from_teacher(lambda rows: read()(np.searchsorted(asked.rows, rows)).samples)
+
+
+DECISIVE = (
+    "prefix", "problems", "tokenizer", "template", "tag", "rows", "weights", "sampling", "stop_ids",
+)  # fmt: skip
+OF_TEACHER = ("teacher", "vocabulary", "dtype", "teacher_weights", "teacher_stop_ids")
+"""Settings that a config must share with a folder of responses, and of kept teacher outputs."""
+
+
+def from_stored(asked: Asked, stored: Stored) -> PrefixSource:
+    """The responses of a folder, once its settings are known to be those of the config.
+
+    Errors: ConfigError naming the settings that differ.
+    """
+    wanted = settings_of(asked, stored.keep)
+    names = DECISIVE if stored.keep == NOTHING else (*DECISIVE, *OF_TEACHER)
+    unknown: tuple[str, ...] = ()
+    if asked.teacher.role is None:  # its files may be elsewhere
+        of_it = ("weights", "stop_ids") if asked.prefix == "teacher" else ()
+        unknown = ("teacher", "teacher_weights", "teacher_stop_ids", *of_it)
+    old, new = (
+        {n: s[n] for n in names if n in s and n not in unknown} for s in (stored.settings, wanted)
+    )
+    changed = differences(old, new)
+    if changed:
+        raise ConfigError(
+            f"trajectories {stored.path} are not this config's: {'; '.join(changed)};"
+            " set the old values, or draw others: kdjax rollouts CONFIG --out FOLDER"
+        )
+    read = folders.reader(stored.path, stored.settings)
+    return from_trajectories(lambda rows: read(np.searchsorted(asked.rows, rows)))
 
 
 def _fill_together(
@@ -185,11 +193,12 @@ def fill(
     Errors: ConfigError for something to keep without a teacher, or more than its vocabulary; and
     as `trajectories.fill`.
     """
-    if keep != NOTHING and asked.teacher.name is None:
+    if keep != NOTHING and asked.teacher.role is None:
         raise ConfigError(f"--keep {keep} needs a teacher; set teacher, or leave --keep out")
-    if keep.k > asked.tokenizer.size:
+    if keep.k > asked.student.tokenizer.size:
         raise ConfigError(
-            f"--keep {keep} is over the vocabulary of {asked.tokenizer.size} tokens; keep fewer"
+            f"--keep {keep} is over the vocabulary of {asked.student.tokenizer.size} tokens; keep"
+            " fewer"
         )
     settings = settings_of(asked, keep)
     place = folders.place_of(Path(asked.config.cache), settings)
@@ -197,11 +206,6 @@ def fill(
         place = of_tag(Path(out), asked.tag)
     made = folders.fill(place, settings, drawer(asked, keep), share=share, redo=redo)
     return place, made
-
-
-def of_tag(folder: Path, tag: str) -> Path:
-    """Where a tag's trajectories lie: in a folder beneath, unless it is everybody's."""
-    return folder / quote(title(tag), safe=" ") if tag else folder
 
 
 def drawer(asked: Asked, keep: Keep, reads: Params | None = None) -> folders.Draw:
@@ -218,7 +222,7 @@ def drawer(asked: Asked, keep: Keep, reads: Params | None = None) -> folders.Dra
 
 def _draw_samples(asked: Asked, rows: np.ndarray, reads: Params | None) -> Samples:
     """Responses to the student's prompts, token by token; the teacher stops in its own way."""
-    prefix, length = asked.config.prefix, asked.config.curriculum.lengths[-1]
+    prefix, length = asked.prefix, asked.config.curriculum.lengths[-1]
     if prefix == "dataset":
         batches.require_solutions(asked.source, [int(row) for row in rows])
     sources: dict[str, Callable[[Batch], Samples]] = {
@@ -233,9 +237,11 @@ def _draw_samples(asked: Asked, rows: np.ndarray, reads: Params | None) -> Sampl
 
 def _as_teacher(asked: Asked, batch: Batch, length: int, reads: Params | None) -> Samples:
     config, teacher, mesh = asked.config, asked.teacher, asked.programs.teacher_mesh
-    model, stop_ids = teacher.programs.sampler, teacher.tokenizer.stop_ids
+    model, role = teacher.programs.sampler, teacher.role
     assert model is not None  # validate: prefix teacher has one
-    draw = sampler_of(config, mesh, model, config.sampling, stop_ids, asked.tokenizer.size)
+    assert role is not None
+    stop_ids, size = role.tokenizer.stop_ids, role.tokenizer.size
+    draw = sampler_of(config.rollouts, mesh, model, config.sampling, stop_ids, size)
     return draw(_teacher_reads(asked) if reads is None else reads, batch, asked.key, length)
 
 
@@ -250,13 +256,13 @@ def _by_engine(asked: Asked, batch: Batch, length: int) -> Samples:
     was."""
     config, rollouts = asked.config, asked.config.rollouts
     assert rollouts.engine is not None
-    as_teacher = config.prefix == "teacher"
-    own = asked.teacher.name if as_teacher else config.student
+    own = asked.teacher.role if asked.prefix == "teacher" else asked.student
+    assert own is not None
     sampler = open_engine(
         rollouts.engine,
-        rollouts.engine_model or str(own),
-        stop_ids=(asked.teacher.tokenizer if as_teacher else asked.tokenizer).stop_ids,
-        vocabulary=asked.tokenizer.size,
+        rollouts.engine_model or own.name,
+        stop_ids=own.tokenizer.stop_ids,
+        vocabulary=asked.student.tokenizer.size,
         sampling=config.sampling,
         log_probs=rollouts.engine_log_probs,
     )
@@ -264,13 +270,8 @@ def _by_engine(asked: Asked, batch: Batch, length: int) -> Samples:
 
 
 def _encode(asked: Asked, rows: np.ndarray) -> Batch:
-    return batches.encode_batch(
-        asked.source,
-        [int(row) for row in rows],
-        asked.tokenizer,
-        max_prompt_tokens=asked.config.data.max_prompt_tokens,
-        max_new_tokens=asked.config.curriculum.lengths[-1],
-    )
+    prompt, length = asked.config.data.max_prompt_tokens, asked.config.curriculum.lengths[-1]
+    return encode(asked.source, asked.student.tokenizer, rows, prompt, length)
 
 
 def _read(asked: Asked, keep: Keep, rows: np.ndarray, samples: Samples) -> Trajectories:
@@ -281,8 +282,7 @@ def _read(asked: Asked, keep: Keep, rows: np.ndarray, samples: Samples) -> Traje
     assert model is not None
     apart = mesh is not programs.mesh
     at_once = config.batch_size if apart else config.batch_size // config.micro_batches
-    chunk = head_chunk(config, mesh, asked.tokenizer.size)
-    read = _reader(model, keep, chunk, asked.tokenizer.size, mesh)
+    read = _reader(model, keep, programs.head._replace(mesh=mesh))
     width, whole = samples.tokens_bt.shape[1], None
     for first in range(0, len(rows), at_once):
         own = np.arange(first, min(first + at_once, len(rows)))
@@ -301,9 +301,8 @@ def _read(asked: Asked, keep: Keep, rows: np.ndarray, samples: Samples) -> Traje
 
 
 @functools.lru_cache(maxsize=8)  # compiled once for all chunks
-def _reader(model, keep: Keep, chunk: int, vocabulary: int, mesh: Mesh):
+def _reader(model: Model, keep: Keep, plan: HeadPlan):
     """read(params, rollout) -> what is kept of the teacher, [B, T, ...]."""
     if keep.kind == "states":
         return jax.jit(functools.partial(response_states, model))
-    best = functools.partial(response_top_k, model, k=keep.k, chunk=chunk)
-    return jax.jit(functools.partial(best, vocabulary=vocabulary, mesh=mesh))
+    return jax.jit(functools.partial(response_top_k, model, k=keep.k, plan=plan))

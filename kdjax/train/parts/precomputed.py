@@ -1,23 +1,49 @@
-"""Training from a folder of trajectories: what it must share with the config, how it is read."""
+"""Folders of trajectories that a run is trained from: what they keep, and what they can serve."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+from urllib.parse import quote
 
-import numpy as np
-
-from kdjax.base import PrefixSource
 from kdjax.config.schema import Config, teacher_models
-from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import ConfigError
 from kdjax.losses.combinators import runs_on
 from kdjax.losses.composition import describe as describe_function
-from kdjax.rollouts.prefix import from_trajectories
-from kdjax.runtime.files import differences
 from kdjax.storage import trajectories as folders
-from kdjax.train.parts.precompute import NOTHING, Asked, Keep, of_tag, parse_keep, settings_of
+from kdjax.train.parts.roles import Roles, title
+
+
+class Keep(NamedTuple):
+    """What is kept of the teacher at each response token: nothing, its last hidden state in the
+    compute dtype (states), or its k most probable tokens and their tail (top_k)."""
+
+    kind: Literal["nothing", "states", "top_k"] = "nothing"
+    k: int = 0
+
+    def __str__(self) -> str:
+        return f"top_k={self.k}" if self.kind == "top_k" else self.kind
+
+
+NOTHING = Keep()
+
+
+def parse_keep(text: str | None) -> Keep:
+    """What --keep says. Errors: ConfigError.
+
+    >>> parse_keep("top_k=64")
+    Keep(kind='top_k', k=64)
+    """
+    if text in (None, "nothing"):
+        return NOTHING
+    if text == "states":
+        return Keep("states")
+    found = re.fullmatch(r"top_k=([1-9]\d*)", text or "")
+    if not found:
+        raise ConfigError(f"--keep is states or top_k=K, such as top_k=64, got {text!r}")
+    return Keep("top_k", int(found[1]))
 
 
 class Stored(NamedTuple):
@@ -98,45 +124,17 @@ def stop_ids(stored: dict[str, Stored]) -> tuple[int, ...]:
     return tuple(i for s in stored.values() for i in s.settings.get("teacher_stop_ids", ()))
 
 
-def tokenizer_of(stored: dict[str, Stored], tokenizer: Tokenizer, known: bool) -> Tokenizer:
-    """The student's tokenizer with the vocabulary of the kept outputs, where no teacher is `known`
-    whose own would say it."""
-    if known or kept_of(stored) == NOTHING:
-        return tokenizer
-    return tokenizer._replace(
-        size=min(tokenizer.size, *(s.settings["vocabulary"] for s in stored.values()))
-    )
+def limited(roles: Roles, stored: dict[str, Stored]) -> Roles:
+    """The roles with the vocabulary of the kept outputs, where there is no teacher whose own would
+    say it."""
+    if any(roles.teachers.values()) or kept_of(stored) == NOTHING:
+        return roles
+    return roles.limited(min(s.settings["vocabulary"] for s in stored.values()))
 
 
-DECISIVE = (
-    "prefix", "problems", "tokenizer", "template", "tag", "rows", "weights", "sampling", "stop_ids",
-)  # fmt: skip
-OF_TEACHER = ("teacher", "vocabulary", "dtype", "teacher_weights", "teacher_stop_ids")
-"""Settings that a config must share with a folder of responses, and of kept teacher outputs."""
-
-
-def from_stored(asked: Asked, stored: Stored) -> PrefixSource:
-    """The responses of a folder, once its settings are known to be those of the config.
-
-    Errors: ConfigError naming the settings that differ.
-    """
-    wanted = settings_of(asked, stored.keep)
-    names = DECISIVE if stored.keep == NOTHING else (*DECISIVE, *OF_TEACHER)
-    unknown: tuple[str, ...] = ()
-    if asked.teacher.name is None:  # its files may be elsewhere
-        of_it = ("weights", "stop_ids") if asked.config.prefix == "teacher" else ()
-        unknown = ("teacher", "teacher_weights", "teacher_stop_ids", *of_it)
-    old, new = (
-        {n: s[n] for n in names if n in s and n not in unknown} for s in (stored.settings, wanted)
-    )
-    changed = differences(old, new)
-    if changed:
-        raise ConfigError(
-            f"trajectories {stored.path} are not this config's: {'; '.join(changed)};"
-            " set the old values, or draw others: kdjax rollouts CONFIG --out FOLDER"
-        )
-    read = folders.reader(stored.path, stored.settings)
-    return from_trajectories(lambda rows: read(np.searchsorted(asked.rows, rows)))
+def of_tag(folder: Path, tag: str) -> Path:
+    """Where a tag's trajectories lie: in a folder beneath, unless it is everybody's."""
+    return folder / quote(title(tag), safe=" ") if tag else folder
 
 
 def identities(config: Config) -> dict[str, str]:
@@ -150,11 +148,11 @@ def identities(config: Config) -> dict[str, str]:
     }
 
 
-def describe(config: Config, stored: dict[str, Stored]) -> str | None:
+def describe(folder: str | None, stored: dict[str, Stored]) -> str | None:
     """What of a run is read from its folders, for people; None where nothing is.
 
     >>> settings = {"prefix": "student", "rows": 9, "max_new_tokens": 8}
-    >>> describe(Config(trajectories="f"), {"": Stored(Path("f"), settings, Keep("top_k", 64))})
+    >>> describe("f", {"": Stored(Path("f"), settings, Keep("top_k", 64))})
     '9 responses of the student, up to 8 tokens, from f; kept of the teacher: top_k=64'
     """
     if not stored:
@@ -163,5 +161,5 @@ def describe(config: Config, stored: dict[str, Stored]) -> str | None:
     rows = sum(s.settings["rows"] for s in stored.values())
     return (
         f"{rows} responses of the {first['prefix']}, up to {first['max_new_tokens']} tokens, from"
-        f" {config.trajectories}; kept of the teacher: {keep}"
+        f" {folder}; kept of the teacher: {keep}"
     )

@@ -1,46 +1,75 @@
-"""train.parts.problems."""
+"""The problems of a run by their purposes, and the random key of each purpose."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
 
 from kdjax.base import Batch, Key
-from kdjax.config.schema import Config
-from kdjax.config.timetable import methods
+from kdjax.config.schema import Config, Curriculum, Data, Evaluation
+from kdjax.config.timetable import Timetable
 from kdjax.data import batches
 from kdjax.data.tokenizer import Tokenizer
+from kdjax.errors import ConfigError
 
 ROLLOUT, MEASURE, EVALUATE, TRAJECTORIES, ADAPTER, PROGRESS = range(6)  # purposes of the run key
 
 
-def training_source(config: Config) -> batches.Source:
-    """The problems that a config trains on; where it trains on worked responses, those that bring
-    one."""
-    source = _named_or_file(config.data.name, config.data.file, "train", config.data.columns)
+class Problems(NamedTuple):
+    """What a run trains on: problems, which rows of them are whose (by tag), and how batches are
+    taken from them."""
+
+    source: batches.Source
+    groups: batches.Groups
+    batch_size: int
+    seed: int
+
+    def batch_at(self, step: int) -> tuple[str, list[int]]:
+        """(tag, rows of the source) that step `step` is trained on."""
+        return batches.batch_at(self.groups, step, self.batch_size, self.seed)
+
+
+def open_problems(config: Config, table: Timetable, tags: Iterable[str]) -> Problems:
+    """The training problems of a config, for teachers of these tags. Errors: ConfigError for fewer
+    than a batch of some tag, DataError for a worked response that is missing."""
+    source = training_source(config.data, table)
+    groups = batches.group_by_tag(source, list(tags))
+    rewarded = all(method.rewarded for method in table.methods)
+    asked = config.batch_size // (config.rl.group_size if rewarded else 1)
+    for tag, rows in groups.items():
+        if asked > len(rows):
+            of_tag = f" of tag {tag!r}" if tag else ""
+            raise ConfigError(
+                f"batch_size {config.batch_size} is over the {len(rows)} training problems{of_tag};"
+                " a problem would be sampled twice with one key"
+            )
+    if table.draws("dataset"):
+        batches.require_solutions(source, [0])
+    return Problems(source, groups, config.batch_size, config.seed)
+
+
+def training_source(data: Data, table: Timetable) -> batches.Source:
+    """The problems that are trained on; where worked responses are, those that bring one."""
+    source = _named_or_file(data.name, data.file, "train", data.columns)
     if source is not None:
-        needs = any(method.prefix == "dataset" for method in methods(config))
-        return batches.with_solutions(source) if needs else source
-    return batches.task_source(config.data.task, "train", config.data.problems, config.data.terms)
+        return batches.with_solutions(source) if table.draws("dataset") else source
+    return batches.task_source(data.task, "train", data.problems, data.terms)
 
 
-def heldout_source(config: Config) -> batches.Source:
+def heldout_source(data: Data, curriculum: Curriculum) -> batches.Source:
     """The problems that the entropy gate measures on, disjoint from training and test."""
-    curriculum = config.curriculum
-    source = _named_or_file(
-        curriculum.heldout_name, curriculum.heldout_file, "train", config.data.columns
-    )
+    source = _named_or_file(curriculum.heldout_name, curriculum.heldout_file, "train", data.columns)
     return source or batches.task_source(
-        config.data.task, "heldout", config.curriculum.heldout_problems, config.data.terms
+        data.task, "heldout", curriculum.heldout_problems, data.terms
     )
 
 
-def test_source(config: Config) -> batches.Source:
+def test_source(data: Data, evaluation: Evaluation) -> batches.Source:
     """The problems that a run is evaluated on."""
-    settings = config.evaluation
-    source = _named_or_file(settings.name, settings.file, "test", settings.columns)
-    return source or batches.task_source(
-        config.data.task, "test", settings.problems, config.data.terms
-    )
+    source = _named_or_file(evaluation.name, evaluation.file, "test", evaluation.columns)
+    return source or batches.task_source(data.task, "test", evaluation.problems, data.terms)
 
 
 def _named_or_file(
@@ -51,15 +80,23 @@ def _named_or_file(
     return None if file is None else batches.file_source(file, columns)
 
 
-def run_key(config: Config, purpose: int, step: int = 0) -> Key:
-    """The key of a purpose at a step: the same whenever it is asked for; nothing is saved."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), purpose), step)
-
-
 def encode(
-    source: batches.Source, tokenizer: Tokenizer, indices, config: Config, length: int
+    source: batches.Source,
+    tokenizer: Tokenizer,
+    indices: Iterable[int],
+    max_prompt_tokens: int,
+    length: int,
 ) -> Batch:
-    limit = config.data.max_prompt_tokens
+    """Problems of a source as a batch whose responses may have so many tokens."""
     return batches.encode_batch(
-        source, [int(i) for i in indices], tokenizer, max_prompt_tokens=limit, max_new_tokens=length
+        source,
+        [int(i) for i in indices],
+        tokenizer,
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=length,
     )
+
+
+def run_key(seed: int, purpose: int, step: int = 0) -> Key:
+    """The key of a purpose at a step: the same whenever it is asked for; nothing is saved."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)

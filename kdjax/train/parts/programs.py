@@ -1,4 +1,4 @@
-"""A config's programs, from shapes alone: models on a mesh, the sampler, the training step.
+"""Programs of a config, from shapes alone: models on a mesh, the sampler, the training step.
 
 What trains, what is planned ahead of time and what is measured are these same functions.
 """
@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 from kdjax import models
 from kdjax.base import Model, Params, Rollout, Sampler, Sampling, Scores
 from kdjax.config.as_json import as_dict
-from kdjax.config.schema import Config
-from kdjax.config.timetable import measured_before, methods, turn_at, updates_of
-from kdjax.models import DecoderConfig
+from kdjax.config.schema import Config, Curriculum, Optimizer, Rollouts
+from kdjax.config.timetable import Timetable
+from kdjax.models.config import DecoderConfig
 from kdjax.models.linear import LoRA
 from kdjax.models.lora import adapter_of, make_lora
 from kdjax.rollouts.sampler import CACHE_BYTES, open_sampler
@@ -39,33 +39,52 @@ from kdjax.sharding import (
 from kdjax.step.gate import POLICIES, entropy_gate
 from kdjax.step.head import chunk_tokens
 from kdjax.step.optimizer import make_optimizer
-from kdjax.step.score import response_states, sampled_logp, score
+from kdjax.step.score import HeadPlan, response_states, sampled_logp, score
 from kdjax.step.stops import Stops
 from kdjax.step.update import abstract_state, make_step
 from kdjax.train.parts.shapes import Shapes, check_layout, teacher_shapes
 
 
-def optimizer_of(config: Config) -> optax.GradientTransformationExtraArgs:
+def optimizer_of(
+    curriculum: Curriculum, settings: Optimizer, table: Timetable
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer that a config asks for, the gate's history as long as its run needs."""
-    curriculum = config.curriculum
     gate = entropy_gate(
         curriculum.lengths,
         curriculum.entropy_threshold_nats,
         entropy_threshold_share=curriculum.entropy_threshold_share,
         policy=POLICIES[curriculum.policy],
-        measurements=max(1, len(measured_before(config))),  # Orbax keeps no empty array
+        measurements=max(1, len(table.measured)),  # Orbax keeps no empty array
     )
-    of_each = [updates_of(method) for method in methods(config)]
-    updates = sum(of_each[turn_at(config, step)] for step in range(config.steps))
-    return make_optimizer(steps=updates, gate=gate, **as_dict(config.optimizer))
+    return make_optimizer(steps=table.updates(), gate=gate, **as_dict(settings))
+
+
+class StudentPrograms(NamedTuple):
+    """What of a config's programs belongs to the student; of parameters and state the shapes, with
+    shardings.
+
+    - model reads params; learner is the model as the step differentiates it (remat, adapters).
+    - state holds what is trained, frozen the base beside an adapter (`lora`).
+    - to_sampler(params) -> parameters as `sampler` reads them: narrowed to the compute dtype, and
+      whole on each device but for the tensor axis, on this process's devices.
+    """
+
+    model: Model
+    learner: Model
+    sampler: Model
+    optimizer: Any
+    lora: LoRA | None
+    params: Params
+    state: Any
+    frozen: Params | None
+    to_sampler: Callable[[Params], Params]
 
 
 class TeacherPrograms(NamedTuple):
     """What of a config's programs belongs to one teacher; without a teacher the steps alone.
 
-    - steps: of each of the config's `methods` a step(state, teacher_params, rollout,
-      heldout_entropy_nats, frozen) -> (state, metrics); the state holds what is trained, frozen the
-      student's base where that is an adapter (`lora`).
+    - steps: of each of the timetable's methods a step(state, teacher_params, rollout,
+      heldout_entropy_nats, frozen) -> (state, metrics).
     - model reads params (shapes here), sampler what `to_sampler` makes of them.
     - A teacher on a mesh of its own is read there: read(params, rollout) -> the rollout with its
       states, and give(params) -> what remains to be read of it (its head), both on the student's
@@ -74,7 +93,7 @@ class TeacherPrograms(NamedTuple):
       alone.
     """
 
-    steps: tuple[Any, ...]
+    steps: tuple[Any, ...] = ()
     model: Model | None = None
     sampler: Model | None = None
     params: Params | None = None
@@ -83,43 +102,39 @@ class TeacherPrograms(NamedTuple):
     give: Callable[[Params], Params] = lambda params: params
 
 
-class Programs(NamedTuple):
-    """Jitted functions of a config on a mesh, and the shapes (with shardings) that they take.
+class ReferencePrograms(NamedTuple):
+    """A reference model, and the shapes of its parameters."""
 
-    - learner is the student as the step differentiates it (remat, adapters).
-    - to_sampler(student parameters) -> parameters as the sampler reads them: narrowed to the
-      compute dtype, and whole on each device but for the tensor axis, on this process's devices.
-    - student_sampler: the model that reads those.
+    model: Model
+    params: Params
+
+
+class Programs(NamedTuple):
+    """Jitted functions of a config on its meshes, and the shapes (with shardings) that they take.
+
+    - head: how the step reads the LM heads.
     - teachers: by the name of their model; those of one shape share their programs.
-    - reference reads reference_params (shapes here).
     """
 
     mesh: Mesh
     teacher_mesh: Mesh
-    learner: Model
-    student: Model
-    student_sampler: Model
-    optimizer: Any
-    stops: Stops
-    lora: LoRA | None
-    state: Any
-    frozen: Params | None
-    student_params: Params
-    to_sampler: Any
+    head: HeadPlan
+    student: StudentPrograms
     teachers: dict[str | None, TeacherPrograms]
-    reference: Model | None = None
-    reference_params: Params | None = None
+    reference: ReferencePrograms | None = None
 
 
-def compose(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> Programs:
+def compose(
+    config: Config, table: Timetable, meshes: tuple[Mesh, Mesh], shapes: Shapes
+) -> Programs:
     """The programs of a config on the student's mesh and the teachers' (one mesh twice where they
     share it). Configs that differ in nothing that is compiled, such as the seeds of a study, share
-    them. Errors: ConfigError for what can't be dealt over them."""
+    them. Errors: ConfigError for what can't be sharded over them."""
     check_layout(config, meshes, shapes)
     unset: dict[str, Any] = dict.fromkeys(NOT_COMPILED)
     alike = dataclasses.replace(config, **unset)
     without = shapes._replace(teachers=())  # type: ignore[arg-type]  # a dict has no hash
-    return _compose(alike, meshes, without, tuple(shapes.teachers.items()))
+    return _compose(alike, table, meshes, without, tuple(shapes.teachers.items()))
 
 
 NOT_COMPILED = (
@@ -132,73 +147,108 @@ NOT_COMPILED = (
 @functools.lru_cache(maxsize=4)
 def _compose(
     config: Config,
+    table: Timetable,
     meshes: tuple[Mesh, Mesh],
     shapes: Shapes,
     teachers: tuple[tuple[str | None, DecoderConfig | None], ...],
 ) -> Programs:
     mesh, teacher_mesh = meshes
-    dtype, kv_cache = jnp.dtype(config.dtype), config.rollouts.kv_cache
-    build = functools.partial(models.build, dtype=dtype, impl=config.attention)
-    stops = Stops(config.stops, tuple(dict.fromkeys((*shapes.stop_ids, *shapes.teacher_stop_ids))))
-    lora = make_lora(shapes.student, config.lora.rank, config.lora.alpha, config.lora.targets)
-    learner = build(shapes.student, remat=config.remat, mesh=mesh, lora=lora)
-    optimizer = optimizer_of(config)
-    whole = models.abstract_params(shapes.student, jnp.float32, mesh)
+    ids = tuple(dict.fromkeys((*shapes.stop_ids, *shapes.teacher_stop_ids)))
+    chunk = head_chunk(config.head_memory_mib, mesh, shapes.vocabulary // config.layout.tensor)
+    head = HeadPlan(chunk, shapes.vocabulary, mesh, Stops(config.stops, ids))
+    student = _student_programs(config, table, mesh, shapes.student)
+    of_shape = {
+        decoder: _teacher_programs(config, meshes, decoder, shapes.heads_alone)
+        for decoder in dict.fromkeys(decoder for _, decoder in teachers)
+    }
+    of_shape = {
+        decoder: taught._replace(steps=_steps(config, table, student, taught.guide, head))
+        for decoder, taught in of_shape.items()
+    }
+    reference = None
+    if shapes.reference is not None:
+        model = models.build(
+            shapes.reference, dtype=jnp.dtype(config.dtype), impl=config.attention, mesh=mesh
+        )
+        params = models.abstract_params(shapes.reference, jnp.dtype(config.dtype), mesh)
+        reference = ReferencePrograms(model, params)
+    by_name = {name: of_shape[decoder] for name, decoder in teachers}
+    return Programs(mesh, teacher_mesh, head, student, by_name, reference)
+
+
+def _student_programs(
+    config: Config, table: Timetable, mesh: Mesh, shape: DecoderConfig
+) -> StudentPrograms:
+    dtype = jnp.dtype(config.dtype)
+    build = functools.partial(models.build, shape, dtype=dtype, impl=config.attention)
+    lora = make_lora(shape, config.lora.rank, config.lora.alpha, config.lora.targets)
+    optimizer = optimizer_of(config.curriculum, config.optimizer, table)
+    whole = models.abstract_params(shape, jnp.float32, mesh)
     trained, frozen = whole, None
     if lora is not None:
-        trained = adapter_of(models.abstract_params(shapes.student, jnp.float32, mesh, lora))
-        frozen = models.abstract_params(shapes.student, dtype, mesh)
-    state = abstract_state(trained, optimizer, mesh)
-    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+        trained = adapter_of(models.abstract_params(shape, jnp.float32, mesh, lora))
+        frozen = models.abstract_params(shape, dtype, mesh)
+    return StudentPrograms(
+        model=build(mesh=mesh),
+        learner=build(remat=config.remat, mesh=mesh, lora=lora),
+        sampler=build(mesh=sampler_mesh(mesh), kv_cache=config.rollouts.kv_cache),
+        optimizer=optimizer,
+        lora=lora,
+        params=whole,
+        state=abstract_state(trained, optimizer, mesh),
+        frozen=frozen,
+        to_sampler=read_by_sampler(whole, dtype, mesh),
+    )
 
-    @functools.cache
-    def taught_by(decoder: DecoderConfig | None) -> TeacherPrograms:
-        taught = TeacherPrograms((), guide=HEAD if shapes.heads_alone else None)
-        if decoder is not None:
-            model = build(decoder, mesh=teacher_mesh)
-            sampler = build(decoder, mesh=sampler_mesh(teacher_mesh), kv_cache=kv_cache)
-            params = teacher_shapes(config, decoder, teacher_mesh)
-            taught = TeacherPrograms((), model, sampler, params, model)
-            if teacher_mesh is not mesh:
-                taught = read_elsewhere(taught, teacher_mesh, mesh)
-        make = functools.partial(
-            make_step,
-            learner,
-            taught.guide,
-            optimizer,
-            reduction=config.reduction,
-            stops=stops,
-            micro_batches=config.micro_batches,
-            chunk=head_chunk(config, mesh, shapes.vocabulary),
-            vocabulary=shapes.vocabulary,
-            mesh=mesh,
-            steps=config.steps,
+
+def _teacher_programs(
+    config: Config, meshes: tuple[Mesh, Mesh], shape: DecoderConfig | None, heads_alone: bool
+) -> TeacherPrograms:
+    """A teacher's programs but for the steps."""
+    mesh, teacher_mesh = meshes
+    if shape is None:
+        return TeacherPrograms(guide=HEAD if heads_alone else None)
+    build = functools.partial(
+        models.build, shape, dtype=jnp.dtype(config.dtype), impl=config.attention
+    )
+    model = build(mesh=teacher_mesh)
+    taught = TeacherPrograms(
+        model=model,
+        sampler=build(mesh=sampler_mesh(teacher_mesh), kv_cache=config.rollouts.kv_cache),
+        params=teacher_shapes(shape, config.dtype, config.teacher_weights, teacher_mesh),
+        guide=model,
+    )
+    return taught if teacher_mesh is mesh else read_elsewhere(taught, teacher_mesh, mesh)
+
+
+def _steps(
+    config: Config,
+    table: Timetable,
+    student: StudentPrograms,
+    guide: Model | None,
+    head: HeadPlan,
+) -> tuple[Any, ...]:
+    """The jitted step of each method, guided by one teacher."""
+    assert head.mesh is not None
+    placed = jax.tree.map(lambda leaf: leaf.sharding, student.state)
+    places = (placed, replicated(head.mesh))  # what is measured is known to every process
+    make = functools.partial(
+        make_step,
+        student.learner,
+        guide,
+        student.optimizer,
+        reduction=config.reduction,
+        plan=head,
+        micro_batches=config.micro_batches,
+        steps=config.steps,
+    )
+    return tuple(
+        jax.jit(
+            make(token_loss=method.token_loss, objective=method.objective),
+            donate_argnums=0,
+            out_shardings=places,
         )
-        steps = (make(token_loss=m.token_loss, objective=m.objective) for m in methods(config))
-        places = (placed, replicated(mesh))  # what is measured is known to every process
-        jitted = (jax.jit(s, donate_argnums=0, out_shardings=places) for s in steps)
-        return taught._replace(steps=tuple(jitted))
-
-    reference, reference_params = None, None
-    if shapes.reference is not None:
-        reference = build(shapes.reference, mesh=mesh)
-        reference_params = models.abstract_params(shapes.reference, dtype, mesh)
-    return Programs(
-        mesh,
-        teacher_mesh,
-        learner,
-        build(shapes.student, mesh=mesh),
-        build(shapes.student, mesh=sampler_mesh(mesh), kv_cache=kv_cache),
-        optimizer,
-        stops,
-        lora,
-        state,
-        frozen,
-        whole,
-        read_by_sampler(whole, dtype, mesh),
-        {name: taught_by(decoder) for name, decoder in teachers},
-        reference,
-        reference_params,
+        for method in table.methods
     )
 
 
@@ -257,84 +307,56 @@ def sampler_mesh(mesh: Mesh) -> Mesh:
 
 
 def sampler_of(
-    config: Config,
+    rollouts: Rollouts,
     mesh: Mesh,
     model: Model,
     sampling: Sampling,
     stop_ids: Sequence[int],
     vocabulary: int,
 ) -> Sampler:
-    """A model's sampler on a mesh (its `sampler_mesh`), as the config draws."""
+    """A model's sampler on a mesh (its `sampler_mesh`), as a config says of rollouts."""
     return open_sampler(
         model,
         stop_ids=stop_ids,
         sampling=sampling,
         vocabulary=vocabulary,
         mesh=sampler_mesh(mesh),
-        rows=config.rollouts.rows,
-        cache_bytes=cache_bytes(config, mesh),
+        rows=rollouts.rows,
+        cache_bytes=cache_bytes(rollouts.cache_gib, mesh),
     )
 
 
-def cache_bytes(config: Config, mesh: Mesh) -> float:
+def cache_bytes(cache_gib: float | None, mesh: Mesh) -> float:
     """What the KV cache may take of each device."""
-    if config.rollouts.cache_gib is not None:
-        return config.rollouts.cache_gib * 2**30
+    if cache_gib is not None:
+        return cache_gib * 2**30
     stated = topology.memory_bytes(mesh.devices.flat[0])
     return 0.25 * stated if stated else CACHE_BYTES
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def jitted_score(
     student: Model,
     teacher: Model | None,
-    stops: Stops,
-    chunk: int,
-    vocabulary: int,
-    mesh: Mesh,
+    plan: HeadPlan,
     params: Params,
     teacher_params: Params | None,
     rollout: Rollout,
 ) -> Scores:
-    """`score`, jitted, its rows dealt as the rollout's are: for the evaluation, and for the
+    """`score`, jitted, its rows sharded as the rollout's are: for the evaluation, and for the
     self-test at the start."""
-    scores = score(
-        student,
-        params,
-        teacher,
-        teacher_params,
-        rollout,
-        stops=stops,
-        chunk=chunk,
-        vocabulary=vocabulary,
-        mesh=mesh,
-    )
-    return jax.tree.map(lambda x: constrain(mesh, x, BATCH, None), scores)
+    scores = score(student, params, teacher, teacher_params, rollout, plan=plan)
+    return jax.tree.map(lambda x: constrain(plan.mesh, x, BATCH, None), scores)
 
 
-jitted_logp = jax.jit(
-    sampled_logp,
-    static_argnames=("model", "micro_batches", "stops", "chunk", "vocabulary", "mesh"),
-)
+jitted_logp = jax.jit(sampled_logp, static_argnames=("model", "micro_batches", "plan"))
 """`sampled_logp`, jitted: for the policy that drew, and for the reference model."""
 
 
-def logp_settings(config: Config, programs: Programs, vocabulary: int) -> dict[str, Any]:
-    """What `jitted_logp` is told, so that it reads rows as the config's step does."""
-    return {
-        "micro_batches": config.micro_batches,
-        "stops": programs.stops,
-        "chunk": head_chunk(config, programs.mesh, vocabulary),
-        "vocabulary": vocabulary,
-        "mesh": programs.mesh,
-    }
-
-
-def head_chunk(config: Config, mesh: Mesh, vocabulary: int) -> int:
-    """Tokens a chunk of the loss head: what fits head_memory_mib of each device, if it is given;
+def head_chunk(memory_mib: int | None, mesh: Mesh, columns: int) -> int:
+    """Tokens a chunk of the loss head: what fits memory_mib of each device, if it is given;
     else 8 % of the device's memory (128 MiB on CPU), and at most 1,024."""
-    columns = vocabulary // config.layout.tensor
-    if config.head_memory_mib is not None:
-        return chunk_tokens(config.head_memory_mib * 2**20, columns)
+    if memory_mib is not None:
+        return chunk_tokens(memory_mib * 2**20, columns)
     stated = topology.memory_bytes(mesh.devices.flat[0])
     return min(1024, chunk_tokens(0.08 * stated if stated else 128 * 2**20, columns))

@@ -1,4 +1,4 @@
-"""Where a config's models lie: its meshes, and what can't be dealt over them."""
+"""Shapes that a config's programs are made of: its models, its meshes, its rollouts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from kdjax import models
 from kdjax.base import Params, Rollout
 from kdjax.config.schema import Config
-from kdjax.config.timetable import is_rewarded
+from kdjax.config.timetable import Method
 from kdjax.errors import ConfigError
 from kdjax.grading.rewards import math
-from kdjax.models import DecoderConfig, parameter_count
+from kdjax.models.config import DecoderConfig, parameter_count
 from kdjax.runtime import topology
 from kdjax.sharding import batch_spec, data_size, make_mesh, owners
 
@@ -24,7 +24,7 @@ ADAM_BYTES = 16  # float32 parameter, gradient and two moments
 COPY_BYTES = 4  # the parameter that the entropy gate may fall back to
 TEACHER_WEIGHTS: dict[str, models.Hold | None] = {"compute": None, "int8": models.int8}
 """How the teacher's parameters are held, by the config's `teacher_weights`."""
-SHARE_OF_MEMORY = 0.4  # of a device, that states may fill before they are dealt over fsdp
+SHARE_OF_MEMORY = 0.4  # of a device, that states may fill before they are sharded over fsdp
 
 
 class Shapes(NamedTuple):
@@ -77,7 +77,8 @@ def held_bytes(config: Config, shapes: Shapes) -> float:
     they lie on the student's devices."""
     trained = jax.tree.leaves(models.abstract_params(shapes.student, jnp.float32))
     beside = [] if config.layout.teacher_devices else shapes.teachers.values()
-    teachers = [teacher_shapes(config, decoder) for decoder in beside if decoder]
+    held_as = config.dtype, config.teacher_weights
+    teachers = [teacher_shapes(decoder, *held_as) for decoder in beside if decoder]
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(teachers))
     if shapes.reference is not None:
         held += jnp.dtype(config.dtype).itemsize * parameter_count(shapes.reference)
@@ -86,23 +87,23 @@ def held_bytes(config: Config, shapes: Shapes) -> float:
 
 
 def check_layout(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> None:
-    """ConfigError where rows or heads can't be dealt over the meshes."""
+    """ConfigError where rows or heads can't be sharded over the meshes."""
     mesh, teacher_mesh = meshes
     if teacher_mesh is not mesh and config.batch_size % data_size(teacher_mesh):
         raise ConfigError(
-            f"batch_size is {config.batch_size} rows, which can't be dealt over the teacher's"
+            f"batch_size is {config.batch_size} rows, which can't be sharded over the teacher's"
             f" {data_size(teacher_mesh)} devices; make it a multiple of {data_size(teacher_mesh)}"
         )
     groups = config.batch_size // config.rl.group_size
     if groups % owners(mesh):
         raise ConfigError(
-            f"batch_size / rl.group_size is {groups} problems, which can't be dealt to"
+            f"batch_size / rl.group_size is {groups} problems, which can't be split among"
             f" {owners(mesh)} processes; make it a multiple of {owners(mesh)}"
         )
     rows = config.batch_size // config.micro_batches
     if rows % data_size(mesh):
         raise ConfigError(
-            f"batch_size / micro_batches is {rows} rows, which can't be dealt over"
+            f"batch_size / micro_batches is {rows} rows, which can't be sharded over"
             f" {data_size(mesh)} devices; make it a multiple of {data_size(mesh)}"
         )
     teachers = [(f"teacher {name}", decoder) for name, decoder in shapes.teachers.items()]
@@ -114,17 +115,19 @@ def check_layout(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> N
             )
 
 
-def teacher_shapes(config: Config, teacher: DecoderConfig, mesh: Mesh | None = None) -> Params:
-    """Shapes of the teacher's parameters as the config holds them."""
-    hold = TEACHER_WEIGHTS[config.teacher_weights]
-    return models.abstract_params(teacher, jnp.dtype(config.dtype), mesh, hold=hold)
+def teacher_shapes(
+    teacher: DecoderConfig, dtype: str, teacher_weights: str, mesh: Mesh | None = None
+) -> Params:
+    """Shapes of the teacher's parameters as they are held (TEACHER_WEIGHTS)."""
+    hold = TEACHER_WEIGHTS[teacher_weights]
+    return models.abstract_params(teacher, jnp.dtype(dtype), mesh, hold=hold)
 
 
-def expected_rollout(method: Config, mesh: Mesh) -> Rollout:
+def expected_rollout(config: Config, method: Method, mesh: Mesh) -> Rollout:
     """The shapes of a method's rollout at its full length, with every field that it will bring (of
     responses that are drawn, not read from a folder)."""
-    prompt, response = method.data.max_prompt_tokens, method.curriculum.lengths[-1]
-    rows = method.batch_size
+    prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
+    rows = config.batch_size
 
     def array(dtype, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=batch_spec(mesh))
@@ -140,15 +143,15 @@ def expected_rollout(method: Config, mesh: Mesh) -> Rollout:
     )
     if method.prefix == "student":
         made = made._replace(own_logp_bt=a_token(), entropy_bt=a_token())
-        if method.rollouts.ahead:
+        if config.rollouts.ahead:
             made = made._replace(staleness_b=array(jnp.int32), old_logp_bt=a_token())
-    if method.reference is not None:
+    if config.reference is not None:
         made = made._replace(reference_logp_bt=a_token())
-    if is_rewarded(method):
+    if method.rewarded:
         made = made._replace(advantage_bt=a_token(), reward_b=a_row(), pass_rate_b=a_row())
         made = made._replace(draws_b=array(jnp.int32))
-        if method.rl.reward is math:
+        if config.rl.reward is math:
             made = made._replace(not_scored_b=array(jnp.bool_))
-        if method.rl.epochs > 1:
+        if method.updates > 1:
             made = made._replace(old_logp_bt=a_token())
     return made

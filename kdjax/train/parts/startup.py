@@ -1,16 +1,15 @@
-"""What a run is about to do, in plain lines: what would corrupt it stops it, the rest is said."""
+"""The start-up report of a run: what would corrupt it stops it, the rest is said in plain lines."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from kdjax.base import Model, Params, Rollout
-from kdjax.config.schema import Config
 from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import DataError
 from kdjax.losses.combinators import closed_form
@@ -24,79 +23,99 @@ from kdjax.sharding import (
     shard_batch,
     vocabulary_axis,
 )
+from kdjax.step.score import HeadPlan
 from kdjax.step.stops import Stops
-from kdjax.train.parts.programs import jitted_score
+from kdjax.train.parts import precomputed
+from kdjax.train.parts.build import Parts
+from kdjax.train.parts.problems import test_source
+from kdjax.train.parts.programs import StudentPrograms, jitted_score
+from kdjax.train.parts.roles import title
 
 PROMPT = "1+1="
 SELF_TEST_TOKENS = 8
 LARGEST_SELF_KL_NATS = 1e-6
 
 
-def report(
-    config: Config,
-    meshes: tuple[Mesh, Mesh],
-    tokenizer: Tokenizer,
-    student: Model,
-    student_params: Params,
-    teachers: dict[str, tuple[Model, Params, Tokenizer]],
-    *,
-    trained: Params,
-    frozen: Params | None,
-    stops: Stops,
-    chunk: int,
-    stored: str | None = None,
-    heads: Params | None = None,
-) -> str:
+def report(parts: Parts) -> str:
     """The start-up report of a run; every line says its subject, so that a line may stand alone.
 
-    meshes are the student's and the teachers'; teachers are by what they are called, such as
-    "teacher"; trained and frozen are what the student's parameters are held as (arrays, or shapes
-    with shardings). stored says what is read from folders of trajectories, if anything is, and
-    heads are those of teachers that are loaded without the rest.
     Errors: DataError where a model has fewer vocabulary rows than its tokenizer tokens in use, or
     where the self-test fails.
     """
-    models = {"student": (student, student_params)}
-    models |= {name: (model, params) for name, (model, params, _) in teachers.items()}
-    others = {name: other for name, (_, _, other) in teachers.items()}
-    lines = [*_about_prompts(tokenizer, others), *_about_stops(tokenizer, others, stops)]
-    lines.append(_about_vocabulary(models, tokenizer.size))
+    programs, own, plan = parts.programs, parts.roles.student.tokenizer, parts.programs.head
+    first = {teacher.role: tag for tag, teacher in reversed(parts.teachers.items())}
+    once = {title(t): teacher for t, teacher in parts.teachers.items() if first[teacher.role] == t}
+    live = {name: t for name, t in once.items() if t.programs.model is not None}
+    heads = [t.given for t in once.values() if t.params is None and t.given is not None]
+    read: dict[str, tuple[Any, Params]] = {
+        "student": (programs.student.model, programs.student.params)
+    }
+    read |= {name: (t.programs.model, t.params) for name, t in live.items()}
+    others = {name: t.role.tokenizer for name, t in live.items() if t.role is not None}
+    lines = [
+        *_about_problems(parts),
+        *_about_prompts(own, others),
+        *_about_stops(own, others, plan.stops),
+        _about_vocabulary(read, own.size),
+        *_about_method(parts, bool(live)),
+        _about_sizes(read, programs.student, plan, heads),
+    ]
+    if programs.teacher_mesh is not programs.mesh:
+        more = programs.teacher_mesh.size
+        lines.append(f"teacher's devices: {more} more, for the teacher alone")
+    there = plan._replace(mesh=programs.teacher_mesh)
+    for name in live:
+        kl = self_test(*read[name], own, there, name=name)
+        lines.append(f"self-test: the {name} as its own student has KL {kl:g}")
+    return "".join(line + "\n" for line in lines)
+
+
+def _about_problems(parts: Parts) -> Iterator[str]:
+    """Whose problems are whose, and what their sources have to say."""
+    for tag, teacher in parts.teachers.items():
+        if tag and teacher.role is not None:
+            rows = len(parts.problems.groups[tag])
+            yield f"{title(tag)}: {teacher.role.name}, for {rows} problems"
+    test = test_source(parts.config.data, parts.config.evaluation)
+    for what, source in {"problems": parts.problems.source, "test problems": test}.items():
+        if source.about:
+            yield f"{what}: {source.about}"
+
+
+def _about_method(parts: Parts, taught: bool) -> Iterator[str]:
+    """The loss, how is sampled and computed, and over which devices."""
+    config, mesh = parts.config, parts.mesh
     way = "in closed form" if closed_form(config.token_loss) else "by autodiff from chunk logits"
     loss = describe(config.token_loss)
     tempered = "as at_temperature says, else " if "at_temperature(" in loss else ""
-    mesh, teacher_mesh = meshes
-    devices = mesh.devices.flat
-    lines += [
+    yield (
         f"loss: token loss {loss} (gradients {way}), objective {describe(config.objective)},"
-        f" reduction {describe(config.reduction)}",
-        *([] if stored is None else [f"trajectories: {stored}"]),
+        f" reduction {describe(config.reduction)}"
+    )
+    stored = precomputed.describe(config.trajectories, parts.responses.stored)
+    if stored is not None:
+        yield f"trajectories: {stored}"
+    yield (
         f"sampling: rollouts {config.sampling}; evaluation {config.evaluation.sampling};"
-        f" temperature of the loss {tempered}1.0",
-        f"layers: attention {config.attention}, remat {config.remat}"
-        + (f", LoRA of rank {config.lora.rank}" if config.lora.rank else ""),
+        f" temperature of the loss {tempered}1.0"
+    )
+    lora = f", LoRA of rank {config.lora.rank}" if config.lora.rank else ""
+    yield f"layers: attention {config.attention}, remat {config.remat}{lora}"
+    yield (
         f"precision: computes in {config.dtype}, trained parameters float32"
-        + (f", the teacher's {config.dtype}" if teachers else "")
-        + (", kernels of its layers int8" if config.teacher_weights == "int8" else ""),
-        f"devices: {len(devices)} x {devices[0].device_kind}, mesh "
-        + ", ".join(f"{name} {size}" for name, size in mesh.shape.items()),
-        _about_sizes(models, (trained, frozen), tokenizer.size, mesh, chunk, heads),
-    ]
-    if teacher_mesh is not mesh:
-        lines.append(f"teacher's devices: {teacher_mesh.size} more, for the teacher alone")
-    for name, (model, params, _) in teachers.items():
-        kl = self_test(model, params, tokenizer, teacher_mesh, stops=stops, chunk=chunk, name=name)
-        lines.append(f"self-test: the {name} as its own student has KL {kl:g}")
-    return "".join(line + "\n" for line in lines)
+        + (f", the teacher's {config.dtype}" if taught else "")
+        + (", kernels of its layers int8" if config.teacher_weights == "int8" else "")
+    )
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    yield f"devices: {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}"
 
 
 def self_test(
     model: Model,
     params: Params,
     tokenizer: Tokenizer,
-    mesh: Mesh,
+    plan: HeadPlan,
     *,
-    stops: Stops,
-    chunk: int,
     name: str = "teacher",
 ) -> float:
     """The largest KL, in nats, of a model against itself on a few tokens of a rendered prompt: 0.
@@ -104,6 +123,8 @@ def self_test(
     Both sides are computed on their own, by the path that training takes; the program is compiled
     once a model. Errors: DataError above LARGEST_SELF_KL_NATS, and where it is no number.
     """
+    mesh = plan.mesh
+    assert mesh is not None
     ids = jnp.asarray(tokenizer.encode_prompt(PROMPT)[: SELF_TEST_TOKENS + 1], jnp.int32)
     rows, length = data_size(mesh) // owners(mesh), len(ids) - 1
     rollout = Rollout(
@@ -114,9 +135,7 @@ def self_test(
         truncated_b=jnp.zeros(rows, bool),
     )
     # the parameters are two arguments: of one, the compiler would compute one side only
-    scores = jitted_score(
-        model, model, stops, chunk, tokenizer.size, mesh, params, params, shard_batch(rollout, mesh)
-    )
+    scores = jitted_score(model, model, plan, params, params, shard_batch(rollout, mesh))
     kls = rows_on_host((scores.forward_kl, scores.reverse_kl))
     largest = float(np.max(kls))  # on the host: XLA's maximum may drop a NaN
     if not largest <= LARGEST_SELF_KL_NATS:
@@ -198,29 +217,26 @@ def _about_vocabulary(models: dict[str, Any], size: int) -> str:
 
 
 def _about_sizes(
-    models: dict[str, Any],
-    student: tuple[Params, Params],
-    size: int,
-    mesh: Mesh,
-    chunk: int,
-    heads: Params | None,
+    models: dict[str, Any], student: StudentPrograms, plan: HeadPlan, heads: list[Params]
 ) -> str:
     """Parameters, and what they and the loss head hold on a device."""
     counts = {name: parameter_total(params) for name, (_, params) in models.items()}
     shown = ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
-    axis = vocabulary_axis(mesh)
+    axis, mesh = vocabulary_axis(plan.mesh), plan.mesh
+    assert mesh is not None
+    assert plan.vocabulary is not None
     sides = 2 if len(models) > 1 or heads else 1
-    logits = 4 * sides * chunk * size / (mesh.shape[axis] if axis else 1)
-    trained, frozen = student
-    parts = {"what is trained, its gradient and Adam moments": 4 * device_bytes(trained, 4)}
-    if frozen is not None:
-        parts["frozen student"] = device_bytes(frozen)
+    logits = 4 * sides * plan.chunk * plan.vocabulary / (mesh.shape[axis] if axis else 1)
+    trained = 4 * device_bytes(student.state.params, 4)
+    parts = {"what is trained, its gradient and Adam moments": trained}
+    if student.frozen is not None:
+        parts["frozen student"] = device_bytes(student.frozen)
     parts |= {
         name: device_bytes(params) for name, (_, params) in models.items() if name != "student"
     }
     if heads:
         parts["teachers' LM heads"] = device_bytes(heads)
-    parts[f"head chunk of {chunk} tokens"] = logits
+    parts[f"head chunk of {plan.chunk} tokens"] = logits
     memory = ", ".join(f"{name} {count / 2**20:,.1f}" for name, count in parts.items())
     return (
         f"size: {shown}; at least {sum(parts.values()) / 2**20:,.1f} MiB a device ({memory};"

@@ -1,0 +1,127 @@
+"""The models of a run by their roles: student, teachers and reference, each resolved once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+from kdjax import models
+from kdjax.config.schema import Config, Data, teacher_models
+from kdjax.data.tokenizer import Tokenizer, Wording, load_pair, load_tokenizer
+from kdjax.errors import ConfigError
+from kdjax.models.config import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Role:
+    """A model of a run: its name in the config, where it lies, and how it reads text."""
+
+    name: str
+    folder: Path
+    tokenizer: Tokenizer
+
+    @functools.cached_property
+    def shape(self) -> DecoderConfig:
+        """Its shape, read from the folder when it is first asked for."""
+        return models.read_config(self.folder)
+
+    @property
+    def identity(self) -> str:
+        """A hash of everything that decides what it computes (`models.identity`)."""
+        return models.identity(self.folder)
+
+
+class Roles(NamedTuple):
+    """teachers are by tag, and None where there is none; a model that several tags name is one
+    Role. All tokenizers have the size of the vocabulary that every one of them has."""
+
+    student: Role
+    teachers: dict[str, Role | None]
+    reference: Role | None = None
+
+    def by_model(self) -> dict[str | None, Role | None]:
+        """Each teacher once, by the name of its model."""
+        return {role.name if role else None: role for role in self.teachers.values()}
+
+    def limited(self, size: int) -> Roles:
+        """With so many tokens in use, at most, by a student without a teacher."""
+        own = self.student.tokenizer
+        tokenizer = own._replace(size=min(own.size, size))
+        return self._replace(student=dataclasses.replace(self.student, tokenizer=tokenizer))
+
+
+def resolve(config: Config) -> Roles:
+    """The roles of a config; here names become folders.
+
+    Where the student has no chat template, the first teacher's serves. Errors: DataError for a
+    model that is not there, as `load_pair` for each teacher, and ConfigError where one stops at a
+    token that another doesn't have, or a reference has fewer tokens than are in use.
+    """
+    folder, wording = models.find(config.student), wording_of(config.data)
+    names = teacher_models(config)
+    folders = {name: models.find(name) for name in names.values() if name is not None}
+    pairs = {name: load_pair(folder, other, wording) for name, other in folders.items()}
+    if pairs:
+        size = _shared_size(pairs)
+        own = next(iter(pairs.values()))[0]._replace(size=size)
+    else:
+        own = load_tokenizer(folder, wording)
+    teachers = {
+        name: Role(name, folders[name], tokenizer._replace(size=size))
+        for name, (_, tokenizer) in pairs.items()
+    }
+    by_tag = {tag: None if name is None else teachers[name] for tag, name in names.items()}
+    return Roles(
+        Role(config.student, folder, own), by_tag, _reference(config.reference, folder, own.size)
+    )
+
+
+def _shared_size(pairs: dict[str, tuple[Tokenizer, Tokenizer]]) -> int:
+    """Tokens that the student and all teachers have, in which all of them stop."""
+    size = min(student.size for student, _ in pairs.values())
+    for name, (student, teacher) in pairs.items():
+        beyond = [i for i in (*student.stop_ids, *teacher.stop_ids) if i >= size]
+        if beyond:
+            raise ConfigError(
+                f"teacher {name} stops at id {beyond[0]} ({teacher.token(beyond[0])!r}), beyond the"
+                f" {size} tokens that all teachers have; use teachers of one vocabulary"
+            )
+    return size
+
+
+def _reference(name: str | None, student: Path, size: int) -> Role | None:
+    if name is None:
+        return None
+    folder = models.find(name)
+    own, theirs = load_pair(student, folder)
+    if own.size < size:
+        raise ConfigError(
+            f"reference {name} has {own.size} of the {size} tokens that"
+            " student and teacher share; choose one of their family"
+        )
+    return Role(name, folder, theirs)
+
+
+def identities(config: Config) -> dict[str, str]:
+    """The identity of each model of a config, by what the role is called; no weight is loaded."""
+    named = {"student": config.student, "reference": config.reference}
+    named |= {title(tag): name for tag, name in teacher_models(config).items()}
+    return {
+        role: models.identity(models.find(name)) for role, name in named.items() if name is not None
+    }
+
+
+def wording_of(data: Data) -> Wording:
+    """How a config puts every problem."""
+    return Wording(data.prompt_template, data.system_prompt, data.thinking)
+
+
+def title(tag: str) -> str:
+    """How a tag's teacher is called where people read it.
+
+    >>> title(""), title("math")
+    ('teacher', 'teacher math')
+    """
+    return f"teacher {tag}".strip()
