@@ -47,19 +47,47 @@ def read_json(path: Path) -> Any:
     if not path.exists():
         raise DataError(f"{path.parent} holds no {path.name}; is it a run folder?")
     try:
-        return json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+        return strict_json(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error})") from error
 
 
 def read_text(path: Path) -> str:
     """Errors: DataError for what is no regular file (a pipe has no end), or no UTF-8."""
     try:
-        if not path.is_file():
-            raise ValueError("no regular file")
+        _require_file(path)
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error})") from error
+
+
+MAX_JSON_BYTES = 64 << 20
+
+
+def strict_json(path: Path) -> Any:
+    """The JSON value of a file. Errors: OSError, and ValueError for what is no regular file, too
+    large, no UTF-8, nested too deep, or says a key twice."""
+    _require_file(path)
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"{size} bytes are too many for a JSON file")
+    text = path.read_bytes().decode("utf-8-sig")
+    try:
+        return json.loads(text, object_pairs_hook=_without_twins)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError("no regular file")
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -118,9 +146,6 @@ def remove_partials(folder: Path) -> None:
             shutil.rmtree(place, ignore_errors=True)
 
 
-MAX_JSON_BYTES = 64 << 20
-
-
 def member(folder: Path, name: str) -> Path | None:
     """The file of this name in the folder; None if there is none.
 
@@ -149,11 +174,8 @@ def json_object(folder: Path, name: str) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise DataError(f"{path}: {size} bytes are too many for a JSON file; fetch it again")
-        found = json.loads(path.read_bytes(), object_pairs_hook=_without_twins)
-    except (OSError, ValueError, RecursionError) as error:
+        found = strict_json(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable JSON file ({one_line(error)})") from None
     if not isinstance(found, dict):
         raise DataError(f"{path}: a JSON object was expected")
@@ -163,13 +185,6 @@ def json_object(folder: Path, name: str) -> dict[str, Any]:
 def one_line(error: BaseException) -> str:
     """What a library said, on one line of at most 200 characters."""
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice")
-    return found
 
 
 @contextlib.contextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from kdjax.errors import StorageError
+from kdjax.errors import DataError, StorageError
 from kdjax.runtime import files
+from kdjax.storage.orbax import read_json as read_saved
 
 
 def fail_in(place, write, kind=ValueError):
@@ -64,3 +67,39 @@ def test_a_model_folder_clears_what_was_left(tmp_path):
     with pytest.raises(StorageError, match=r"can't write the model folder .*half"):
         fail_in(files.new_folder(tmp_path / "other"), lambda partial: None, OSError)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"a": 1, "a": 2}', "a key stands twice"),
+        (b'{"a": {"b": 1, "b": 1}}', "a key stands twice"),
+        (b'{"a": "\xff"}', "can't decode"),
+        (b"[" * 100_000, "recursion"),
+        (b"{", "Expecting"),
+        (b"", "Expecting"),
+        (b" " * 65 + b"1", "66 bytes are too many for a JSON file"),
+    ],
+)
+def test_one_reader_is_strict_for_all(tmp_path, monkeypatch, content, says):
+    """A run's file, a model's and a checkpoint's are refused alike, each in its own words."""
+    if len(content) == 66:
+        monkeypatch.setattr(files, "MAX_JSON_BYTES", 65)
+    path = tmp_path / "metadata"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        read_saved(tmp_path)
+    with pytest.raises(DataError, match=f"is damaged .*{says}"):
+        files.read_json(path)
+    with pytest.raises(DataError, match=f"not a readable JSON file .*{says}"):
+        files.json_object(tmp_path, "metadata")
+
+
+def test_what_has_no_end_is_not_read(tmp_path):
+    """A pipe in a file's place, and a folder."""
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(ValueError, match="no regular file"):
+            files.strict_json(tmp_path / name)
+        with pytest.raises(DataError, match="no regular file"):
+            files.read_json(tmp_path / name)
