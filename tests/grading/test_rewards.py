@@ -78,7 +78,8 @@ def test_a_hanging_reward_does_not_hold_the_process():
     """The error is told, and the process ends."""
     code = """
 import time
-from kdjax.base import DataError, Problem
+from kdjax.base import Problem
+from kdjax.errors import DataError
 from kdjax.grading.rewards import reward_all
 try:
     reward_all(lambda *a: time.sleep(1000), [Problem("p", "", "")], [""], deadline_seconds=0.1)

@@ -210,7 +210,7 @@ def test_flags_that_cannot_be(arguments, message):
 def test_a_process_that_waits_for_others_gives_up(process):
     """With or without a coordinator there: one line that says what to do, and code 75, in time."""
     call = f"processes.start('127.0.0.1:{free_port()}', 2, {process}, wait_seconds=2)"
-    program, began = f"from kdjax import processes; {call}", time.monotonic()
+    program, began = f"from kdjax.runtime import processes; {call}", time.monotonic()
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert time.monotonic() - began < 60
     assert ended.returncode == RendezvousError.exit_code, ended.stderr

@@ -96,7 +96,7 @@ PARENT = """
 import sys
 from pathlib import Path
 from kdjax.__main__ import main
-from kdjax import jobs
+from kdjax.runtime import jobs
 sleep = [sys.executable, "-c", sys.argv[2]]
 import kdjax.__main__ as command
 commands = {"a": sleep, "b": sleep}
