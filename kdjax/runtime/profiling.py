@@ -12,12 +12,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
 import jax
 
 from kdjax.errors import StorageError
 from kdjax.runtime import files, processes
+from kdjax.runtime.compiling import compilations
 from kdjax.runtime.console import Table, announce, markdown_table, print_lines
 
 TRACE, STEPS, TABLE = "trace.json.gz", "steps.json", "steps.md"
@@ -102,7 +103,7 @@ def profiling(folder: Path, steps: int) -> Iterator[Profile]:
         return (_untimed if over else watch.timed)(part, call, *args, **kwargs)
 
     with contextlib.ExitStack() as running:
-        running.enter_context(_compilations(watch.compiled))
+        running.enter_context(compilations(watch.compiled))
         yield Profile(profiled, timed)
     if found:
         print_lines(*table(found))
@@ -209,18 +210,3 @@ def _tracing(folder: Path, steps: Sequence[Step]) -> Iterator[None]:
                 files.write_text(folder / TABLE, markdown_table(*table(steps)) + "\n")
         except (OSError, RuntimeError, StorageError) as error:
             announce(f"the profile was not written to {folder} ({error}); training goes on")
-
-
-@contextlib.contextmanager
-def _compilations(compiled: Callable[[float], None]) -> Iterator[None]:
-    """Tells the seconds of whatever JAX traces, lowers or compiles, at its end."""
-
-    def listen(event: str, duration_secs: float, **_: Any) -> None:
-        if event.startswith("/jax/core/compile/"):
-            compiled(duration_secs)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)

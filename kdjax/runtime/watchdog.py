@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import jax
 
+from kdjax.runtime.compiling import compilations
+
 EXIT_CODE = 124
 TIMES, ENOUGH, RECENT = 10, 5, 50  # times the median of the recent waits, once there are enough
 LEAST_SECONDS = 5.0  # what is over sooner is not worth a word
@@ -124,8 +126,8 @@ def watchdog(
         os._exit(EXIT_CODE)  # nothing that hangs can be waited for
 
     over = threading.Event()
-    with _counting_compilations() as compilations:
-        watch = open_watch(report, end, limit_seconds=limit_seconds, compilations=compilations)
+    with _counted() as count:
+        watch = open_watch(report, end, limit_seconds=limit_seconds, compilations=count)
 
         def look() -> None:
             while not over.wait(min(every_seconds, limit_seconds or every_seconds)):
@@ -159,17 +161,13 @@ def _dump(file: Path, line: str) -> str:
 
 
 @contextlib.contextmanager
-def _counting_compilations() -> Iterator[Callable[[], int]]:
-    """How often JAX has traced, lowered or compiled since: it says so at the end of each, and the
-    trace ends before the long part begins."""
+def _counted() -> Iterator[Callable[[], int]]:
+    """How often JAX has traced, lowered or compiled since."""
     count = 0
 
-    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+    def compiled(seconds: float) -> None:
         nonlocal count
-        count += event.startswith("/jax/core/compile/")
+        count += 1
 
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
+    with compilations(compiled):
         yield lambda: count
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
