@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import sys
 import time
@@ -22,8 +23,8 @@ from kdjax.config.as_json import as_dict
 from kdjax.config.schema import Config, Lora, Study, teacher_models
 from kdjax.errors import ConfigError, KdjaxError, PreemptedError, StorageError
 from kdjax.export import export
-from kdjax.losses.composition import describe
-from kdjax.losses.kl import forward_kl
+from kdjax.losses.combinators import weights
+from kdjax.losses.kl import forward_kl, reverse_kl
 from kdjax.losses.objectives import divergence
 from kdjax.report.compare import as_report, judge
 from kdjax.report.folder import write_report
@@ -278,9 +279,10 @@ def _weight(config: Config) -> float | None:
     plain = config.prefix == "student" and config.objective is divergence and not config.turns
     if not plain or len(config.curriculum.lengths) > 1:
         return None
-    loss = describe(config.token_loss)
-    mixed = re.fullmatch(r"mix\(forward_kl, reverse_kl, weight=([\d.e-]+)\)", loss)
-    return float(mixed[1]) if mixed else {"forward_kl": 1.0, "reverse_kl": 0.0}.get(loss)
+    found = weights(config.token_loss)
+    if found.keys() - {forward_kl, reverse_kl} or min(found.values()) < 0:
+        return None
+    return found.get(forward_kl, 0.0) if math.isclose(sum(found.values()), 1) else None
 
 
 def _row(piece: Piece) -> Row:

@@ -9,10 +9,21 @@ import shutil
 from pathlib import Path
 
 import chex
+import numpy as np
 import pytest
 from runs import interrupt_at
 
-from kdjax import forward_kl, models, reverse_kl
+from kdjax import (
+    add,
+    clip,
+    forward_kl,
+    linear,
+    mix,
+    models,
+    reverse_kl,
+    scale,
+    total_variation,
+)
 from kdjax import study as study_module
 from kdjax.__main__ import main
 from kdjax.config import Config, Study
@@ -193,6 +204,32 @@ def test_the_shipped_studies(name):
     assert lengths["gated"][:1] == lengths["fixed_short"]
     assert lengths["gated"][-1:] == longest
     assert lengths["ungated"] == lengths["gated"]
+
+
+def test_the_weight_of_a_mix_is_its_own_however_it_is_written():
+    """Of forward KL, read from what composes it: nested, turned round, as a sum; none of what is no
+    mix of the two, or goes with training."""
+    half = mix(forward_kl, reverse_kl, weight=0.5)
+    losses = {
+        "plain": (mix(forward_kl, reverse_kl, weight=0.8), 0.8),
+        "small": (mix(forward_kl, reverse_kl, weight=1e-7), 1e-7),
+        "numpy": (mix(forward_kl, reverse_kl, weight=np.float32(0.5)), 0.5),
+        "turned": (mix(reverse_kl, forward_kl, weight=0.2), 0.8),
+        "by_keyword": (mix(weight=0.3, second=reverse_kl, first=forward_kl), 0.3),
+        "nested": (mix(half, reverse_kl, weight=0.5), 0.25),
+        "sum": (add(scale(forward_kl, 0.75), scale(reverse_kl, 0.25)), 0.75),
+        "forward": (forward_kl, 1.0),
+        "reverse": (reverse_kl, 0.0),
+        "double": (scale(half, 2.0), None),
+        "negative": (add(scale(forward_kl, 2.0), scale(reverse_kl, -1.0)), None),
+        "another": (mix(forward_kl, total_variation, weight=0.5), None),
+        "clipped": (mix(clip(forward_kl, 1.0), reverse_kl, weight=0.5), None),
+        "moving": (mix(forward_kl, reverse_kl, weight=linear(1.0, 0.0)), None),
+    }
+    base = Config(prefix="student")
+    cells = {n: dataclasses.replace(base, token_loss=loss) for n, (loss, _) in losses.items()}
+    expected = {name: weight for name, (_, weight) in losses.items() if weight is not None}
+    assert study_module.sweep(Study("runs/s", cells)) == pytest.approx(expected)
 
 
 def test_scales_of_one_study():

@@ -175,10 +175,34 @@ def terms(loss: Callable) -> list[Callable]:
     >>> [describe(t) for t in terms(mix(kl.forward_kl, scale(kl.reverse_kl, 2), weight=0.8))]
     ['forward_kl', 'reverse_kl']
     """
+    return list(weights(loss))
+
+
+def weights(loss: Callable) -> dict[Callable, float]:
+    """The terms of a loss, each with its factor in the sum; NaN where one goes with training.
+
+    >>> nested = mix(kl.reverse_kl, mix(kl.forward_kl, kl.reverse_kl, weight=0.5), weight=0.25)
+    >>> weights(nested)[kl.forward_kl]
+    0.375
+    """
     composition = composition_of(loss)
     if composition is None or composition.combinator not in (mix, add, scale):
-        return [loss]
-    return list(dict.fromkeys(term for one in composition.functions for term in terms(one)))
+        return {loss: 1.0}
+    _, functions, numbers, named = composition
+    if composition.combinator is mix:
+        first = _known(named["weight"])
+        factors = [first, 1 - first]
+    else:
+        factors = [_known(n) for n in numbers] or [1.0] * len(functions)
+    found: dict[Callable, float] = {}
+    for one, factor in zip(functions, factors, strict=True):
+        for term, weight in weights(one).items():
+            found[term] = found.get(term, 0.0) + factor * weight
+    return found
+
+
+def _known(number: Number) -> float:
+    return float(number) if isinstance(number, int | float | np.number) else float("nan")
 
 
 TOKEN_LOSS_MAKERS: tuple[Callable, ...] = (*POINTWISE, at_temperature)
