@@ -13,8 +13,8 @@ from kdjax.config.as_json import from_dict
 from kdjax.config.schema import Config
 from kdjax.config.validation import check_types
 from kdjax.errors import ConfigError, DataError
-from kdjax.models.config import DecoderConfig
 from kdjax.models.lora import Student, adapter_of, make_lora, write_adapter
+from kdjax.models.shape import DecoderConfig
 from kdjax.runtime import files
 from kdjax.runtime.console import announce
 from kdjax.sharding import make_mesh

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from kdjax.base import Model, Params
 from kdjax.errors import DataError
 from kdjax.models import decoder
-from kdjax.models.config import DecoderConfig, RopeScaling, parameter_count, read_config, to_fields
+from kdjax.models.config import read_config, to_fields
 from kdjax.models.decoder import (
     abstract_params,
     build,
@@ -32,6 +32,7 @@ from kdjax.models.decoder import (
 from kdjax.models.hub import is_hub_name, snapshot
 from kdjax.models.identity import identity
 from kdjax.models.quantized import Hold, int8
+from kdjax.models.shape import DecoderConfig, RopeScaling, parameter_count
 from kdjax.models.shards import COPIED_FILES, write_folder
 from kdjax.models.weights import read_head, read_params
 

@@ -22,11 +22,11 @@ from kdjax.base import Key, Model, Params
 from kdjax.errors import ConfigError
 from kdjax.models.attention import attention
 from kdjax.models.cache import CACHES, Keep, cached_attention
-from kdjax.models.config import DecoderConfig
 from kdjax.models.experts import Experts
 from kdjax.models.linear import Linear, LoRA
 from kdjax.models.quantized import Hold, held_by, in_turn, is_quantized, scale_axes, used
 from kdjax.models.rope import rotate
+from kdjax.models.shape import DecoderConfig
 from kdjax.numerics import LMHead
 from kdjax.sharding import BATCH, EMBED, HEADS, KV_HEADS, MLP, VOCAB, constrain, lookup, shardings
 

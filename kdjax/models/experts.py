@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from kdjax.models.config import DecoderConfig
 from kdjax.models.linear import Linear
+from kdjax.models.shape import DecoderConfig
 from kdjax.sharding import BATCH, MLP, map_sharded
 
 

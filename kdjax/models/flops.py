@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdjax.models.config import DecoderConfig, parameter_count
+from kdjax.models.shape import DecoderConfig, parameter_count
 
 
 def forward(config: DecoderConfig, tokens: float, mean_length: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kdjax.models.config import DecoderConfig
+from kdjax.models.shape import DecoderConfig
 
 
 class Known(NamedTuple):

@@ -17,10 +17,10 @@ import numpy as np
 
 from kdjax.base import Key, Params
 from kdjax.errors import ConfigError
-from kdjax.models.config import DecoderConfig
 from kdjax.models.decoder import init_params
 from kdjax.models.families import layer_table
 from kdjax.models.linear import PROJECTIONS, LoRA
+from kdjax.models.shape import DecoderConfig
 from kdjax.runtime.files import new_folder
 
 ADAPTER_LEAVES = ("lora_a", "lora_b")

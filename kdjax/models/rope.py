@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.models.config import DecoderConfig, RopeScaling
+from kdjax.models.shape import DecoderConfig, RopeScaling
 
 
 def rotate(x: jax.Array, positions_bt: jax.Array, config: DecoderConfig) -> jax.Array:

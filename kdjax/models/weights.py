@@ -19,12 +19,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kdjax.base import Params
 from kdjax.errors import DataError
-from kdjax.models.config import DecoderConfig
 from kdjax.models.decoder import abstract_params
 from kdjax.models.families import Path, Place
 from kdjax.models.families import tensors as expected_tensors
 from kdjax.models.folder import StoredTensor, listed, open_tensors, shown
 from kdjax.models.quantized import Hold
+from kdjax.models.shape import DecoderConfig
 from kdjax.numerics import LMHead
 
 READABLE = ("BF16", "F16", "F32")
