@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,19 +47,47 @@ def read_json(path: Path) -> Any:
     if not path.exists():
         raise DataError(f"{path.parent} holds no {path.name}; is it a run folder?")
     try:
-        return json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
+        return strict_json(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error})") from error
 
 
 def read_text(path: Path) -> str:
     """Errors: DataError for what is no regular file (a pipe has no end), or no UTF-8."""
     try:
-        if not path.is_file():
-            raise ValueError("no regular file")
+        _require_file(path)
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error})") from error
+
+
+MAX_JSON_BYTES = 64 << 20
+
+
+def strict_json(path: Path) -> Any:
+    """The JSON value of a file. Errors: OSError, and ValueError for what is no regular file, too
+    large, no UTF-8, nested too deep, or says a key twice."""
+    _require_file(path)
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise ValueError(f"{size} bytes are too many for a JSON file")
+    text = path.read_bytes().decode("utf-8-sig")
+    try:
+        return json.loads(text, object_pairs_hook=_without_twins)
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError("no regular file")
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -69,16 +99,51 @@ def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all, by the first process of a run. Errors: StorageError."""
     if not processes.is_first():
         return
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            partial.write_text(text)
     except OSError as error:
         raise StorageError(f"can't write {path}: {error}") from error
 
 
-MAX_JSON_BYTES = 64 << 20
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write what becomes a file: beside its place, and renamed at the end, so that a file
+    is whole or as it was. Errors: OSError."""
+    partial = beside(path)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Where to write what becomes a folder, which is whole or absent. Errors: OSError, at the end
+    also where there is one that is not empty."""
+    partial = beside(folder)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def beside(place: Path) -> Path:
+    """A name of its own for what is not yet, or no more, what stands in its place."""
+    return place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete what processes that were killed left of a folder: what they did not finish."""
+    left = re.compile(re.escape(folder.name) + r"(\.[0-9a-f]+)?\.partial")
+    for place in folder.parent.glob("*.partial"):
+        if left.fullmatch(place.name):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def member(folder: Path, name: str) -> Path | None:
@@ -109,11 +174,8 @@ def json_object(folder: Path, name: str) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise DataError(f"{path}: {size} bytes are too many for a JSON file; fetch it again")
-        found = json.loads(path.read_bytes(), object_pairs_hook=_without_twins)
-    except (OSError, ValueError, RecursionError) as error:
+        found = strict_json(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable JSON file ({one_line(error)})") from None
     if not isinstance(found, dict):
         raise DataError(f"{path}: a JSON object was expected")
@@ -125,28 +187,17 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Where to write what becomes `folder`: beside its final place, and renamed at the end, so that
-    a folder is whole or absent. Errors: StorageError, also where it exists and is not empty."""
+    """Where to write what becomes a model folder, whole or not at all. Errors: StorageError, also
+    where it exists and is not empty."""
     if folder.exists() and not (folder.is_dir() and next(folder.iterdir(), None) is None):
         raise StorageError(
             f"{folder} exists and is not empty; choose another folder, nothing was overwritten"
         )
-    partial = folder.with_name(folder.name + ".partial")
+    remove_partials(folder)
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
+        with whole_folder(folder) as partial:
+            yield partial
     except OSError as error:
         raise StorageError(f"can't write the model folder {folder}: {error}") from error

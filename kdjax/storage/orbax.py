@@ -14,18 +14,19 @@ from typing import Any, NamedTuple
 import jax
 
 from kdjax.runtime import processes
+from kdjax.runtime.files import strict_json
 
 DELETED = "deleted"
 """Where retention moves a step before it is deleted: a kill then never leaves half of one under its
 own name."""
 
+JSON_FILE = "metadata"
+"""What Orbax calls the file of a JSON value."""
+
 
 def read_json(place: Path) -> Any:
-    """What `save` wrote of a JSON value."""
-    ocp, alone = _orbax(), _alone()
-    handler = ocp.JsonCheckpointHandler(multiprocessing_options=alone)
-    reader = ocp.Checkpointer(handler, multiprocessing_options=alone)
-    return reader.restore(place.absolute(), args=ocp.args.JsonRestore())
+    """What `save` wrote of a JSON value: Orbax's is a plain file."""
+    return strict_json(place / JSON_FILE)
 
 
 def read_arrays(place: Path, like: Any) -> Any:

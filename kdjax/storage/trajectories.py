@@ -15,7 +15,6 @@ import functools
 import hashlib
 import json
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,17 @@ from kdjax.base import Samples, TopK, Trajectories
 from kdjax.data.sources.guard import check_saved
 from kdjax.errors import ConfigError, DataError, StorageError
 from kdjax.runtime.console import announce
-from kdjax.runtime.files import differences, digest, json_object, member, one_line
+from kdjax.runtime.files import (
+    beside,
+    differences,
+    digest,
+    json_object,
+    member,
+    one_line,
+    remove_partials,
+    whole_file,
+    whole_folder,
+)
 from kdjax.storage.arrow import check_table, padded, row_of, table_of
 
 CHUNK_ROWS = 256
@@ -88,9 +97,8 @@ def open_folder(path: Path, settings: dict[str, Any]) -> None:
                 f"{path} holds {foreign[:3]} but no trajectories; choose another --out,"
                 " nothing was overwritten"
             )
-        partial = _partial(path / SETTINGS)
-        partial.write_text(json.dumps(settings, sort_keys=True, indent=2) + "\n")
-        partial.replace(path / SETTINGS)
+        with whole_file(path / SETTINGS) as partial:
+            partial.write_text(json.dumps(settings, sort_keys=True, indent=2) + "\n")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -235,10 +243,6 @@ def _chunk_place(path: Path, number: int) -> Path:
     return path / f"chunk-{number:05d}"
 
 
-def _partial(place: Path) -> Path:
-    return place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")
-
-
 @contextlib.contextmanager
 def _storing(path: Path) -> Iterator[None]:
     try:
@@ -252,30 +256,26 @@ def _storing(path: Path) -> Iterator[None]:
 
 def _keep(place: Path, rows: np.ndarray, draw: Draw) -> None:
     """Draw a chunk and write it, whole or not at all."""
-    partial = _partial(place)
     try:
-        with _storing(place.parent):
-            partial.mkdir()  # before anything is drawn, in case it can't be kept
-        kept = draw(rows)
-        try:
+        with contextlib.ExitStack() as finished:
+            with _storing(place.parent):  # before anything is drawn, in case it can't be kept
+                partial = finished.enter_context(whole_folder(place))
+            kept = draw(rows)
             with _storing(place.parent):
                 _write(partial, rows, kept)
-                partial.rename(place)
-        except StorageError:
-            if not place.is_dir():  # else another process was faster, with the same contents
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    for left in place.parent.glob(f"{place.name}.*.partial"):  # of processes that were killed
-        shutil.rmtree(left, ignore_errors=True)
+                finished.close()
+    except StorageError:
+        if not place.is_dir():  # else another process was faster, with the same contents
+            raise
+    remove_partials(place)
 
 
 def _remove(place: Path) -> None:
     """Delete a chunk; one that is half deleted does not stand in its place."""
-    partial = _partial(place)
+    aside = beside(place)
     with _storing(place.parent):
-        place.rename(partial)
-        shutil.rmtree(partial)
+        place.rename(aside)
+        shutil.rmtree(aside)
 
 
 def _write(folder: Path, rows: np.ndarray, kept: Trajectories) -> None:

@@ -105,13 +105,13 @@ def test_a_kill_loses_the_chunk_in_flight_alone(tmp_path):
     before are there, and no third."""
     code = """
 import os, pathlib, signal, sys
-from kdjax import report
+from kdjax.storage import run_folder
 
 folder = pathlib.Path(sys.argv[1])
-report.write_chunk(folder, 0, ["chunk", 0])
-report.write_chunk(folder, 1, ["chunk", 1])
+run_folder.write_chunk(folder, 0, ["chunk", 0])
+run_folder.write_chunk(folder, 1, ["chunk", 1])
 pathlib.Path.replace = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
-report.write_chunk(folder, 2, ["chunk", 2])
+run_folder.write_chunk(folder, 2, ["chunk", 2])
 """
     child = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=120)
     assert child.returncode == -signal.SIGKILL
