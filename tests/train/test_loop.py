@@ -484,7 +484,7 @@ def test_padding_rows_are_as_if_they_were_not_there(tiny, tmp_path):
 
 def test_another_tokenizer_is_refused(tiny, tmp_path, tokenizer_folder, tokenizer):
     """A teacher with another tokenizer can't be compared token by token."""
-    from conftest import tiny_config
+    from tiny import tiny_config
 
     from kdjax import models
 
