@@ -229,7 +229,7 @@ def build(
         dtype,
         mesh,
         CACHES[kv_cache],
-        _layer_function(config, dtype, lora, mesh),
+        layer_function(config, dtype, lora, mesh),
         functools.partial(
             attention, impl=impl, window=config.sliding_window, mesh=mesh, platform=platform
         ),
@@ -246,7 +246,7 @@ def build(
 
 class _Decoder(NamedTuple):
     """What a decoder's functions share: keep is how its cache holds keys and values, run_layer as
-    of `_layer_function`, attention of whole sequences."""
+    of `layer_function`, attention of whole sequences."""
 
     config: DecoderConfig
     dtype: Any
@@ -324,7 +324,7 @@ def _extend(decoder: _Decoder, params: Params, tokens_bt, cache, pointer, start_
     return decoder.final_norm(params, x), new_cache
 
 
-def _layer_function(config: DecoderConfig, dtype, lora: LoRA | None, mesh: Mesh | None):
+def layer_function(config: DecoderConfig, dtype, lora: LoRA | None, mesh: Mesh | None):
     """run(a layer's parameters, x, positions_bt, attend) -> (x, what attend kept): parameters are
     gathered and made narrow where a layer uses them."""
     abstract = nnx.eval_shape(lambda: Layer(config, dtype, lora, mesh, rngs=nnx.Rngs(0)))

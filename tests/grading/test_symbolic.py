@@ -135,7 +135,7 @@ def test_an_interrupt_leaves_no_busy_worker(stub):
 
 SCRIPT = """
 import os, signal, sys
-from kdjax.symbolic.pool import Workers
+from kdjax.grading.pool import Workers
 workers = Workers({command!r}, 1, 30.0)
 print(workers.map([{{"answer": "pid", "gold": "g"}}])[0].value, flush=True)
 {then}
