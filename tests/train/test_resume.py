@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,6 @@ from kdjax.config import Config, Curriculum, Data, Evaluation, Faults
 from kdjax.errors import DivergedError
 from kdjax.step.optimizer import gate_state, guard_state
 from kdjax.storage import run_folder
-from kdjax.storage.checkpoints import Checkpoints
 from kdjax.train import loop as train_module
 from kdjax.train.parts import build as parts_module
 
@@ -68,7 +68,7 @@ def test_every_saved_leaf_is_needed(config, monkeypatch):
     def save(step, state, about):
         saved[step] = jax.tree.map(jnp.copy, state)
 
-    checkpoints, runs = Checkpoints(*[save] * len(Checkpoints._fields)), iter(range(1000))
+    checkpoints, runs = SimpleNamespace(save=save), iter(range(1000))
 
     def ending(state) -> list[str | bytes]:
         folder = Path(config.run).with_name(f"run{next(runs)}")
