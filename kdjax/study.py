@@ -26,9 +26,9 @@ from kdjax.losses.composition import describe
 from kdjax.losses.kl import forward_kl
 from kdjax.losses.objectives import divergence
 from kdjax.report.compare import as_report, judge
-from kdjax.report.page import render_page
+from kdjax.report.folder import write_report
 from kdjax.report.results import Cell, Row, Verdict, to_json
-from kdjax.report.text import render_results, to_csv, to_lines
+from kdjax.report.text import to_lines
 from kdjax.runtime import files
 from kdjax.runtime.console import announce
 from kdjax.runtime.jobs import Failure, run_commands, slots
@@ -93,9 +93,7 @@ def run_study(
         "minutes of this call": round((time.perf_counter() - began) / 60, 1),
     }
     name = f"Study {folder.name}"
-    files.write_text(folder / run_folder.PAGE, render_page(name, cells, about, verdicts))
-    files.write_text(folder / "results.md", render_results(name, cells, about, verdicts))
-    files.write_text(folder / "table.csv", to_csv(cells))
+    write_report(folder, name, cells, about, verdicts, markdown="results.md", table="table.csv")
     files.write_json(folder / "table.json", to_lines(cells))
     return cells, verdicts
 

@@ -21,10 +21,9 @@ from kdjax.data import batches
 from kdjax.evaluate import Chunk, EvalReport, Keep, evaluate, progress
 from kdjax.grading.answers import Grader, grade_boxed, grade_flexible
 from kdjax.grading.symbolic import open_lenient, open_symbolic
-from kdjax.report.page import render_page
+from kdjax.report.folder import write_report
 from kdjax.report.results import Cell, Row, to_json
-from kdjax.report.text import render_results
-from kdjax.runtime import files, processes
+from kdjax.runtime import processes
 from kdjax.runtime.console import announce, training_progress
 from kdjax.runtime.files import digest
 from kdjax.sharding import data_size, rows_on_host, shard_batch
@@ -139,8 +138,7 @@ def write_results(folder: Path, row: Row, config: Config) -> None:
         "seed": config.seed,
         **run_folder.versions(),
     }
-    files.write_text(folder / run_folder.PAGE, render_page(title, cells, about))
-    files.write_text(folder / run_folder.MARKDOWN, render_results(title, cells, about))
+    write_report(folder, title, cells, about, table=None)
 
 
 GRADERS: dict[str, Callable[[], contextlib.AbstractContextManager[Grader]]] = {

@@ -20,9 +20,8 @@ from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
 from kdjax.errors import ConfigError, DataError, PreemptedError
 from kdjax.evaluate import EvalReport, all_responses, finished_responses, mean_entropy
-from kdjax.report.page import render_page
+from kdjax.report.folder import write_report
 from kdjax.report.results import Cell, Row, to_json
-from kdjax.report.text import render_results, to_csv
 from kdjax.runtime import files, processes
 from kdjax.runtime.console import announce, training_progress
 from kdjax.runtime.files import differences
@@ -282,9 +281,7 @@ def _write_results(config: Config, folder: Path, row: Row) -> None:
     run_folder.write_evaluation(folder, evaluation_key(config), to_json(row.report), row.samples)
     cells, about = [Cell(row.name, [row])], about_run(folder)
     about |= _best_checkpoint(config, folder)
-    files.write_text(folder / run_folder.PAGE, render_page(f"Run {row.name}", cells, about))
-    files.write_text(folder / run_folder.MARKDOWN, render_results(f"Run {row.name}", cells, about))
-    files.write_text(folder / run_folder.TABLE, to_csv(cells))
+    write_report(folder, f"Run {row.name}", cells, about)
 
 
 def _best_checkpoint(config: Config, folder: Path) -> dict[str, str]:

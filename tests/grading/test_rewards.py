@@ -79,7 +79,7 @@ def test_a_hanging_reward_does_not_hold_the_process():
     code = """
 import time
 from kdjax.base import DataError, Problem
-from kdjax.rewards import reward_all
+from kdjax.grading.rewards import reward_all
 try:
     reward_all(lambda *a: time.sleep(1000), [Problem("p", "", "")], [""], deadline_seconds=0.1)
 except DataError as error:

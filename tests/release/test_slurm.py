@@ -92,7 +92,7 @@ def test_which_ends_start_a_job_again(slurm, tmp_path):
 
 CONFIG = """
 from kdjax.config import Config, Data, Evaluation
-from kdjax.objective import negative_log_likelihood
+from kdjax.losses.objectives import negative_log_likelihood
 
 def get_config():
     return Config(

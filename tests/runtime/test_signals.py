@@ -134,7 +134,7 @@ def test_sigterm_to_a_study_reaches_its_runs(tmp_path):
 PROCESS = """
 import sys, time
 import jax
-from kdjax.preemption import stop_at_once, stop_between_steps
+from kdjax.runtime.signals import stop_at_once, stop_between_steps
 
 address, number = sys.argv[1:]
 with stop_at_once():

@@ -147,7 +147,7 @@ def test_the_thread_dumps_and_counts_real_compilations(tmp_path, monkeypatch, ca
 HANGS = """
 import sys, time
 from pathlib import Path
-from kdjax.watchdog import watchdog
+from kdjax.runtime.watchdog import watchdog
 
 def wait_for_a_peer():
     time.sleep(60)
