@@ -1,7 +1,7 @@
-"""The numbers that shape a decoder, read strictly from a Hugging Face config.json.
+"""The shapes and options of a decoder, read strictly from a Hugging Face config.json.
 
-What a family fixes stands in FAMILIES; a key that would be computed differently here is refused by
-name.
+FAMILIES has what a family fixes; a key whose value would be computed differently here is refused
+by name.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What a model_type fixes: its class, options that it implies, defaults of absent keys."""
+    """A model_type: its class, the options it implies, the defaults of absent keys."""
 
     architecture: str
     implies: Fields
@@ -143,7 +143,8 @@ TEXTS = ("rope_type", "type", "hidden_act")
 
 
 def _check_kinds(fields: Fields, where: str) -> None:
-    """What is read of a config.json, and of its rope_scaling, is of its kind, or null or absent."""
+    """Errors: DataError unless each key that is read, of rope_scaling too, is null, absent or of
+    the right JSON type."""
     kinds: dict[str, tuple[Callable[[Any], bool], str]] = {
         **dict.fromkeys(SIZES, (_is_size, "a whole number in 0..2**31 - 1")),
         **dict.fromkeys(NUMBERS, (_is_number, "a finite number of at least 0")),
