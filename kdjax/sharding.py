@@ -163,8 +163,8 @@ def gathered(mesh: Mesh | None, weight: jax.Array, dtype, axes: Sequence[str | N
     whole = tuple(None if axis == EMBED else axis for axis in axes)
 
     @jax.custom_vjp
-    def gather(narrow):
-        return constrain(mesh, narrow, *whole)
+    def gather(cast):
+        return constrain(mesh, cast, *whole)
 
     gather.defvjp(lambda w: (gather(w), None), lambda _, g: (constrain(mesh, g, *axes),))
     return gather(weight.astype(dtype))

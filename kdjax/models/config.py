@@ -80,7 +80,8 @@ TEXTS = ("rope_type", "type", "hidden_act")
 
 
 def _check_kinds(fields: Fields, where: str) -> None:
-    """What is read of a config.json, and of its rope_scaling, is of its kind, or null or absent."""
+    """Errors: DataError unless each key that is read, of rope_scaling too, is null, absent or of
+    the right JSON type."""
     kinds: dict[str, tuple[Callable[[Any], bool], str]] = {
         **dict.fromkeys(SIZES, (_is_size, "a whole number in 0..2**31 - 1")),
         **dict.fromkeys(NUMBERS, (_is_number, "a finite number of at least 0")),

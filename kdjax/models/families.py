@@ -95,10 +95,9 @@ EXPERTS: dict[str, Path] = {
 
 
 class Place(NamedTuple):
-    """Where a checkpoint's tensor lies in the parameters.
+    """A checkpoint tensor's place in the parameters: params[path][at] (a layer, then an expert).
 
-    It is params[path][at] (a layer, then an expert), of this shape in the file; kernels are
-    stored there as [out, in], so they are turned.
+    shape is that in the file, where kernels are [out, in] and so are transposed.
     """
 
     path: Path

@@ -8,7 +8,7 @@ from kdjax.models.shape import DecoderConfig
 
 
 class Known(NamedTuple):
-    """A checkpoint's shapes, the ids that end its responses, and its tokenizer's tokens."""
+    """A checkpoint's shapes, the ids that end its responses, and its tokenizer's size."""
 
     config: DecoderConfig
     stop_ids: tuple[int, ...]

@@ -303,7 +303,8 @@ def _chunk_work(plan: _Plan, asked: _Asked, dtype, head: LMHead, teacher: Teache
         dtype: of the hidden states.
         teacher: as in `head_loss`.
     """
-    narrow, own, teacher_head = _cast_head(head, dtype).weight_vd, teacher, None  # type: Any, Any, Any
+    own: Any = teacher
+    weight_vd, teacher_head = _cast_head(head, dtype).weight_vd, None
     teacher = _cast_teacher(teacher)
     if isinstance(teacher, TeacherStates):
         own, teacher_head = teacher.hidden, teacher.head
@@ -326,12 +327,12 @@ def _chunk_work(plan: _Plan, asked: _Asked, dtype, head: LMHead, teacher: Teache
             theirs = _existing(project(theirs, teacher_head), plan)
         elif isinstance(theirs, TeacherLogits):
             theirs = _existing(theirs.logits, plan)
-        rows = (product(states, narrow), theirs, extra, weight)
+        rows = (product(states, weight_vd), theirs, extra, weight)
         made, by_logits = sweep(*rows) if plan.axis else _sweep_in_cache(sweep, *rows)
         by_hidden = by_head = None
         if asked.by_hidden:
-            by_hidden = _contract("cv,vd->cd", by_logits, narrow)
-            if plan.axis is None:  # else pieces are still to be added, in full precision
+            by_hidden = _contract("cv,vd->cd", by_logits, weight_vd)
+            if plan.axis is None:  # else shards are summed first, in full precision
                 by_hidden = by_hidden.astype(dtype)
         if asked.by_head:
             by_head = jax.tree.map(lambda _: _contract("cv,cd->vd", by_logits, states), head)
