@@ -104,7 +104,7 @@ def open_engine(
 
     >>> open_engine("localhost", "m", stop_ids=[2], vocabulary=9)
     Traceback (most recent call last):
-    kdjax.base.ConfigError: open_engine: url must start with http:// or https://, got 'localhost'
+    kdjax.errors.ConfigError: open_engine: url must start with http:// or https://, got 'localhost'
     """
     engine = _Engine(
         url.rstrip("/").removesuffix("/v1") + "/v1",
