@@ -20,9 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kdjax.errors import (
-    ConfigError,
-)
+from kdjax.errors import ConfigError
 from kdjax.numerics import LMHead
 
 Array = jax.Array | np.ndarray  # on a device, or still on the host
@@ -44,14 +42,14 @@ class Problem(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Prompts (and, for a dataset with worked responses, the responses) of one step.
+    """The prompts of one step, and their worked responses where the dataset has them.
 
     prompt_bp:        int32, right-padded token ids of the rendered prompt.
     prompt_length_b:  int32, tokens of each prompt.
     response_bt:      int32, right-padded worked response with its stop token, if there is one.
     response_length_b:     int32, 0 where there is none.
     response_truncated_b:  bool, the worked response was longer than the batch is wide.
-    row_b:            int32, a number that names the problem; it seeds the row's sampling.
+    row_b:            int32, the problem's number; it seeds the row's sampling.
     """
 
     prompt_bp: Array
@@ -63,11 +61,13 @@ class Batch(NamedTuple):
 
 
 class TopK(NamedTuple):
-    """A teacher by its k most probable tokens (kdjax/losses/topk.py): ids int [..., k], distinct,
-    their log-probabilities [..., k] over the whole vocabulary, and the log-probability of all other
-    tokens together, tail_logp [...].
+    """A teacher's distribution by its k most probable tokens (kdjax/losses/topk.py).
 
-    The tail is kept, since 1 - sum exp(logp) is only rounding where a teacher is sure. Merging
+    ids:        int [..., k], distinct.
+    logp:       [..., k], their log-probabilities over the full vocabulary.
+    tail_logp:  [...], the log-probability of all other tokens together.
+
+    The tail is stored, since 1 - sum exp(logp) is only rounding where a teacher is sure. Merging
     tokens never raises a divergence: KLs between the k + 1 buckets are at most those over the
     vocabulary, and equal at k = V.
     """
@@ -86,22 +86,24 @@ class Rollout(NamedTuple):
     truncated_b:      True where no stop token came before the length limit.
     teacher_states_btd:  the teacher's last hidden state before each response token, where it was
                       computed elsewhere; None where the teacher still has to read the rows.
-    teacher_top_k_bt:    its most probable tokens at each response token, in the states' place.
+    teacher_top_k_bt:    its most probable tokens at each response token, instead of its states.
     own_logp_bt:      log-probability of each response token under the student's own distribution
-                      by its sampler, where the student drew the rows.
+                      (temperature 1, not truncated), by its sampler, where the student drew
+                      the rows.
     entropy_bt:       predictive entropy of that distribution in nats, likewise.
     staleness_b:      int32, updates of the student between the weights that drew a row and those
                       that it trains, where rollouts are drawn ahead.
     reference_logp_bt:  log-probability of each response token under a reference model, if there is
                       one.
-    old_logp_bt:      the same under the student that drew the rows, where it is another by now.
+    old_logp_bt:      the same under the student's weights that drew the rows, where they have been
+                      updated since.
     advantage_bt:     of each response token, where responses were rewarded.
     reward_b, pass_rate_b:  the row's reward, and the share of its problem's group that has a
                       reward over 0.
-    draws_b:          int32, times that the row was drawn until its group had a signal, or the tries
-                      were over.
-    not_scored_b:     rows whose reward is 0 because a verifier could not judge them, where it says
-                      so.
+    draws_b:          int32, how often the row was drawn: until the rewards of its group differed,
+                      or no redraw was left.
+    not_scored_b:     bool, the reward is 0 because the verifier could not judge the row; where it
+                      reports that.
 
     The last response token of a finished row is its stop token: it is trained on like any other.
     """
@@ -127,10 +129,12 @@ class Rollout(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """The distribution that tokens are drawn from: softmax(logits / temperature), cut to the top_k
-    most probable tokens (0: all), of those to the fewest that hold top_p of the mass, of those to
-    the ones at least min_p times as probable as the best, and renormalised; greedy at
-    temperature 0."""
+    """The distribution that tokens are drawn from: softmax(logits / temperature), truncated and
+    renormalised; greedy at temperature 0.
+
+    It is truncated to the top_k most probable tokens (0: all); of those, to the fewest that hold
+    top_p of the mass; of those, to the ones at least min_p times as probable as the best.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -138,7 +142,7 @@ class Sampling:
     min_p: float = 0.0
 
     def __str__(self) -> str:
-        """As it is said to people.
+        """The settings in words, as logs and reports show them.
 
         >>> str(Sampling(0.6, top_p=0.95))
         'temperature 0.6, top-p 0.95'
@@ -155,8 +159,8 @@ PLAIN = Sampling()
 class Samples(NamedTuple):
     """Responses, right-padded with zeros; length counts the stop token.
 
-    logp_bt:          log-probability under the model's own distribution (temperature 1, nothing cut
-                      off); None where an engine does not say it.
+    logp_bt:          log-probability under the model's own distribution (temperature 1, not
+                      truncated); None where an engine does not report it.
     sampler_logp_bt:  the same under the distribution that the token was drawn from.
     entropy_bt:       predictive entropy of the model's own distribution, in nats, or None.
     stop_b:           int32, the stop id that ended the row; -1 where the limit did (truncated).
@@ -176,9 +180,8 @@ class Samples(NamedTuple):
 
 
 class Trajectories(NamedTuple):
-    """Responses that were drawn before, and what was kept of a teacher's reading of them: its last
-    hidden state before each response token (`Rollout.teacher_states_btd`), or its most probable
-    tokens there, or neither."""
+    """Stored responses, with a stored teacher output or none: its last hidden state before each
+    response token (`Rollout.teacher_states_btd`), or its most probable tokens there."""
 
     samples: Samples
     states_btd: Array | None = None
@@ -186,14 +189,14 @@ class Trajectories(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """What the trainer knows of each response token, [B, T] or packed; log-probabilities in nats.
+    """The results of both models at each response token, [B, T] or packed; log-probabilities in
+    nats.
 
-    divergence is the token loss in use; parts are the values, by their text, of what token loss and
-    objective are sums of and no other field holds. To an objective, the student's log-probability
-    and entropy, both KLs and the divergence carry a gradient to the student (write
-    jax.lax.stop_gradient around what only weighs); Scores that are handed out carry none. Fields
-    that need a teacher are None
-    when there is none (plain SFT).
+    divergence is the token loss in use; parts are the terms of a token loss or objective that is a
+    sum, by their text, where no other field holds them. Inside an objective, the student's
+    log-probability and entropy, both KLs and the divergence carry a gradient to the student (write
+    jax.lax.stop_gradient around what is only a weight); Scores that a function returns carry none.
+    Fields that need a teacher are None without one (plain SFT).
     """
 
     student_logp: jax.Array
@@ -212,7 +215,7 @@ class Scores(NamedTuple):
     parts: dict[str, jax.Array] | None = None
 
     def known(self, name: str) -> jax.Array:
-        """A field that a loss needs. Errors: ConfigError where it is None, with what brings it."""
+        """A field that a loss needs. Errors: ConfigError where it is None, with the remedy."""
         value = getattr(self, name)
         if value is None:
             remedy = BROUGHT_BY.get(name, BROUGHT_BY["teacher"])
@@ -227,25 +230,25 @@ BROUGHT_BY = {
     "old_logp": "set rl.epochs over 1, or rollouts.ahead",
     "advantage": "set rl.group_size over 1, and prefix student",
 }
-"""What brings the `Scores` that may be None; a teacher, unless it is said."""
+"""The remedy where one of the `Scores` is None; of those not listed, a teacher."""
 
 
 class WeightedSum(NamedTuple):
-    """A mean that is not divided yet: add totals and weights over micro-batches and devices, divide
-    once."""
+    """A mean before its division: totals and weights are added over micro-batches and devices, and
+    divided once."""
 
     total: jax.Array
     weight: jax.Array
 
     def mean(self) -> jax.Array:
-        """total / weight, and exactly 0 when nothing was weighed."""
+        """total / weight, and exactly 0 where the weight is 0."""
         safe = jax.numpy.where(self.weight == 0, 1.0, self.weight)
         return jax.numpy.where(self.weight == 0, 0.0, self.total / safe)
 
 
 class TrainState(NamedTuple):
-    """All that training changes. Random keys are derived from `step`, so there is no generator
-    state."""
+    """Everything that a training step changes. Random keys are derived from `step`, so there is no
+    generator state."""
 
     step: jax.Array
     params: Params
@@ -263,7 +266,8 @@ class Model(NamedTuple):
     - extend(params, tokens_bt, cache, pointer, start_b) -> (hidden [B, T, D], cache): write T
       tokens at slots pointer .. pointer + T - 1; row b's first real slot is start_b (left padding).
 
-    prefill and extend read parameters whose layers lie apart (`models.unstacked`).
+    hidden takes parameters with layers stacked on axis 0, prefill and extend a list of layers
+    (`models.unstacked`).
     """
 
     config: Any
@@ -281,8 +285,8 @@ Objective = Callable[[Scores], jax.Array]
 """Scores -> the quantity to minimise at each token, from that token's scores alone."""
 
 Reduction = Callable[..., jax.Array]
-"""(mask [B, T], Rollout) -> weights [B, T]: how tokens are weighed before totals are divided by
-total weight."""
+"""(mask [B, T], Rollout) -> weights [B, T] of the tokens; totals are divided by the total
+weight."""
 
 PrefixSource = Callable[[Batch, Params, Key, int], Rollout]
 """(batch, student parameters as its sampler reads them, key, max_new_tokens) -> Rollout: the prefix
@@ -292,6 +296,6 @@ axis of the design space."""
 Sampler = Callable[[Params, Batch, Key, int], Samples]
 """(parameters, batch, key, max_new_tokens) -> Samples: draws one response a row.
 
-What stands behind it (this process, an HTTP engine) holds its settings. A row's tokens depend on
-the parameters, its prompt, the key and its row number alone. An engine with weights of its own
-takes None as parameters, and refuses others."""
+Its settings are those it was opened with (in this process, or for an HTTP engine). A row's tokens
+depend on the parameters, its prompt, the key and its row number alone. An engine with weights of
+its own takes None as parameters, and refuses others."""

@@ -1,4 +1,4 @@
-"""A benchmark -> an EvalReport: sample, verify, score, and count with error bars over problems."""
+"""Evaluation: a benchmark -> an EvalReport: drawn, graded, scored; error bars over problems."""
 
 from __future__ import annotations
 
@@ -23,27 +23,23 @@ from kdjax.runtime import processes
 
 
 class EvalReport(NamedTuple):
-    """What a model does on a set of problems, with the settings that the numbers belong to.
+    """The results of a model on a set of problems, with the settings that decide them.
 
     - avg, pass_at, length (tokens with the stop token), truncated, no_answer and not_scored (the
       verifier gave up on it; it counts as wrong) carry standard errors over problems.
     - grader: the verifier's name in the config; not_scored_reasons: how often it gave up on what.
-    - entropy, forward_kl and reverse_kl are token means in nats over the model's own responses,
-      exact over the vocabulary, or over what the run's stop policy makes of it
-      (`kdjax.step.stops`); the divergences are to the teacher (None without one).
-    - template: how a prompt was put, rendered: {prompt} in its template after the system prompt, in
-      the chat template, with its thinking switch.
-    - correct, tokens and cut: of each problem, in problem order, how many responses are right, the
-      tokens of all of them, and how many were truncated (for paired comparisons).
-    - majority_at: majority@k (`kdjax.grading.passk`) for the same k as pass_at; None where the
-      verifier says no answers.
-    - length_quantiles: of all responses, the least length that 10, 50, 90 % of them don't exceed.
+    - entropy, forward_kl, reverse_kl: token means in nats over the model's own responses, exact
+      over the vocabulary, under the run's stop policy; KLs are to the teacher (None without one).
+    - template: the rendered prompt of a problem "{prompt}".
+    - correct, tokens, cut: for each problem, its right responses, their tokens, those truncated.
+    - majority_at: majority@k for the same k as pass_at; None where the verifier returns no answers.
+    - length_quantiles: the least length that 10, 50, 90 % of all responses don't exceed.
     - intervals: 95 % bootstrap intervals over problems, by the names avg, pass_at_K, majority_at_K,
-      length, truncated, no_answer and not_scored; none of a single problem.
+      length, truncated, no_answer and not_scored; none for a single problem.
     - weights: a hash of the parameters that were evaluated (`kdjax.storage.fingerprint`).
     - flops_by_part: what training_flops consists of (`kdjax.train.cost`).
 
-    What has a default is missing from reports of older versions.
+    Reports of older versions lack the fields that have a default.
     """
 
     problems: int
@@ -78,7 +74,7 @@ class EvalReport(NamedTuple):
 
 
 Chunk = dict[str, Any]
-"""Of some rows, as JSON values: sums over their tokens (and seconds), and their records."""
+"""The results of some rows, as JSON values: sums over their tokens (and seconds), and records."""
 Keep = Callable[[int, Callable[[], Chunk]], Chunk]
 
 
@@ -100,14 +96,23 @@ def evaluate(
     seed: int,
     keep: Keep = lambda number, make: make(),
 ) -> tuple[EvalReport, list[dict[str, Any]]]:
-    """The report, and one record a sample (problem, prompt, answer, response, outcome, tokens; a
-    few have their `pieces` too).
+    """(the report, one record a sample: problem, prompt, answer, response, outcome, tokens; a few
+    have their `pieces` too).
 
-    Samples are drawn chunk_rows rows at a time, and scored batch_size rows at a time, each process
-    its share of both: scorer gets the rollout and the problem of each of its rows. keep(number,
-    make) gives a chunk, from where it is kept or made now. Sample j of problem i is row
-    i * samples + j, so results depend on neither size nor order. Errors: ConfigError when a k is
-    over the samples drawn.
+    Sample j of problem i is row i * samples + j: results depend on no size and no order.
+
+    Args:
+        draw: (batch, key, max_new_tokens) -> Samples of the model.
+        scorer: (rollout, the problem number of each row) -> Scores.
+        source, tokenizer, key: the problems, the model's tokenizer, the draw's key.
+        grader: its name, and the grader.
+        samples, k: samples drawn of a problem; the k of pass@k and majority@k.
+        sampling, seed: those of `draw` and `key`, for the report.
+        max_new_tokens, max_prompt_tokens: limits of a response and a prompt.
+        batch_size, chunk_rows: rows scored and rows drawn at a time, by all processes together.
+        keep: (number, make) -> a chunk: a stored one, or make()'s.
+
+    Errors: ConfigError when a k is over the samples drawn.
     """
     if not k or max(k) > samples or min(k) < 1:
         raise ConfigError(
@@ -164,9 +169,9 @@ def progress(
     max_new_tokens: int,
     max_prompt_tokens: int,
 ) -> dict[str, Any]:
-    """Quality of a student that is still in training, for its metrics: test_avg, test_length
-    (tokens), test_entropy (nats a token, exact, of the sampler), test_truncated, and test_correct,
-    the right ones of test_samples responses of each problem. Nothing is scored."""
+    """The metrics of a student in training: test_avg, test_length (tokens), test_entropy (nats a
+    token, exact, of the sampler), test_truncated, and test_correct, how many of each problem's
+    test_samples responses are right. Args: as in `evaluate`; grader is the grader alone."""
     asked = _encode_all(source, tokenizer, samples, max_prompt_tokens)
     rows = np.arange(source.size * samples)
     drawn = processes.draw_apart(
@@ -196,8 +201,11 @@ def _scored(
     scorer, source, tokenizer, grader: Grader, asked: Batch, drawn: Samples, samples: int,
     size: int, count: int, most: int,
 ) -> Chunk:  # fmt: skip
-    """The first `count` rows of what was drawn, scored `size` rows at a time and graded, in as many
-    batches as `most` rows need: the last row fills up what it lacks."""
+    """The chunk of this process's rows: graded, and scored `size` rows at a time.
+
+    Args: as in `evaluate`; asked, drawn: prompts and responses, of which `count` rows count; most:
+    the most rows of any process. All score as many batches, padded with the last row.
+    """
     records: list[dict[str, Any]] = []
     sums: dict[str, float] = defaultdict(float)
     for first in range(0, most, size):
@@ -214,7 +222,7 @@ def _scored(
 
 
 def _joined(chunks: Sequence[Chunk]) -> Chunk:
-    """What several processes made of their shares, in order."""
+    """The chunks of several processes as one, in order."""
     names = chunks[0]["sums"]
     return {
         "sums": {name: sum(chunk["sums"][name] for chunk in chunks) for name in names},
@@ -234,7 +242,7 @@ def _token_sums(scores: Scores, rows: int) -> dict[str, float]:
 
 
 def _estimates(records: list[dict[str, Any]], samples: int, k: tuple[int, ...]) -> dict[str, Any]:
-    """The fields of a report that are counted, from records in (problem, sample) order."""
+    """The counted fields of a report, from records in (problem, sample) order."""
 
     def a_problem(name: str) -> np.ndarray:
         return np.array([r[name] for r in records], float).reshape(-1, samples)
@@ -267,8 +275,7 @@ def _estimates(records: list[dict[str, Any]], samples: int, k: tuple[int, ...]) 
 def _majorities(
     records: list[dict[str, Any]], samples: int, k: tuple[int, ...]
 ) -> dict[str, np.ndarray]:
-    """Majority@k of each problem for every k; nothing where a verdict is about no answer that is
-    known."""
+    """Majority@k of each problem for every k; {} where the verifier returns no answers."""
     if any(r["answer"] is None and not r["no_answer"] for r in records):
         return {}
     problems = [records[at : at + samples] for at in range(0, len(records), samples)]
@@ -278,7 +285,7 @@ def _majorities(
 
 
 QUANTILES = (10, 50, 90)
-"""Percent of the responses that a reported length is the limit of."""
+"""Percent of the responses that are no longer than a reported length."""
 
 
 def _quantiles(lengths: list[int]) -> dict[int, int]:
@@ -291,7 +298,7 @@ def all_responses(samples: Samples) -> np.ndarray:
 
 
 def finished_responses(samples: Samples) -> np.ndarray:
-    """The rows that a stop token ended before the length limit did, [B]."""
+    """The rows that ended with a stop token before the length limit, [B]."""
     return ~np.asarray(samples.truncated_b)
 
 
@@ -340,13 +347,17 @@ def _records(
 
 
 SHOWN_PROBLEMS, SHOWN_TOKENS = 4, 300
-"""Of how many problems, spread over the set, the first sample is kept token by token; how far."""
+"""Problems, spread over the set, whose first sample is stored token by token; tokens of it."""
 
 
 def readings(
     tokenizer, rows, samples: int, problems: int, drawn: Samples, scores: Scores
 ) -> Iterator[dict[str, Any]]:
-    """What scoring adds to the records: the response's entropy, and the pieces of shown samples."""
+    """The fields that scoring adds to the records: the response's entropy, and the pieces of shown
+    samples.
+
+    Args: as in `evaluate`; rows: their numbers; problems: how many; drawn, scores: of the rows.
+    """
     shown = {*range(0, problems, -(-problems // SHOWN_PROBLEMS))}
     entropies = _mean_entropies(scores)
     for position, row in enumerate(rows):
@@ -359,8 +370,8 @@ def readings(
 
 
 def _log_ratios(scores: Scores, position: int) -> list[float | None]:
-    """log p(teacher) - log q(student) in nats of each token of a row; None where no teacher says
-    it, or where the stop policy leaves the token out."""
+    """log p(teacher) - log q(student) in nats of each token of a row; None without a teacher, or
+    where the stop policy masks the token."""
     kept = np.asarray(scores.mask[position])
     if scores.teacher_logp is None:
         return [None] * len(kept)
@@ -383,7 +394,7 @@ def _pieces(tokenizer: Tokenizer, ids: list[int], log_ratios: list[float | None]
 
 
 def _mean_entropies(scores: Scores) -> list[float]:
-    """Of each row, the student's entropy in nats a token; 0 for a response without a token."""
+    """The student's entropy of each row in nats a token; 0 for a response without a token."""
     mask = np.asarray(scores.mask)
     nats = np.where(mask, np.asarray(scores.student_entropy), 0.0).sum(axis=1, dtype=np.float64)
     return (nats / np.maximum(mask.sum(axis=1), 1)).tolist()

@@ -1,4 +1,4 @@
-"""A run -> its trained parameters, and a Hugging Face folder of them."""
+"""Export: a run's trained parameters, and a Hugging Face folder of them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from kdjax.config.as_json import from_dict
 from kdjax.config.schema import Config
 from kdjax.config.validation import check_types
 from kdjax.errors import ConfigError, DataError
-from kdjax.models.config import DecoderConfig
 from kdjax.models.lora import Student, adapter_of, make_lora, write_adapter
+from kdjax.models.shape import DecoderConfig
 from kdjax.runtime import files
 from kdjax.runtime.console import announce
 from kdjax.sharding import make_mesh
@@ -23,12 +23,12 @@ from kdjax.storage.restore import DamagedError, measured, read_params, saved_ste
 from kdjax.storage.retention import best_step
 
 NEWEST, BEST = "newest", "best"
-"""Steps by name, beside their numbers."""
+"""Names of checkpoints, which also have the numbers of their steps."""
 
 
 def export(run: str | Path, out: str | Path, dtype=jnp.float32, step: str = NEWEST) -> None:
-    """Write a checkpoint's student to `out` in `dtype`, with the config and tokenizer of the model
-    it began as; step as in `load_run`.
+    """Write a checkpoint's student to `out` in `dtype`, with its initial model's config and
+    tokenizer; step as in `load_run`.
 
     Errors: DataError when `run` holds no such checkpoint, StorageError when `out` exists and is not
     empty.
@@ -38,7 +38,7 @@ def export(run: str | Path, out: str | Path, dtype=jnp.float32, step: str = NEWE
 
 
 def export_adapter(run: str | Path, out: str | Path, step: str = NEWEST) -> None:
-    """Write a checkpoint's adapter to `out`, as peft reads it onto the model it began as.
+    """Write a checkpoint's adapter to `out`, which peft loads onto the student's initial model.
 
     Errors: DataError when `run` holds no such checkpoint or trained no adapter, StorageError as
     above.
@@ -59,7 +59,8 @@ def load_run(run: str | Path, step: str = NEWEST) -> tuple[Config, Params]:
 
 
 def _restore(run: str | Path, step: str) -> tuple[Config, DecoderConfig, Student, Params]:
-    """(config, the student's shape, how its parameters are divided, the trained ones)."""
+    """(config, the student's shapes, its parameters split into trained and frozen, the trained
+    ones)."""
     folder = Path(run)
     if not (folder / "checkpoints").is_dir():
         raise DataError(f"{folder} is not a run: it holds no checkpoints")

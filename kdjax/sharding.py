@@ -1,8 +1,8 @@
-"""Meshes and shardings: every mesh axis name of the project stands here.
+"""Meshes and shardings: the one place of every mesh axis name.
 
 A batch's rows are sharded over data and fsdp; parameters and optimizer state over fsdp (their
 width) and tensor (heads, MLP columns, vocabulary rows). Models and heads name logical axes only;
-the two rules that place them, RULES and `spec`, are here.
+RULES and `spec` map those to mesh axes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ T = TypeVar("T")
 def make_mesh(
     devices: int | Sequence[jax.Device] | None = None, fsdp: int = 1, tensor: int = 1
 ) -> Mesh:
-    """A mesh data x fsdp x tensor of these devices, or of the first so many local ones (all).
+    """A mesh (data, fsdp, tensor) of these devices; a number: of the first so many local devices;
+    None: of all local devices.
 
     >>> make_mesh(1).axis_names
     ('data', 'fsdp', 'tensor')
@@ -65,14 +66,14 @@ def make_mesh(
 
 
 def rollout_mesh(mesh: Mesh) -> Mesh:
-    """The same devices with fsdp folded into data: decoding wants its weights whole, or sharded
-    over tensor, never gathered anew for each token."""
+    """The same devices with fsdp folded into data: while decoding, weights are replicated or
+    sharded over tensor, so that none is gathered again for each token."""
     devices = mesh.devices.reshape(-1, 1, mesh.shape[TENSOR])
     return Mesh(devices, (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3)
 
 
 def owners(mesh: Mesh) -> int:
-    """How many processes the mesh lies on.
+    """The number of processes that own the mesh's devices.
 
     >>> owners(make_mesh(1))
     1
@@ -81,10 +82,10 @@ def owners(mesh: Mesh) -> int:
 
 
 def own_mesh(mesh: Mesh) -> Mesh:
-    """The part of a mesh that lies on this process's devices, and draws its share of the rows; the
-    mesh itself in a run of one process.
+    """The submesh of this process's devices, which draws this process's share of the rows; the mesh
+    itself in a run of one process.
 
-    Errors: ConfigError where a model's pieces (tensor) would lie on devices of two processes.
+    Errors: ConfigError where the tensor axis spans devices of two processes.
     """
     if jax.process_count() == 1:
         return mesh
@@ -101,8 +102,8 @@ def own_mesh(mesh: Mesh) -> Mesh:
 
 
 def on_own_devices(tree: T) -> T:
-    """Arrays that every row of a `rollout_mesh` holds alike -> the same on its `own_mesh`; nothing
-    is copied."""
+    """Arrays replicated over the data axis of a `rollout_mesh` -> the same on its `own_mesh`,
+    without a copy."""
     if jax.process_count() == 1:
         return tree
 
@@ -116,18 +117,18 @@ def on_own_devices(tree: T) -> T:
 
 
 def data_size(mesh: Mesh) -> int:
-    """Over how many devices a batch's rows are sharded."""
+    """The number of devices that a batch's rows are sharded over."""
     return pieces(mesh, BATCH)
 
 
 def pieces(mesh: Mesh | None, axis: str) -> int:
-    """Into how many pieces the rules shard a logical axis, where its size allows it."""
+    """The number of shards of a logical axis by RULES, where they divide its size."""
     return 1 if mesh is None else math.prod(mesh.shape.get(name, 1) for name in RULES[axis])
 
 
 def spec(mesh: Mesh, shape: Sequence[int], axes: Sequence[str | None]) -> PartitionSpec:
-    """How an array of logical axes is sharded: by RULES, where the mesh has the axis and its size
-    divides the dimension; else that dimension is whole on every device.
+    """The PartitionSpec of an array by its logical axes: RULES, where the mesh has the axis and its
+    size divides the dimension; other dimensions are not sharded.
 
     >>> tuple(spec(make_mesh(1), (8, 4), (BATCH, None)))
     (('data', 'fsdp'), None)
@@ -153,17 +154,17 @@ def constrain(mesh: Mesh | None, x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def gathered(mesh: Mesh | None, weight: jax.Array, dtype, axes: Sequence[str | None]) -> jax.Array:
-    """A parameter as it is used: narrowed to `dtype`, then whole along its width (fsdp).
+    """A parameter as a layer uses it: cast to `dtype`, then gathered along its width (fsdp).
 
-    The narrow copy travels, and its gradient is scattered back to where the parameter is sharded.
+    The cast copy is what devices send; its gradient is scattered back to the parameter's shards.
     """
     if mesh is None or mesh.size == 1 or EMBED not in axes:
         return weight
     whole = tuple(None if axis == EMBED else axis for axis in axes)
 
     @jax.custom_vjp
-    def gather(narrow):
-        return constrain(mesh, narrow, *whole)
+    def gather(cast):
+        return constrain(mesh, cast, *whole)
 
     gather.defvjp(lambda w: (gather(w), None), lambda _, g: (constrain(mesh, g, *axes),))
     return gather(weight.astype(dtype))
@@ -172,8 +173,8 @@ def gathered(mesh: Mesh | None, weight: jax.Array, dtype, axes: Sequence[str | N
 def lookup(mesh: Mesh | None, table_vd: jax.Array, tokens_bt: jax.Array, dtype) -> jax.Array:
     """Rows of an embedding table in `dtype`: [V, D], [B, T] -> [B, T, D].
 
-    The table stays where it is sharded: each device looks its columns of its rows up, and rows of
-    the batch travel. The gradient is summed in the table's own dtype, not in the narrow one.
+    The table is not gathered: each device looks up its own columns of its own rows, and the rows
+    found are exchanged. The gradient is summed in the table's dtype, not in `dtype`.
     """
     if mesh is None or mesh.size == 1:
         return table_vd[tokens_bt].astype(dtype)
@@ -214,11 +215,18 @@ def map_sharded(
     summed: str | None = None,
     check_vma: bool = True,
 ) -> jax.Array:
-    """function(*args) on each device's pieces, sharded by logical axes; the result is added up over
-    the mesh axis of `summed`, if it is given and sharded.
+    """function(*args) on each device's shards (`jax.shard_map`), by logical axes.
 
-    For what automatic sharding would gather: sorts, and kernels that XLA can't take apart. Those
-    need check_vma=False: they don't say over which mesh axes their results vary (`jax.shard_map`).
+    For what automatic sharding would gather: sorts, and kernels that are opaque to XLA.
+
+    Args:
+        mesh: None or one device: function(*args) itself.
+        function: shards of args -> a shard of the result.
+        in_axes: the logical axes of each of args.
+        out_axes: those of the result.
+        args: arrays, in full.
+        summed: a logical axis: where it is sharded, results are added over its mesh axis.
+        check_vma: False for kernels, which don't say over which mesh axes their results vary.
     """
     if mesh is None or mesh.size == 1:
         return function(*args)
@@ -246,9 +254,9 @@ def vocabulary_axis(mesh: Mesh | None) -> str | None:
 
 
 def collected_gradient(mesh: Mesh, shape: Sequence[int], axis: str | None):
-    """(inside `shard_map`: the sum of an LM head's gradient over all tokens, its PartitionSpec).
-
-    Where the width is sharded over fsdp, each device gets its own columns of the sum.
+    """(a function that sums an LM head's gradient over all tokens inside `shard_map`, the
+    PartitionSpec of the sum). Where the width is sharded over fsdp, each device gets its own
+    columns of it.
     """
     columns = pieces(mesh, EMBED)
     if columns == 1 or shape[1] % columns:
@@ -265,7 +273,8 @@ def collected_gradient(mesh: Mesh, shape: Sequence[int], axis: str | None):
 
 
 def whole_rows(logits: jax.Array, axis: str | None) -> jax.Array:
-    """Inside `shard_map`: a piece of all rows [c, V / n] -> the whole of some rows [c / n, V]."""
+    """Inside `shard_map`, an all-to-all: this device's columns of all rows [c, V / n] -> all
+    columns of its own rows [c / n, V]."""
     if axis is None:
         return logits
     return jax.lax.all_to_all(logits, axis, split_axis=0, concat_axis=1, tiled=True)
@@ -296,13 +305,13 @@ collect_rows.defvjp(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """The sharding of an array that every device holds in full."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def device_bytes(tree: Any, itemsize: int | None = None) -> float:
-    """What one device holds of a tree of arrays, or of shapes with shardings, as they are sharded;
-    at their own width, or at another.
+    """Bytes on one device of a tree of arrays, or of shapes with shardings; an itemsize replaces
+    those of the dtypes.
 
     >>> device_bytes(jax.device_put(np.zeros((4, 2), np.float32), replicated(make_mesh(1))))
     32
@@ -324,13 +333,13 @@ def batch_spec(mesh: Mesh) -> NamedSharding:
 
 
 def rows_spec(mesh: Mesh) -> PartitionSpec:
-    """How a leading axis of rows or tokens is sharded."""
+    """The PartitionSpec of a leading axis of rows or tokens."""
     return PartitionSpec(tuple(axis for axis in RULES[BATCH] if axis in mesh.shape))
 
 
 def shard_batch(tree: T, mesh: Mesh) -> T:
-    """Deal the rows of every array over data and fsdp; each process gives its share of them
-    (`processes.share`). ConfigError if they don't divide."""
+    """Shard the rows of every array over data and fsdp; each process gives its share of them
+    (`processes.share`). Errors: ConfigError where they can't be sharded evenly."""
     rows = {owners(mesh) * np.shape(x)[0] for x in jax.tree.leaves(tree)}
     if any(n % data_size(mesh) for n in rows):
         raise ConfigError(
@@ -346,7 +355,7 @@ def shard_batch(tree: T, mesh: Mesh) -> T:
 
 
 def rows_on_host(tree: T) -> T:
-    """The rows of sharded arrays that this process gave, on the host; all of them in a run of one
+    """This process's own rows of sharded arrays, on the host; all of them in a run of one
     process."""
 
     def local(x: jax.Array) -> np.ndarray:
@@ -359,7 +368,8 @@ def rows_on_host(tree: T) -> T:
 
 
 def micro_batched(x: jax.Array, pieces: int) -> jax.Array:
-    """[B, ...] -> [pieces, B / pieces, ...], every piece spread over the batch's devices."""
+    """[B, ...] -> [pieces, B / pieces, ...], every micro-batch sharded over all of the batch's
+    devices."""
     return jnp.moveaxis(x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]), 1, 0)
 
 

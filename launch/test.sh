@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lint, types and the whole test suite, in the same .venv as the quickstart. Extra arguments go to pytest.
+# Lint, types and the tests, in the same .venv as the quickstart. Arguments go to pytest; --all adds what is for a release.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh

@@ -10,12 +10,14 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.dirname(__file__), "..", ".cache", "xla")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # where a line of a program is from
 os.environ["HF_HUB_OFFLINE"] = "1"
 if os.environ.get("KDJAX_AOT") != "true":
     # Most programs run once here: XLA and LLVM take longer over them than they save
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "")
         + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+        + " --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
     )
 
 import importlib.util
@@ -35,6 +37,35 @@ LEFT_OUT = (
 
 collect_ignore = [] if HAS_TORCH else ["models/test_parity.py"]
 
+LEFT_FOR_RELEASE = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--all", action="store_true", help="also what is left for a release (tests/release, marks)"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without --all, what is for a release is left out, unless it is named."""
+    if config.getoption("all"):
+        return
+    named = tuple(arg for arg in config.args if "::" in arg or arg.startswith("tests/release"))
+    asked = [item for item in items if not _for_release(item) or item.nodeid.startswith(named)]
+    left, items[:] = len(items) - len(asked), asked
+    config.stash[LEFT_FOR_RELEASE] = left
+    if hasattr(config, "workeroutput"):  # a process of pytest-xdist: the one that reports is told
+        config.workeroutput["left_for_release"] = left
+
+
+def _for_release(item) -> bool:
+    return item.nodeid.startswith("tests/release/") or item.get_closest_marker("release")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.stash[LEFT_FOR_RELEASE] = getattr(node, "workeroutput", {}).get("left_for_release")
+
 
 def pytest_configure(config):
     if os.environ.get("CI") != "true":
@@ -50,6 +81,8 @@ def pytest_configure(config):
 def pytest_terminal_summary(terminalreporter):
     missing = [LEFT_OUT] * (not HAS_TORCH) + [NO_MATH_VERIFY] * (not HAS_MATH_VERIFY)
     missing += [NO_SLURM] * (not HAS_SLURM)
+    if left := terminalreporter.config.stash.get(LEFT_FOR_RELEASE, 0):
+        missing += [f"LEFT OUT: {left} tests for a release: kills, Slurm, ...; add --all"]
     if missing:
         terminalreporter.section("left out")
     for line in missing:

@@ -259,6 +259,7 @@ def get_study():
 """
 
 
+@pytest.mark.release
 def test_two_jobs_on_the_command_line(tmp_path, student_folder, teacher_folder, capsys):
     """Real processes: a run that can't begin is named with its error and exit code, the other ends
     and is kept; the same command then makes the rest, and --only a run alone."""

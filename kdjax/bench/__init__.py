@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import timeit
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import jax
+import numpy as np
 
 from kdjax.runtime import files
 from kdjax.storage import run_folder
@@ -48,3 +52,25 @@ def _line(figure: Figure) -> str:
     reach = "" if figure.reach is None else f"at most {figure.reach:.3g}"
     verdict = {True: "met", False: "NOT MET", None: ""}[figure.met]
     return f"{figure.name:48} {value:>14}  {reach:14} {verdict:8} {figure.note}".rstrip()
+
+
+def medians(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each run after a first, in turn, so that a busy minute hits all; without
+    those that don't fit the device."""
+
+    def seconds(run: Callable[[], Any]) -> float:
+        return timeit.timeit(lambda: jax.block_until_ready(run()), number=1)
+
+    ready = {name: run for name, run in runs.items() if if_it_fits(run) is not None}
+    rounds = [[seconds(run) for run in ready.values()] for _ in range(repeats)]
+    return dict(zip(ready, np.median(rounds, axis=0).tolist(), strict=True))
+
+
+def if_it_fits(run: Callable[[], Any]) -> Any:
+    """What it returns, or None where the device's memory is too small."""
+    try:
+        return jax.block_until_ready(run())
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return None

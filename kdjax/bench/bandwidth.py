@@ -1,7 +1,7 @@
 """A bandwidth model of rollouts: what a schedule costs on an accelerator that is not here.
 
 A decode step takes (weights + cache read) / (bandwidth * efficiency) + a fixed overhead; prefill
-its FLOPs at 40 % of the peak. The schedule is the sampler's own (`sampler.levels`).
+its FLOPs at 40 % of the peak. The schedule is the sampler's own (`rollouts.levels`).
 """
 
 from __future__ import annotations
@@ -27,33 +27,15 @@ class Machine(NamedTuple):
     bytes_a_slot: float = 114_688.0
     cache_bytes: float = 60e9
 
-    def step_seconds(self, slots: float) -> float:
-        """One token of every row of a batch whose cache has so many slots."""
-        moved = 2 * self.parameters + slots * self.bytes_a_slot
-        return moved / (self.bandwidth * self.efficiency) + self.overhead_seconds
+    def seconds(self, round_: Round) -> float:
+        """A round's prefill and its steps, each reading the whole cache."""
+        moved = 2 * self.parameters + round_.rows * round_.slots * self.bytes_a_slot
+        step = moved / (self.bandwidth * self.efficiency) + self.overhead_seconds
+        return round_.steps * step + 2 * self.parameters * round_.prefilled / (0.4 * self.flops)
 
-    def prefill_seconds(self, tokens: float) -> float:
-        """Prompts of so many tokens together."""
-        return 2 * self.parameters * tokens / (0.4 * self.flops)
-
-
-def mixed_lengths(rows: int, limit: int, seed: int = 0) -> np.ndarray:
-    """Response lengths: geometric, of mean limit / 5, cut at the limit."""
-    drawn = np.random.default_rng(seed).geometric(5 / limit, rows)
-    return np.minimum(drawn, limit)
-
-
-def static_seconds(lengths: np.ndarray, prompt: int, limit: int, machine: Machine) -> float:
-    """Batches in the order of their rows, each until its longest row ends, each step reading the
-    whole cache."""
-    slots = prompt + limit
-    rows = rows_within(machine.cache_bytes, machine.bytes_a_slot * slots, len(lengths))
-    total = 0.0
-    for first in range(0, len(lengths), rows):
-        batch = lengths[first : first + rows]
-        total += machine.prefill_seconds(prompt * len(batch))
-        total += int(batch.max()) * machine.step_seconds(rows * slots)
-    return total
+    def fit(self, slots: int, most: int) -> int:
+        """Rows at a time whose cache fits, at most so many."""
+        return rows_within(self.cache_bytes, self.bytes_a_slot * slots, most)
 
 
 class Round(NamedTuple):
@@ -63,6 +45,22 @@ class Round(NamedTuple):
     slots: int
     steps: int
     prefilled: int
+
+
+def static_seconds(lengths: np.ndarray, prompt: int, limit: int, machine: Machine) -> float:
+    """Batches in the order of their rows, each until its longest row ends, each step reading the
+    whole cache."""
+    slots = prompt + limit
+    rows = machine.fit(slots, len(lengths))
+    batches = [lengths[first : first + rows] for first in range(0, len(lengths), rows)]
+    rounds = [Round(rows, slots, int(own.max()), prompt * len(own)) for own in batches]
+    return sum(map(machine.seconds, rounds))
+
+
+def level_seconds(lengths: np.ndarray, prompt: int, limit: int, machine: Machine) -> float:
+    """The sampler's schedule: levels, full batches, survivors compacted and prefilled again."""
+    rounds = level_rounds(lengths, prompt, limit, lambda slots: machine.fit(slots, ROWS))
+    return sum(map(machine.seconds, rounds))
 
 
 def level_rounds(
@@ -75,31 +73,26 @@ def level_rounds(
             batch = going[first : first + most(slots)]
             size = rounded_up(len(batch))
             prefilled = (prompt + level.first) * size
-            for at in range(level.first, level.last, level.steps):
-                live = int((batch > at).sum())
-                if live == 0:
-                    break
-                size = min(size, rounded_up(live))
+            for at in range(level.first, int(min(batch.max(), level.last)), level.steps):
+                size = min(size, rounded_up(int((batch > at).sum())))
                 yield Round(size, slots, level.steps, prefilled)
                 prefilled = 0
 
 
-def level_seconds(lengths: np.ndarray, prompt: int, limit: int, machine: Machine) -> float:
-    """The sampler's schedule: levels, full batches, survivors compacted and prefilled again."""
-
-    def most(slots: int) -> int:
-        return rows_within(machine.cache_bytes, machine.bytes_a_slot * slots, ROWS)
-
-    return sum(
-        machine.prefill_seconds(round_.prefilled)
-        + round_.steps * machine.step_seconds(round_.rows * round_.slots)
-        for round_ in level_rounds(lengths, prompt, limit, most)
-    )
+def _geometric(rows: int, limit: int) -> np.ndarray:
+    return np.minimum(np.random.default_rng(0).geometric(5 / limit, rows), limit)
 
 
-def lognormal_lengths(rows: int, limit: int, mean: float = 1100.0, seed: int = 0) -> np.ndarray:
-    """Response lengths as long reasoning has them: most short, some up to the limit."""
+def _lognormal(rows: int, limit: int) -> np.ndarray:
+    """As long reasoning has them: most short, some up to the limit."""
     deviation = 0.8
-    centre = math.log(mean) - deviation**2 / 2
-    drawn = np.random.default_rng(seed).lognormal(centre, deviation, rows).astype(int)
-    return np.clip(drawn, 16, limit)
+    centre = math.log(1100) - deviation**2 / 2
+    drawn = np.random.default_rng(0).lognormal(centre, deviation, rows)
+    return np.clip(drawn.astype(int), 16, limit)
+
+
+LENGTHS: dict[str, Callable[[int, int], np.ndarray]] = {
+    "geometric, mean a fifth": _geometric,
+    "lognormal, mean 1,014": _lognormal,
+}
+"""Lengths of so many responses up to a limit."""

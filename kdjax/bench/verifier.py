@@ -7,8 +7,9 @@ import functools
 import importlib.util
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+import timeit
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 from kdjax.bench import Figure
 from kdjax.errors import ConfigError
@@ -35,12 +36,10 @@ def bench_verifier(sizes: VerifierBench) -> Iterator[Figure]:
     """Every figure, as it is measured. Errors: ConfigError for sizes that can't be."""
     if min(sizes.problems, sizes.samples, sizes.repeats, sizes.symbolic_problems) < 1:
         raise ConfigError("bench verifier: every size must be at least 1")
-    if "exact" not in sizes.skip:
-        yield from _exact(sizes)
-    if "hostile" not in sizes.skip:
-        yield from _hostile(sizes.repeats)
-    if "symbolic" not in sizes.skip:
-        yield from _symbolic(sizes)
+    parts = {"exact": _exact, "hostile": _hostile, "symbolic": _symbolic}
+    for name, measure in parts.items():
+        if name not in sizes.skip:
+            yield from measure(sizes)
 
 
 # --- ordinary answers -----------------------------------------------------------------------------
@@ -78,22 +77,15 @@ def _exact(sizes: VerifierBench) -> Iterator[Figure]:
     for kind in FORMS:
         for samples in (sizes.samples, 1):
             pairs = ordinary(kind, sizes.problems, samples)
-            seconds = _best(functools.partial(grade_boxed, pairs), sizes.repeats)
-            name = f"an answer, {kind}, {samples} a problem"
-            rate = f"{len(pairs) / seconds:,.0f} a second"
+            each = _best(functools.partial(grade_boxed, pairs), sizes.repeats) / len(pairs)
             reach = 20.0 if samples > 1 or kind == "integers" else None
-            yield Figure(name, 1e6 * seconds / len(pairs), "us", reach, rate)
+            name, rate = f"an answer, {kind}, {samples} a problem", f"{1 / each:,.0f} a second"
+            yield Figure(name, 1e6 * each, "us", reach, rate)
 
 
 def _best(run: Callable[[], object], repeats: int) -> float:
     """The least seconds of this process's core that a run takes, with nothing remembered."""
-    taken = []
-    for _ in range(repeats):
-        read.cache_clear()
-        began = time.process_time()
-        run()
-        taken.append(time.process_time() - began)
-    return min(taken)
+    return min(timeit.repeat(run, read.cache_clear, time.process_time, repeats, number=1))
 
 
 # --- hostile answers ------------------------------------------------------------------------------
@@ -137,14 +129,15 @@ HOSTILE = {**{f"box of {inside[:24]!r}": BOX + inside + "}" for inside in _INSID
 """Responses that hang or slow other verifiers, or try to be run."""
 
 
-def _hostile(repeats: int) -> Iterator[Figure]:
+def _hostile(sizes: VerifierBench) -> Iterator[Figure]:
     taken = {
-        name: _best(functools.partial(grade_hostile, r), repeats) for name, r in HOSTILE.items()
+        name: _best(functools.partial(grade_hostile, response), sizes.repeats)
+        for name, response in HOSTILE.items()
     }
+    for name in list(taken)[:10]:
+        yield Figure(f"hostile, {name}", 1e3 * taken[name], "ms", 1.0)
     slowest = max(taken, key=taken.__getitem__)
-    for name in (*list(taken)[:10], slowest):
-        label = "slowest" if name == slowest else "hostile"
-        yield Figure(f"{label}, {name}", 1e3 * taken[name], "ms", 1.0)
+    yield Figure(f"slowest, {slowest}", 1e3 * taken[slowest], "ms", 1.0)
 
 
 def grade_hostile(response: str) -> list[Outcome]:
@@ -157,11 +150,12 @@ def grade_hostile(response: str) -> list[Outcome]:
 # --- symbolic answers -----------------------------------------------------------------------------
 
 NUMBERS = {"integers": ("{n}", "{n}"), "fractions": (r"\frac{{{n}}}{{7}}", "{n}/7")}
-SYMBOLIC: dict[str, Callable[[int], tuple[str, str]]] = {
-    "sums": lambda n: (f"{n}+x", f"x+{n}"),
-    "roots": lambda n: (rf"\sqrt{{{3 * n * n}}}", rf"{n}\sqrt{{3}}"),
-    "pairs": lambda n: (rf"({n}\pi, 2)", rf"(\pi\cdot{n}, 2)"),
+SYMBOLIC = {
+    "sums": ("{n}+x", "x+{n}"),
+    "roots": (r"\sqrt{{{square}}}", r"{n}\sqrt{{3}}"),
+    "pairs": (r"({n}\pi, 2)", r"(\pi\cdot{n}, 2)"),
 }
+"""(answer, gold) of n, and of 3 n^2."""
 
 
 def _symbolic(sizes: VerifierBench) -> Iterator[Figure]:
@@ -169,33 +163,32 @@ def _symbolic(sizes: VerifierBench) -> Iterator[Figure]:
         yield Figure("a symbolic answer", None, "ms", None, "not installed: kdjax[math]")
         return
     with open_symbolic(deadline_seconds=60.0) as grader:
-        for name, (said, gold) in NUMBERS.items():
-            taken = []
-            for repeat in range(sizes.repeats):
-                numbers = (n + 10**5 * repeat for n in _distinct(sizes))  # no gold is met twice
-                asked = [{"answer": said.format(n=n), "gold": gold.format(n=n)} for n in numbers]
-                taken.append(_wall(functools.partial(grader.workers.map, asked)) / len(asked))
-            yield _rate(f"math-verify in a worker, {name}", min(taken), 2.5)
-        for name, form in SYMBOLIC.items():
-            pairs = [(rf"\boxed{{{a}}}", g) for a, g in map(form, _distinct(sizes))]
-            seconds = _wall(functools.partial(grader, pairs)) / len(pairs)
-            yield _rate(f"a symbolic answer, {name}", seconds, None)
-        hang = [(r"\boxed{(x+y+z+w)^{200}}", "2x")]
+        for name, forms in NUMBERS.items():
+            runs = []
+            for repeat in range(sizes.repeats):  # no gold is met twice
+                pairs = _pairs(forms, sizes, 10**5 * repeat)
+                asked = [{"answer": answer, "gold": gold} for answer, gold in pairs]
+                runs.append(_wall(grader.workers.map, asked))
+            yield _rate(f"math-verify in a worker, {name}", min(runs), sizes, 2.5)
+        for name, forms in SYMBOLIC.items():
+            pairs = [(rf"\boxed{{{answer}}}", gold) for answer, gold in _pairs(forms, sizes)]
+            yield _rate(f"a symbolic answer, {name}", _wall(grader, pairs), sizes)
     with open_symbolic(deadline_seconds=1.0) as grader:
         grader([(r"\boxed{2+x}", "x+2")])
-        seconds = _wall(lambda: grader(hang))
-        yield Figure("a hang, with a deadline of 1 s", seconds, "s", 1.5, "then a fresh worker")
+        taken = _wall(grader, [(r"\boxed{(x+y+z+w)^{200}}", "2x")])
+        yield Figure("a hang, with a deadline of 1 s", taken, "s", 1.5, "then a fresh worker")
 
 
-def _rate(name: str, seconds: float, reach: float | None) -> Figure:
-    return Figure(name, 1e3 * seconds, "ms", reach, f"{1 / seconds:,.0f} a second and worker")
+def _wall(run: Callable[[Any], object], given: Any) -> float:
+    return timeit.timeit(lambda: run(given), number=1)
 
 
-def _distinct(sizes: VerifierBench) -> Sequence[int]:
-    return range(11, 11 + sizes.symbolic_problems)
+def _pairs(forms: tuple[str, str], sizes: VerifierBench, more: int = 0) -> Pairs:
+    numbers = range(11 + more, 11 + more + sizes.symbolic_problems)
+    first, second = ([f.format(n=n, square=3 * n * n) for n in numbers] for f in forms)
+    return list(zip(first, second, strict=True))
 
 
-def _wall(run: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    run()
-    return time.perf_counter() - began
+def _rate(name: str, taken: float, sizes: VerifierBench, reach: float | None = None) -> Figure:
+    each = taken / sizes.symbolic_problems
+    return Figure(name, 1e3 * each, "ms", reach, f"{1 / each:,.0f} a second and worker")

@@ -1,4 +1,4 @@
-"""Problems -> batches. A batch is a pure function of (seed, position): the cursor is one number."""
+"""Batches of problems, each a pure function of (seed, position): the cursor is one number."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from kdjax.errors import ConfigError, DataError
 
 
 class Source(NamedTuple):
-    """A finite list: size, problem(index), a text that is equal for equal contents, and one that
-    says, for people, where it is from and what of it was left out."""
+    """A finite list of problems: size, problem(index), an identity that is equal for equal
+    problems, and a text about where it is from and what of it was left out."""
 
     size: int
     problem: Callable[[int], Problem]
@@ -70,15 +70,15 @@ def _source(loaded: Loaded) -> Source:
 
 
 def index_at(size: int, position: int, seed: int, tag: str = "") -> int:
-    """Which of `size` problems stands at a position of their stream: each epoch is a permutation by
-    (seed, tag, epoch)."""
+    """The index of the problem at a position of the stream of `size` problems: each epoch is a
+    permutation by (seed, tag, epoch)."""
     epoch, offset = divmod(position, size)
     return int(_permutation(size, seed, tag, epoch)[offset])
 
 
 def tags_of(source: Source, tags: Sequence[str]) -> np.ndarray:
-    """Which of these tags each problem belongs to, [size]: its own, be it among them or not. The
-    tag "" alone is everybody's.
+    """Each problem's own tag, [size], whether or not it is one of these; all "" where these are
+    the tag "" alone.
 
     >>> tags_of(task_source("calc", "train", 2, (3,)), [""]).tolist()
     ['', '']
@@ -116,9 +116,9 @@ def batch_at(groups: Groups, number: int, size: int, seed: int) -> tuple[str, li
     """(tag, indices) of batch `number`: a pure function of its arguments, so a cursor is one
     number.
 
-    Tags take turns in proportion to their problems: exactly, in every N / gcd of the counts
-    batches. The k-th batch of a tag holds places k size .. (k + 1) size - 1 of its own stream, each
-    epoch of which is a permutation by (seed, tag, epoch).
+    Tags alternate in proportion to their problems: exactly, in every N / gcd of the counts batches.
+    The k-th batch of a tag has positions k size .. (k + 1) size - 1 of its own stream, each epoch
+    of which is a permutation by (seed, tag, epoch).
 
     >>> groups = {"a": np.arange(4), "b": np.arange(4, 6)}
     >>> [batch_at(groups, n, 2, seed=0)[0] for n in range(6)]
@@ -135,8 +135,8 @@ def batch_at(groups: Groups, number: int, size: int, seed: int) -> tuple[str, li
 
 
 def rows_of_process(indices: Sequence[int], process: int, count: int) -> list[int]:
-    """What process `process` of `count` holds of a batch: the shares are equal, in order, without
-    gap or overlap, so that together they are the batch whatever the count.
+    """The share of a batch of process `process` of `count`: shares are equal, in order, without gap
+    or overlap, so that together they are the batch whatever the count.
 
     Errors: ConfigError for a batch that can't be split so, or a process that is not one of them.
 
@@ -156,7 +156,7 @@ def rows_of_process(indices: Sequence[int], process: int, count: int) -> list[in
 
 @functools.lru_cache(maxsize=8)
 def _turns(counts: tuple[int, ...]) -> np.ndarray:
-    """Whose turn it is at each place of a round: k-th turns of a tag of n lie at (k + 1/2) / n."""
+    """The tag's number at each place of a round: its k-th place of n is at (k + 1/2) / n."""
     shares = [count // math.gcd(*counts) for count in counts]
     whose = np.repeat(np.arange(len(shares)), shares)
     when = np.concatenate([(np.arange(n) + 0.5) / n for n in shares])
@@ -173,9 +173,16 @@ def encode_batch(
 ) -> Batch:
     """The problems at `indices` as a Batch of host arrays, rows in that order.
 
-    A worked response is its text and the first stop token, cut at max_new_tokens. Errors: DataError
-    naming a problem whose prompt is empty or over the limit, or that holds a token which student
-    and teacher don't share.
+    Args:
+        source: the problems.
+        indices: B of them.
+        tokenizer: the student's.
+        max_prompt_tokens: width of the prompts; longer ones are refused.
+        max_new_tokens: width of worked responses, each its text and the first stop token; longer
+            ones are cut.
+
+    Errors: DataError naming a problem whose prompt is empty or over the limit, or that has a token
+    which student and teacher don't share.
     """
     encoded = [
         (encode_prompt(source, i, tokenizer), _encode_response(source, i, tokenizer))
@@ -209,7 +216,7 @@ def encode_batch(
 
 @functools.lru_cache(maxsize=8)  # it reads every problem
 def with_solutions(source: Source) -> Source:
-    """The problems that bring a worked response, in order; the source itself where all do.
+    """The problems that have a worked response, in order; the source itself where all do.
 
     Errors: DataError where none does.
     """
@@ -226,7 +233,7 @@ def with_solutions(source: Source) -> Source:
 
 
 def require_solutions(source: Source, indices: Sequence[int]) -> None:
-    """Raise DataError unless these problems bring worked responses, for the dataset prefix."""
+    """Errors: DataError unless these problems have worked responses, for the dataset prefix."""
     for problem in map(source.problem, indices):
         if not problem.solution:
             raise DataError(

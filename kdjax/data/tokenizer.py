@@ -1,5 +1,4 @@
-"""Text to token ids and back, with chat templates and stop ids: a thin, strict door to
-`transformers`."""
+"""Tokenizers: text to ids and back, chat templates and stop ids, by `transformers`, strictly."""
 
 from __future__ import annotations
 
@@ -20,15 +19,15 @@ class Tokenizer(NamedTuple):
     """A tokenizer as functions.
 
     - render(prompt) -> str: the prompt, in its template, as the only user turn after the system
-      prompt, if there is one; ready for an answer.
+      prompt, if there is one; up to where an answer begins.
     - encode(text) -> ids: of trusted text, where special tokens are read as such.
-    - encode_prompt(prompt) -> ids: of render(prompt), where special tokens that stand inside the
-      prompt, its template or the system prompt stay plain text.
+    - encode_prompt(prompt) -> ids: of render(prompt), where special tokens inside the prompt, its
+      template or the system prompt are plain text.
     - decode(ids) -> text, special tokens left out.
     - token(id) -> str: how the vocabulary spells it.
     - stop_ids: every id that ends a response (the generation config's first).
     - turn_end_id: what the chat template puts after an answer, or None.
-    - size: tokens in use, ids below it (a model may hold more rows); full_size: all tokens, which
+    - size: tokens in use, ids below it (a model may have more rows); full_size: all tokens, which
       are more where the other model of a pair has only the first of them.
     - fingerprint: equal for tokenizers that give equal ids.
     - cutting: (name, hash) of each part that decides how text is cut, whatever the tokens.
@@ -51,9 +50,9 @@ class Tokenizer(NamedTuple):
 
 
 class Wording(NamedTuple):
-    """How a problem is put to a model: the user turn that it is written in ({prompt} is replaced,
-    any other brace is text), what the system turn says (None: there is none), and what the chat
-    template reads as enable_thinking (Qwen3's closes the thinking part itself where it is False).
+    """How a prompt is made of a problem: the template of the user turn ({prompt} is replaced, any
+    other brace is text), the system turn (None: there is none), and the chat template's
+    enable_thinking (Qwen3's closes the thinking part itself where it is False).
 
     >>> Wording("{prompt} Answer in \\\\boxed{}.").user_turn("1+1=?")
     '1+1=? Answer in \\\\boxed{}.'
@@ -76,9 +75,9 @@ def load_tokenizer(
     *,
     spare_template: str | Path | None = None,
 ) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder, which puts prompts in this wording.
+    """The tokenizer of a Hugging Face folder, with prompts in this wording.
 
-    Where the folder has no chat template, that of the folder spare_template serves. Errors:
+    Where the folder has no chat template, that of the folder spare_template is used. Errors:
     DataError when files are missing, or the chat template is, or its place for a system prompt;
     ConfigError without a stop id.
     """
@@ -121,12 +120,12 @@ def load_tokenizer(
 def load_pair(
     student_folder: str | Path, teacher_folder: str | Path, wording: Wording = PLAIN_WORDING
 ) -> tuple[Tokenizer, Tokenizer]:
-    """(student's, teacher's) tokenizers, both of one wording, and with the size of the vocabulary
-    that they share.
+    """(the student's tokenizer, the teacher's), both of one wording, with the size of their shared
+    vocabulary.
 
-    Prompts of a run are the student's rendering, ids of its tokenizer, whoever reads them: another
-    teacher template is no error. Where one folder has no chat template (base models often don't),
-    the other's serves. Errors: as `load_tokenizer` and `shared_vocabulary`, and DataError where the
+    All models read prompts rendered and encoded by the student's tokenizer: another template of
+    the teacher is no error. Where one folder has no chat template (base models often don't), the
+    other's is used. Errors: as `load_tokenizer` and `shared_vocabulary`, and DataError where the
     student would need the template of another vocabulary.
     """
     student = load_tokenizer(student_folder, wording, spare_template=teacher_folder)
@@ -142,10 +141,10 @@ def load_pair(
 
 
 def shared_vocabulary(student: Tokenizer, teacher: Tokenizer) -> int:
-    """How many ids mean the same token to both: all of them, or all of the smaller vocabulary.
+    """The number of ids that are the same token to both: all, or all of the smaller vocabulary.
 
-    Token-level KL compares ids, so both must cut text alike, and one vocabulary must begin with the
-    other; what one has beyond it may neither stop a response nor stand in a rendered prompt.
+    Token-level KL compares ids, so both must split text alike, and one vocabulary must begin with
+    the other; tokens that only one has may neither stop a response nor be in a rendered prompt.
     Errors: ConfigError naming the first ids that differ.
     """
     size = min(student.full_size, teacher.full_size)
@@ -183,10 +182,10 @@ def shared_vocabulary(student: Tokenizer, teacher: Tokenizer) -> int:
 
 
 def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[str, int]]:
-    """A text in pieces, (text, tokens in it): a token each, but for those that hold only a part of
-    a character, which stand together. What `decode` leaves out is spelled as the vocabulary does.
+    """A text in pieces, (text, its tokens): one token each, except that tokens of parts of one
+    character are one piece. Tokens that `decode` leaves out are spelled as in the vocabulary.
 
-    Spaces and joints depend on the token before, so a piece is what it adds to the one before it.
+    Spaces depend on the token before, so a piece is the text that it adds after the one before it.
     """
     found: list[tuple[str, int]] = []
     before = start = 0
@@ -214,7 +213,7 @@ def _read(folder: Path):
         raise DataError(
             f"{folder}: no tokenizer.json; a model folder needs its tokenizer beside the weights"
         )
-    for name in files:  # which of them are read is the library's choice
+    for name in files:  # any of them may be read by the library
         member(folder, name)
     _check_growth(folder, json_object(folder, "tokenizer.json").get("normalizer"))
     with _trusting(folder):
@@ -227,7 +226,7 @@ MOST_GROWTH = 1000
 
 
 def _check_growth(folder: Path, normalizer: Any) -> None:
-    """DataError for a normalizer whose replacements, one after another, make a text explode."""
+    """Errors: DataError for a normalizer whose replacements could make a text explode."""
     growth, parts = 1, [normalizer]
     while parts:
         part = parts.pop()
@@ -246,8 +245,8 @@ def _check_growth(folder: Path, normalizer: Any) -> None:
 
 @contextlib.contextmanager
 def _trusting(folder: Path) -> Iterator[None]:
-    """DataError for whatever the library raises over a folder's tokenizer: many kinds, and panics
-    of its Rust part, which are no `Exception`."""
+    """Errors: DataError for whatever the library raises over a folder's tokenizer: exceptions of
+    many kinds, and panics of its Rust part, which are no `Exception`."""
     try:
         yield
     except KdjaxError:
@@ -261,20 +260,20 @@ def _trusting(folder: Path) -> Iterator[None]:
 
 
 def _encode(folder: Path, hf, text: str, *, split_special_tokens: bool) -> list[int]:
-    """Ids of a text; split: one in which control tokens are text."""
+    """Ids of a text; split_special_tokens: special tokens in it are plain text."""
     with _trusting(folder):
         return hf.encode(text, add_special_tokens=False, split_special_tokens=split_special_tokens)
 
 
 def _render(hf, turns: list[dict[str, str]], **values: Any) -> str:
-    """What the chat template makes of turns; transformers names what else it reads. Errors:
+    """Turns, rendered by the chat template with the values that transformers gives it. Errors:
     DataError."""
     values = {"messages": turns, "tools": None, "documents": None, **hf.special_tokens_map} | values
     return render(hf.get_chat_template(), values)
 
 
 def _around_user_turn(folder: Path, hf, wording: Wording) -> tuple[tuple[str, str, str], str]:
-    """What stands before the user's turn, the system prompt in its middle, and after it."""
+    """((text before the system prompt, system prompt, text up to the user's), text after it)."""
     system = wording.system_prompt is not None
     turns = [{"role": "system", "content": _SYSTEM_PLACEHOLDER}] * system
     turns += [{"role": "user", "content": _PLACEHOLDER}]
@@ -307,7 +306,7 @@ def _no_place_for_a_system_prompt(folder: Path) -> DataError:
 
 
 DECISIVE_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
-"""What decides the ids of a text; padding and truncation settings don't."""
+"""The parts of tokenizer.json that decide a text's ids; padding and truncation don't."""
 
 _PLACEHOLDER = "\u2063kdjax prompt\u2063"
 _SYSTEM_PLACEHOLDER = "\u2063kdjax system\u2063"
@@ -315,11 +314,11 @@ _ANSWER = "\u2063kdjax answer\u2063"
 
 
 def _turn_end_id(hf) -> int | None:
-    """The control token that follows an answer in the template, or whatever token does."""
+    """The first control token after an answer in the template, else the first token of any kind."""
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
     try:
         text = _render(hf, turns, add_generation_prompt=False)
-    except DataError:  # a template may refuse turns in many ways; it then says nothing of their end
+    except DataError:  # a template may refuse these turns; their end is then not known
         return None
     ids = hf.encode(text.partition(_ANSWER)[2], add_special_tokens=False)
     control = {*hf.get_added_vocab().values()}

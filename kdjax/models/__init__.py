@@ -1,4 +1,4 @@
-"""Models in and out: `load(name) -> (Model, params)`, by one door for every checkpoint.
+"""Models, loaded and created: `load(name) -> (Model, params)` for every checkpoint.
 
 >>> model, params = load("kdjax:student")
 >>> model.config.hidden_size
@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from kdjax.base import Model, Params
 from kdjax.errors import DataError
 from kdjax.models import decoder
-from kdjax.models.config import DecoderConfig, RopeScaling, parameter_count, read_config, to_fields
+from kdjax.models.config import read_config, to_fields
 from kdjax.models.decoder import (
     abstract_params,
     build,
@@ -32,6 +32,7 @@ from kdjax.models.decoder import (
 from kdjax.models.hub import is_hub_name, snapshot
 from kdjax.models.identity import identity
 from kdjax.models.quantized import Hold, int8
+from kdjax.models.shape import DecoderConfig, RopeScaling, parameter_count
 from kdjax.models.shards import COPIED_FILES, write_folder
 from kdjax.models.weights import read_head, read_params
 
@@ -40,8 +41,8 @@ EMBEDDED_PREFIX = "kdjax:"
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a name: a path, a shipped model such as `kdjax:teacher` (docs/embedded.md has
-    all), or, where no such path is, a hub's `org/model` or `org/model@revision`.
+    """The folder of a name: a path, a shipped model such as `kdjax:teacher` (docs/embedded.md lists
+    them), or, where there is no such path, a hub's `org/model` or `org/model@revision`.
 
     Errors: DataError saying what was looked for, and where.
     """
@@ -70,11 +71,18 @@ def load(
     hold: Hold | None = None,
     **how: Any,
 ) -> tuple[Model, Params]:
-    """The model's pure functions, computing in `dtype`, and its parameters in `params_dtype`.
+    """A model as pure functions, and its parameters.
 
-    With a mesh the parameters are sharded over it by the rules of sharding.py (whole on each device
-    where fsdp = tensor = 1). hold: how they are held, such as `int8` (models/quantized.py). `how`
-    (impl, remat, ...) goes to `build`. Errors: DataError naming what is wrong in the folder.
+    Args:
+        name: as in `find`.
+        mesh: parameters are sharded over it by the rules of sharding.py (replicated where fsdp =
+            tensor = 1).
+        dtype: what it computes in.
+        params_dtype: that of its parameters.
+        hold: how parameters are stored on devices, such as `int8` (models/quantized.py).
+        how: further arguments of `build` (impl, remat, ...).
+
+    Errors: DataError naming what is wrong in the folder.
     """
     folder = find(name)
     config = read_config(folder)
@@ -85,7 +93,8 @@ def load(
 def create(
     folder: str | Path, config: DecoderConfig, tokenizer_folder: str | Path, seed: int
 ) -> None:
-    """A new folder with random weights: a model trained from nothing enters by the same door."""
+    """Write a new folder with random weights, so that a model to train from scratch is loaded like
+    any other."""
     fields = to_fields(config)
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary)

@@ -1,4 +1,4 @@
-"""Causal attention of whole sequences behind one function, and attention over a KV cache."""
+"""Causal attention: of full sequences, behind one function, and over a KV cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdjax.models.kernels import KERNELS, PREFERRED, Rows, sharded_kernel
 from kdjax.runtime.console import announce
 
 QUERY_CHUNK = 512
-"""Queries, at most, whose scores are alive at a time in `chunked`; rows of no more take `xla`."""
+"""The most queries whose scores `chunked` holds at a time; rows no longer than this take `xla`."""
 
 
 def attention(
@@ -27,12 +27,17 @@ def attention(
     mesh: Mesh | None = None,
     platform: str | None = None,
 ) -> jax.Array:
-    """Causal grouped-query attention: q [B, T, H, D], k and v [B, T, K, D] -> [B, T, H, D].
+    """Causal grouped-query attention, softmax in float32 of q . k / sqrt(D) -> [B, T, H, D].
 
-    Position t sees positions s <= t of its own segment (segment_ids [B, T], None: one segment), and
-    of the last `window` positions, its own included, if a window is given. Softmax in float32 of
-    q . k / sqrt(D). impl: `xla`, `chunked`, `cudnn`, `splash`, or `auto` (what `choose` says).
-    platform: what is compiled for; that of the mesh, or of this process, if it is not given.
+    Args:
+        q: [B, T, H, D].
+        k, v: [B, T, K, D]; K divides H.
+        segment_ids: int [B, T]; a position sees those of its own segment alone. None: one segment.
+        impl: `xla`, `chunked`, `cudnn`, `splash`, or `auto` (the one that `choose` returns).
+        window: a position sees this many, the last ones and itself; None: all before it.
+        mesh: what a kernel's arrays are sharded over.
+        platform: what is compiled for; by default the mesh's, or this process's.
+
     Errors: ConfigError of one line naming an unknown impl, or why a kernel can't do it.
 
     >>> x = jnp.ones((1, 4, 2, 8))
@@ -53,9 +58,14 @@ def attention(
 
 
 def choose(platform: str, length: int, head_dim: int, dtype, segment_ids: bool) -> str:
-    """What `auto` means for rows of `length` on a platform (cpu, gpu or cuda, tpu).
+    """The impl that `auto` stands for: `xla` for short rows; for long ones the platform's own
+    kernel where it accepts them, else `chunked`.
 
-    Short rows: `xla`. Long ones: the platform's own kernel where it takes them, else `chunked`.
+    Args:
+        platform: cpu, gpu or cuda, tpu.
+        length, head_dim: T and D of the queries.
+        dtype: theirs.
+        segment_ids: whether there are some.
 
     >>> choose("tpu", 4096, 128, jnp.bfloat16, False), choose("cpu", 4096, 128, jnp.float32, False)
     ('splash', 'chunked')
@@ -72,7 +82,7 @@ def _platform(mesh: Mesh | None) -> str:
 
 
 def _xla(q, k, v, segment_ids, window):
-    """All scores at once: fastest for short rows, quadratic memory."""
+    """All scores at once: fastest for short rows, quadratic memory. Arguments as in `attention`."""
     slot = jnp.arange(q.shape[1])
     seen = seen_slots(slot, slot, segment_ids, segment_ids, window)
     return grouped_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), seen)
@@ -111,7 +121,14 @@ PORTABLE: dict[str, Callable] = {"xla": _xla, "chunked": _chunked}
 
 
 def seen_slots(query_slot, key_slot, query_segments, key_segments, window) -> jax.Array:
-    """[B or 1, T, S]: True where a query may look."""
+    """The attention mask, bool [B or 1, T, S]: True where a query sees a key.
+
+    Args:
+        query_slot: int [T].
+        key_slot: int [S].
+        query_segments, key_segments: int [B, T] and [B, S], or None.
+        window: as in `attention`.
+    """
     distance = query_slot[:, None] - key_slot[None]
     seen = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
     if query_segments is None:
@@ -126,11 +143,16 @@ def grouped_attention(
     seen_bts: jax.Array,
     scales_bks: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
-    """Grouped-query attention, softmax in float32: q [B, T, H, D] over S slots -> [B, T, H, D].
+    """Grouped-query attention over S slots, softmax in float32 -> [B, T, H, D].
 
-    The queries of a group are rows of one matrix, so keys and values are never repeated. `seen` is
-    [B or 1, T, S], True where a query may look. Keys and values of a narrower kind count times
-    their scales: those multiply scores and weights, and nothing is widened outside the products.
+    The queries of a group are rows of one matrix, so keys and values are never repeated.
+
+    Args:
+        q: [B, T, H, D].
+        keys_bksd, values_bksd: [B, K, S, D], of q's dtype or int8.
+        seen_bts: bool [B or 1, T, S], True where a query sees a slot.
+        scales_bks: of int8 keys and of values, float32 [B, K, S]. They multiply scores and weights,
+            so that int8 is converted inside the products alone.
     """
     b, t, heads, head_dim = q.shape
     kv_heads = keys_bksd.shape[1]

@@ -12,15 +12,14 @@ from kdjax.models.attention import grouped_attention, seen_slots
 
 
 class Int8(NamedTuple):
-    """x = values * scale: int8 [B, K, S, D], and one float32 number a row, head and slot
-    [B, K, S, 1]."""
+    """x = values * scale: int8 [B, K, S, D] times float32 [B, K, S, 1]."""
 
     values: jax.Array
     scale: jax.Array
 
 
 def int8(x_bksd: jax.Array) -> Int8:
-    """Keys or values of each slot in 127 steps of their largest, rounded to the nearest.
+    """Keys or values, each slot rounded to 127ths of its largest magnitude.
 
     >>> int8(jnp.array([[[[1.0, -0.5]]]])).values.tolist()
     [[[[127, -64]]]]
@@ -33,13 +32,22 @@ def int8(x_bksd: jax.Array) -> Int8:
 
 Keep = Callable[[jax.Array], Any]
 CACHES: dict[str, Keep] = {"compute": lambda x: x, "int8": int8}
-"""How a cache keeps keys and values: as they are computed, or in half of bfloat16's memory."""
+"""How a cache stores keys and values: as they are computed, or in half of bfloat16's memory."""
 
 
 def cached_attention(
     cache: tuple[Any, Any], pointer: jax.Array, start_b: jax.Array, window: int | None, keep: Keep
 ) -> Callable[..., tuple[jax.Array, tuple[Any, Any]]]:
-    """Attention over slots start_b .. the query's own, after writing k and v at the pointer."""
+    """attend(q, k, v) -> ([B, T, H, D], the new cache): writes k and v at the pointer, then attends
+    to the slots from start_b to the query's own.
+
+    Args:
+        cache: a layer's (keys, values), each [B, K, S, D] as `keep` stores them.
+        pointer: int scalar, the slot of the first of T tokens.
+        start_b: int [B], each row's first slot that is not padding.
+        window: as in `attention`.
+        keep: one of CACHES.
+    """
 
     def write(old, new):
         return jax.tree.map(

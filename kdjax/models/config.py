@@ -1,7 +1,7 @@
-"""The numbers that shape a decoder, read strictly from a Hugging Face config.json.
+"""The config.json of a Hugging Face folder, read strictly into a `DecoderConfig`, and written.
 
-What a family fixes stands in FAMILIES; a key that would be computed differently here is refused by
-name.
+What a family fixes stands in families.py; a key that would be computed differently here is refused
+by name.
 """
 
 from __future__ import annotations
@@ -13,74 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from kdjax.errors import DataError
+from kdjax.models.families import FAMILIES, Family
+from kdjax.models.shape import DecoderConfig, RopeScaling
 from kdjax.runtime.files import json_object, member
 
 Fields = dict[str, Any]
 
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are stretched beyond the trained context (models/rope.py)."""
-
-    rope_type: str  # linear, llama3 or yarn
-    factor: float
-    original_max_position_embeddings: int = 8192
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    attention_factor: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """Shapes and options of a decoder, under Hugging Face's names.
-
-    qk_norm, qkv_bias and output_bias are what transformers' classes imply by family or
-    attention_bias; sliding_window holds for every layer; num_experts 0 is a dense MLP.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 1e6
-    tie_word_embeddings: bool = True
-    max_position_embeddings: int = 40960
-    model_type: str = "qwen3"
-    rope_scaling: RopeScaling | None = None
-    qk_norm: bool = True
-    qkv_bias: bool = False
-    output_bias: bool = False
-    sliding_window: int | None = None
-    num_experts: int = 0
-    num_experts_per_tok: int = 0
-    moe_intermediate_size: int = 0
-    norm_topk_prob: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """What a model_type fixes: its class, options that it implies, defaults of absent keys."""
-
-    architecture: str
-    implies: Fields
-    defaults: Fields = dataclasses.field(default_factory=dict)
-
-
-PLAIN = {"qk_norm": False}
-
-FAMILIES = {
-    "qwen3": Family("Qwen3ForCausalLM", {"qk_norm": True}, {"head_dim": 128}),
-    "qwen3_moe": Family("Qwen3MoeForCausalLM", {"qk_norm": True}),
-    "qwen2": Family("Qwen2ForCausalLM", {"qk_norm": False, "qkv_bias": True}),
-    "llama": Family("LlamaForCausalLM", PLAIN),
-    "mistral": Family("MistralForCausalLM", PLAIN, {"sliding_window": 4096}),
-}
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
@@ -107,17 +45,16 @@ def from_fields(fields: Fields, where: str) -> DecoderConfig:
     family = FAMILIES[model_type]
     fields = {**family.defaults, **fields}
     rope = {**(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
-    bad = [f"{name}={value!r}" for name, value in _refused(model_type, fields, rope).items()]
+    bad = [f"{name}={value!r}" for name, value in _refused(family, fields, rope).items()]
     if bad:
         raise DataError(f"{where}: not supported for {architecture}: {', '.join(bad)}")
     values = {
         "rope_theta": rope.get("rope_theta", 1e4),  # transformers' defaults, not this class's
         "tie_word_embeddings": False,
-        "num_key_value_heads": fields.get("num_attention_heads") if model_type == "llama" else None,
+        "num_key_value_heads": fields.get("num_attention_heads") if family.multi_head else None,
         **{name: value for name, value in fields.items() if value is not None},
-        **_experts(model_type, fields),
-        **family.implies,
-        **_attention_options(model_type, fields),
+        **_experts(family, fields),
+        **_attention_options(family, fields),
         "model_type": model_type,
         "rope_scaling": _rope_scaling(rope, fields, where),
     }
@@ -143,7 +80,8 @@ TEXTS = ("rope_type", "type", "hidden_act")
 
 
 def _check_kinds(fields: Fields, where: str) -> None:
-    """What is read of a config.json, and of its rope_scaling, is of its kind, or null or absent."""
+    """Errors: DataError unless each key that is read, of rope_scaling too, is null, absent or of
+    the right JSON type."""
     kinds: dict[str, tuple[Callable[[Any], bool], str]] = {
         **dict.fromkeys(SIZES, (_is_size, "a whole number in 0..2**31 - 1")),
         **dict.fromkeys(NUMBERS, (_is_number, "a finite number of at least 0")),
@@ -193,7 +131,7 @@ def to_fields(config: DecoderConfig) -> Fields:
         fields = {k: v for k, v in fields.items() if k not in EXPERT_FIELDS}
     if config.output_bias:
         fields["attention_bias"] = True
-    if config.model_type.startswith("qwen"):
+    if family.window.startswith("switched"):
         fields |= {"use_sliding_window": config.sliding_window is not None, "max_window_layers": 0}
     fields.setdefault("hidden_act", "silu")
     return {"architectures": [family.architecture], **fields}
@@ -203,7 +141,7 @@ IMPLIED_FIELDS = ("qk_norm", "qkv_bias", "output_bias")
 EXPERT_FIELDS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob")
 
 
-def _refused(model_type: str, fields: Fields, rope: Fields) -> Fields:
+def _refused(family: Family, fields: Fields, rope: Fields) -> Fields:
     """Keys whose value would be computed differently here, with that value."""
     wrong = {
         "hidden_act": fields.get("hidden_act", "silu") != "silu",
@@ -221,35 +159,48 @@ def _refused(model_type: str, fields: Fields, rope: Fields) -> Fields:
         bad["rope_scaling"] = rope
     layers = fields.get("num_hidden_layers")
     kinds = set(fields.get("layer_types") or [])
-    if model_type in ("qwen2", "qwen3", "qwen3_moe") and fields.get("use_sliding_window"):
-        from_layer = 0 if model_type == "qwen3_moe" else fields.get("max_window_layers", 28)
-        if isinstance(layers, int) and 0 < from_layer < layers:
-            bad["max_window_layers"] = from_layer
+    first = _first_window_layer(family, fields)
+    if fields.get("use_sliding_window") and isinstance(layers, int) and 0 < first < layers:
+        bad["max_window_layers"] = first
     if len(kinds) > 1 or kinds - {"full_attention", "sliding_attention"}:
         bad["layer_types"] = sorted(kinds)
     return bad
 
 
-def _attention_options(model_type: str, fields: Fields) -> Fields:
-    """Biases and the sliding window, which the families spell in different ways."""
-    options: Fields = {"sliding_window": None}
-    if model_type in ("qwen3", "qwen3_moe", "llama") and fields.get("attention_bias"):
-        options |= {"qkv_bias": True, "output_bias": True}
-    if model_type == "mistral":
-        options["sliding_window"] = fields.get("sliding_window")
-    elif model_type != "llama" and fields.get("use_sliding_window"):
-        first = 0 if model_type == "qwen3_moe" else fields.get("max_window_layers", 28)
-        if first < (fields.get("num_hidden_layers") or 0):
-            options["sliding_window"] = fields.get("sliding_window", 4096)
-    return options
+def _first_window_layer(family: Family, fields: Fields) -> int:
+    """The first layer with a window, where use_sliding_window says that there are some."""
+    if family.window != "switched_from":
+        return 0
+    first = fields.get("max_window_layers")
+    return family.defaults["max_window_layers"] if first is None else first
 
 
-def _experts(model_type: str, fields: Fields) -> Fields:
-    if model_type != "qwen3_moe":
+def _attention_options(family: Family, fields: Fields) -> Fields:
+    """Norms, biases and the sliding window, which the families spell in different ways."""
+    biased = family.attention_bias and bool(fields.get("attention_bias"))
+    windowed = family.window == "always" or (
+        family.window.startswith("switched")
+        and bool(fields.get("use_sliding_window"))
+        and _first_window_layer(family, fields) < (fields.get("num_hidden_layers") or 0)
+    )
+    return {
+        "qk_norm": family.qk_norm,
+        "qkv_bias": family.qkv_bias or biased,
+        "output_bias": biased,
+        "sliding_window": fields.get("sliding_window") if windowed else None,
+    }
+
+
+def _experts(family: Family, fields: Fields) -> Fields:
+    if not family.experts:
         return {name: 0 for name in EXPERT_FIELDS[:3]} | {"norm_topk_prob": False}
-    number = fields.get("num_experts", fields.get("num_local_experts", 128))
-    defaults = {"num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": False}
-    return {"num_experts": number} | {k: fields.get(k, v) for k, v in defaults.items()}
+    number = fields.get("num_experts", fields["num_local_experts"])
+    return {
+        "num_experts": number,
+        "num_experts_per_tok": fields["num_experts_per_tok"],
+        "moe_intermediate_size": fields["moe_intermediate_size"],
+        "norm_topk_prob": fields.get("norm_topk_prob", False),
+    }
 
 
 def _rope_scaling(rope: Fields, fields: Fields, where: str) -> RopeScaling | None:
@@ -290,22 +241,3 @@ def _checked(values: Fields, where: str) -> DecoderConfig:
     if not 0 <= config.num_experts_per_tok <= config.num_experts:
         raise DataError(f"{where}: num_experts_per_tok must be at most num_experts")
     return config
-
-
-def parameter_count(config: DecoderConfig, active: bool = False) -> int:
-    """Parameters of the decoder's layers and norms, without embedding and head.
-
-    `active` counts only the experts that a token passes through.
-
-    >>> parameter_count(DecoderConfig(10, 4, 8, 1, 2, 1, 2))
-    160
-    """
-    d, h = config.hidden_size, config.head_dim
-    q, k = config.num_attention_heads * h, config.num_key_value_heads * h
-    attention = d * (2 * q + 2 * k) + 2 * h * config.qk_norm
-    attention += (q + 2 * k) * config.qkv_bias + d * config.output_bias
-    mlp = 3 * d * config.intermediate_size
-    if config.num_experts:
-        experts = config.num_experts_per_tok if active else config.num_experts
-        mlp = d * config.num_experts + 3 * d * config.moe_intermediate_size * experts
-    return config.num_hidden_layers * (attention + mlp + 2 * d) + d

@@ -1,10 +1,10 @@
 """The decoder of every supported family: grouped-query attention, rotary positions, SwiGLU or
 experts.
 
-Layers are Flax NNX modules, split once: what leaves this file are pure functions over a nested dict
-of arrays. Training sees the layers stacked under `scan` (compile time must not grow with depth);
-decoding unrolls them with one cache a layer, laid out [batch, kv heads, slots, head dim], written
-at one shared pointer, which XLA updates in place.
+Layers are Flax NNX modules, split once: callers get pure functions over a nested dict of arrays.
+Training scans over stacked layers (compile time must not grow with depth); decoding unrolls them
+with one cache a layer, [batch, kv heads, slots, head dim], written at one shared pointer, which XLA
+updates in place.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from kdjax.base import Key, Model, Params
 from kdjax.errors import ConfigError
 from kdjax.models.attention import attention
 from kdjax.models.cache import CACHES, Keep, cached_attention
-from kdjax.models.config import DecoderConfig
 from kdjax.models.experts import Experts
 from kdjax.models.linear import Linear, LoRA
-from kdjax.models.quantized import Hold, held_by, in_turn, is_quantized, scale_axes, used
+from kdjax.models.quantized import Hold, held_by, is_quantized, scale_axes, used, with_barrier
 from kdjax.models.rope import rotate
+from kdjax.models.shape import DecoderConfig
 from kdjax.numerics import LMHead
 from kdjax.sharding import BATCH, EMBED, HEADS, KV_HEADS, MLP, VOCAB, constrain, lookup, shardings
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-"""(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> (attended [B,T,H,D], what is kept of k and v)."""
+"""(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> (attended [B,T,H,D], the layer's cache or None)."""
 
 LAYERS_A_ROUND = 4
-"""Layers unrolled in each turn of the scan without remat: compile time still does not grow with
-depth, and a backward pass on CPU takes 0.83 of the time that it takes layer by layer (fewer copies
-into stacked residuals)."""
+"""Layers unrolled in each iteration of the scan without remat: compile time still does not grow
+with depth, and a backward pass on CPU takes 0.83 of its time layer by layer (fewer copies into
+stacked residuals)."""
 
 POLICIES = jax.checkpoint_policies
 REMAT: dict[str, Any] = {
@@ -44,7 +44,7 @@ REMAT: dict[str, Any] = {
     "dots": POLICIES.dots_with_no_batch_dims_saveable,
     "full": POLICIES.nothing_saveable,
 }
-"""What a layer keeps for its backward pass: everything, its matrix products, or its input alone."""
+"""What a layer saves for its backward pass: everything, its matrix products, or its input alone."""
 
 AXES: dict[str, tuple[str | None, ...]] = {
     "q_proj": (EMBED, HEADS),
@@ -56,11 +56,12 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "down_proj": (MLP, EMBED),
     "router": (EMBED, None),
 }
-"""Logical axes (input, output) of each projection's kernel; an expert's have one more in front."""
+"""Logical axes (input, output) of each projection's kernel; experts' kernels have one axis more,
+in front."""
 
 
 class Layer(nnx.Module):
-    """One decoder layer. What is kept of keys and values, and seen, is the caller's `attend`."""
+    """One decoder layer; the caller's `attend` decides what is seen, and what is cached."""
 
     def __init__(
         self, config: DecoderConfig, dtype, lora: LoRA | None, mesh: Mesh | None, *, rngs: nnx.Rngs
@@ -117,7 +118,7 @@ class Layer(nnx.Module):
 
 
 def init_params(config: DecoderConfig, key: Key, lora: LoRA | None = None) -> Params:
-    """Random parameters (normal, deviation 0.02), layers stacked on axis 0."""
+    """Random parameters (normal, standard deviation 0.02), layers stacked on axis 0."""
     embed_key, head_key, layer_key = jax.random.split(key, 3)
 
     def layer(key: Key):
@@ -162,8 +163,15 @@ def abstract_params(
     lora: LoRA | None = None,
     hold: Hold | None = None,
 ) -> Params:
-    """Shapes of the parameters in `dtype`, with the sharding that the rules give them on a mesh;
-    of int8 kernels where `hold` quantises (models/quantized.py)."""
+    """The parameters' shapes, a tree of ShapeDtypeStruct, layers stacked on axis 0.
+
+    Args:
+        config: the decoder's.
+        dtype: that of the parameters.
+        mesh: gives each its sharding, by the rules of sharding.py.
+        lora: adds the adapters' parameters.
+        hold: int8 kernels where it quantises (models/quantized.py).
+    """
     shapes = jax.eval_shape(lambda key: init_params(config, key, lora), jax.random.key(0))
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), shapes)
     if hold is not None:
@@ -177,7 +185,8 @@ def abstract_params(
 
 
 def unstacked(params: Params) -> Params:
-    """Parameters as decoding reads them: a layer apart, not a slice of the stack at each token."""
+    """Parameters as decoding reads them: a list of layers, so that none is sliced from the stack at
+    each token."""
     depth = jax.tree.leaves(params["layers"])[0].shape[0]
     apart = [jax.tree.map(lambda w, n=n: w[n], params["layers"]) for n in range(depth)]
     return {**params, "layers": apart}
@@ -191,8 +200,8 @@ def unstacked_axes(params: Params) -> Params:
 
 
 def narrow(params: Params, dtype) -> Params:
-    """The parameters that are read in the compute dtype, kernels and tables, in that dtype; norms
-    and quantised kernels stay. The model's results are the same."""
+    """Kernels and tables cast to the compute `dtype`, in which they are read; norms and quantised
+    kernels stay. The model's results are the same."""
     return jax.tree.map(
         lambda w, axes: w.astype(dtype) if not is_quantized(w) and EMBED in axes else w,
         params,
@@ -213,12 +222,19 @@ def build(
     platform: str | None = None,
     kv_cache: str = "compute",
 ) -> Model:
-    """The pure functions of a decoder that computes in `dtype` (parameters may be wider).
+    """A decoder as pure functions.
 
-    impl: how whole sequences attend, on which platform (models/attention.py). remat: what a layer
-    keeps for its backward pass (REMAT). lora: parameters hold adapters. mesh: where parameters and
-    activations are sharded, by the rules of sharding.py. kv_cache: how decoding keeps keys and
-    values (CACHES in models/cache.py). Errors: ConfigError naming an unknown remat or cache.
+    Args:
+        config: its shapes and options.
+        dtype: what it computes in (parameters may be wider).
+        impl: its attention of full sequences (models/attention.py).
+        remat: what a layer saves for its backward pass (REMAT).
+        lora: the adapters that its parameters have, if any.
+        mesh: what parameters and activations are sharded over, by the rules of sharding.py.
+        platform: what is compiled for, if not the mesh's or this process's.
+        kv_cache: how decoding stores keys and values (CACHES in models/cache.py).
+
+    Errors: ConfigError naming an unknown remat or cache.
     """
     if remat not in REMAT:
         raise ConfigError(f"unknown remat {remat!r}; there are {list(REMAT)}")
@@ -229,7 +245,7 @@ def build(
         dtype,
         mesh,
         CACHES[kv_cache],
-        _layer_function(config, dtype, lora, mesh),
+        layer_function(config, dtype, lora, mesh),
         functools.partial(
             attention, impl=impl, window=config.sliding_window, mesh=mesh, platform=platform
         ),
@@ -245,8 +261,8 @@ def build(
 
 
 class _Decoder(NamedTuple):
-    """What a decoder's functions share: keep is how its cache holds keys and values, run_layer as
-    of `_layer_function`, attention of whole sequences."""
+    """The settings that a decoder's functions share: keep is how its cache stores keys and values,
+    run_layer is made by `layer_function`, attention is that of full sequences."""
 
     config: DecoderConfig
     dtype: Any
@@ -324,15 +340,15 @@ def _extend(decoder: _Decoder, params: Params, tokens_bt, cache, pointer, start_
     return decoder.final_norm(params, x), new_cache
 
 
-def _layer_function(config: DecoderConfig, dtype, lora: LoRA | None, mesh: Mesh | None):
-    """run(a layer's parameters, x, positions_bt, attend) -> (x, what attend kept): parameters are
-    gathered and made narrow where a layer uses them."""
+def layer_function(config: DecoderConfig, dtype, lora: LoRA | None, mesh: Mesh | None):
+    """run(a layer's parameters, x, positions_bt, attend) -> (x, the layer's cache or None);
+    parameters are cast and gathered where the layer uses them."""
     abstract = nnx.eval_shape(lambda: Layer(config, dtype, lora, mesh, rngs=nnx.Rngs(0)))
     layer_def, layer_state = nnx.split(abstract, nnx.Param)
     layer_axes = logical_axes({"layers": nnx.to_pure_dict(layer_state)})["layers"]
 
     def run(params: Params, x, positions_bt, attend: Attend):
-        params, x = in_turn(params, x)
+        params, x = with_barrier(params, x)
         whole = jax.tree.map(
             lambda w, axes: used(mesh, w, dtype, axes), params, layer_axes, is_leaf=is_quantized
         )

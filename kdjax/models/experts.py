@@ -1,4 +1,4 @@
-"""A mixture of experts without dropped tokens: each token's best experts, weighed by the router."""
+"""Mixture of experts without dropped tokens: each token's top experts, weighted by the router."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from kdjax.models.config import DecoderConfig
 from kdjax.models.linear import Linear
+from kdjax.models.shape import DecoderConfig
 from kdjax.sharding import BATCH, MLP, map_sharded
 
 
 class Stack(nnx.Module):
-    """One kernel an expert, [experts, in, out]."""
+    """The experts' kernels, [experts, in, out]."""
 
     def __init__(self, experts: int, width_in: int, width_out: int, *, rngs: nnx.Rngs):
         init = nnx.initializers.normal(0.02)
@@ -23,8 +23,9 @@ class Stack(nnx.Module):
 class Experts(nnx.Module):
     """Qwen3-MoE's MLP: x [B, T, D] -> [B, T, D].
 
-    Routing is softmax over all experts in float32, the top k of it, renormalised where the config
-    says so. Tokens are sorted by expert and multiplied group by group (`jax.lax.ragged_dot`).
+    The router's softmax over all experts is float32; a token takes its top k, renormalised where
+    the config says so. Tokens are sorted by expert and multiplied group by group
+    (`jax.lax.ragged_dot`).
     """
 
     def __init__(self, config: DecoderConfig, dtype, mesh: Mesh | None, *, rngs: nnx.Rngs):
@@ -55,7 +56,13 @@ class Experts(nnx.Module):
 
 
 def _mixture(x_btd, weights_btk, chosen_btk, gate_edm, up_edm, down_emd) -> jax.Array:
-    """Every token through its chosen experts: [B, T, D]; a part of the sum where m is a part."""
+    """Every token through its chosen experts -> [B, T, D]; a partial sum where M is sharded.
+
+    Args:
+        x_btd: [B, T, D].
+        weights_btk, chosen_btk: the router's weights and expert numbers, [B, T, k].
+        gate_edm, up_edm, down_emd: the experts' kernels, [E, D, M] twice and [E, M, D].
+    """
     tokens, k = x_btd.reshape(-1, x_btd.shape[-1]), chosen_btk.shape[-1]
     chosen = chosen_btk.reshape(-1)
     order = jnp.argsort(chosen)

@@ -1,12 +1,71 @@
-"""One table a family: checkpoint names <-> paths in the parameters, and the shapes they have."""
+"""Families as data: one row each, and the table of names that its checkpoints hold.
+
+A family whose layers are of a known kind is one more row of FAMILIES; tensors that none of the
+tables below names are one more table, chosen in `layer_table`.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, Literal, NamedTuple
 
-from kdjax.models.config import DecoderConfig
+from kdjax.models.shape import DecoderConfig
 
 Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What a model_type fixes of its checkpoints' config.json.
+
+    architecture: the class that transformers loads it with.
+    qk_norm, qkv_bias: what its layers have without a word in the file.
+    attention_bias: whether the key of this name puts a bias on all four projections.
+    window: sliding windows of all layers by their key alone (always), where use_sliding_window says
+        so (switched), and then from layer max_window_layers on (switched_from), or of none.
+    experts: whether its MLPs are mixtures of experts.
+    multi_head: an absent num_key_value_heads means as many as heads.
+    defaults: of absent keys.
+    """
+
+    architecture: str
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    attention_bias: bool = False
+    window: Literal["none", "always", "switched", "switched_from"] = "none"
+    experts: bool = False
+    multi_head: bool = False
+    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+SWITCHED = {"sliding_window": 4096, "max_window_layers": 28}
+
+FAMILIES = {
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        qk_norm=True,
+        attention_bias=True,
+        window="switched_from",
+        defaults={"head_dim": 128, **SWITCHED},
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        qk_norm=True,
+        attention_bias=True,
+        window="switched",
+        experts=True,
+        defaults={
+            "num_local_experts": 128,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 768,
+            **SWITCHED,
+        },
+    ),
+    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, window="switched_from", defaults=SWITCHED),
+    "llama": Family("LlamaForCausalLM", attention_bias=True, multi_head=True),
+    "mistral": Family("MistralForCausalLM", window="always", defaults={"sliding_window": 4096}),
+}
+"""Every family, by the model_type of its config.json."""
 
 DENSE: dict[str, Path] = {
     "input_layernorm.weight": ("attention_norm", "scale"),
@@ -36,10 +95,9 @@ EXPERTS: dict[str, Path] = {
 
 
 class Place(NamedTuple):
-    """Where a checkpoint's tensor lies in the parameters.
+    """A checkpoint tensor's place in the parameters: params[path][at] (a layer, then an expert).
 
-    It is params[path][at] (a layer, then an expert), of this shape in the file; kernels are
-    stored there as [out, in], so they are turned.
+    shape is that in the file, where kernels are [out, in] and so are transposed.
     """
 
     path: Path

@@ -1,15 +1,15 @@
-"""Model FLOPs of real tokens, by formula: a multiply and an add are two; padding is not counted."""
+"""Model FLOPs by formula: a multiply and an add count as two, padding is not counted."""
 
 from __future__ import annotations
 
-from kdjax.models.config import DecoderConfig, parameter_count
+from kdjax.models.shape import DecoderConfig, parameter_count
 
 
 def forward(config: DecoderConfig, tokens: float, mean_length: float) -> float:
-    """FLOPs to read `tokens` tokens in sequences of `mean_length`, without the head.
+    """FLOPs of a forward pass over `tokens` tokens in sequences of `mean_length`, without the head.
 
-    2 n a token for the n parameters of the layers that it passes through (of experts, the chosen),
-    and 2 length heads head_dim layers for attention (scores and values, half of the square seen).
+    2 n a token for the n parameters of the layers (of experts, the chosen ones), and
+    2 length heads head_dim layers for attention (scores and values over half of the square).
     """
     attention = (
         2 * mean_length * config.num_attention_heads * config.head_dim * config.num_hidden_layers
@@ -25,11 +25,8 @@ def head(config: DecoderConfig, tokens: float) -> float:
 def response(
     config: DecoderConfig, prompt_tokens: float, new_tokens: float, mean_length: float
 ) -> float:
-    """FLOPs of responses to prompts, read or drawn: the layers of all tokens, the head of the new.
-
-    Drawn, the prompts are prefilled and the new tokens decoded, each with a cache; the products are
-    the same.
-    """
+    """FLOPs of responses to prompts: the layers on all tokens, the head on the new ones. The same
+    whether they are read, or drawn with a cache (prefill and decoding)."""
     return forward(config, prompt_tokens + new_tokens, mean_length) + head(config, new_tokens)
 
 
@@ -40,10 +37,16 @@ def student(
     mean_length: float,
     adapter_parameters: int = 0,
 ) -> tuple[float, float]:
-    """(FLOPs forward, FLOPs backward) of a training step; backward counts twice as much.
+    """(FLOPs forward, FLOPs backward) of an update; backward counts twice as much.
 
-    An adapter of so many parameters costs 2 a token forward and 4 backward, and the student's own
-    then have no gradient: 2 n a token and the head's own gradient are left out.
+    An adapter costs 2 a parameter and token forward and 4 backward; the student's own parameters
+    then have no gradient, so 2 n a token and the head's gradient are left out.
+
+    Args:
+        config: the student's shapes.
+        prompt_tokens, new_tokens: of all rows together.
+        mean_length: tokens of a row.
+        adapter_parameters: 0 without an adapter.
     """
     own = response(config, prompt_tokens, new_tokens, mean_length)
     if not adapter_parameters:

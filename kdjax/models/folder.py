@@ -1,7 +1,7 @@
-"""A model folder, checked before anything in it is believed: safetensors in plain files inside it.
+"""Model folders, checked before anything in them is trusted: safetensors in files of the folder.
 
-Whoever made the folder may have meant harm: no name leads out of it, nothing in it is run, and a
-JSON file too large to be one is not read.
+A folder may be malicious: no name leads out of it, nothing in it is run, and a JSON file that is
+too large is not read.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def read_index(folder: Path) -> dict[str, str] | None:
 
 
 def open_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the folder by its name; nothing of it is read until it is sliced.
+    """Every tensor of the folder by its name; its numbers are read when it is sliced.
 
-    Errors: DataError where a file is damaged, a tensor stands twice, or index and shards disagree.
+    Errors: DataError for a damaged file, a tensor in two files, or an index that disagrees.
     """
     index = read_index(folder)
     found: dict[str, StoredTensor] = {}
@@ -79,13 +79,13 @@ def open_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def listed(problems: list[str]) -> str:
-    """The first 20, and how many more there are."""
+    """The first 20 problems, and how many more there are."""
     more = len(problems) - MAX_LISTED
     return "; ".join(problems[:MAX_LISTED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def shown(name: object) -> str:
-    """A name out of a file, fit for one line of an error."""
+    """A name from a file, escaped and cut for one line of an error."""
     return str(name)[:100].encode("unicode_escape").decode()
 
 
@@ -129,7 +129,7 @@ def _opened(path: Path) -> dict[str, StoredTensor]:
 
 
 def _instead(path: Path) -> str:
-    """What often lies in a weight file's place after a download that went wrong."""
+    """What a weight file really is where a download went wrong, if it is known."""
     with open(path, "rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):

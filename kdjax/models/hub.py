@@ -1,4 +1,4 @@
-"""Models by their hub name: a snapshot in the hub's cache, fetched where it is not there yet."""
+"""Models by their hub name: a snapshot in the hub's cache, downloaded where it is missing."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def is_hub_name(name: str) -> bool:
 
 @functools.cache  # a branch may move: one process sees one commit
 def snapshot(name: str) -> Path:
-    """The folder of a hub name in the hub's cache; fetched first, where the hub can be reached.
+    """The folder of a hub name in the hub's cache; downloaded first, where the hub can be reached.
 
-    Errors: DataError saying what was looked for, and why it is not to be had.
+    Errors: DataError saying what was looked for, and why it can't be had.
     """
     from huggingface_hub import snapshot_download
 
@@ -51,7 +51,7 @@ def snapshot(name: str) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    """Why a model is not to be had, and the remedy."""
+    """Why a model can't be had, and the remedy."""
     from huggingface_hub import errors
 
     reasons = {  # in this order: the second is a kind of the third

@@ -18,16 +18,16 @@ IDENTITY_FILES = (
     "generation_config.json",
 )
 LATER_FILES = (INDEX_FILE, "special_tokens_map.json", "added_tokens.json")
-"""Hashed behind the weights, where they are: the value of a folder without them stays as it was."""
+"""Hashed after the weights, where they exist: a folder without them keeps its earlier hash."""
 
 SETTLED_SECONDS = 2.0
-"""A file that was written a moment ago may be written again within one tick of its clock."""
+"""Newer files are always hashed anew: one may be written again within a tick of its clock."""
 
 
 def identity(folder: Path) -> str:
     """sha256 (first 16 hex digits) of everything that decides what a model folder computes.
 
-    Computed once a process for files of one path, size and time of writing.
+    Computed once a process for files of the same paths, sizes and modification times.
     """
     first = [member(folder, name) for name in IDENTITY_FILES]
     later = [member(folder, name) for name in LATER_FILES]

@@ -1,6 +1,6 @@
-"""Attention kernels that jax brings along: cuDNN on NVIDIA GPUs, splash attention on TPUs.
+"""Attention kernels that jax ships: cuDNN on NVIDIA GPUs, splash attention on TPUs.
 
-XLA can't take them apart, so on a mesh each device runs them on its own rows and heads.
+They are opaque to XLA, so on a mesh each device runs them on its own rows and heads.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from kdjax.errors import ConfigError
 from kdjax.sharding import BATCH, HEADS, KV_HEADS, map_sharded, pieces
 
 GPU = ("gpu", "cuda")
-"""What jax calls a platform of NVIDIA cards."""
+"""jax's names of the platform of NVIDIA GPUs."""
 
 LANES = 128
-"""Splash attention works on blocks of so many positions, or multiples."""
+"""Splash attention works on blocks of a multiple of so many positions."""
 
 SPLASH_BLOCKS = (512, 384, 256, 128)
-"""Positions of a block, the first that divides the length; larger ones outgrow a core's memory."""
+"""Positions of a block: the first that divides the length. Larger ones exceed a core's memory."""
 
 CUDNN_WIDEST = 128
-"""Widest head of cuDNN's kernel on every card (Hopper and later also have 256)."""
+"""The largest head dimension of cuDNN's kernel on every GPU (Hopper and later also have 256)."""
 
 
 class Rows(NamedTuple):
-    """What decides whether a kernel can attend to rows."""
+    """The properties of rows that decide whether a kernel accepts them."""
 
     platform: str
     length: int
@@ -40,15 +40,15 @@ class Rows(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """attend(q, k, v, segment_ids, window, platform) -> [B, T, H, D]; refusal(rows) -> why it can't
-    attend to such rows, None where it can."""
+    """attend(q, k, v, segment_ids, window, platform) -> [B, T, H, D], as in `attention`;
+    refusal(rows) -> why it does not accept such rows, None where it does."""
 
     attend: Callable[..., jax.Array]
     refusal: Callable[[Rows], str | None]
 
 
 def _cudnn(q, k, v, segment_ids, window, platform) -> jax.Array:
-    """cuDNN's flash attention, linear memory. ConfigError where cuDNN is not installed."""
+    """cuDNN's flash attention, linear memory. Errors: ConfigError where cuDNN is not installed."""
     del segment_ids, platform
     try:
         return jax.nn.dot_product_attention(
@@ -80,8 +80,8 @@ def _cudnn_refusal(rows: Rows) -> str | None:
 
 
 def _splash(q, k, v, segment_ids, window, platform) -> jax.Array:
-    """Splash attention: blocks that the mask hides are skipped, linear memory. Interpreted (slowly)
-    on a CPU.
+    """Splash attention: fully masked blocks are skipped, linear memory. Interpreted (slowly) on a
+    CPU.
 
     A group's queries attend to their one key head (`mqa`) under two vmaps. dq has a kernel of its
     own: the fused one keeps T / 512 copies of dq, 0.26 GiB instead of 0.09 at T = 4096.
@@ -145,11 +145,16 @@ def sharded_kernel(
     platform: str,
     mesh: Mesh | None,
 ) -> jax.Array:
-    """A kernel on every device's own rows and heads; arguments as in `attention`.
+    """A kernel on every device's own rows and heads -> [B, T, H, D].
 
-    Where key heads don't divide the tensor axis but query heads do, key heads are repeated until
-    they do, so that each device holds those that its queries read. Errors: ConfigError with the
-    reason why the kernel can't.
+    Where query heads can be sharded over the tensor axis but key heads can't, key heads are
+    repeated until they can, so that each device has those that its queries read.
+
+    Args:
+        name: one of KERNELS.
+        q, k, v, segment_ids, window, platform, mesh: as in `attention`.
+
+    Errors: ConfigError with the reason why the kernel can't.
     """
     rows = Rows(platform, q.shape[1], q.shape[3], q.dtype, segment_ids is not None)
     refusal = KERNELS[name].refusal(rows)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kdjax.models.config import DecoderConfig
+from kdjax.models.shape import DecoderConfig
 
 
 class Known(NamedTuple):
-    """A checkpoint's shapes, the ids that end its responses, and its tokenizer's tokens."""
+    """A checkpoint's shapes, the ids that end its responses, and its tokenizer's size."""
 
     config: DecoderConfig
     stop_ids: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""A linear map with an optional bias and an optional low-rank adapter beside its kernel."""
+"""A linear map with an optional bias and an optional low-rank adapter."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LoRA:
 
 
 class Linear(nnx.Module):
-    """x [..., in] -> [..., out] in `dtype`; rank 0 has no adapter."""
+    """x [..., in] -> [..., out] in `dtype`; rank 0 has no adapter, scale is alpha / rank."""
 
     def __init__(
         self,

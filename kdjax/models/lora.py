@@ -1,7 +1,7 @@
 """Low-rank adapters (arXiv 2106.09685) as trees of parameters: made, joined to their base, merged.
 
-W stays frozen; what is trained is A [in, r] and B [r, out] beside it: y = x W + alpha / r x A B.
-Parameters are nested dicts, and an adapter is the same dict with only its own leaves in it.
+W is frozen, A [in, r] and B [r, out] are trained: y = x W + alpha / r x A B. Parameters are nested
+dicts, and an adapter is the same dict with only its own leaves in it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 
 from kdjax.base import Key, Params
 from kdjax.errors import ConfigError
-from kdjax.models.config import DecoderConfig
 from kdjax.models.decoder import init_params
 from kdjax.models.families import layer_table
 from kdjax.models.linear import PROJECTIONS, LoRA
+from kdjax.models.shape import DecoderConfig
 from kdjax.runtime.files import new_folder
 
 ADAPTER_LEAVES = ("lora_a", "lora_b")
@@ -29,7 +29,7 @@ ADAPTER_LEAVES = ("lora_a", "lora_b")
 def make_lora(
     config: DecoderConfig, rank: int, alpha: float, targets: tuple[str, ...]
 ) -> LoRA | None:
-    """The adapters of a decoder, None of rank 0; no targets: all projections outside the experts.
+    """The adapters of a decoder, None at rank 0; no targets: all projections outside the experts.
 
     Errors: ConfigError naming a target that is no projection, or one inside experts.
 
@@ -49,9 +49,9 @@ def make_lora(
 
 
 def init_adapter(config: DecoderConfig, lora: LoRA, key: Key) -> Params:
-    """Only the adapter's leaves, float32, a layer on axis 0: A random, B zero, so A B = 0.
+    """The adapter's leaves alone, float32, layers stacked on axis 0: A random, B zero, so A B = 0.
 
-    Compiled, so that the rest of the decoder is never drawn.
+    Compiled, so that the decoder's other parameters are never made.
     """
     return jax.jit(lambda key: adapter_of(init_params(config, key, lora)))(key)
 
@@ -85,8 +85,8 @@ def join(base: Params, adapter: Params) -> Params:
 
 
 def merge(params: Params, lora: LoRA) -> Params:
-    """What a decoder without adapters reads: kernels W + alpha / r A B in float32, all else as it
-    is. Its hidden states are those of the decoder with adapters.
+    """Parameters for a decoder without adapters: kernels W + alpha / r A B in float32, all else as
+    it is. Its hidden states are those of the decoder with adapters.
 
     >>> ones = {"kernel": jnp.ones((2, 2)), "lora_a": jnp.ones((2, 1)), "lora_b": jnp.ones((1, 2))}
     >>> float(merge({"q_proj": ones}, LoRA(1, 4.0))["q_proj"]["kernel"][0, 0])
@@ -106,7 +106,17 @@ def merge(params: Params, lora: LoRA) -> Params:
 def write_adapter(
     folder: Path, adapter: Params, config: DecoderConfig, lora: LoRA, base: Path
 ) -> None:
-    """A folder that peft loads onto the model of the folder `base`. Errors: StorageError."""
+    """Write a folder that peft loads onto the model of another.
+
+    Args:
+        folder: where to.
+        adapter: the adapter's leaves, layers stacked on axis 0.
+        config: the base's shapes.
+        lora: rank, alpha and targets.
+        base: the model folder that peft is to load it onto.
+
+    Errors: StorageError.
+    """
     from safetensors.numpy import save
 
     tensors = dict(_peft_tensors(adapter, config))
@@ -128,7 +138,7 @@ def write_adapter(
 
 
 def _peft_tensors(adapter: Params, config: DecoderConfig):
-    """(peft's name, weight as torch keeps it: A [r, in], B [out, r]) of each layer and target."""
+    """(peft's name, weight in torch's layout: A [r, in], B [out, r]) of each layer and target."""
     for name, path in layer_table(config).items():
         pair = adapter["layers"].get(path[0], {}) if path[1:] == ("kernel",) else {}
         for leaf, spelled in zip(ADAPTER_LEAVES, ("lora_A", "lora_B"), strict=True):
@@ -153,19 +163,19 @@ def _split(params: Params) -> tuple[Params, Params]:
 
 
 class Student(NamedTuple):
-    """The trained parameters at the start, and what stays beside them (None: nothing does)."""
+    """The initial trained parameters, and the frozen ones of a student with an adapter."""
 
     trained: Params
     frozen: Params | None = None
     lora: LoRA | None = None
 
     def whole(self, trained: Params) -> Params:
-        """What the model without adapters reads, when these are the trained parameters."""
+        """The parameters of the model without adapters, when these are the trained ones."""
         return trained if self.lora is None else sampling_params(self.lora, self.frozen, trained)
 
 
 def open_student(lora: LoRA | None, decoder: DecoderConfig, params: Params, key: Key) -> Student:
-    """A model's parameters, divided: all of them trained, or an adapter beside them, frozen."""
+    """A model's parameters, split: all of them trained, or all frozen and a new adapter trained."""
     if lora is None:
         return Student(params)
     return Student(init_adapter(decoder, lora, key), params, lora)

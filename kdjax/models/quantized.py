@@ -1,9 +1,9 @@
-"""Kernels held as int8 with a scale for each output channel, by qwix, widened where they are used.
+"""Kernels stored as int8 with a scale for each output channel, by qwix, dequantised where used.
 
 A kernel [..., in, out] becomes {"qvalue": int8 [..., in, out], "scale": float32 [..., 1, out]},
 the fields of qwix's `QArray`, so that parameters stay a nested dict of arrays whose leading axes
-(layers, experts) are sliced alike. Embedding and LM head stay wide, for the head decides the KL; so
-do norms, biases and the router, which are small and choose.
+(layers, experts) are sliced alike. Embedding and LM head are not quantised, as the head decides the
+KL; nor are norms, biases and the router, which are small and sensitive.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from kdjax.errors import ConfigError
 from kdjax.sharding import gathered
 
 Hold = Callable[[tuple[str, ...], jax.Array], Any]
-"""(the names that lead to a parameter, the parameter) -> how it is held: an array, or a quantised
-kernel."""
+"""(the path of a parameter, the parameter) -> how it is stored: an array, or a quantised kernel."""
 
 
 def int8(names: tuple[str, ...], weight: jax.Array) -> Any:
-    """A layer's kernel in int8, any other parameter itself (a `Hold`).
+    """A layer's kernel in int8, any other parameter as it is (a `Hold`).
 
     scale = max over `in` of |kernel| / 127.5, qvalue = round(kernel / scale) within -128..127: no
     entry moves by more than half its scale (and rounding in float32). Errors: ConfigError where
@@ -47,7 +46,7 @@ def int8(names: tuple[str, ...], weight: jax.Array) -> Any:
 
 
 def held_by(hold: Hold, params: Params) -> Params:
-    """Parameters, each held as `hold` says."""
+    """Parameters, each stored as `hold` says."""
     return jax.tree_util.tree_map_with_path(
         lambda path, w: hold(tuple(p.key for p in path), w), params
     )
@@ -59,16 +58,18 @@ def is_quantized(node: Any) -> bool:
 
 
 def parameter_total(params: Params) -> int:
-    """How many numbers a model was trained to have; scales are none of them."""
+    """The number of a model's parameters; scales are not counted."""
     nodes = jax.tree.leaves(params, is_leaf=is_quantized)
     return sum((node["qvalue"] if is_quantized(node) else node).size for node in nodes)
 
 
-def in_turn(params: Params, x: jax.Array) -> tuple[Params, jax.Array]:
-    """A layer's parameters and its input; no quantised kernel is widened before x is there.
+def with_barrier(params: Params, x: jax.Array) -> tuple[Params, jax.Array]:
+    """A layer's parameters and its input behind a barrier: no quantised kernel is dequantised
+    before x is computed.
 
-    Without it XLA on GPUs widens every layer once, before the loop over tokens, and holds the wide
-    model after all (compiled for an H100: temporaries of 45.4 MiB, not 14.6, for 26.7 of weights).
+    Without it XLA on GPUs dequantises every layer once, before the loop over tokens, and holds the
+    unquantised model after all (compiled for an H100: temporaries of 45.4 MiB, not 14.6, for 26.7
+    of weights).
     """
     if not any(map(is_quantized, jax.tree.leaves(params, is_leaf=is_quantized))):
         return params, x
@@ -76,8 +77,8 @@ def in_turn(params: Params, x: jax.Array) -> tuple[Params, jax.Array]:
 
 
 def used(mesh: Mesh | None, weight: Any, dtype, axes: Sequence[str | None]) -> jax.Array:
-    """A parameter as a layer reads it, whole along its width (`sharding.gathered`); a quantised
-    kernel = qvalue * scale, rounded to `dtype` once. It travels as int8."""
+    """A parameter as a layer reads it, gathered along its width (`sharding.gathered`); a quantised
+    kernel is gathered as int8, then qvalue * scale, rounded to `dtype` once."""
     if not is_quantized(weight):
         return gathered(mesh, weight, dtype, axes)
     made = _qwix().QArray(

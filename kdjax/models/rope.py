@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.models.config import DecoderConfig, RopeScaling
+from kdjax.models.shape import DecoderConfig, RopeScaling
 
 
 def rotate(x: jax.Array, positions_bt: jax.Array, config: DecoderConfig) -> jax.Array:
-    """Rotary position embedding in float32, halves rotated as in Llama: x [B, T, H, D] -> same."""
+    """Rotary position embedding in float32, halves rotated as in Llama: x [B, T, H, D] -> the same
+    shape and dtype; positions_bt int [B, T]."""
     half = x.shape[-1] // 2
     frequency, amplitude = frequencies(config)
     turns = jnp.asarray(frequency, jnp.float32)[None, None, None]
@@ -42,8 +43,8 @@ def frequencies(config: DecoderConfig) -> tuple[np.ndarray, float]:
 
 
 def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
-    """Llama 3.1: wavelengths past the trained context are stretched by the factor, short ones stay,
-    those between are blended."""
+    """Llama 3.1: wavelengths past the trained context are stretched by the factor, short ones kept,
+    those between interpolated."""
     turns = scaling.original_max_position_embeddings * plain / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -54,7 +55,8 @@ def _yarn(
     plain: np.ndarray, scaling: RopeScaling, config: DecoderConfig
 ) -> tuple[np.ndarray, float]:
     """YaRN (arXiv 2309.00071): frequencies with more than beta_fast turns in the trained context
-    stay, those with fewer than beta_slow are stretched, a ramp between; attention is sharpened."""
+    are kept, those with fewer than beta_slow stretched, those between on a ramp; attention is
+    sharpened."""
     half, dim = len(plain), config.head_dim
 
     def dimension(turns: float) -> float:

@@ -1,4 +1,4 @@
-"""Parameters -> a Hugging Face folder: safetensors in one file, or in shards with an index."""
+"""The writer of Hugging Face folders: safetensors in one file, or in shards with an index."""
 
 from __future__ import annotations
 
@@ -33,12 +33,19 @@ SHARD_BYTES = 4 << 30
 def write_folder(
     folder: Path, params: Params, source: Path, dtype=jnp.float32, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """A Hugging Face folder: these parameters in `dtype`, with config and tokenizer of `source`.
+    """Write a Hugging Face folder: parameters with the config and tokenizer of another.
 
-    Parameters may lie on any devices: one tensor is gathered at a time, and the host holds one
-    file's, at most `shard_bytes` unless one tensor is larger. Written beside its final place and
-    renamed, so a folder is whole or absent. Errors: StorageError; DataError where `source` is of
-    another shape.
+    It is written next to its final place and renamed, so a folder is complete or absent.
+
+    Args:
+        folder: where to.
+        params: layers stacked on axis 0, sharded in any way: one tensor is gathered at a time, and
+            the host holds one file's.
+        source: the folder whose config and tokenizer are copied.
+        dtype: that of the file.
+        shard_bytes: of one file, unless one tensor is larger.
+
+    Errors: StorageError; DataError where `source` is of another shape.
     """
     fields = json_object(source, "config.json")
     places = tensors(from_fields(fields, str(source)))
@@ -55,7 +62,8 @@ def write_folder(
 
 
 def _check_paths(params: Params, places: dict[str, Place], source: Path) -> None:
-    """Every parameter has a name in the checkpoint, and every name a parameter."""
+    """Errors: DataError unless every parameter has a name in the checkpoint, and every name a
+    parameter."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     given = {tuple(p.key for p in path) for path, _ in leaves}
     wanted = {place.path for place in places.values()}
@@ -94,7 +102,7 @@ def _write_weights(
 
 
 def _tensor(params: Params, place: Place, dtype: np.dtype) -> np.ndarray:
-    """One tensor on the host, as it lies in the file."""
+    """One tensor on the host, in the file's layout."""
     node = params
     for key in place.path:
         node = node[key]

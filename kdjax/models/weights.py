@@ -1,8 +1,8 @@
-"""A folder's tensors -> parameters, piece by piece, each made where it will stay.
+"""The reader of a folder's weights: tensors -> parameters, block by block, in their final place.
 
-A parameter is a buffer of its final dtype and sharding from the start. Slices of the file, still
-narrow, are turned and converted on the device as they are written into it, so that the host holds
-one piece at a time.
+A parameter is a buffer of its final dtype and sharding from the start. Slices of the file, in the
+file's dtype, are transposed and converted on the device as they are written into it, so that the
+host holds one block at a time.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kdjax.base import Params
 from kdjax.errors import DataError
-from kdjax.models.config import DecoderConfig
 from kdjax.models.decoder import abstract_params
 from kdjax.models.families import Path, Place
 from kdjax.models.families import tensors as expected_tensors
 from kdjax.models.folder import StoredTensor, listed, open_tensors, shown
 from kdjax.models.quantized import Hold
+from kdjax.models.shape import DecoderConfig
 from kdjax.numerics import LMHead
 
 READABLE = ("BF16", "F16", "F32")
 PIECE_BYTES = 128 << 20
-"""A larger tensor is read in blocks, along an axis that is whole on every device."""
+"""A larger tensor is read in blocks, along an axis that is not sharded."""
 
 Cut = tuple[slice, ...]
 
@@ -41,11 +41,17 @@ def read_params(
     mesh: Mesh | None = None,
     hold: Hold | None = None,
 ) -> Params:
-    """Parameters of a folder in `dtype`, sharded over the mesh by the rules of sharding.py.
+    """The parameters of a folder, layers stacked on axis 0.
 
-    hold: how each is held once it is read (models/quantized.py); one parameter, of all layers, is
-    wide at a time. Errors: DataError listing every missing, unexpected, misshapen or unreadable
-    tensor.
+    Args:
+        folder: of a model.
+        config: its config.json.
+        dtype: of the parameters.
+        mesh: what they are sharded over, by the rules of sharding.py.
+        hold: how each is stored once it is read (models/quantized.py); one parameter, of all
+            layers, is in `dtype` at a time.
+
+    Errors: DataError listing every missing, unexpected, misshapen or unreadable tensor.
     """
     places = _checked(open_tensors(folder), config, folder)
 
@@ -58,7 +64,7 @@ def read_params(
             functools.partial(hold, names),
             out_shardings=jax.tree.map(lambda leaf: leaf.sharding, final),
         )
-        return jax.block_until_ready(convert(weight))  # the wide one goes before the next is made
+        return jax.block_until_ready(convert(weight))  # freed before the next is made
 
     abstract = abstract_params(config, dtype, mesh)
     final = abstract if hold is None else abstract_params(config, dtype, mesh, hold=hold)
@@ -81,7 +87,7 @@ def read_head(
 def _checked(
     found: dict[str, StoredTensor], config: DecoderConfig, folder: Folder
 ) -> dict[Path, list[tuple[Place, StoredTensor]]]:
-    """What fills each parameter, once names, shapes and dtypes are those that the config wants."""
+    """The tensors that fill each parameter, once names, shapes and dtypes are the config's."""
     if config.tie_word_embeddings:  # some exporters write the tied head a second time
         found = {name: tensor for name, tensor in found.items() if name != "lm_head.weight"}
     if config.num_hidden_layers * max(1, config.num_experts) > len(found):  # too many to list
@@ -121,9 +127,9 @@ def _filled(abstract: jax.ShapeDtypeStruct, places: list[tuple[Place, StoredTens
 
 
 def _file_sharding(abstract: jax.ShapeDtypeStruct, place: Place) -> NamedSharding | None:
-    """The sharding of one tensor as it lies in the file, so that it need not travel to be stored.
+    """The sharding of one tensor in the file's layout, so that each device reads its own shard.
 
-    Layers and experts are whole on every device; a kernel's axes lie the other way round there.
+    Layers and experts are not sharded; a kernel's axes are transposed in the file.
     """
     if abstract.sharding is None:
         return None
@@ -154,7 +160,7 @@ def _cuts(
 
 
 def _piece(tensor: StoredTensor, cut: Cut, sharding: NamedSharding | None):
-    """The numbers of a cut, in the file's dtype; with a sharding each device's part alone is read,
+    """The numbers of a cut, in the file's dtype; with a sharding each device's shard alone is read,
     and once for all devices that hold the same."""
     if sharding is None:
         return tensor[cut]

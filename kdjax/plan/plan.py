@@ -82,8 +82,8 @@ def _phases(
         name = f"step of turn {number}" if number else "step"
         phases[name], text = step_phase(config, method, number, programs, shapes)
         texts.append(text)
-    drawn = {method.prefix for method in table.methods} - {"dataset"}
-    for prefix in sorted(drawn, reverse=True):
+    drawn = dict.fromkeys(m.prefix for m in table.methods if m.prefix != "dataset")
+    for prefix in drawn:
         name = "rollout" if len(drawn) == 1 else f"{prefix} rollout"
         phases[name] = rollout_phase(config, prefix, programs, shapes)
     if programs.reference is not None:

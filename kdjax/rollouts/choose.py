@@ -1,4 +1,4 @@
-"""The next token: a distribution from logits, and one draw of it, on the device."""
+"""The draw of the next token: a distribution from logits, and a token of it, on the device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from kdjax.errors import ConfigError
 from kdjax.numerics import gather_last, nucleus
 
 BLOCK = 128
-"""Entries that are summed, or whose best is found, first: two short rows in place of a long one."""
+"""Entries that are reduced first: two short reductions instead of one over a long row."""
 
 
 class Choice(NamedTuple):
-    """A token a row, its log-probability under the model's own distribution and under the one that
-    it was drawn from, and the entropy of the model's own in nats, all [B]."""
+    """The token of each row [B], its log-probability under the model's own distribution and under
+    the one it was drawn from, and the entropy of the model's own, in nats."""
 
     token_b: jax.Array
     logp_b: jax.Array
@@ -29,8 +29,8 @@ def choose(logits_bv: jax.Array, uniform_b: jax.Array, sampling: Sampling = PLAI
     """Draw a token a row from float32 logits by the inverse of the cumulative distribution: the
     first token at which it exceeds the row's uniform number in [0, 1).
 
-    Entries of -inf are never drawn. Cuts are exact, without a sort: a nucleus is found by bisection
-    over the float32 numbers themselves (tokens tied with its last are in it).
+    Entries of -inf are never drawn. Truncation is exact, without a sort: a nucleus is found by
+    bisection over the float32 numbers themselves (tokens tied with its last are in it).
 
     >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
     >>> choose(logits, jnp.array([0.6])).token_b.tolist()
@@ -86,8 +86,8 @@ def check_sampling(sampling: Sampling, prefix: str = "") -> None:
 
 
 def _top_k(values_bv: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """`jax.lax.top_k`, which sorts all on a GPU: the k best lie in the k blocks of the best maxima,
-    so that two short rows are sorted instead."""
+    """`jax.lax.top_k` by blocks: the k largest are in the k blocks with the largest maxima, so two
+    short rows are sorted, where on a GPU `jax.lax.top_k` sorts the full row."""
     rows, size = values_bv.shape
     count = -(-size // BLOCK)
     if k > count:
@@ -101,7 +101,7 @@ def _top_k(values_bv: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 
 
 def _cut(weights: jax.Array, sampling: Sampling) -> jax.Array:
-    """Weights of which the best is 1, 0 outside the nucleus and under min_p."""
+    """Weights, the largest of which is 1, set to 0 outside the nucleus and under min_p."""
     least = jnp.full(weights.shape[0], sampling.min_p, jnp.float32)
     if sampling.top_p < 1:
         least = jnp.maximum(least, nucleus(weights, sampling.top_p))
@@ -109,7 +109,7 @@ def _cut(weights: jax.Array, sampling: Sampling) -> jax.Array:
 
 
 def _inverse_cdf(weights_bv: jax.Array, uniform_b: jax.Array) -> jax.Array:
-    """The place at which the running sum of weights exceeds uniform * total; never of weight 0."""
+    """The index at which the running sum of weights exceeds uniform * total; never of weight 0."""
     rows, size = weights_bv.shape
     padded = jnp.pad(weights_bv, ((0, 0), (0, -size % BLOCK)))
     blocks = padded.reshape(rows, -1, BLOCK)
@@ -124,6 +124,6 @@ def _inverse_cdf(weights_bv: jax.Array, uniform_b: jax.Array) -> jax.Array:
 
 
 def _first_over(sums: jax.Array, target: jax.Array) -> jax.Array:
-    """The first place whose running sum is over the target, or else the last that adds to it."""
+    """The first index whose running sum is over the target, or else the last that adds to it."""
     over = sums > target[:, None]
     return jnp.where(over.any(axis=-1), jnp.argmax(over, axis=-1), jnp.argmax(sums, axis=-1))

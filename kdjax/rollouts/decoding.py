@@ -1,11 +1,11 @@
 """The programs of decoding: prefill, decode, keep. One KV cache, written in place.
 
-Every row of a batch is equally old: its response began at the same slot, so that one pointer writes
-the cache of all rows in place, and the window that each token reads is no wider than the oldest
-needs. Prompts lie to the left of it, padded on their left.
+The responses of a batch all began at the same slot, so that one pointer writes the cache of all
+rows in place, and no row attends over more slots than the longest needs. Prompts are left-padded,
+in the slots before it.
 
 Rows are sharded over the mesh's data axes in equal blocks. A program sees them as [n, rows / n,
-...], n devices, and moves rows only inside a device's own block.
+...] on n devices, and moves rows only within a device's block.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from kdjax.sharding import BATCH, KV_HEADS, data_size, spec
 
 
 class Decoding(NamedTuple):
-    """Rows on their way, on the device.
+    """The state of rows that are being decoded, on the device.
 
-    hidden_bd: the last hidden state, which says what the next token is. start_b: the first slot of
-    the row's prompt. row_b: its row number.
+    hidden_bd: the last hidden state, which gives the next token's logits. start_b: int32, the first
+    slot of the row's prompt. row_b: int32, its row number.
     """
 
     hidden_bd: jax.Array
@@ -37,10 +37,10 @@ class Decoding(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Prefixes of the rows at `at`, at + 1, ... of every device's block.
+    """Prefixes to prefill, of r rows on each of n devices; samples of a prompt share one.
 
-    Distinct prefixes [n * u, W], right-padded, and which of its device's u each row [n * r] begins
-    with: the samples of a prompt share one prefill.
+    tokens_uw: int32 [n * u, W], the distinct prefixes, right-padded. length_u: int32, their tokens.
+    which_r: int32 [n * r], which of its device's u prefixes a row begins with. row_r: row numbers.
     """
 
     tokens_uw: Any
@@ -50,12 +50,13 @@ class Prompts(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """Jitted functions; those that take a Decoding and give one of its size reuse its memory.
+    """Jitted functions; prefill and decode reuse the memory of the Decoding that they take.
 
     - empty(params, rows, slots) -> Decoding.
-    - prefill(params, state, prompts, at, width) -> Decoding; the prompts end at slot width - 1.
+    - prefill(params, state, prompts, at, width) -> Decoding: fills the rows of each device's block
+      from row `at` on; the prompts end at slot width - 1.
     - decode(params, state, key, pointer, position, steps) -> (Decoding, Choice of [B, steps]):
-      the tokens of response positions position .. position + steps - 1, kept at slots pointer ...
+      draws response positions position .. position + steps - 1, cached at slots pointer ...
     - keep(rows, which_r) -> these rows of each device's block, of any arrays.
     """
 
@@ -76,12 +77,14 @@ class _Blocks(NamedTuple):
         return x.reshape(devices, -1, *x.shape[1:])
 
     def placed(self, x: jax.Array) -> jax.Array:
-        """Rows where they belong."""
+        """Rows (or a cache [B, kv heads, slots, head dim]) with their sharding."""
         if self.mesh is None:
             return x
         axes = (BATCH, KV_HEADS, None, None) if x.ndim == 4 else (BATCH, None)[: x.ndim]
         place = NamedSharding(self.mesh, spec(self.mesh, x.shape, axes))
-        return jax.lax.with_sharding_constraint(x, place)  # one device too: it may not be here
+        return jax.lax.with_sharding_constraint(
+            x, place
+        )  # one device too: it may be no default one
 
     def joined(self, x: jax.Array) -> jax.Array:
         """The inverse of `split`."""
@@ -93,7 +96,7 @@ class _Blocks(NamedTuple):
         return self.joined(chosen)
 
     def put(self, old: jax.Array, new: jax.Array, at: jax.Array, slot: int = 0) -> jax.Array:
-        """Rows of every block from `at` on, of a cache from a slot on, replaced."""
+        """`old` with `new` in the rows of every block from `at` on; of a cache, from a slot on."""
         starts = (0, at, 0, slot, 0)[: old.ndim + 1]
         return self.joined(jax.lax.dynamic_update_slice(self.split(old), self.split(new), starts))
 
@@ -115,6 +118,7 @@ def decoder(
 
 
 def _empty(model: Model, blocks: _Blocks, params: Params, rows: int, slots: int) -> Decoding:
+    """`Decoder.empty`: no prompt yet, a cache of so many slots."""
     token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     hidden = jax.eval_shape(model.prefill, params, token)[0]
     states = jnp.zeros((rows, hidden.shape[-1]), hidden.dtype)
@@ -132,10 +136,20 @@ def _prefill(
     at: jax.Array,
     width: int,
 ) -> Decoding:
+    """`Decoder.prefill`.
+
+    Args:
+        model, blocks: of this decoder.
+        params: the model's, unstacked.
+        state: before; its memory is reused.
+        prompts: of r rows on each device.
+        at: int32 scalar, the first of those rows in its block.
+        width: the slot after the prompts' last one.
+    """
     hidden, cache = model.prefill(params, prompts.tokens_uw)
     length_u, which_r, wide = prompts.length_u, prompts.which_r, prompts.tokens_uw.shape[1]
     last = jnp.take_along_axis(hidden, (length_u - 1)[:, None, None], axis=1)[:, 0]
-    # prompts move to the right end of their slots; what wraps around is padding, never seen
+    # prompts move to the right end of their slots; what wraps around is padding, never attended to
     source = (jnp.arange(wide)[None] + length_u[:, None]) % wide
 
     def put_slots(old, new):
@@ -161,6 +175,17 @@ def _decode(
     position: jax.Array,
     steps: int,
 ) -> tuple[Decoding, Choice]:
+    """`Decoder.decode`.
+
+    Args:
+        model, sampling, vocabulary: of this decoder.
+        params: the model's, unstacked.
+        state: before; its memory is reused.
+        key: of the draw.
+        pointer: int32 scalar, the slot of the first token.
+        position: int32 scalar, its response position, which its uniform number depends on.
+        steps: tokens.
+    """
     head = model.head(params)
 
     def step(state: Decoding, number):
@@ -180,8 +205,8 @@ def _keep(blocks: _Blocks, rows: Any, which_r: jax.Array) -> Any:
 
 
 def kept(programs: Decoder, state: Decoding, which_r: Any) -> Decoding:
-    """These rows of each device's block, a layer after the other: each gives back the memory of
-    its old cache before the next one asks for new."""
+    """These rows of each device's block, layer by layer: a layer's old cache is freed before the
+    next layer's new one is allocated."""
     for number, layer in enumerate(state.cache):
         state.cache[number] = programs.keep(layer, which_r)
         del layer

@@ -1,8 +1,8 @@
-"""Sampling by an engine behind HTTP that speaks OpenAI's /v1/completions: vLLM, SGLang.
+"""A sampler by an HTTP engine with OpenAI's /v1/completions: vLLM, SGLang.
 
-Prompts go as token ids, a row a request; token ids and their log-probabilities come back. The
-engine's own default settings (it reads the model's generation_config.json) are overruled one by
-one. docs/engines.md: versions, how to start an engine, what is not done.
+Each row is one request of token ids; the answer has token ids and their log-probabilities. The
+engine's default settings (it reads the model's generation_config.json) are overridden one by one.
+docs/engines.md: versions, how to start an engine, what is not done.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ LogProbs = Literal["raw", "tempered", "drawn"]
 """Which distribution an engine's log-probabilities describe:
 
 - raw: the model's own. vLLM by default; SGLang under SGLANG_RETURN_ORIGINAL_LOGPROB=1.
-- tempered: softmax(logits / temperature), nothing cut. SGLang by default.
-- drawn: what tokens are drawn from, cuts included. vLLM --logprobs-mode processed_logprobs.
+- tempered: softmax(logits / temperature), not truncated. SGLang by default.
+- drawn: the one tokens are drawn from, truncated. vLLM --logprobs-mode processed_logprobs.
 """
 
 CONNECT_S = 10.0
-"""How long an engine may take to accept a connection."""
+"""The most seconds that an engine may take to accept a connection."""
 
 COLDEST = 0.01
-"""vLLM raises lower temperatures to it, without a word to its client."""
+"""The least temperature over 0: vLLM silently raises lower ones to it."""
 
 
 def row_seeds(key: Key, row_b: Array) -> np.ndarray:
@@ -82,22 +82,29 @@ def open_engine(
 
     Opening asks for its models, so it must be up. With PLAIN sampling its log-probabilities are
     both logp and sampler_logp; greedy, they are logp (at temperature 0 both engines report the
-    model's own distribution) and sampler_logp is 0; else `log_probs` says which they are, and logp
-    is None. Entropy is None. Parameters are None: the engine has weights of its own.
+    model's own distribution) and sampler_logp is 0; else `log_probs` tells which they are, and logp
+    is None. Entropy is None. Parameters are None: the engine has weights of its own. The first row
+    to fail ends the batch, and requests in flight are cancelled.
 
-    - at_once: requests in flight. timeout_s: of one of them; retries: of one of them, with the
-      client's own back-off. The first row to fail ends the batch; requests in flight are
-      cancelled.
-    - seeds: None for an engine that refuses them (vLLM on TPU); a row's draw is then not the same
-      twice.
-    - An API key is read from OPENAI_API_KEY.
+    Args:
+        url: http(s)://host:port[/v1]; an API key is read from OPENAI_API_KEY.
+        model: its name there.
+        stop_ids: the tokens that end a response.
+        vocabulary: tokens that exist; an answer with others is refused.
+        sampling: temperature and truncation.
+        log_probs: the distribution that the engine's log-probabilities describe (`LogProbs`).
+        seeds: (key, row numbers) -> a seed a row; None for an engine that refuses them (vLLM on
+            TPU): a row's draw is then not reproducible.
+        at_once: requests in flight.
+        timeout_s: of one request.
+        retries: of one request, with the client's own back-off.
 
     Errors: ConfigError for arguments that don't fit, among them sampling whose sampler_logp the
     engine would not say; EngineError when it can't be reached, refuses, or answers nonsense.
 
     >>> open_engine("localhost", "m", stop_ids=[2], vocabulary=9)
     Traceback (most recent call last):
-    kdjax.base.ConfigError: open_engine: url must start with http:// or https://, got 'localhost'
+    kdjax.errors.ConfigError: open_engine: url must start with http:// or https://, got 'localhost'
     """
     engine = _Engine(
         url.rstrip("/").removesuffix("/v1") + "/v1",
@@ -133,8 +140,8 @@ def open_engine(
 
 
 def check_url(url: str, field: str) -> None:
-    """ConfigError unless an engine could be at this URL, and it may stand in a run's files: it
-    holds no password and no key."""
+    """Errors: ConfigError unless this is the URL of an engine, without a password or key, so that
+    it may be written to a run's files."""
     if {*url} & {*"@?#"}:
         raise ConfigError(
             f"{field} must be a host and a path alone, without user, password and query, as it is"
@@ -174,7 +181,7 @@ def _package():
 
 
 def _meaning(sampling: Sampling, log_probs: LogProbs) -> tuple[bool, bool]:
-    """Whether the engine's log-probabilities are (logp, sampler_logp); greedy sampler_logp is 0."""
+    """(whether the engine's log-probabilities are logp, whether they are sampler_logp)."""
     if log_probs not in ("raw", "tempered", "drawn"):
         raise ConfigError(f"log_probs must be raw, tempered or drawn, got {log_probs!r}")
     if sampling.temperature == 0:
@@ -215,7 +222,7 @@ def _requests(
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    """The work's result; in a thread of its own where a loop runs already (a notebook)."""
+    """A coroutine's result; by a thread where an event loop runs already (in a notebook)."""
     try:
         asyncio.get_running_loop()
         busy = True
@@ -238,8 +245,8 @@ def _connect(engine: _Engine):
 
 
 async def _check_model(engine: _Engine) -> int | None:
-    """The engine's longest context, where it says so. Errors: ConfigError naming the models that
-    it serves instead."""
+    """The engine's context length, where it reports it. Errors: ConfigError where it does not serve
+    the model, naming those that it does."""
     async with _connect(engine) as client:
         text = await _text(engine, "", client.models.with_raw_response.list())
     try:
@@ -310,7 +317,7 @@ async def _draw_row(engine: _Engine, client, request: _Request, max_new_tokens: 
 
 
 async def _text(engine: _Engine, row: str, call) -> str:
-    """The body of an answer. Errors: EngineError for what the client gave up on."""
+    """The body of an answer. Errors: EngineError once the client has given up."""
     openai, who = _package(), f"engine at {engine.url}{row}"
     tries = f"tried {engine.retries + 1} times"
     try:

@@ -1,6 +1,6 @@
 """One answer of an engine to /v1/completions: JSON text -> tokens, log-probabilities, stop id.
 
-Nothing in it is believed: what does not add up is refused, in words.
+Nothing in it is trusted: an inconsistent answer is refused, with the reason.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 ROUNDING_NATS = 1e-4
-"""How far above 0 rounding may lift a log-probability; it is then 0."""
+"""The largest log-probability over 0 that is rounding; it is then 0."""
 
 MINUS_INFINITY = -9999.0
 """What vLLM writes for it."""
@@ -35,7 +35,14 @@ def read_answer(
 ) -> Drawn:
     """The response to one prompt.
 
-    Token ids stand in the choice's `token_ids` (vLLM and SGLang, where asked to
+    Args:
+        text: JSON, the body of the answer.
+        prompt: its token ids.
+        max_new_tokens: the limit that was asked for.
+        stop_ids: the tokens that end a response.
+        vocabulary: tokens that exist.
+
+    Token ids are in the choice's `token_ids` (vLLM and SGLang, where asked to
     `return_token_ids`), else as "token_id:7" in its `logprobs.tokens` (a vLLM of before, asked to
     `return_tokens_as_token_ids`); text is never looked at. A stop token that was left out is put
     back from `stop_reason` (vLLM) or `matched_stop` (SGLang).
@@ -131,7 +138,7 @@ def _log_probabilities(logprobs: dict[str, Any], count: int) -> list[float]:
 
 
 def shortened(text: str, width: int = 200) -> str:
-    """On one line, cut.
+    """A text on one line, cut.
 
     >>> shortened("a\\n  b c", 3)
     'a b...'

@@ -1,8 +1,8 @@
-"""The schedule: responses grow level by level in full batches, each with a window of its own size.
+"""The sampler's levels: responses grow level by level in full batches, with a cache of their size.
 
-All responses grow to a level's end before any goes further. A level's rows are of one age, so that
-no row reads a wider window than it needs; short rows have left, so that batches are full; those
-that go on are collected from all batches, and prefilled again.
+All responses grow to a level's end before any goes further. A level's responses are equally long
+when it begins, so that no row attends over more slots than it needs. Finished rows are gone, so
+that batches are full: the rows that continue are collected from all batches, and prefilled again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 STEPS = 16, 128
-"""Tokens, at least and at most, between two looks of the host at what has stopped."""
+"""Tokens, at least and at most, between two checks of the host for rows that have stopped."""
 
 FIRST = 64, 512
 """The first level's tokens, at least and at most; between them, a 16th of the limit."""
@@ -21,7 +21,7 @@ PREFILL_TOKENS = 8192
 
 
 class Level(NamedTuple):
-    """Responses of `first` tokens grow to at most `last`; the host looks every `steps`."""
+    """Responses of `first` tokens grow to at most `last`; the host checks every `steps`."""
 
     first: int
     last: int
@@ -29,16 +29,16 @@ class Level(NamedTuple):
 
     @property
     def rounds(self) -> int:
-        """Looks of the host until the end."""
+        """Checks of the host until the end."""
         return -(-(self.last - self.first) // self.steps)
 
     def slots(self, width: int) -> int:
-        """Slots of the cache that prompts of up to `width` tokens need."""
+        """The slots of the cache, for prompts of up to `width` tokens."""
         return width + self.first + self.rounds * self.steps
 
 
 def levels(max_new_tokens: int) -> tuple[Level, ...]:
-    """Levels up to a limit, each twice as long as the one before.
+    """The levels up to a limit; each ends at twice the tokens of the one before.
 
     >>> [(level.last, level.steps) for level in levels(4096)]
     [(256, 64), (512, 64), (1024, 128), (2048, 128), (4096, 128)]
@@ -75,7 +75,7 @@ def rows_within(budget: float, bytes_a_row: float, most: int, devices: int = 1) 
 
 
 def prefill_rows(widest: int) -> int:
-    """How many prefixes of a width a device prefills at a time, a power of two.
+    """The number of prefixes of a width that a device prefills at a time, a power of two.
 
     >>> prefill_rows(3000), prefill_rows(9000)
     (2, 1)
@@ -84,7 +84,7 @@ def prefill_rows(widest: int) -> int:
 
 
 def bucket(longest: int, widest: int) -> int:
-    """The narrowest of widest, its half and its quarter that holds `longest` tokens.
+    """The smallest of widest, its half and its quarter that holds `longest` tokens.
 
     >>> bucket(30, 100), bucket(20, 100), bucket(51, 100)
     (50, 25, 100)

@@ -1,4 +1,4 @@
-"""The prefix axis: where the sequences that the student is trained on come from.
+"""The prefix axis: whose sequences the student is trained on.
 
 `from_dataset`, `from_student`, `from_teacher` and `from_trajectories` are, or return, a
 `PrefixSource`: (batch, student parameters, key, max_new_tokens) -> Rollout, where the parameters
@@ -27,7 +27,7 @@ from kdjax.base import (
 
 
 def from_dataset(batch: Batch, params: Params, key: Key, max_new_tokens: int) -> Rollout:
-    """The dataset's own worked responses, cut at max_new_tokens; neither model is asked."""
+    """The dataset's own worked responses, cut at max_new_tokens; no model is run."""
     del params, key
     return assemble_samples(batch, dataset_samples(batch, max_new_tokens))
 
@@ -44,7 +44,7 @@ def dataset_samples(batch: Batch, max_new_tokens: int) -> Samples:
 
 
 def from_student(generate: Sampler) -> PrefixSource:
-    """The student's own responses, drawn anew with its present parameters (on-policy)."""
+    """The student's own responses, drawn with its present parameters (on-policy)."""
 
     def draw(batch: Batch, params: Params, key: Key, max_new_tokens: int) -> Rollout:
         samples = generate(params, batch, key, max_new_tokens)
@@ -57,16 +57,16 @@ def from_student(generate: Sampler) -> PrefixSource:
 
 
 def from_teacher(read: Callable[[np.ndarray], Samples]) -> PrefixSource:
-    """The teacher's responses (off-policy), read by row number from what was drawn once.
+    """The teacher's responses (off-policy), drawn once and read by row number.
 
-    A trajectory drawn at a longer limit and cut is distributed as one drawn at the shorter limit.
+    A response drawn at a longer limit and cut is distributed as one drawn at the shorter limit.
     """
     return from_trajectories(lambda rows: Trajectories(read(rows)))
 
 
 def from_trajectories(read: Callable[[np.ndarray], Trajectories]) -> PrefixSource:
-    """Anybody's responses, read by row number from what was drawn once, with what was kept of the
-    teacher's reading of them."""
+    """Stored responses of any source, read by row number, with the teacher's outputs on them where
+    these are stored."""
 
     def look_up(batch: Batch, params: Params, key: Key, max_new_tokens: int) -> Rollout:
         del params, key
@@ -79,7 +79,7 @@ def from_trajectories(read: Callable[[np.ndarray], Trajectories]) -> PrefixSourc
 
 
 def cut(samples: Samples, max_new_tokens: int) -> Samples:
-    """The same responses under a shorter limit: what went over it is truncated."""
+    """The same responses under a shorter limit; those over it are truncated."""
     shorter = jax.tree.map(lambda x: x[:, :max_new_tokens] if x.ndim == 2 else x, samples)
     over = samples.length_b > max_new_tokens
     return shorter._replace(
@@ -102,7 +102,15 @@ def assemble(
     sampler_logp_bt: Array,
     truncated_b: Array,
 ) -> Rollout:
-    """Rows of prompt, response, padding, without a gap; padding is id 0 and never looked at."""
+    """A Rollout: rows of prompt, response, padding, without a gap; padding is id 0, always masked.
+
+    Args:
+        batch: the prompts.
+        response_bt: int32 [B, T], right-padded.
+        length_b: int32 [B], with the stop token.
+        sampler_logp_bt: float32 [B, T], as in `Rollout`.
+        truncated_b: bool [B].
+    """
     width, length = batch.prompt_bp.shape[1], response_bt.shape[1]
     both = jnp.concatenate([batch.prompt_bp, response_bt], axis=1)
     slot = jnp.arange(width + length)[None]

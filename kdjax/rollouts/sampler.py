@@ -1,4 +1,4 @@
-"""The sampler of this process: drives the programs of decoding.py over the levels of levels.py."""
+"""The sampler of this process: runs the programs of decoding.py over the levels of levels.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROWS = 512
 """Rows decoded at a time, at most."""
 
 CACHE_BYTES = 2**30
-"""What the KV cache may take of a device, by default."""
+"""The default limit of the KV cache on a device."""
 
 
 def generate(
@@ -33,7 +33,15 @@ def generate(
     max_new_tokens: int,
     **settings: Any,
 ) -> Samples:
-    """One draw of `open_sampler(model, **settings)`, from parameters whose layers are stacked."""
+    """One response a row, drawn by `open_sampler(model, **settings)`.
+
+    Args:
+        model, params: layers stacked.
+        batch: the prompts, B rows.
+        key: with a row's number, decides its uniform numbers.
+        max_new_tokens: T, the limit of a response.
+        settings: as in `open_sampler`.
+    """
     return open_sampler(model, **settings)(unstacked(params), batch, key, max_new_tokens)
 
 
@@ -49,11 +57,19 @@ def open_sampler(
 ) -> Sampler:
     """A sampler of a model whose parameters are `models.unstacked`; its Samples are on the host.
 
-    Responses grow level by level (levels.py) in batches of up to `rows` rows whose KV cache takes
-    at most `cache_bytes` of a device, sharded over the mesh's data axes. Rows with one prompt share
-    its prefill. Logits past the first `vocabulary` are padding, and never drawn.
-    Errors: ConfigError for a sampling that can't be, no stop id or one beyond the vocabulary, and,
-    when it draws, for an empty prompt, an unknown token or a limit under 1.
+    Responses grow level by level (levels.py); rows with the same prompt share its prefill.
+
+    Args:
+        model: what is drawn from.
+        stop_ids: the tokens that end a response.
+        sampling: temperature and truncation.
+        vocabulary: tokens that exist; logits past them are padding, never drawn. None: all.
+        mesh: rows are sharded over its data axes.
+        rows: decoded at a time, at most.
+        cache_bytes: the most that the KV cache takes of a device.
+
+    Errors: ConfigError for invalid sampling, no stop id or one beyond the vocabulary, and, when it
+    draws, for an empty prompt, an unknown token or a limit under 1.
     """
     if not stop_ids:
         raise ConfigError("sampler: stop_ids is empty; a response needs a token that ends it")
@@ -80,14 +96,14 @@ def open_sampler(
 
 
 def row_bytes(model: Model, slots: int, mesh: Mesh | None = None) -> float:
-    """What a device holds of the KV cache of one row of so many slots."""
+    """Bytes on a device of the KV cache of one row of so many slots."""
     cache = jax.eval_shape(lambda: model.init_cache(1, slots))
     total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
     return total / pieces(mesh, KV_HEADS)
 
 
 class _Work(NamedTuple):
-    """What all batches of a draw have in common."""
+    """The settings that all batches of a draw share."""
 
     programs: Decoder
     params: Params
@@ -101,7 +117,7 @@ class _Work(NamedTuple):
 
 
 class _Growing(NamedTuple):
-    """Prompts and the responses so far, on the host; stop -1 is a row that goes on."""
+    """Prompts and the responses so far, on the host; stop -1 is a row that continues."""
 
     prompt_bp: np.ndarray
     prompt_length_b: np.ndarray
@@ -127,7 +143,7 @@ class _Growing(NamedTuple):
 
 
 def _begin(batch: Batch, max_new_tokens: int, vocabulary: int | None) -> _Growing:
-    """No response yet. Errors: ConfigError for prompts or a limit that can't be."""
+    """The state before any token is drawn. Errors: ConfigError for an invalid prompt or limit."""
     prompts, lengths = np.asarray(batch.prompt_bp), np.asarray(batch.prompt_length_b)
     if max_new_tokens < 1:
         raise ConfigError(f"sampler: max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -158,8 +174,8 @@ def _begin(batch: Batch, max_new_tokens: int, vocabulary: int | None) -> _Growin
 
 
 def _groups(growing: _Growing, level: Level, most: int) -> Iterator[np.ndarray]:
-    """The rows that go on from a level's first token, up to `most` at a time: those of one prompt
-    beside each other, short prompts first."""
+    """The rows that continue at a level, up to `most` at a time: short prompts first, rows of the
+    same prompt next to each other."""
     alive = np.flatnonzero((growing.stop_b < 0) & (growing.length_b == level.first))
     order = np.lexsort((growing.prompt_b[alive], growing.prompt_length_b[alive]))
     for first in range(0, len(alive), most):
@@ -167,9 +183,16 @@ def _groups(growing: _Growing, level: Level, most: int) -> Iterator[np.ndarray]:
 
 
 def _advance(work: _Work, growing: _Growing, group: np.ndarray, level: Level, width: int) -> None:
-    """Grow the responses of a group to the level's end, or to their own.
+    """Grow the responses of a group to their stop token, or to the level's end.
 
-    lanes: the row that each place of the batch draws, [devices, places]; -1 for none any more.
+    `lanes` is the row that each place of the batch decodes, [devices, places]; -1 for none.
+
+    Args:
+        work: the draw's settings.
+        growing: is updated.
+        group: int [n], rows that continue.
+        level: from its first token to its last.
+        width: slots of the prompts.
     """
     programs, prefixes = work.programs, width + level.first
     lanes = _sharded(group, work.devices)
@@ -202,8 +225,14 @@ def _sharded(group: np.ndarray, devices: int) -> np.ndarray:
 def _prompts(
     work: _Work, growing: _Growing, lanes: np.ndarray, level: Level, widest: int
 ) -> Iterator[tuple[int, Prompts]]:
-    """(place, prefixes of the rows from there on): as many rows at a time as begin with no more
-    distinct prefixes than `prefill_rows`."""
+    """(first place, the prefixes of the rows from there on): as many rows at a time as have no more
+    distinct prefixes than `prefill_rows`.
+
+    Args:
+        work, growing, level: as in `_advance`.
+        lanes: int [devices, places].
+        widest: slots of a prefix.
+    """
     rows = np.where(lanes < 0, lanes.max(), lanes)
     begins = growing.prompt_b[rows] if level.first == 0 else rows  # rows of one prefix, one number
     count = rows.shape[1]
@@ -226,7 +255,15 @@ def _prompts(
 
 
 def _piece(growing: _Growing, rows: np.ndarray, begins: np.ndarray, size: int, widest: int):
-    """The prefixes of rows [devices, r], `size` distinct ones a device."""
+    """The prefixes of some rows, as `Prompts`.
+
+    Args:
+        growing: where they are.
+        rows: int [devices, r].
+        begins: int [devices, r], equal where prefixes are.
+        size: distinct prefixes a device, at least those there are.
+        widest: slots of a prefix.
+    """
     chosen, which = [], []
     for own, begin in zip(rows, begins, strict=True):
         _, first, inverse = np.unique(begin, return_index=True, return_inverse=True)
@@ -245,7 +282,16 @@ def _piece(growing: _Growing, rows: np.ndarray, begins: np.ndarray, size: int, w
 def _record(
     growing: _Growing, lanes: np.ndarray, drawn: Choice, at: int, last: int, stop_ids: np.ndarray
 ) -> np.ndarray:
-    """Write down what was drawn from response position `at` on; the lanes that go on."""
+    """The lanes that continue, once the tokens drawn are recorded in `growing`.
+
+    Args:
+        growing: is updated.
+        lanes: int [devices, places].
+        drawn: of [devices * places, steps].
+        at: the response position of its first token.
+        last: the level's last, where responses are cut.
+        stop_ids: int [n].
+    """
     flat = lanes.reshape(-1)
     live = np.flatnonzero(flat >= 0)
     rows, cut = flat[live], slice(0, last - at)
@@ -269,7 +315,7 @@ def _record(
 
 
 def _survivors(lanes: np.ndarray) -> np.ndarray:
-    """The places of live lanes, a power of two for each device, -1 for none."""
+    """The places of the lanes that continue, padded with -1 to a power of two on each device."""
     most = int((lanes >= 0).sum(axis=1).max())
     which = np.full((len(lanes), rounded_up(most)), -1, np.int32)
     for own, lane in zip(which, lanes, strict=True):

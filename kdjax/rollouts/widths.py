@@ -1,4 +1,4 @@
-"""Length buckets: a batch as wide as its longest row needs, in few widths, so in few programs."""
+"""Length buckets: a batch is as wide as its longest row needs, in few widths, so few programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdjax.base import Rollout
 from kdjax.errors import ConfigError
 
 WHOLE = 256
-"""Rows up to this width are not cut: another program costs more than their padding."""
+"""Rows up to this width are not trimmed: another program costs more than their padding."""
 
 
 def ladder(widest: int) -> tuple[int, ...]:
@@ -48,12 +48,11 @@ def longest(rollout: Rollout) -> int:
 
 
 def trim(rollout: Rollout, at_least: int = 0) -> Rollout:
-    """A rollout cut to the bucket of its longest row, or of so many tokens, its response axis to no
-    more than that.
+    """A rollout trimmed to the bucket of its longest row, or of `at_least` tokens; its response
+    axis to no more than that.
 
-    Only padding goes, so every loss and gradient stays as it is; the width takes at most
-    len(ladder(S)) values, and so does the number of programs. Errors: ConfigError where a row is
-    longer than its tokens.
+    Only padding is removed, so losses and gradients don't change; there are at most len(ladder(S))
+    widths, and so programs. Errors: ConfigError where a row is longer than its tokens.
     """
     width = bucket(max(longest(rollout), at_least), rollout.tokens_bs.shape[1])
     return jax.tree.map(lambda x: x[:, :width] if np.ndim(x) > 1 else x, rollout)

@@ -1,4 +1,4 @@
-"""Two next-token distributions compared from their logits, in two sweeps over the vocabulary.
+"""Closed forms: two next-token distributions compared by two sweeps over their logits.
 
 One sweep for the maxima and one for a handful of sums give both KLs, both entropies, the sampled
 token's log-probabilities and top-1 agreement; the gradient by the student's logits has a closed
@@ -31,7 +31,7 @@ class Comparison(NamedTuple):
 
 
 class _Normalizers(NamedTuple):
-    """What turns logits [..., V] into log-probabilities; each [..., 1]."""
+    """The numbers that turn logits [..., V] into log-probabilities; each [..., 1]."""
 
     student_top: jax.Array
     student_log_sum: jax.Array  # of e^(logit - top)
@@ -92,10 +92,10 @@ def _sweep(student_logits, teacher_logits, targets, axis) -> tuple[Comparison, _
                 student,
                 teacher,
                 difference,
-                jnp.where(_counts(u), student * (u - v), 0.0),
-                jnp.where(_counts(v), teacher * (u - v), 0.0),
-                jnp.where(_counts(u), student * u, 0.0),
-                jnp.where(_counts(v), teacher * v, 0.0),
+                jnp.where(_is_normal(u), student * (u - v), 0.0),
+                jnp.where(_is_normal(v), teacher * (u - v), 0.0),
+                jnp.where(_is_normal(u), student * u, 0.0),
+                jnp.where(_is_normal(v), teacher * v, 0.0),
                 jnp.where(is_top(u, student_top) & is_top(v, teacher_top), 1.0, 0.0),
             ],
             [
@@ -132,7 +132,7 @@ def _sweep_alone(student_logits, targets, axis) -> tuple[Comparison, _Normalizer
     u = student_logits - top[..., None]
     weight = jnp.exp(u)
     total, weighted_u, label_u = _sums(
-        [weight, jnp.where(_counts(u), weight * u, 0.0)],
+        [weight, jnp.where(_is_normal(u), weight * u, 0.0)],
         [_at_target(student_logits, top, targets, axis)],
         axis,
     )
@@ -145,30 +145,30 @@ def _unnormalized(u, v) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(e^u, e^v, e^v - e^u). The difference comes from v - u: two exponentials of one number may be
     rounded differently, and equal logits must differ by exactly 0."""
     student, teacher = jnp.exp(u), jnp.exp(v)
-    return student, teacher, jnp.where(_counts(u), student * jnp.expm1(v - u), teacher)
+    return student, teacher, jnp.where(_is_normal(u), student * jnp.expm1(v - u), teacher)
 
 
-def _counts(logarithm: jax.Array) -> jax.Array:
-    """Where e^x is a normal number: elsewhere 0 times an infinite logarithm must not be formed."""
+def _is_normal(logarithm: jax.Array) -> jax.Array:
+    """True where e^x is a normal number; elsewhere 0 times an infinite logarithm is avoided."""
     return logarithm >= math.log(jnp.finfo(logarithm.dtype).tiny)
 
 
 def is_top(below: jax.Array, top: jax.Array) -> jax.Array:
-    """Where logits - top is 0, to the rounding that logits formed in two fusions may differ by."""
+    """True where logits - top is 0, to the rounding by which two fusions of one product differ."""
     unit = jnp.finfo(top.dtype).eps
     return below >= -8 * unit * (1 + jnp.abs(top))[..., None]
 
 
 def _sums(terms: list[jax.Array], ready: list[jax.Array], axis) -> list[jax.Array]:
-    """Sums of terms over the vocabulary, and of `ready` (its own piece's) over the axis alone."""
+    """Sums of terms [..., V] over the vocabulary, and of `ready` [...] over the mesh axis alone."""
     pieces = [term.sum(-1) for term in terms] + ready
     return pieces if axis is None else list(jax.lax.psum(jnp.stack(pieces), axis))
 
 
 def _at_target(logits: jax.Array, top: jax.Array, targets: jax.Array, axis) -> jax.Array:
-    """logits [..., V] - top at the target [...]; 0 where another piece of the vocabulary has it.
+    """logits [..., V] - top at the target [...]; 0 where another shard of the vocabulary has it.
 
-    It reads the logits, which exist: reading logits - top would make that array too."""
+    It reads the logits, which are in memory: reading logits - top would write that array too."""
     index, width = _local(targets, logits.shape[-1], axis), logits.shape[-1]
     found = gather_last(logits, jnp.clip(index, 0, width - 1)) - top
     return jnp.where((index >= 0) & (index < width), found, 0.0)
@@ -183,7 +183,7 @@ def _compare_bwd(axis, residual, cotangents):
     student_logits, teacher_logits, targets, normalizers, comparison = residual
     u = student_logits - normalizers.student_top
     logq = u - normalizers.student_log_sum
-    q, possible = jnp.exp(logq), _counts(logq)
+    q, possible = jnp.exp(logq), _is_normal(logq)
     factor, outside = jnp.zeros_like(q), jnp.zeros_like(q)
 
     def given(name: str):

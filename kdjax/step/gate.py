@@ -5,8 +5,8 @@ held-out set, rise to L_{m+1} only if H_m is at least the threshold, otherwise s
 stable length. What happens under the threshold is a policy, a function: `stop` (the paper's),
 `hold` or `fall_back`.
 
-The gate is an Optax transformation, so that its state is saved and restored with the rest of the
-optimizer's. It returns the updates unchanged, but for the one step at which `fall_back` returns.
+The gate is an Optax transformation, so that its state is saved and restored with the optimizer's.
+It returns the updates unchanged, except at the one step where `fall_back` restores parameters.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from kdjax.errors import ConfigError
 
 DECISIONS = ("start", "rise", "last", "stop", "hold", "fall back", "stopped")
 START, RISE, LAST, STOP, HOLD, FALL_BACK, STOPPED = range(len(DECISIONS))
-"""What a measurement led to, an index into DECISIONS.
+"""The outcome of a measurement, an index into DECISIONS.
 
-start: it is the one that a relative threshold refers to, nothing was decided. rise, last: it
-passed, and the length rises, or was the last already. stop, hold, fall back: it failed, and the
-policy of that name answered. stopped: the gate had stopped for good before.
+start: a relative threshold refers to it; nothing was decided. rise, last: it passed, and the
+length rises, or was the last already. stop, hold, fall back: it failed, and the policy of that
+name decided. stopped: the gate had stopped for good before.
 """
 NOT_MEASURED = -1
 
 
 class History(NamedTuple):
-    """Every measurement in order, [capacity]; places that are not used yet hold -1 and NaN.
+    """Every measurement in order, [capacity]; entries not used yet are -1 and NaN.
 
-    step: updates before it; stage: the length that it was measured at; entropy_nats; decision.
+    step: updates before it; stage: index of the length it was measured at; entropy_nats; decision.
     """
 
     step: jax.Array
@@ -46,11 +46,11 @@ class History(NamedTuple):
 
 
 class GateState(NamedTuple):
-    """Where the curriculum stands.
+    """The state of the curriculum.
 
     step: updates so far. stage: index into the lengths. stopped: for good. threshold_nats: NaN
-    until a relative one is known. measurements: how many there were. stable: the parameters at the
-    last measurement that passed (before one did, those of the start), under `fall_back` alone.
+    until a relative one is known. measurements: how many there were. stable: under `fall_back`
+    alone, the parameters at the last measurement that passed (at first, the initial ones).
     """
 
     step: jax.Array
@@ -63,8 +63,8 @@ class GateState(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A policy's answer to an entropy under the threshold: the next stage, whether the gate stops
-    there for good, and the decision's name."""
+    """A policy's decision on an entropy under the threshold: the next stage, whether the gate stops
+    there for good, and its index into DECISIONS."""
 
     stage: jax.Array
     stops: bool
@@ -87,7 +87,7 @@ def hold(stage: jax.Array) -> Move:
 
 def fall_back(stage: jax.Array) -> Move:
     """Return for good to the previous length, and to the parameters of the last measurement that
-    passed. The optimizer's moments are not returned."""
+    passed. The optimizer's moments stay as they are."""
     return Move(jnp.maximum(stage - 1, 0), True, FALL_BACK)
 
 
@@ -105,9 +105,14 @@ def advance(
 ) -> tuple[GateState, jax.Array]:
     """(the next state, the decision) of one measurement, for everything but the parameters.
 
-    An entropy that is not finite means "not measured": it leaves the state alone. Where the
-    threshold is not known yet, this is the start's measurement, and threshold_share of it becomes
-    the threshold. Measurements beyond the history's capacity count, but are not written down.
+    Args:
+        state: before the measurement. Where its threshold is not known yet, this is the first one.
+        entropy_nats: scalar; one that is not finite means "not measured" and changes nothing.
+        stages: how many lengths there are.
+        policy: decides on an entropy under the threshold.
+        threshold_share: of the first measurement, becomes the threshold.
+
+    Measurements beyond the history's capacity count, but are not recorded.
 
     >>> start = entropy_gate((16, 32), 0.3).init({})
     >>> state, decision = advance(start, jnp.float32(0.5), stages=2)
@@ -151,12 +156,16 @@ def entropy_gate(
     """A transformation that advances a `GateState`; its `update` takes the keyword
     `heldout_entropy_nats`: the measured entropy, or NaN between measurements.
 
-    The threshold is absolute, or a share of the first entropy that is measured (before step 0, in
-    a run); one length needs none. measurements: the capacity of the history.
+    Updates are returned unchanged. Where `fall_back` returns, they are stable - params instead, so
+    that apply_updates gives the stable parameters, up to rounding. The copy of the parameters is in
+    the state under this policy alone.
 
-    Updates pass unchanged. Where `fall_back` returns, they are stable - params instead, so that
-    apply_updates gives the stable parameters, up to rounding. The copy of the parameters is in the
-    state under this policy alone.
+    Args:
+        lengths: limits of a response in tokens, rising.
+        entropy_threshold_nats: absolute; one length needs no threshold.
+        entropy_threshold_share: or a share of the first entropy measured (in a run, before step 0).
+        policy: decides on an entropy under the threshold.
+        measurements: the capacity of the history.
 
     Errors: ConfigError unless the lengths are positive and rise, and there is one threshold.
 
@@ -172,7 +181,7 @@ def entropy_gate(
     threshold = float("nan") if share is not None else entropy_threshold_nats or 0.0
 
     def init(params: Params) -> GateState:
-        empty = functools.partial(jnp.full, measurements)  # arrays apart: a step donates them
+        empty = functools.partial(jnp.full, measurements)  # separate arrays: a step donates them
         return GateState(
             step=jnp.int32(0),
             stage=jnp.int32(0),
@@ -208,7 +217,7 @@ def rollout_length(state: GateState, lengths: Sequence[int]) -> int:
 
 
 def last_decision(state: GateState) -> int:
-    """What the newest measurement led to, an index into DECISIONS (a host value); -1 before any."""
+    """The newest measurement's index into DECISIONS (a host value); -1 before any."""
     return int(state.history.decision[state.measurements - 1])
 
 

@@ -1,8 +1,8 @@
-"""The LM heads and the loss together, in one pass over chunks of tokens: [tokens, V] never exists.
+"""The loss head: LM heads and loss in one pass over chunks of tokens; [tokens, V] never exists.
 
 A chunk's logits are formed once; while they are alive the loss, its statistics and the chunk's part
-of the gradient are made (docs/loss_head.md). Differentiation is by hand around the two head
-products only: between them stands any per-token function of logits.
+of the gradient are made (docs/loss_head.md). Only the two head products are differentiated by
+hand; between them is any per-token function of logits.
 """
 
 from __future__ import annotations
@@ -31,20 +31,21 @@ alone. On a mesh with a vocabulary axis, logits are this device's columns.
 
 
 class TeacherStates(NamedTuple):
-    """A teacher by its last hidden states [..., D], live or kept, and its head; any width."""
+    """A teacher by its last hidden states [..., D], computed now or stored, and its LM head; any
+    width D."""
 
     hidden: jax.Array
     head: LMHead
 
 
 class TeacherLogits(NamedTuple):
-    """A teacher by logits [..., V] of the user's own (they are held whole)."""
+    """A teacher by the user's own logits [..., V] (which are then in memory in full)."""
 
     logits: jax.Array
 
 
 CACHED_LOGITS = 2**19
-"""Logits of one array that a CPU sweeps over at a time, 2 MiB of float32."""
+"""Logits of one array that a CPU reads at a time, 2 MiB of float32."""
 
 Teacher = TeacherStates | TeacherLogits | TopK | None
 
@@ -62,7 +63,7 @@ def head_loss(
     vocabulary: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[jax.Array, Any]:
-    """(sum over the mask of weight * loss, statistics): hidden [..., D], all else [...].
+    """(sum over the mask of weight * loss, statistics of [...]).
 
     With G = weight * dloss/dlogits, the gradients are dH = G W and dW = G^T H; they are made in the
     forward pass, so differentiating costs V (6 D + 2 D_teacher) FLOPs a token and recomputes
@@ -71,12 +72,19 @@ def head_loss(
     takes the hidden states' dtype). Only total is differentiable, by `hidden` and `head`, once:
     statistics and the teacher are constants.
 
-    chunk: tokens (of one device) whose logits are alive; any size gives the same to rounding.
-    Tokens outside the mask are packed away first: they cost nothing and their statistics are 0.
-    vocabulary: columns that exist (by default those that both heads have); the rest are padding,
-        with zero probability and zero gradient on both sides.
-    mesh: shards the first axis over data and fsdp, and head rows over the tensor axis. Without
-        it, arrays that are sharded all the same are gathered by XLA: right values, wasted devices.
+    Args:
+        function: the loss and statistics of a chunk's logits.
+        hidden: [..., D], the student's last hidden states.
+        head: the student's LM head, weight [V, D].
+        teacher: the same tokens' states [..., D], logits [..., V] or top-k [..., k]; or None.
+        auxiliaries: a pytree of [...], passed to `function` chunk by chunk.
+        weights: float [...].
+        mask: bool [...]. Tokens outside it cost nothing, and their statistics are 0.
+        chunk: tokens (of one device) whose logits are alive; any size gives the same to rounding.
+        vocabulary: columns that exist (by default those that both heads have); the rest are
+            padding, with zero probability and zero gradient on both sides.
+        mesh: shards the first axis over data and fsdp, and head rows over tensor. Without it,
+            sharded arrays are gathered by XLA: right values, wasted devices.
 
     Errors: ConfigError for a chunk below 1, or heads that can't be sharded over the mesh.
 
@@ -139,7 +147,8 @@ def chunk_tokens(memory_bytes: float, vocabulary: int) -> int:
 
 
 class _Plan(NamedTuple):
-    """What is known before any array is."""
+    """The settings of a pass: the function, the columns that exist, the chunk, the mesh axis of the
+    vocabulary."""
 
     function: TokenFunction
     columns: int
@@ -148,14 +157,14 @@ class _Plan(NamedTuple):
 
 
 class _Asked(NamedTuple):
-    """Which gradients somebody wants."""
+    """The gradients that are asked for."""
 
     by_hidden: bool = False
     by_head: bool = False
 
 
 class _Made(NamedTuple):
-    """What a pass makes, of a chunk or of all; gradients are None where nothing asks for them."""
+    """The results of a pass, of a chunk or of all; gradients that are not asked for are None."""
 
     total: jax.Array
     statistics: Any
@@ -164,7 +173,8 @@ class _Made(NamedTuple):
 
 
 def _check_rows(head: LMHead, teacher: Teacher, mesh: Mesh | None) -> int:
-    """Rows that both heads have; ConfigError where they can't be sharded over the mesh."""
+    """The rows that both heads have. Errors: ConfigError where they can't be sharded over the
+    mesh."""
     rows = [head.weight_vd.shape[0]]
     if isinstance(teacher, TeacherStates):
         rows.append(teacher.head.weight_vd.shape[0])
@@ -183,12 +193,16 @@ def _check_rows(head: LMHead, teacher: Teacher, mesh: Mesh | None) -> int:
 def _sharded_pass(mesh: Mesh, plan: _Plan, asked: _Asked, hidden, head, constants) -> _Made:
     """`_pass` on each device's tokens and head rows; gradients are summed once, after the loop.
 
-    It stands inside `shard_map` because a chunk loop under automatic sharding makes XLA gather all
-    hidden states, and every data shard compute every chunk.
+    By `shard_map`, because a chunk loop under automatic sharding makes XLA gather all hidden
+    states, and every data shard compute every chunk.
+
+    Args:
+        mesh, hidden, head: as in `head_loss`.
+        plan, asked, constants: as in `_pass`.
     """
     tokens, rows = rows_spec(mesh), PartitionSpec(plan.axis)
     teacher, *rest = constants
-    head, teacher = _narrowed(head, hidden.dtype), _narrowed_teacher(teacher)
+    head, teacher = _cast_head(head, hidden.dtype), _cast_teacher(teacher)
     teacher_specs: Any = jax.tree.map(lambda _: tokens, teacher)
     if isinstance(teacher, TeacherStates):
         teacher_specs = teacher_specs._replace(head=jax.tree.map(lambda _: rows, teacher.head))
@@ -213,19 +227,27 @@ def _sharded_pass(mesh: Mesh, plan: _Plan, asked: _Asked, hidden, head, constant
     )(hidden, head, (teacher, *rest))
 
 
-def _narrowed(head: LMHead, dtype) -> LMHead:
-    """The head in its hidden states' dtype, cast before any device asks another for its part."""
+def _cast_head(head: LMHead, dtype) -> LMHead:
+    """The head in its hidden states' dtype, cast before devices send each other their shards."""
     return jax.tree.map(lambda w: w.astype(dtype), head)
 
 
-def _narrowed_teacher(teacher: Teacher) -> Teacher:
+def _cast_teacher(teacher: Teacher) -> Teacher:
     if not isinstance(teacher, TeacherStates):
         return teacher
-    return teacher._replace(head=_narrowed(teacher.head, teacher.hidden.dtype))
+    return teacher._replace(head=_cast_head(teacher.head, teacher.hidden.dtype))
 
 
 def _pass(plan: _Plan, asked: _Asked, hidden, head, constants) -> _Made:
-    """The chunk loop over this device's tokens, those of the mask first and no others."""
+    """The chunk loop over this device's tokens, those of the mask alone.
+
+    Args:
+        plan: the settings.
+        asked: the gradients that are made.
+        hidden: [..., D].
+        head: weight [V, D], this device's rows.
+        constants: (teacher, auxiliaries, weights, mask) of `head_loss`.
+    """
     teacher, auxiliaries, weights, mask = constants
     work, own = _chunk_work(plan, asked, hidden.dtype, head, teacher)
     tokens = jax.tree.map(
@@ -273,17 +295,22 @@ def _pass(plan: _Plan, asked: _Asked, hidden, head, constants) -> _Made:
 
 
 def _chunk_work(plan: _Plan, asked: _Asked, dtype, head: LMHead, teacher: Teacher):
-    """(a chunk's work: (states, teacher, auxiliaries, weight) -> _Made, the teacher's own tokens).
+    """(work(states, teacher, auxiliaries, weight) -> _Made of a chunk, the arrays of the teacher
+    that are cut into chunks). Heads are cast to their hidden states' dtypes once, before the loop.
 
-    Heads are narrowed to their hidden states' dtypes once, before the loop.
+    Args:
+        plan, asked, head: as in `_pass`.
+        dtype: of the hidden states.
+        teacher: as in `head_loss`.
     """
-    narrow, own, teacher_head = _narrowed(head, dtype).weight_vd, teacher, None  # type: Any, Any, Any
-    teacher = _narrowed_teacher(teacher)
+    own: Any = teacher
+    weight_vd, teacher_head = _cast_head(head, dtype).weight_vd, None
+    teacher = _cast_teacher(teacher)
     if isinstance(teacher, TeacherStates):
         own, teacher_head = teacher.hidden, teacher.head
 
     def sweep(raw, theirs, extra, weight):
-        """((total, statistics), gradient by raw logits if it is made) of rows of logits."""
+        """((total, statistics), the gradient by raw logits or ()) of a chunk's raw logits."""
 
         def weighted(raw):
             logits = _existing(shape_logits(raw, head), plan)
@@ -300,12 +327,12 @@ def _chunk_work(plan: _Plan, asked: _Asked, dtype, head: LMHead, teacher: Teache
             theirs = _existing(project(theirs, teacher_head), plan)
         elif isinstance(theirs, TeacherLogits):
             theirs = _existing(theirs.logits, plan)
-        rows = (product(states, narrow), theirs, extra, weight)
+        rows = (product(states, weight_vd), theirs, extra, weight)
         made, by_logits = sweep(*rows) if plan.axis else _sweep_in_cache(sweep, *rows)
         by_hidden = by_head = None
         if asked.by_hidden:
-            by_hidden = _contract("cv,vd->cd", by_logits, narrow)
-            if plan.axis is None:  # else pieces are still to be added, in full precision
+            by_hidden = _contract("cv,vd->cd", by_logits, weight_vd)
+            if plan.axis is None:  # else shards are summed first, in full precision
                 by_hidden = by_hidden.astype(dtype)
         if asked.by_head:
             by_head = jax.tree.map(lambda _: _contract("cv,cd->vd", by_logits, states), head)
@@ -315,8 +342,8 @@ def _chunk_work(plan: _Plan, asked: _Asked, dtype, head: LMHead, teacher: Teache
 
 
 def _sweep_in_cache(sweep, raw: jax.Array, *others):
-    """The sweep; on a CPU in blocks of rows that its cache holds: the products want many rows, the
-    sweeps over them a few (4 against 18 ns an entry at V = 18,992)."""
+    """The sweep; on a CPU in blocks of rows that fit its cache: products are fast with many rows,
+    sweeps over their results with few (4 against 18 ns an entry at V = 18,992)."""
     chunk, vocabulary = raw.shape
     if chunk * vocabulary <= CACHED_LOGITS:
         return sweep(raw, *others)
@@ -332,7 +359,7 @@ def _sweep_in_cache(sweep, raw: jax.Array, *others):
 
 
 def _local_chunk(plan: _Plan, tokens: int) -> int:
-    """No more than there are tokens, and a multiple of the vocabulary's pieces."""
+    """The chunk in use: at most the tokens there are, a multiple of the vocabulary's shards."""
     pieces = 1 if plan.axis is None else jax.lax.axis_size(plan.axis)
     return -(-max(1, min(plan.chunk, tokens)) // pieces) * pieces
 

@@ -1,4 +1,4 @@
-"""Rollout + losses -> a total to minimise and Scores: both models read the same tokens, once."""
+"""Scores of a rollout, and the total to minimise: both models read the same tokens, once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from kdjax.step.stops import RAW, Stops, kept, merged
 
 class HeadPlan(NamedTuple):
     """How the LM heads are read: `chunk`, `vocabulary` and `mesh` as in `head_loss`; `stops` is
-    what counts as a token where a response stops."""
+    the stop-token policy."""
 
     chunk: int = 1024
     vocabulary: int | None = None
@@ -56,7 +56,7 @@ class HeadPlan(NamedTuple):
     stops: Stops = RAW
 
     def for_head(self) -> dict[str, Any]:
-        """What of it `head_loss` takes."""
+        """The keyword arguments of `head_loss`."""
         return {"chunk": self.chunk, "vocabulary": self.vocabulary, "mesh": self.mesh}
 
 
@@ -79,9 +79,17 @@ def scored_loss(
 
     Position t of the response is predicted from the token before it, so t = 0 reads the last prompt
     token, and nothing after the stop token is scored. The gradient flows to the student's
-    parameters through the loss's total alone; Scores are constants, 0 outside the mask. Where the
-    rollout brings the teacher's states, its head alone is read of the teacher; where it brings its
-    top-k, nothing.
+    parameters through the loss's total alone; Scores are constants, 0 outside the mask.
+
+    Args:
+        student, student_params: the model that is trained, layers stacked.
+        teacher, teacher_params: the model to learn from, or None. Where the rollout has the
+            teacher's states, only its head is used; where it has its top-k, neither.
+        rollout: B rows of T response positions.
+        token_loss: the divergence at a token.
+        objective: what is minimised at a token.
+        reduction: the weights [B, T] of the tokens.
+        plan: how the LM heads are read.
     """
     steps = jnp.arange(rollout.sampler_logp_bt.shape[1])[None]
     mask = steps < rollout.response_length_b[:, None]
@@ -126,8 +134,15 @@ def response_top_k(
     k: int,
     plan: HeadPlan = PLAIN_HEAD,
 ) -> TopK:
-    """A model's k most probable tokens at each response token, [B, T, k], of the vocabulary that
-    exists; zeros beyond the response. [B, T, V] is not made."""
+    """A model's k most probable tokens at each response token, [B, T, k]; zeros beyond the
+    response. [B, T, V] is not made.
+
+    Args:
+        model, params: the model, layers stacked.
+        rollout: B rows of T response positions.
+        k: tokens, of those that exist (`HeadPlan.vocabulary`).
+        plan: how its LM head is read.
+    """
     axis = vocabulary_axis(plan.mesh)
 
     def best(logits, teacher, extra):
@@ -142,7 +157,8 @@ def response_top_k(
 
 
 def _response_slots(rollout: Rollout) -> jax.Array:
-    """Where each response token stands in its row, [B, T]; within the row beyond the response."""
+    """The position in its row of each response token, int [B, T]; past the response, one within
+    the row."""
     steps = jnp.arange(rollout.sampler_logp_bt.shape[1])[None]
     last = rollout.tokens_bs.shape[1] - 1
     return jnp.minimum(rollout.prompt_length_b[:, None] + steps, last)
@@ -160,7 +176,12 @@ def score(
 ) -> Scores:
     """The Scores of a rollout alone, [B, T], for evaluation: no gradient is made.
 
-    Its KLs and entropies are those of the plan's stop policy, as the loss's.
+    Its KLs and entropies follow the plan's stop policy, as the loss's do.
+
+    Args:
+        student, student_params, teacher, teacher_params, rollout: as in `scored_loss`.
+        token_loss: what `Scores.divergence` is.
+        plan: how the LM heads are read.
     """
     return scored_loss(
         student,
@@ -184,8 +205,14 @@ def sampled_logp(
     plan: HeadPlan = PLAIN_HEAD,
 ) -> jax.Array:
     """A model's log-probability of each response token, [B, T] in nats, 0 beyond the response: of
-    a policy or a reference that is not trained here. Micro-batches are read one after the other,
-    as the step reads them, so that no more rows are in memory at a time."""
+    an old policy or a reference model, which are not trained.
+
+    Args:
+        model, params: the model, layers stacked.
+        rollout: B rows of T response positions.
+        micro_batches: into how many B is split; they are read one after another, as in the step.
+        plan: how its LM head is read.
+    """
 
     def of(rows: Rollout) -> jax.Array:
         return score(model, params, None, None, rows, plan=plan).student_logp
@@ -199,13 +226,14 @@ def sampled_logp(
 def token_function(
     token_loss: TokenLoss, objective: Objective, axis: str | None = None, *, stops: Stops = RAW
 ) -> TokenFunction:
-    """What the loss head computes at a token: the objective, and its `Scores` as statistics.
+    """The function that the loss head computes at a token: the objective, with `Scores` as its
+    statistics.
 
     KLs made of `forward_kl` and `reverse_kl` take their closed forms (`closed_form`); any other
     token loss is differentiated automatically, down to the chunk's logits. Against a `TopK`
-    teacher, divergences compare k + 1 buckets (so each is at most the full one), and what top-k
-    can't tell, the teacher's entropy and log-probability of the sampled token, is None. Under
-    policy merge of `stops` everything is of merged distributions (`kdjax.step.stops.merged`).
+    teacher, divergences compare k + 1 buckets (so each is at most the full one); the teacher's
+    entropy and log-probability of the sampled token are then not known, and None. Under policy
+    merge of `stops` all Scores are of merged distributions (`kdjax.step.stops.merged`).
     """
 
     def function(logits, teacher, extra) -> tuple[jax.Array, Scores]:
@@ -231,13 +259,13 @@ def token_function(
 
 
 def _parts(loss: Callable) -> list[Callable]:
-    """What a loss is a sum of, where that is several and not among the `Scores` already."""
+    """The terms of a loss that is a sum, without those that are among the `Scores` already."""
     summed = terms(loss)
     return [one for one in summed if one not in SCORED] if len(summed) > 1 else []
 
 
 KNOWN_BEFORE = ("reference_logp", "old_logp", "advantage")
-"""The `Scores` that a rollout may bring."""
+"""The `Scores` that a rollout may have."""
 
 SCORED = (
     forward_kl,
@@ -250,7 +278,14 @@ SCORED = (
 
 
 def _divergence(student, teacher, plain: Comparison, axis, token_loss: TokenLoss) -> jax.Array:
-    """The token loss between logits, [..., V] twice -> [...]; `plain` is their comparison."""
+    """The token loss [...] between two logits [..., V].
+
+    Args:
+        student, teacher: their logits, of this device's columns.
+        plain: their `compare`, which gives KLs at temperature 1.
+        axis: the vocabulary's mesh axis, if it is sharded.
+        token_loss: the loss.
+    """
     closed = closed_form(token_loss)
     if closed is None:
         whole = (log_probs(whole_rows(logits, axis)) for logits in (student, teacher))
@@ -266,8 +301,8 @@ def _divergence(student, teacher, plain: Comparison, axis, token_loss: TokenLoss
 
 
 def _against_top_k(logits, teacher: TopK, targets, axis):
-    """(Comparison, token loss -> divergence): the student's own over the vocabulary, the rest over
-    buckets."""
+    """(Comparison, a function token loss -> divergence): the student's statistics are over the
+    vocabulary, all others over the buckets."""
     whole = whole_rows(logits, axis)
     own = jax.tree.map(lambda x: own_rows(x, axis), teacher)
     both = buckets(whole, own)

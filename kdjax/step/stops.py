@@ -1,8 +1,8 @@
-"""The stop-token policy: what the loss makes of two models that end a response differently.
+"""The stop-token policy: how the loss treats two models that end a response differently.
 
 A base student stops with `<|endoftext|>`, its chat teacher with `<|im_end|>`: compared token by
-token, each is pushed away from its own end where the other ends (arXiv 2605.16826 does not say
-which policy it used). A policy changes the loss and its statistics, never what is sampled.
+token, the student is pushed away from its own stop token (arXiv 2605.16826 does not say which
+policy it used). A policy changes the loss and its statistics, never what is drawn.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kdjax.errors import ConfigError
 class Stops:
     """A policy and the stop ids of student and teacher together.
 
-    - raw: stop tokens are tokens like any other.
+    - raw: stop tokens count like any other token.
     - mask: response tokens that are one of the ids are left out of the loss and every statistic.
     - merge: the ids are one event, "stop": its probability is the sum of theirs, in both models.
     """
@@ -44,7 +44,7 @@ RAW = Stops()
 
 
 def kept(stops: Stops, targets: jax.Array, mask: jax.Array) -> jax.Array:
-    """The mask [...], under policy mask without the tokens that are a stop id.
+    """The mask [...]; under policy mask, without the tokens that are a stop id.
 
     >>> kept(Stops("mask", (2, 5)), jnp.array([1, 2, 5]), jnp.array([True, True, True])).tolist()
     [True, False, False]
@@ -53,12 +53,20 @@ def kept(stops: Stops, targets: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def merged(stops: Stops, student, teacher, targets, axis: str | None = None):
-    """(student logits, teacher logits, targets) of the events compared: under policy merge all stop
-    ids are the first of them, in logits by `merge_columns`.
+    """(student logits, teacher logits, targets), under policy merge with all stop ids as one, the
+    first of them (`merge_columns`).
 
     Logits are those of temperature 1, so stop's probability is a sum of probabilities; a token
-    loss's own temperature comes after. sampler_logp stays that of the token drawn. A token loss of
-    the user's own must bear log-probabilities of -inf on both sides, as `kl`'s do.
+    loss's own temperature comes after. sampler_logp stays that of the token drawn. The user's own
+    token losses must accept log-probabilities of -inf on both sides, as `kl`'s do.
+
+    Args:
+        stops: the policy.
+        student: logits [..., V].
+        teacher: logits [..., V], a `TopK` or None.
+        targets: int [...].
+        axis: the vocabulary's mesh axis inside `shard_map`, if it is sharded.
+
     Errors: ConfigError for a `TopK` teacher, which does not know each stop id's probability.
     """
     if stops.policy != "merge" or len(stops.ids) < 2:
@@ -77,7 +85,7 @@ def merged(stops: Stops, student, teacher, targets, axis: str | None = None):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def merge_columns(logits: jax.Array, ids: tuple[int, ...], axis: str | None = None) -> jax.Array:
-    """Logits [..., V] where column ids[0] is the logsumexp of all ids' columns, the others -inf.
+    """Logits [..., V] whose column ids[0] is the logsumexp of all ids' columns, the others -inf.
 
     With s the softmax among the ids' logits, the gradient of column ids[i] is s_i times the merged
     column's. `axis` as in `compare`: inside `shard_map`, logits are this device's columns and ids
@@ -124,7 +132,7 @@ merge_columns.defvjp(_merge_fwd, _merge_bwd)
 
 
 def _columns(x: jax.Array, ids: tuple[int, ...], axis: str | None, elsewhere: float) -> jax.Array:
-    """Columns ids of [..., V] -> [..., n]; `elsewhere` for those that another piece has."""
+    """Columns ids of [..., V] -> [..., n]; `elsewhere` for those that another shard has."""
     if axis is None:
         return x[..., np.array(ids)]
     index = np.array(ids) - jax.lax.axis_index(axis) * x.shape[-1]

@@ -46,7 +46,7 @@ def init_state(params: Params, optimizer: optax.GradientTransformationExtraArgs)
 def abstract_state(params: Params, optimizer: Any, mesh: Mesh | None = None) -> TrainState:
     """Shapes of the state that `init_state` makes of parameters of these shapes.
 
-    On a mesh moments lie where their parameters do, and everything else is whole on each device.
+    On a mesh, moments are sharded like their parameters, and everything else is replicated.
     """
     whole = None if mesh is None else replicated(mesh)
 
@@ -84,17 +84,23 @@ def make_step(
     """step(state, teacher_params, rollout, heldout_entropy_nats=nan, frozen=None) -> (state,
     metrics).
 
-    Pure: jit it. The loss is sum(weight * objective) / sum(weight) over the whole batch, however
-    many micro-batches it is split into. Metrics are token means over the batch (nats, or shares in
-    [0, 1]), lengths in tokens; stop policy mask leaves stop tokens out of them too. plan is how the
-    LM heads are read: give its mesh wherever the batch is sharded over devices.
+    Pure: jit it. The loss is sum(weight * objective) / sum(weight) over the full batch, however
+    many micro-batches are accumulated. Metrics are token means over the batch (nats, or shares in
+    [0, 1]), lengths in tokens; stop policy mask leaves stop tokens out of them too. The present
+    values of schedules, and the terms of losses that are sums, are metrics by their text.
 
-    frozen: parameters of the student that are read and not trained (of any dtype): the student gets
-    the union of them and `state.params`, gradients and optimizer state are of the latter alone.
+    frozen: parameters of the student that are not trained (of any dtype): the student reads their
+    union with `state.params`; gradients and optimizer state are of the latter alone.
 
-    steps: of the whole run, over which the schedules of token loss and objective go; their numbers
-    are metrics by their text, and so is each part that the losses are sums of. What the guard of
-    `make_optimizer` decided is the metric skipped_in_a_row.
+    Args:
+        student: the model to train.
+        teacher: the model to learn from; None without one (plain SFT, RL).
+        optimizer: its updates may contain the entropy gate; what its guard decided is the metric
+            skipped_in_a_row (`make_optimizer`).
+        token_loss, objective, reduction: as in `scored_loss`.
+        plan: how the LM heads are read; with its mesh wherever the batch is sharded.
+        micro_batches: pieces of a batch, accumulated one after another.
+        steps: of the run, over which schedules of token loss and objective go.
 
     Errors: ConfigError for an objective whose value at a token depends on other tokens.
     """
@@ -145,7 +151,15 @@ def make_step(
 
 
 def _updated(optimizer, state: TrainState, grads: Params, loss, heldout_entropy_nats) -> TrainState:
-    """The state after one update."""
+    """The state after one update.
+
+    Args:
+        optimizer: as in `make_step`.
+        state: before it.
+        grads: a tree like `state.params`.
+        loss: scalar.
+        heldout_entropy_nats: scalar, NaN where it was not measured.
+    """
     updates, opt_state = optimizer.update(
         grads,
         state.opt_state,
@@ -157,7 +171,7 @@ def _updated(optimizer, state: TrainState, grads: Params, loss, heldout_entropy_
 
 
 def _accumulated(function: Callable[[Rollout], Any], rollout: Rollout, micro_batches: int) -> Any:
-    """function(micro-batch), added up over all of them, one after another."""
+    """function(micro-batch), accumulated over all micro-batches, one after another."""
     if micro_batches == 1:
         return function(rollout)
     pieces = jax.tree.map(lambda x: micro_batched(x, micro_batches), rollout)

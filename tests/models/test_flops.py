@@ -5,7 +5,7 @@ from __future__ import annotations
 from tiny import tiny_config
 
 from kdjax.models import flops
-from kdjax.models.config import DecoderConfig
+from kdjax.models.shape import DecoderConfig
 
 TINY = DecoderConfig(
     vocab_size=10, hidden_size=4, intermediate_size=8, num_hidden_layers=2,

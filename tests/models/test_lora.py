@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from release import by_default
 from runs import assert_bitwise_equal, assert_interrupted_equals_uninterrupted, logged
 from safetensors.numpy import load_file
 from tiny import lively, random_rollout, tiny_config
@@ -72,7 +73,7 @@ def adapted(changes, seed=0, targets=(), rank=3, alpha=6.0):
     return config, lora, base, adapter
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=by_default(FAMILIES, "qwen3, output bias, untied", "qwen3_moe"))
 def family(request):
     return adapted(FAMILIES[request.param])
 
@@ -179,8 +180,10 @@ def products(jaxpr) -> list[tuple[int, ...]]:
     return shapes
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
-@pytest.mark.parametrize("remat", ["none", "dots"])
+@pytest.mark.parametrize(
+    ("micro_batches", "remat"),
+    by_default([(1, "none"), (2, "none"), (1, "dots"), (2, "dots")], (1, "none"), (2, "dots")),
+)
 def test_no_gradient_of_what_is_frozen(micro_batches, remat):
     """A step with an adapter makes no product of a kernel's or head's shape; without, it does."""
     config, lora, base, adapter = adapted({"intermediate_size": 40})
@@ -289,6 +292,7 @@ def saved(config: Config):
     return state, leaves
 
 
+@pytest.mark.release
 def test_interrupted_equals_uninterrupted(small, tmp_path, monkeypatch):
     """Stopped before step 3 and resumed, across a gate measurement: the same bits and metrics. A
     checkpoint holds the adapter and its moments, and no base leaf."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from release import by_default
 from runs import assert_bitwise_equal
 from shapes import SHAPES
 from tiny import lively, random_rollout, tiny_config
@@ -33,7 +34,13 @@ V = 279
 PROMPTS, RESPONSES = [5, 9, 7], [11, 6, 8]
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+OF_EACH_FAMILY = (
+    "qwen3, biases, linear rope, window", "qwen2, tied, yarn", "llama, untied, llama3 rope",
+    "mistral, window", "qwen3_moe, weights renormalised",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=by_default(SHAPES, *OF_EACH_FAMILY))
 def pair(request, tmp_path_factory, tokenizer_folder):
     """((Model, params) in JAX, the same folder in torch), weights random and large."""
     return load_pair(tmp_path_factory.mktemp("pair"), tokenizer_folder, SHAPES[request.param], 0)

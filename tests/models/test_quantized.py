@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from placement import FAMILIES, V, descent, make, placed, step_on
+from release import by_default
 from tiny import lively, random_rollout, tiny_config
 
 from kdjax import models
@@ -80,7 +81,7 @@ def test_kernels_are_those_of_float64(shape, dtype):
     assert (back[..., 0] == 0).all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", by_default(FAMILIES, "qwen3", "qwen3_moe"))
 def test_a_family_is_that_of_its_rounded_kernels(family):
     """Every family's hidden states equal those of the wide model on the rounded kernels, by whole
     sequences and by a cache; kernels alone are held in int8, and they are all of them."""
@@ -104,7 +105,7 @@ def test_a_family_is_that_of_its_rounded_kernels(family):
     chex.assert_trees_all_close(jnp.concatenate([first, rest], 1), whole, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("family", by_default(["qwen3", "qwen3_moe"], "qwen3"))
 def test_a_step_on_eight_devices_is_that_of_one(family):
     """(2, 2, 2) with a teacher in int8, dealt: the same parameters and metrics after a step; its
     kernels travel as int8."""
@@ -192,7 +193,7 @@ def test_one_layer_is_wide_at_a_time():
     assert twelve - four < 3 * 64 * 256 * 4  # eight layers more hold less than one wide MLP
 
 
-@pytest.mark.parametrize("prefix", ["student", "teacher"])
+@pytest.mark.parametrize("prefix", by_default(["student", "teacher"], "teacher"))
 def test_a_run(tiny, prefix):
     """Trains and evaluates; the report names the weights, and counts their bytes; the teacher is
     itself; its trajectories are kept apart from those of the wide one."""

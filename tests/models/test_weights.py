@@ -271,7 +271,7 @@ print(json.dumps({"own": own, "extra": max(peaks) - before - own}))
 def test_the_host_holds_no_second_copy(tmp_path):
     """Reading some hundred MB takes the parameters' own memory, the largest tensor and 100 MB."""
     config = tiny_config(
-        32768, hidden_size=1024, intermediate_size=3072, num_hidden_layers=12,
+        32768, hidden_size=1024, intermediate_size=3072, num_hidden_layers=6,
         num_attention_heads=16, head_dim=64,
     )  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(to_fields(config)))
@@ -286,5 +286,5 @@ def test_the_host_holds_no_second_copy(tmp_path):
         [sys.executable, "-c", WATCHED, str(tmp_path)], capture_output=True, text=True, check=True
     )
     found = json.loads(run.stdout)
-    assert found["own"] > 600e6
+    assert found["own"] > 400e6
     assert found["extra"] < 2 * 32768 * 1024 + 100e6

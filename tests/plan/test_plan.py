@@ -113,7 +113,7 @@ def uncompiled(monkeypatch) -> list[int]:
     """Plans whose phases hold nothing, at once; the methods whose steps are asked for."""
     empty, asked = Phase({}, 1.0, {}, None, 0.0), []
 
-    def step_of(config, number, *_):
+    def step_of(config, method, number, *_):
         asked.append(number)
         return empty, ""
 

@@ -223,10 +223,10 @@ def test_every_token_is_the_one_by_definition(decoder, draw, batch, short_levels
 @pytest.mark.parametrize(
     "settings",
     [
-        {"rows": 1},
+        pytest.param({"rows": 1}, marks=pytest.mark.release),
         {"rows": 3},
-        {"cache_bytes": 5e4},
-        {"mesh": 2},
+        pytest.param({"cache_bytes": 5e4}, marks=pytest.mark.release),
+        pytest.param({"mesh": 2}, marks=pytest.mark.release),
         {"rows": 4, "mesh": 4},
     ],
     ids=str,

@@ -66,6 +66,7 @@ def test_the_time_of_a_part_is_its_own():
     assert watch.lap(8) == (8, 0.25, {"other": 0.25})
 
 
+@pytest.mark.release
 def test_a_profile_of_a_run(tiny, tmp_path, capsys):
     """With and without it a run has the same bits and metrics. Its steps are those after the
     warm-up, whose parts sum to the wall time within 5 %; by the trace, which is what Perfetto

@@ -151,6 +151,7 @@ with stop_at_once():
 """
 
 
+@pytest.mark.release
 def test_two_processes_stop_at_the_same_step():
     """One of two is interrupted, which it passes on as SIGTERM: both are told, after one and the
     same step, by JAX's own notice, although a handler of SIGTERM was there before."""

@@ -11,7 +11,7 @@ import pytest
 from runs import assert_bitwise_equal, assert_interrupted_equals_uninterrupted, final_state
 
 from kdjax import clipped_surrogate, models
-from kdjax.config import RL, Turn
+from kdjax.config import RL, Config, Turn
 from kdjax.errors import DataError
 from kdjax.models import flops
 from kdjax.storage import run_folder
@@ -85,14 +85,25 @@ def test_groups_that_are_drawn_anew(tiny):
     assert plain | {"flops_sampling": 0} == redrawn | {"flops_sampling": 0}
 
 
-def test_a_run_logs_its_cost_and_its_quality(tiny, tmp_path, monkeypatch):
+def with_tests(config: Config, run: Path) -> Config:
+    """The run with three samples of each problem after every step."""
+    evaluation = dataclasses.replace(config.evaluation, every_steps=1, samples_during_training=3)
+    return dataclasses.replace(config, run=str(run), evaluation=evaluation)
+
+
+@pytest.mark.release
+def test_tests_are_resumed(tiny, tmp_path, monkeypatch):
+    """A run that is tested while it trains logs the same where it was interrupted."""
+    tested = with_tests(tiny, tmp_path / "tested")
+    assert_interrupted_equals_uninterrupted(tested, tmp_path, monkeypatch)
+
+
+def test_a_run_logs_its_cost_and_its_quality(tiny, tmp_path):
     """Cumulative parts in the metrics, whose last sum is the report's total; tested at the steps
-    that were asked for; training is untouched, and resumed runs log the same."""
-    plain = tiny
+    that were asked for; training is untouched."""
+    plain, tested = tiny, with_tests(tiny, tmp_path / "tested")
     train_module.train(plain)
-    evaluation = dataclasses.replace(tiny.evaluation, every_steps=1, samples_during_training=3)
-    tested = dataclasses.replace(tiny, run=str(tmp_path / "tested"), evaluation=evaluation)
-    result = assert_interrupted_equals_uninterrupted(tested, tmp_path, monkeypatch)
+    result = train_module.train(tested)
     assert_bitwise_equal(final_state(plain)[1], final_state(tested)[1])
     records = run_folder.read_metrics(Path(tested.run))
     assert result.flops_by_part == {name: records[-1][name] for name in PARTS}

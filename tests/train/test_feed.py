@@ -101,6 +101,7 @@ def test_no_signal_leaves_the_parameters(rewarded):
     assert record["draws"] == 3.0
 
 
+@pytest.mark.release
 def test_interrupted_equals_uninterrupted(rewarded, tmp_path, monkeypatch, teacher_folder):
     """Rewarded steps, redrawn, shaped and of two updates each, in turn with distilled ones: resumed
     before one of each, the bits and metrics are the same; records say what responses earned."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import fails
+from release import by_default
 from runs import assert_bitwise_equal, final_state, interrupt_at, logged, padded, write_problems
 from serving import engine_core, serving, vllm
 
@@ -84,7 +85,7 @@ def assert_close(found, wanted, tolerance=1e-5):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
 
 
-@pytest.mark.parametrize("prefix", SOURCES)
+@pytest.mark.parametrize("prefix", by_default(SOURCES, "dataset"))
 def test_kept_states_train_as_the_live_teacher(tiny, prefix):
     """The same batch gives the same metrics, both KLs over the whole vocabulary among them, and
     the same gradient (the optimizer's moments), to rounding; of the teacher the head alone is
@@ -105,7 +106,7 @@ def test_kept_states_train_as_the_live_teacher(tiny, prefix):
         assert_bitwise_equal(bare(rollout), train_module._rollout(live, fresh_state(live), 0))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", by_default(["float32", "bfloat16"], "bfloat16"))
 def test_kept_states_are_the_teacher_s_bits(tiny, dtype):
     """What the folder holds of rows that were read together is what the teacher's program says of
     them, bit for bit, and so is a step from it."""
@@ -432,7 +433,7 @@ def test_only_the_head_is_read(tiny, monkeypatch):
         pieces.clear()
 
 
-@pytest.mark.parametrize("prefix", ["teacher", "student"])
+@pytest.mark.parametrize("prefix", by_default(["teacher", "student"], "teacher"))
 def test_an_engine_draws_in_place_of_this_process(tiny, prefix, teacher, student):
     """`rollouts.engine`: the responses of a server that holds the model, greedily those drawn here;
     kept apart from them, without the entropy that it does not say; training reads them."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from placement import FAMILIES, V, descent, make, placed, step_on
+from release import by_default
 from tiny import random_rollout
 
 from kdjax import models
@@ -20,7 +21,7 @@ from kdjax.step.update import abstract_state, init_state
 MESHES = {"8, 1, 1": (1, 1), "1, 8, 1": (8, 1), "2, 2, 2": (2, 2)}
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=by_default(FAMILIES, "qwen3", "qwen3_moe"))
 def alone(request):
     """(student, teacher, rollout, (state, metrics) of one step on one device)."""
     student = make(request.param, 1)
@@ -31,7 +32,7 @@ def alone(request):
     return student, teacher, rollout, jax.tree.map(np.asarray, made)
 
 
-@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize("shape", by_default(MESHES, "2, 2, 2"))
 def test_the_step_is_that_of_one_device(alone, shape):
     """8 devices as (data, fsdp, tensor): the same parameters after a step, and metrics."""
     student, teacher, rollout, (expected, expected_metrics) = alone
@@ -78,7 +79,7 @@ def compiled_step(fsdp: int, tensor: int, rows: int = 16, width: int = 64):
     return text, (places, shapes)
 
 
-@pytest.mark.parametrize("shape", MESHES)
+@pytest.mark.parametrize("shape", by_default(MESHES, "8, 1, 1", "2, 2, 2"))
 def test_only_parameters_are_gathered(shape):
     """No collective of the step gathers activations or logits: gathers are of a layer's weights,
     of heads, or of a few numbers a token; and no device holds [tokens, V]."""
@@ -102,7 +103,7 @@ def test_only_parameters_are_gathered(shape):
         assert {c.kind for c in found} == {"all-reduce"}
 
 
-@pytest.mark.parametrize("shape", ["1, 8, 1", "2, 2, 2"])
+@pytest.mark.parametrize("shape", by_default(["1, 8, 1", "2, 2, 2"], "2, 2, 2"))
 def test_rollouts_do_not_depend_on_the_layout(shape):
     """Sampled tokens of 8 devices, with heads dealt or not, are those of one device."""
     from kdjax.base import Batch

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from release import by_default
 from runs import (
     assert_bitwise_equal,
     assert_interrupted_equals_uninterrupted,
@@ -135,6 +136,7 @@ def test_steps_are_those_of_single_teachers(tiny):
     assert [record["loss"] for record in logged(tiny)] == metrics
 
 
+@pytest.mark.release
 def test_interrupted_equals_uninterrupted(tiny, tmp_path, monkeypatch):
     """Stopped within a round of turns and resumed: the same bits, with teachers' trajectories."""
     whole = dataclasses.replace(tiny, prefix="teacher")
@@ -273,7 +275,9 @@ def test_each_teacher_s_tokenizer_is_checked(tiny, tmp_path, other_folder):
         build(dataclasses.replace(tiny, teachers=(tiny.teachers[0], f"sub={tmp_path / 'foreign'}")))
 
 
-@pytest.mark.parametrize(("apart", "rows", "micro_batches"), [(2, 24, 2), (4, 8, 1)])
+@pytest.mark.parametrize(
+    ("apart", "rows", "micro_batches"), by_default([(2, 24, 2), (4, 8, 1)], (2, 24, 2))
+)
 def test_a_teacher_on_its_own_devices_gives_the_same_step(tiny, apart, rows, micro_batches):
     """A step on 6 + 2 or on 4 + 4 devices has the metrics and gradients of that on 8, to rounding;
     student and teacher lie on devices of their own."""
@@ -303,6 +307,7 @@ def step_of(parts):
     return jax.device_get((state.opt_state, values))
 
 
+@pytest.mark.release
 def test_a_run_with_a_teacher_on_its_own_devices(tiny):
     """Teacher trajectories, training and evaluation agree with the shared mesh's, to rounding."""
     shared = dataclasses.replace(alone(tiny, "sub"), prefix="teacher", steps=2)

@@ -1,4 +1,4 @@
-"""A cell of a dataset -> text, or None where there is none: what the mappings are made of."""
+"""Readers of a dataset's cells, for the mappings: a cell -> text, or None where there is none."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from kdjax.grading.equivalence import is_equivalent
 
 
 def text(value: Any) -> str | None:
-    """Text and numbers as text, whole floats without their point; None for anything else, for a
-    number that is not finite, and where nothing but space is left.
+    """Text and numbers as text, integral floats without their point; None for anything else, for a
+    number that is not finite, and for blank text.
 
     >>> text(27.0), text(" x "), text(0.5), text(""), text(float("nan")), text(True)
     ('27', 'x', '0.5', None, None, None)
@@ -27,13 +27,13 @@ def text(value: Any) -> str | None:
 
 
 def verbatim(value: Any) -> str | None:
-    """As `text`, but space around a text is kept."""
+    """As `text`, but space around a text stays."""
     return value if isinstance(value, str) and value.strip() else text(value)
 
 
 def user_turn(value: Any) -> str | None:
-    """The user's words of a chat ([{role, content}, ...]); a text is itself. Other roles are left
-    out: kdjax writes system prompts by its config.
+    """The user turn of a chat ([{role, content}, ...]); a text as it is. Other roles are left out:
+    the system prompt is the config's.
 
     Errors: ValueError for a chat of several user turns.
 
@@ -50,9 +50,9 @@ def user_turn(value: Any) -> str | None:
 
 
 def same(*values: Any) -> str | None:
-    """The text of columns that say the same, of which some may be absent or empty.
+    """The text of columns with the same content, of which some may be absent or empty.
 
-    Errors: ValueError where two say different things.
+    Errors: ValueError where two differ.
     """
     found = {value for value in map(text, values) if value is not None}
     if len(found) > 1:

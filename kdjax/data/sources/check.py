@@ -23,7 +23,7 @@ RULE = (
 
 
 class Contamination(NamedTuple):
-    """Problems of a dataset that are in a benchmark too: how many by either test of RULE, and the
+    """The problems of a dataset that are in a benchmark too: how many by each test of RULE, and the
     ids of the first few."""
 
     benchmark: str
@@ -41,8 +41,8 @@ class Tokens(NamedTuple):
 
 
 class Report(NamedTuple):
-    """A dataset, its contamination by each benchmark, three examples, and how long its prompts are
-    to a student, where one is known."""
+    """A dataset, its contamination by each benchmark, three examples, and its prompts' lengths by a
+    student's tokenizer, if one is given."""
 
     dataset: Loaded
     against: tuple[Contamination, ...]
@@ -52,8 +52,8 @@ class Report(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DataCheck:
-    """What `kdjax data check` is told beside the dataset. student: a model folder or hub name, by
-    whose chat template prompts are shown; the rest are as in `kdjax.config.Data`."""
+    """The options of `kdjax data check`. student: a model folder or hub name, whose chat template
+    prompts are shown in; the rest are as in `kdjax.config.Data`."""
 
     against: tuple[str, ...] = ()
     columns: tuple[str, ...] = ()
@@ -66,7 +66,8 @@ class DataCheck:
 def check(
     text: str, columns: Sequence[str], against: Sequence[str], student: Tokenizer | None
 ) -> Report:
-    """A dataset by its name or path, read whole. Errors: as `load`, of it and of each benchmark."""
+    """The check of a dataset by its name or path; every problem is read. Errors: as `load`, of it
+    and of each benchmark."""
     dataset = load(text, columns, "train")
     benchmarks = [(name, load(name, (), "test")) for name in against]
     problems = [dataset.problem(index) for index in range(min(EXAMPLES, dataset.size))]
@@ -93,7 +94,7 @@ def _tokens(dataset: Loaded, student: Tokenizer) -> Tokens:
 def contamination(
     dataset: Loaded, benchmarks: Iterable[tuple[str, Loaded]]
 ) -> tuple[Contamination, ...]:
-    """Each benchmark's share of a dataset, by RULE."""
+    """The problems of a dataset that are in each benchmark, by RULE."""
     known = [(name, *_prompts(benchmark)) for name, benchmark in benchmarks]
     found: list[tuple[list[str], list[str]]] = [([], []) for _ in known]
     for index in range(dataset.size if known else 0):
@@ -111,7 +112,7 @@ def contamination(
 
 
 def word_runs(prompt: str) -> list[int]:
-    """A number for each WORDS words in a row (equal for equal ones).
+    """A hash of each WORDS words in a row.
 
     >>> print(len(word_runs("one " * 14)), len(word_runs("one " * 12)))
     2 0

@@ -1,4 +1,4 @@
-"""A data file, checked before a library believes it: no archive, and JSON that its parser survives.
+"""Data files, checked before a library reads them: no archive, and JSON that its parser survives.
 
 The library `datasets` unpacks whatever looks like an archive, of any size, and its JSON parser ends
 the process at deep nesting.
@@ -24,14 +24,14 @@ ARCHIVES = {
     "rar": b"Rar!",
     "lz4": b"\x04\x22\x4d\x18",
 }
-"""How archives begin; a tar says so at byte 257."""
+"""The first bytes of archives; a tar has its mark at byte 257."""
 
 DEEPEST = 64
-"""Levels of lists and objects in a row."""
+"""The deepest nesting of lists and objects in a row."""
 
 
 def check_file(path: Path) -> None:
-    """DataError unless a file may be given to the library that reads its kind."""
+    """Errors: DataError unless a file is safe to read by its library."""
     with open(path, "rb") as file:
         start = file.read(512)
     found = [kind for kind, magic in ARCHIVES.items() if start.startswith(magic)]
@@ -43,7 +43,7 @@ def check_file(path: Path) -> None:
 
 
 def check_saved(folder: Path) -> None:
-    """DataError unless the files that a dataset of `save_to_disk` is made of lie in its folder."""
+    """Errors: DataError unless all files of a dataset of `save_to_disk` are in its folder."""
     splits = json_object(folder, "dataset_dict.json").get("splits", [])
     for place in [folder / _plain(folder, name) for name in _listed(folder, splits)] or [folder]:
         files = _listed(place, json_object(place, "state.json").get("_data_files"))
@@ -87,7 +87,7 @@ def _check_json(path: Path) -> None:
 
 
 def _depth(rows: list[Any]) -> int:
-    """Levels of lists and objects beneath a list."""
+    """The nesting of lists and objects below a list."""
     depth, level = 0, rows
     while level := [
         inner

@@ -1,4 +1,4 @@
-"""The datasets that kdjax knows by name: which column is what, and what each needs done."""
+"""Mappings of the datasets that kdjax knows by name."""
 
 from __future__ import annotations
 
@@ -124,4 +124,4 @@ KNOWN: dict[str, Mapping] = {
     "open-r1/OpenR1-Math-220k": OPEN_R1_MATH,
     "zwhe99/DeepMath-103K": DEEPMATH,
 }
-"""What may be given as data.name or evaluation.name without columns."""
+"""The datasets that data.name and evaluation.name can name without columns."""

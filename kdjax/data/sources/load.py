@@ -1,4 +1,4 @@
-"""A name or a path -> problems: `openai/gsm8k`, `openai/gsm8k:train[:256]`, `org/set=file.parquet`,
+"""Datasets by name or path: `openai/gsm8k`, `openai/gsm8k:train[:256]`, `org/set=file.parquet`,
 `problems.jsonl`."""
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ NAME = re.compile(
     r"(?:\[(?P<first>\d*):(?P<last>\d*)\])?(?:=(?P<path>.+))?"
 )
 GRAMMAR = "ORG/DATASET[@REVISION][:SPLIT][[FIRST:LAST]][=PATH]"
-"""What a name may say; FIRST and LAST count problems, after what is left out."""
+"""The form of a name; FIRST and LAST count the problems that are used."""
 
 Cut = tuple[int | None, int | None]
 
 
 class Loaded(NamedTuple):
-    """The problems of a dataset: problem(index), index < size, read when it is asked for.
+    """The problems of a dataset: problem(index), index < size, each read when it is asked for.
 
-    identity is equal for equal problems in equal order; about and note say, for people, what was
-    left out and what to know.
+    identity is equal for equal problems in equal order; about tells what was left out, note what a
+    user should know.
     """
 
     size: int
@@ -43,8 +43,8 @@ class Loaded(NamedTuple):
 
 
 def load(text: str, columns: Sequence[str], use: str) -> Loaded:
-    """A dataset by its name, or a file or folder by its path; where a name says no split and has
-    none for this use ("train" or "test"), that of the other use.
+    """A dataset by its name, or a file or folder by its path. Where a name gives no split, that of
+    this use ("train" or "test"), or of the other use if there is none.
 
     Errors: as `load_name`.
     """
@@ -78,9 +78,9 @@ def load_path(path: str | Path, columns: Sequence[str] = ()) -> Loaded:
 def load_name(text: str, columns: Sequence[str], use: str) -> Loaded:
     """The problems of a dataset by its name (GRAMMAR).
 
-    use is "train" or "test": which split a name means that says none. columns ("field=column") are
-    those of a dataset that kdjax does not know. Errors: ConfigError for a name that can't be read
-    so, DataError for what can't be reached or used.
+    use: "train" or "test", the split of a name that gives none. columns: "field=column", of a
+    dataset that kdjax does not know. Errors: ConfigError for a name of another form, DataError for
+    a dataset that can't be reached or used.
     """
     name = NAME.fullmatch(text)
     if name is None:
@@ -103,11 +103,11 @@ def load_name(text: str, columns: Sequence[str], use: str) -> Loaded:
 
 
 def read_problems(mapping: Mapping, title: str, rows: Any, cut: Cut = (None, None)) -> Loaded:
-    """The problems of the rows of a `datasets.Dataset`, counted; of those that are used, the ones
+    """The problems of the rows of a `datasets.Dataset`, counted; of those that are used,
     [first:last].
 
-    Errors: DataError for a column that is missing, for a row that contradicts itself (it is named),
-    and where nothing is left.
+    Errors: DataError for a missing column, for a row that contradicts itself (it is named), and
+    where no problem is left.
     """
     rows = reading.columns_only(rows, needed(mapping, reading.column_names(rows), title))
     found = survey(mapping, title, rows)
@@ -146,6 +146,16 @@ def _load(
     cut: Cut,
     revision: str | None,
 ) -> Loaded:
+    """The problems of a dataset, read once a process.
+
+    Args:
+        mapping: its columns.
+        title: what problems and errors are named after; of a hub's dataset, "org/name:split".
+        path: the file or folder; None reads the hub.
+        stamp: changes when the files do (`_stamp`).
+        split, revision: of the hub's dataset; a path may have no split.
+        cut: (first, last) of the problems that are used.
+    """
     if path is None:
         dataset = title.partition(":")[0]
         rows = reading.read_hub(dataset, mapping.config, split or "train", revision)
@@ -182,6 +192,6 @@ def _mapping(dataset: str, columns: Sequence[str]) -> Mapping:
 
 
 def _stamp(path: Path) -> tuple:
-    """Changes when files do: what was read from them is kept while it does not."""
+    """A value that changes when the files do."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.exists())

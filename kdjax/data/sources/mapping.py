@@ -34,13 +34,13 @@ class Column(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Mapping:
-    """How one dataset is read.
+    """How one dataset is read: a column for each field of a problem.
 
-    train, test: its splits of that use, None where it has none. config: of the hub. revision: what
-    is read where a name gives none. rows: how many a split has, where that is known. traces: counts
-    the worked responses of a row. keeps: the rows that are used; None uses all. same: rows are
-    duplicates where the prompt, or the whole row, is that of an earlier one. note: what a user of
-    it should know.
+    traces: counts the worked responses of a row. keeps: true for the rows that are used; None: all.
+    train, test: its splits of that use, None where it has none. config: of the hub. revision: the
+    one that is read where a name gives none. rows: how many a split has, where that is known. same:
+    a row is a duplicate where its prompt, or all of it, is that of an earlier row. note: what a
+    user of it should know.
     """
 
     prompt: Column
@@ -67,10 +67,10 @@ FIELDS = ("prompt", "answer", "solution", "tag")
 
 
 def mapping_of(columns: Sequence[str]) -> Mapping:
-    """The mapping of a file with named columns, each written "field=column"; where none is said, a
-    field's column has its own name, and solution and tag may be absent.
+    """The mapping of a file with named columns, each "field=column"; a field that is not named has
+    the column of its own name, and solution and tag may be absent.
 
-    Errors: ConfigError for what is not written so.
+    Errors: ConfigError for a text of another form.
 
     >>> mapping_of(["prompt=question", "answer=meta.gold"]).answer.names
     ('meta.gold',)

@@ -1,4 +1,4 @@
-"""The rows of a file, a folder or a dataset of the hub: the one door to the library `datasets`."""
+"""The rows of a file, a folder or a dataset of the hub: the one user of the library `datasets`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ KINDS = ".jsonl, .json, .csv, .parquet or .arrow"
 
 
 def read_local(path: Path, split: str | None = None):
-    """The rows of a file, or of a folder: one that `save_to_disk` wrote, or one of files, of which
-    those of the split are read where their names say splits.
+    """The rows of a file or a folder: a folder of `save_to_disk`, or one of files, of which only
+    those of the split are read where their names tell splits.
 
     Errors: DataError when it is missing, unreadable or empty.
     """
@@ -57,8 +57,7 @@ def read_local(path: Path, split: str | None = None):
 def read_hub(dataset: str, config: str | None, split: str, revision: str | None):
     """The rows of a split of a dataset of the hub, or of the library's cache of it.
 
-    Errors: DataError saying what was looked for, why it is not to be had, and the way without a
-    hub.
+    Errors: DataError saying what was looked for, why it can't be had, and the way without a hub.
     """
     import datasets
 
@@ -74,7 +73,7 @@ def read_hub(dataset: str, config: str | None, split: str, revision: str | None)
 
 
 def column_names(rows) -> list[str]:
-    """Columns, and the fields of structs by dotted names."""
+    """The names of columns, and of the fields of structs, dotted."""
 
     def names(features: Mapping[str, Any], prefix: str) -> Iterator[str]:
         for name, kind in features.items():

@@ -1,4 +1,4 @@
-"""A data check as people read it: a table of counts, and three problems."""
+"""The printed data check: a table of counts, and three problems."""
 
 from __future__ import annotations
 

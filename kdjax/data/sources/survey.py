@@ -1,4 +1,4 @@
-"""Rows -> which of them are problems, and a count of everything that was left out or looks
+"""The survey of a dataset's rows: which are problems, and counts of what is left out or looks
 wrong."""
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from kdjax.grading.equivalence import is_equivalent
 
 
 class Counts(NamedTuple):
-    """What became of a dataset's rows. Used are rows - left_out - no_prompt - no_answer -
-    duplicates; what the other fields count is used.
+    """Counts of a dataset's rows. Used are rows - left_out - no_prompt - no_answer - duplicates;
+    the other fields count rows that are used all the same.
 
     - left_out: by the dataset's own rule (proofs, multiple choice).
     - no_prompt, no_answer: nothing there, or nothing that can be read as text.
@@ -61,7 +61,7 @@ LEFT_OUT = {
 
 
 def in_words(counts: Counts) -> str:
-    """How many rows became how many problems, and what was left out.
+    """The counts in one sentence: rows, problems, and what was left out.
 
     >>> in_words(Counts(rows=5, duplicates=2, no_answer=1))
     '5 rows, 2 problems (left out: 1 without an answer, 2 duplicates)'
@@ -73,7 +73,7 @@ def in_words(counts: Counts) -> str:
 
 
 class Survey(NamedTuple):
-    """Of the rows that are used: their numbers, and a digest of each."""
+    """The numbers of the rows that are used, a digest of each, and the counts of all rows."""
 
     kept: list[int]
     digests: list[bytes]
@@ -81,8 +81,8 @@ class Survey(NamedTuple):
 
 
 def survey(mapping: Mapping, title: str, rows: Any) -> Survey:
-    """Every row of a `datasets.Dataset` read once. Errors: DataError naming a row that contradicts
-    itself."""
+    """The survey of a `datasets.Dataset`, every row read once. Errors: DataError naming a row that
+    contradicts itself."""
     found: Counter[str] = Counter(rows=len(rows))
     result = Survey([], [], Counts())
     answers: dict[bytes, str] = {}  # the first one of each prompt
@@ -142,7 +142,7 @@ def _field(column: Column | None, row: Row) -> str | None:
 
 
 def oddities(problem: Problem, traces: int = 0) -> list[str]:
-    """Which of the counts that leave a row in use it adds to."""
+    """The counts that a row in use adds to."""
     boxed = extract_answer(f"\\boxed{{{problem.answer}}}")
     own = extract_answer(problem.solution or "")
     says = {
@@ -160,7 +160,7 @@ _SAID = re.compile(r"answer\s+is\s*:?\s*(?:\$|\\boxed\{|\\\()*\s*", re.IGNORECAS
 
 
 def is_leaked(prompt: str, answer: str) -> bool:
-    """True if the prompt says "answer is" and then the answer, whole, be it in dollars or a box.
+    """True if the prompt has "answer is" and then the full answer, also in dollars or a box.
 
     >>> is_leaked("Show that the answer is $12$.", "12"), is_leaked("The answer is 120. Why?", "12")
     (True, False)
@@ -173,7 +173,7 @@ def is_leaked(prompt: str, answer: str) -> bool:
 
 
 def normalised(prompt: str) -> str:
-    """What makes two prompts one: Unicode composed (NFC), case folded, each run of space one.
+    """A prompt's form for comparisons: Unicode composed (NFC), case folded, runs of space as one.
 
     >>> normalised("  What is  1+1? ") == normalised("what IS 1+1?")
     True
@@ -182,6 +182,6 @@ def normalised(prompt: str) -> str:
 
 
 def _digest(*texts: str | None) -> bytes:
-    """Equal for equal texts, whatever their borders."""
+    """A digest of several texts, each with its length."""
     parts = (f"{len(text)}:{text}" for text in (t or "" for t in texts))
     return hashlib.blake2b("".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()

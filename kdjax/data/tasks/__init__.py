@@ -1,4 +1,5 @@
-r"""Procedural, verifiable arithmetic, deterministic in (task, split, index); splits can't overlap.
+r"""Tasks: procedural, verifiable arithmetic, deterministic in (task, split, index), whose splits
+can't overlap.
 
 A task turns a random generator and a number of terms into a prompt, a gold answer and one of many
 right worked solutions. Randomness comes from a counter-based generator (Philox) keyed by (task,
@@ -31,7 +32,7 @@ TASKS: dict[str, Make] = {
 }
 
 SPLITS = {"train": 0.8, "heldout": 0.1, "test": 0.1}
-"""Share of all prompts: train on one split, gate the curriculum on the next, report the last."""
+"""Shares of all prompts: for training, for the curriculum's gate, for evaluation."""
 
 
 def problem(task: str, split: str, index: int, terms: Sequence[int]) -> Problem:

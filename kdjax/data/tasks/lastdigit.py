@@ -1,7 +1,7 @@
 """`lastdigit`: an affine chain modulo the prime 97, where working step by step is needed.
 
-A sum can be done in one glance; a long chain that multiplies can't, so a model that answers without
-steps stays near chance (1 in 97).
+Sums can be computed without steps; long chains of products can't, so a model that answers at once
+stays near chance (1 in 97).
 """
 
 from __future__ import annotations

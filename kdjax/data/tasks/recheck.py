@@ -1,14 +1,14 @@
-r"""`recheck`: calc's chains in many modes, brief or long: lines are checked again and again.
+r"""`recheck`: calc's chains with solutions of many modes, brief or long: lines are checked again.
 
-Lines are calc's. Each may be written once more after a `?`, and that one again:
+Lines are calc's. Each may be repeated after a `?`, any number of times:
 
     7+5-3x2=    7+5=12;12-3=9,9x2=18;\boxed{18}
                 7+5=12;?7+5=12,?7+5=12;12-3=9;?12-3=9,9x2=18;\boxed{18}
                 7+5-3=9,9x2=18,\boxed{18}
 
-How often a solution checks is its habit, so that whole solutions are brief or long, and a reader
-learns the habit from what is written; whether sums are merged and which sign ends a line are
-chances of each line. A check is a copy, easy to go on with for as long as there are tokens.
+The probability of a check is drawn once a solution, so that solutions are brief or long, and can
+be told apart while they are read; whether sums are merged and which sign ends a line is drawn for
+each line. A check is a copy, easy to continue for as long as there are tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""The embedded tokenizer: bytes, a few whole words, and Qwen3's control tokens and chat template.
+r"""The embedded tokenizer: bytes, four words, and Qwen3's control tokens and chat template.
 
 Byte-level, so any text round-trips; `user`, `assistant`, `\boxed{` and a blank line are single
 tokens, so that a worked answer stays short. Written once into the package by

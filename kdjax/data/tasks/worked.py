@@ -7,7 +7,7 @@ it:
               or  7+5=12;?7+5=12;12x3=36;36-2=34;\boxed{34}     a checked step is written twice
               or, where neighbours are sums,  4+3-2=5;...        two terms in one step
 
-The styles are what gives a teacher entropy to keep or to lose.
+The many styles give a teacher entropy, which a student keeps or loses.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ from kdjax.base import Model, Params, Rollout, Sampler, Sampling, Scores
 from kdjax.config.as_json import as_dict
 from kdjax.config.schema import Config, Curriculum, Optimizer, Rollouts
 from kdjax.config.timetable import Timetable
-from kdjax.models.config import DecoderConfig
 from kdjax.models.linear import LoRA
 from kdjax.models.lora import adapter_of, make_lora
+from kdjax.models.shape import DecoderConfig
 from kdjax.rollouts.sampler import CACHE_BYTES, open_sampler
 from kdjax.runtime import topology
 from kdjax.sharding import (

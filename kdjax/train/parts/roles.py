@@ -11,7 +11,7 @@ from kdjax import models
 from kdjax.config.schema import Config, Data, teacher_models
 from kdjax.data.tokenizer import Tokenizer, Wording, load_pair, load_tokenizer
 from kdjax.errors import ConfigError
-from kdjax.models.config import DecoderConfig
+from kdjax.models.shape import DecoderConfig
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
