@@ -31,10 +31,15 @@ class MetricsWriter(NamedTuple):
 
 
 def open_run_folder(folder: Path) -> None:
-    """Make the folder of a run, or find one. Errors: StorageError if it holds something else."""
+    """Make the folder of a run, or find one; files that a killed process left unfinished are
+    deleted. Errors: StorageError if it holds something else."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        foreign = {p.name for p in folder.iterdir()} - {"checkpoints", VERSIONS, STARTUP}
+        if processes.is_first():
+            for left in folder.glob("*.partial"):
+                left.unlink(missing_ok=True)
+        found = {path.name for path in folder.iterdir() if path.suffix != ".partial"}
+        foreign = found - {"checkpoints", VERSIONS, STARTUP}
     except OSError as error:
         raise StorageError(
             f"can't write the run folder {folder}: {error}; choose another --run"

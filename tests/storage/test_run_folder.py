@@ -32,6 +32,16 @@ def test_metrics_survive_an_interruption(tmp_path):
     ]
 
 
+def test_what_a_kill_left_unfinished_is_no_foreign_file(tmp_path):
+    """A process that was killed in its very first write has begun a run, and leaves nothing."""
+    (tmp_path / "config.json.0a1b2c3d.partial").write_text('{"run": ')
+    run_folder.open_run_folder(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(StorageError, match=r"holds \['notes.txt'\] but no run"):
+        run_folder.open_run_folder(tmp_path)
+
+
 def test_files_are_whole_or_absent(tmp_path):
     """A folder in a file's place is a StorageError, and leaves what was there."""
     files.write_json(tmp_path / "a.json", {"x": 1})
