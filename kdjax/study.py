@@ -35,7 +35,8 @@ from kdjax.runtime.console import announce
 from kdjax.runtime.jobs import Failure, run_commands, slots
 from kdjax.storage import run_folder
 from kdjax.train.evaluation import evaluate_params, evaluation_key
-from kdjax.train.loop import about_run, train
+from kdjax.train.finish import about_run
+from kdjax.train.loop import train
 from kdjax.train.parts.build import build
 from kdjax.train.parts.roles import title
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,33 +12,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.base import Rollout, Samples, Sampling, TrainState
+from kdjax.base import Rollout, Samples, TrainState
 from kdjax.config.as_json import as_dict
-from kdjax.config.schema import WHERE_IT_RUNS, Config
+from kdjax.config.schema import Config
 from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
-from kdjax.errors import ConfigError, DataError, PreemptedError
+from kdjax.errors import ConfigError, PreemptedError
 from kdjax.evaluate import EvalReport, all_responses, finished_responses, mean_entropy
-from kdjax.report.folder import write_report
-from kdjax.report.results import Cell, Row, to_json
 from kdjax.runtime import files, processes
 from kdjax.runtime.console import announce, training_progress
-from kdjax.runtime.files import differences
 from kdjax.runtime.profiling import profiling
 from kdjax.runtime.signals import stop_between_steps
 from kdjax.runtime.watchdog import watchdog
 from kdjax.step.update import Metrics
 from kdjax.storage import run_folder
 from kdjax.storage.checkpoints import Checkpoints, open_checkpoints
-from kdjax.storage.restore import measured
-from kdjax.storage.retention import best_step
-from kdjax.train.cost import open_account, spent
-from kdjax.train.evaluation import evaluate_params, evaluation_key, progress_of
+from kdjax.train.evaluation import progress_of
 from kdjax.train.feed import draw, draw_own, length_of, on_mesh, sampler_params, with_old_policy
+from kdjax.train.finish import finish
 from kdjax.train.parts import startup
-from kdjax.train.parts.build import Parts, build, fresh_state
-from kdjax.train.parts.problems import MEASURE, encode, heldout_source, run_key, test_source
+from kdjax.train.parts.build import Parts, build
+from kdjax.train.parts.problems import MEASURE, encode, heldout_source, run_key
 from kdjax.train.records import check_gap, open_notes, record_of
+from kdjax.train.resume import about_step, start
 
 HELDOUT_RESPONSES = {"all": all_responses, "finished": finished_responses}
 """The responses that the gate measures, by the config's `curriculum.heldout_responses`."""
@@ -65,7 +60,7 @@ def train(config: Config, profile_steps: int = 0) -> EvalReport:
     run_folder.open_run_folder(folder)
     checkpoints = open_checkpoints(folder / "checkpoints", **as_dict(config.checkpoints))
     try:
-        state, before = _start(parts, checkpoints)
+        state, before = start(parts, checkpoints)
         files.write_json(folder / run_folder.CONFIG, as_dict(config))
         files.write_json(folder / run_folder.VERSIONS, run_folder.versions())
         files.write_text(folder / run_folder.STARTUP, about)
@@ -75,41 +70,7 @@ def train(config: Config, profile_steps: int = 0) -> EvalReport:
     finally:
         checkpoints.close()
         parts.rewarder.close()
-    return _finish(parts, state, seconds, folder)
-
-
-def _start(parts: Parts, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
-    """(a fresh state, or that of the newest intact checkpoint; the checkpoint's record of the
-    steps before, by `_about`). Errors: as `_check_same`."""
-    found = checkpoints.newest(parts.programs.student.state, functools.partial(_check_same, parts))
-    return found if found is not None else (fresh_state(parts), {"seconds": 0.0})
-
-
-def _check_same(parts: Parts, about: dict[str, Any]) -> None:
-    """Errors: ConfigError where a checkpoint is of another config, of other weights or data."""
-    run = parts.config.run
-    changed = differences(_trained_by(about["config"]), _trained_by(as_dict(parts.config)))
-    if changed:
-        raise ConfigError(
-            f"{run} was started with another config: {'; '.join(changed)}."
-            " Choose another --run, or the old values"
-        )
-    if about["identities"] != parts.identities:
-        other = "; ".join(differences(about["identities"], parts.identities))
-        raise ConfigError(f"{run} was trained with other weights or data: {other}")
-    if about["position"] != about["step"] * parts.config.batch_size:
-        raise DataError(f"{run}: the checkpoint's data position does not belong to its step")
-
-
-def _trained_by(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields that decide what is trained; among them, with rollouts drawn ahead, the steps of
-    checkpoints."""
-    fields = {name: value for name, value in config.items() if name not in WHERE_IT_RUNS}
-    rollouts = dict(config.get("rollouts", {}))
-    if rollouts.get("ahead"):
-        fields["save_every_steps"] = config["save_every_steps"]
-    decisive = {name: rollouts.get(name) for name in ("kv_cache", "ahead")}
-    return fields | {"rollouts": decisive}
+    return finish(parts, state, seconds, folder)
 
 
 def _loop(
@@ -168,7 +129,7 @@ def _loop(
                         " same command resumes"
                     )
                 if saves or fault is not None:
-                    about = _about(parts, done, time.perf_counter() - began, record or {})
+                    about = about_step(parts, done, time.perf_counter() - began, record or {})
                     about |= {"unsaid": notes.unsaid()}
                     timed("checkpoint", checkpoints.save, done, state, about)
                 if fault is not None:
@@ -267,59 +228,3 @@ def _measure_entropy(parts: Parts, state: TrainState, number: int) -> float:
             " the gate waits (curriculum.heldout_responses all measures truncated ones too)"
         )
     return entropy
-
-
-def _about(parts: Parts, done: int, seconds: float, record: dict[str, Any]) -> dict[str, Any]:
-    tested = {name: value for name, value in record.items() if name.startswith("test_")}
-    return {
-        "config": as_dict(parts.config),
-        "identities": parts.identities,
-        "position": done * parts.config.batch_size,
-        "seconds": seconds,
-        "tests": {name: value for name, value in tested.items() if isinstance(value, float)},
-    }
-
-
-def _finish(parts: Parts, state: TrainState, seconds: float, folder: Path) -> EvalReport:
-    """Evaluate the trained student and write the run's results."""
-    name, metrics = run_folder.run_name(folder), run_folder.read_metrics(folder)
-    flops = spent(open_account(parts), metrics)
-    source = test_source(parts.config.data, parts.config.evaluation)
-    announce(f"{name}: evaluating on {source.size} test problems")
-    result, records = evaluate_params(parts, parts.student.whole(state.params))
-    result = result._replace(
-        training_flops=sum(flops.values()), flops_by_part=flops, training_seconds=seconds
-    )
-    if processes.is_first():
-        _write_results(parts.config, folder, Row(name, result, metrics, records))
-    return result
-
-
-def _write_results(config: Config, folder: Path, row: Row) -> None:
-    run_folder.write_evaluation(folder, evaluation_key(config), to_json(row.report), row.samples)
-    cells, about = [Cell(row.name, [row])], about_run(folder)
-    about |= _best_checkpoint(config, folder)
-    write_report(folder, f"Run {row.name}", cells, about)
-
-
-def _best_checkpoint(config: Config, folder: Path) -> dict[str, str]:
-    best = config.checkpoints.best
-    found = best_step(measured(folder / "checkpoints"), best) if best else None
-    return {"best checkpoint": f"step {found[0]}: {best} {found[1]:.4g}"} if found else {}
-
-
-def about_run(folder: Path) -> dict[str, Any]:
-    """The method, settings and versions of a run, for its page."""
-    config = files.read_json(folder / run_folder.CONFIG)
-    method = {
-        name: config[name]
-        for name in ("prefix", "token_loss", "objective", "reduction", "steps", "batch_size")
-    }
-    if config.get("turns"):
-        method["turns"] = config["turns"]
-    return {
-        **method,
-        "rollouts": str(Sampling(**config["sampling"])),
-        "seed": config["seed"],
-        **files.read_json(folder / run_folder.VERSIONS),
-    }

@@ -1,0 +1,59 @@
+"""The start of a run: fresh, or from the newest checkpoint that this very config has made."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from kdjax.base import TrainState
+from kdjax.config.as_json import as_dict
+from kdjax.config.schema import WHERE_IT_RUNS
+from kdjax.errors import ConfigError, DataError
+from kdjax.runtime.files import differences
+from kdjax.storage.checkpoints import Checkpoints
+from kdjax.train.parts.build import Parts, fresh_state
+
+
+def start(parts: Parts, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
+    """(a fresh state, or that of the newest intact checkpoint; the checkpoint's record of the
+    steps before, by `about_step`). Errors: as `_check_same`."""
+    found = checkpoints.newest(parts.programs.student.state, functools.partial(_check_same, parts))
+    return found if found is not None else (fresh_state(parts), {"seconds": 0.0})
+
+
+def _check_same(parts: Parts, about: dict[str, Any]) -> None:
+    """Errors: ConfigError where a checkpoint is of another config, of other weights or data."""
+    run = parts.config.run
+    changed = differences(_trained_by(about["config"]), _trained_by(as_dict(parts.config)))
+    if changed:
+        raise ConfigError(
+            f"{run} was started with another config: {'; '.join(changed)}."
+            " Choose another --run, or the old values"
+        )
+    if about["identities"] != parts.identities:
+        other = "; ".join(differences(about["identities"], parts.identities))
+        raise ConfigError(f"{run} was trained with other weights or data: {other}")
+    if about["position"] != about["step"] * parts.config.batch_size:
+        raise DataError(f"{run}: the checkpoint's data position does not belong to its step")
+
+
+def _trained_by(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields that decide what is trained; among them, with rollouts drawn ahead, the steps of
+    checkpoints."""
+    fields = {name: value for name, value in config.items() if name not in WHERE_IT_RUNS}
+    rollouts = dict(config.get("rollouts", {}))
+    if rollouts.get("ahead"):
+        fields["save_every_steps"] = config["save_every_steps"]
+    decisive = {name: rollouts.get(name) for name in ("kv_cache", "ahead")}
+    return fields | {"rollouts": decisive}
+
+
+def about_step(parts: Parts, done: int, seconds: float, record: dict[str, Any]) -> dict[str, Any]:
+    tested = {name: value for name, value in record.items() if name.startswith("test_")}
+    return {
+        "config": as_dict(parts.config),
+        "identities": parts.identities,
+        "position": done * parts.config.batch_size,
+        "seconds": seconds,
+        "tests": {name: value for name, value in tested.items() if isinstance(value, float)},
+    }
