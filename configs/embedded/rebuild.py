@@ -2,7 +2,7 @@
 
     python configs/embedded/rebuild.py [OUT]        (default OUT: runs/embedded/assets)
 
-The package's own copy in kdjax/tasks/assets was made by this command; see docs/embedded.md.
+The package's own copy in kdjax/models/assets was made by this command; see docs/embedded.md.
 """
 
 import runpy

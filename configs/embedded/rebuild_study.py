@@ -2,7 +2,7 @@
 
     python configs/embedded/rebuild_study.py [OUT]        (default OUT: runs/embedded/assets)
 
-The package's own copies in kdjax/tasks/assets were made by this command; see docs/embedded.md.
+The package's own copies in kdjax/models/assets were made by this command; see docs/embedded.md.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from kdjax import Config, models
 from kdjax.data.tokenizer import load_tokenizer
 from kdjax.export import export
+from kdjax.runtime.files import whole_folder
 from kdjax.train.loop import train
 
 HERE = Path(__file__).parent
@@ -40,14 +41,15 @@ def ending_differently(config: Config) -> Config:
     whose chat teacher ends with `<|im_end|>`."""
     folder = Path("runs/embedded/start/study-student-endoftext")
     if not folder.exists():
-        shutil.copytree(models.find(config.student), folder)
-        (end,) = load_tokenizer(folder).encode(BASE_STOP)
-        for name, fields in {
-            "tokenizer_config.json": {"eos_token": BASE_STOP},
-            "generation_config.json": {"eos_token_id": end},
-        }.items():
-            found = json.loads((folder / name).read_text())
-            (folder / name).write_text(json.dumps(found | fields, indent=2) + "\n")
+        with whole_folder(folder) as partial:
+            shutil.copytree(models.find(config.student), partial, dirs_exist_ok=True)
+            (end,) = load_tokenizer(partial).encode(BASE_STOP)
+            for name, fields in {
+                "tokenizer_config.json": {"eos_token": BASE_STOP},
+                "generation_config.json": {"eos_token_id": end},
+            }.items():
+                found = json.loads((partial / name).read_text())
+                (partial / name).write_text(json.dumps(found | fields, indent=2) + "\n")
     return dataclasses.replace(config, run=f"{config.run}-endoftext", student=str(folder))
 
 
