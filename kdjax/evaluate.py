@@ -6,7 +6,7 @@ import functools
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,62 +16,11 @@ from kdjax.data import batches
 from kdjax.data.tokenizer import Tokenizer, pieces
 from kdjax.errors import ConfigError
 from kdjax.grading.answers import Grader, Outcome
-from kdjax.grading.intervals import Estimate, Interval, interval, over_problems
+from kdjax.grading.eval_report import QUANTILES, EvalReport
+from kdjax.grading.intervals import interval, over_problems
 from kdjax.grading.passk import majority_by_problem, pass_by_problem
 from kdjax.rollouts.prefix import assemble_samples
 from kdjax.runtime import processes
-
-
-class EvalReport(NamedTuple):
-    """The results of a model on a set of problems, with the settings that decide them.
-
-    - avg, pass_at, length (tokens with the stop token), truncated, no_answer and not_scored (the
-      verifier gave up on it; it counts as wrong) carry standard errors over problems.
-    - grader: the verifier's name in the config; not_scored_reasons: how often it gave up on what.
-    - entropy, forward_kl, reverse_kl: token means in nats over the model's own responses, exact
-      over the vocabulary, under the run's stop policy; KLs are to the teacher (None without one).
-    - template: the rendered prompt of a problem "{prompt}".
-    - correct, tokens, cut: for each problem, its right responses, their tokens, those truncated.
-    - majority_at: majority@k for the same k as pass_at; None where the verifier returns no answers.
-    - length_quantiles: the least length that 10, 50, 90 % of all responses don't exceed.
-    - intervals: 95 % bootstrap intervals over problems, by the names avg, pass_at_K, majority_at_K,
-      length, truncated, no_answer and not_scored; none for a single problem.
-    - weights: a hash of the parameters that were evaluated (`kdjax.storage.fingerprint`).
-    - flops_by_part: what training_flops consists of (`kdjax.train.cost`).
-
-    Reports of older versions lack the fields that have a default.
-    """
-
-    problems: int
-    samples: int
-    sampling: Sampling
-    max_new_tokens: int
-    seed: int
-    source: str
-    avg: Estimate
-    pass_at: dict[int, Estimate]
-    length: Estimate
-    truncated: Estimate
-    no_answer: Estimate
-    entropy: float
-    forward_kl: float | None
-    reverse_kl: float | None
-    correct: list[int]
-    seconds: float
-    grader: str
-    not_scored: Estimate
-    not_scored_reasons: dict[str, int]
-    template: str = ""
-    training_flops: float | None = None
-    flops_by_part: dict[str, float] | None = None
-    training_seconds: float | None = None
-    tokens: list[int] | None = None
-    cut: list[int] | None = None
-    majority_at: dict[int, Estimate] | None = None
-    length_quantiles: dict[int, int] | None = None
-    intervals: dict[str, Interval] | None = None
-    weights: str = ""
-
 
 Chunk = dict[str, Any]
 """The results of some rows, as JSON values: sums over their tokens (and seconds), and records."""
@@ -282,10 +231,6 @@ def _majorities(
     answers = [[r["answer"] for r in own] for own in problems]
     correct = [[r["correct"] for r in own] for own in problems]
     return {f"majority_at_{n}": majority_by_problem(answers, correct, n) for n in k}
-
-
-QUANTILES = (10, 50, 90)
-"""Percent of the responses that are no longer than a reported length."""
 
 
 def _quantiles(lengths: list[int]) -> dict[int, int]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from kdjax.config.claims import Claim, Metric
 from kdjax.errors import ConfigError, DataError
-from kdjax.evaluate import EvalReport
+from kdjax.grading.eval_report import EvalReport
 from kdjax.grading.intervals import Estimate, Interval, interval
 from kdjax.grading.passk import pass_by_problem
 from kdjax.report.results import (

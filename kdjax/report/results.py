@@ -10,7 +10,7 @@ import numpy as np
 
 from kdjax.base import Sampling
 from kdjax.config.claims import Claim, Metric
-from kdjax.evaluate import EvalReport
+from kdjax.grading.eval_report import EvalReport
 from kdjax.grading.intervals import Estimate, Interval
 from kdjax.grading.passk import pass_by_problem
 

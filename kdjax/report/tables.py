@@ -15,7 +15,7 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from kdjax.config.claims import Metric
-from kdjax.evaluate import QUANTILES, EvalReport
+from kdjax.grading.eval_report import QUANTILES, EvalReport
 from kdjax.grading.intervals import Estimate, Interval, interval, over_problems_and_seeds
 from kdjax.grading.passk import pass_by_problem
 from kdjax.report.results import WARNINGS, Cell, Row, Verdict, at_equal_flops, differing, values_of

@@ -18,8 +18,9 @@ from kdjax.config.as_json import as_dict
 from kdjax.config.schema import WHERE_IT_RUNS, Config
 from kdjax.config.timetable import timetable
 from kdjax.data import batches
-from kdjax.evaluate import Chunk, EvalReport, Keep, evaluate, progress
+from kdjax.evaluate import Chunk, Keep, evaluate, progress
 from kdjax.grading.answers import Grader, grade_boxed, grade_flexible
+from kdjax.grading.eval_report import EvalReport
 from kdjax.grading.symbolic import open_lenient, open_symbolic
 from kdjax.report.folder import write_report
 from kdjax.report.results import Cell, Row, to_json

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdjax.base import Sampling, TrainState
 from kdjax.config.schema import Config
-from kdjax.evaluate import EvalReport
+from kdjax.grading.eval_report import EvalReport
 from kdjax.report.folder import write_report
 from kdjax.report.results import Cell, Row, to_json
 from kdjax.runtime import files, processes

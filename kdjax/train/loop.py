@@ -18,7 +18,8 @@ from kdjax.config.schema import Config
 from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
 from kdjax.errors import ConfigError, PreemptedError
-from kdjax.evaluate import EvalReport, all_responses, finished_responses, mean_entropy
+from kdjax.evaluate import all_responses, finished_responses, mean_entropy
+from kdjax.grading.eval_report import EvalReport
 from kdjax.runtime import files, processes
 from kdjax.runtime.console import announce, training_progress
 from kdjax.runtime.profiling import profiling

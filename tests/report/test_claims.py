@@ -8,7 +8,7 @@ import pytest
 from kdjax.base import Sampling
 from kdjax.config.claims import Claim, paper_claims
 from kdjax.errors import ConfigError
-from kdjax.evaluate import EvalReport
+from kdjax.grading.eval_report import EvalReport
 from kdjax.grading.intervals import Estimate
 from kdjax.grading.passk import avg_at_k, pass_at_k
 from kdjax.report.compare import judge

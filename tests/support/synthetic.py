@@ -6,7 +6,7 @@ import numpy as np
 
 from kdjax.base import Sampling
 from kdjax.config.claims import Claim
-from kdjax.evaluate import EvalReport
+from kdjax.grading.eval_report import EvalReport
 from kdjax.grading.intervals import Estimate, over_problems
 from kdjax.grading.passk import avg_at_k, pass_at_k
 from kdjax.report.results import Cell, Row, Verdict

@@ -10,7 +10,7 @@ import pytest
 
 from kdjax import evaluate as evaluate_module
 from kdjax.config import Config, Data, Evaluation, Rollouts
-from kdjax.evaluate import EvalReport
+from kdjax.grading.eval_report import EvalReport
 from kdjax.losses.objectives import negative_log_likelihood
 from kdjax.train import evaluation
 from kdjax.train.parts.build import Parts, build
