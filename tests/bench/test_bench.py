@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from tiny import lively
 
 from kdjax.__main__ import main
 from kdjax.base import Batch
-from kdjax.bench import Figure, show_figures
+from kdjax.bench import Figure, medians, show_figures
 from kdjax.bench import rollout as rollout_bench
 from kdjax.bench.bandwidth import Machine, level_rounds, level_seconds, static_seconds
 from kdjax.bench.baselines import scanned_decode, static_batches
@@ -131,6 +132,18 @@ def test_figures_go_to_a_file_in_order(tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()[1:]
     assert ["NOT MET" in line for line in printed] == [False, True, False]
     assert "not measured" in printed[2]
+
+
+def test_runs_are_timed_in_turn():
+    """A first round that does not count, then each run once a round: a busy minute hits all."""
+    calls = []
+    runs = {
+        "slow": lambda: calls.append("slow") or time.sleep(0.02),
+        "fast": lambda: calls.append("fast"),
+    }
+    taken = medians(runs, 3)
+    assert calls == ["slow", "fast"] * 4
+    assert taken["slow"] >= 0.02 > taken["fast"] > 0
 
 
 TINY = RolloutBench(batches=(2,), window=64, rows=8, limit=32, prompt=8, soak=8, repeats=1)
