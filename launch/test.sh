@@ -32,9 +32,9 @@ export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/xla}"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/shellcheck -x launch/*.sh .ci/run tests/support/*.sh
-.venv/bin/mypy kdjax >.venv/mypy.txt 2>&1 &  # on the core that pytest leaves free while it begins and ends
+echo "mypy runs beside the tests; what it finds is printed last"
+.venv/bin/mypy kdjax >.venv/mypy.txt 2>&1 &
 types=$! failed=0
 .venv/bin/python -m pytest -n 2 --dist worksteal "$@" || failed=$?  # worksteal: neighbours stay in one process, which traces once
-wait "$types" || failed=$?
-cat .venv/mypy.txt
+wait "$types" || { failed=$?; cat .venv/mypy.txt; }
 exit "$failed"
