@@ -31,6 +31,10 @@ fi
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/xla}"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/mypy kdjax
 .venv/bin/shellcheck -x launch/*.sh .ci/run tests/support/*.sh
-exec .venv/bin/python -m pytest -n 2 --dist worksteal "$@"  # a file stays with one process: it traces once
+echo "mypy runs beside the tests; what it finds is printed last"
+.venv/bin/mypy kdjax >.venv/mypy.txt 2>&1 &
+types=$! failed=0
+.venv/bin/python -m pytest -n 2 --dist worksteal "$@" || failed=$?  # worksteal: neighbours stay in one process, which traces once
+wait "$types" || { failed=$?; cat .venv/mypy.txt; }
+exit "$failed"

@@ -20,6 +20,7 @@ if os.environ.get("KDJAX_AOT") != "true":
         + " --xla_llvm_disable_expensive_passes=true --xla_cpu_parallel_codegen_split_count=1"
     )
 
+import gc
 import importlib.util
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def pytest_collection_modifyitems(config, items):
     config.stash[LEFT_FOR_RELEASE] = left
     if hasattr(config, "workeroutput"):  # a process of pytest-xdist: the one that reports is told
         config.workeroutput["left_for_release"] = left
+
+
+def pytest_collection_finish():
+    """What was imported stays; programs are many small objects, and few of them garbage."""
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 def _for_release(item) -> bool:

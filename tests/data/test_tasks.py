@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from release import by_default
 
 from kdjax import models
 from kdjax.data.tasks import TASKS, problem, recheck, split_of
@@ -233,13 +234,17 @@ def test_bad_arguments(task, split, terms, says):
 
 @pytest.mark.parametrize(
     ("name", "task", "end"),
-    [
-        ("teacher", "calc", "<|im_end|>"),
+    by_default(
+        [
+            ("teacher", "calc", "<|im_end|>"),
+            ("student", "calc", "<|im_end|>"),
+            ("study-teacher", "recheck", "<|im_end|>"),
+            ("study-student", "recheck", "<|im_end|>"),
+            ("study-student-endoftext", "recheck", "<|endoftext|>"),
+        ],
         ("student", "calc", "<|im_end|>"),
-        ("study-teacher", "recheck", "<|im_end|>"),
-        ("study-student", "recheck", "<|im_end|>"),
         ("study-student-endoftext", "recheck", "<|endoftext|>"),
-    ],
+    ),
 )
 def test_shipped_models_know_their_task_and_their_end(name, task, end):
     """After a whole worked solution a model ends with its own stop token (probability 0.9), within

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
+from release import by_default
 
 from kdjax.errors import ConfigError
 from kdjax.models import attention as module
@@ -75,7 +76,11 @@ def small_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("impl", "length"), [("xla", 21), ("chunked", 16), ("chunked", 33), ("chunked", 97)]
+    ("impl", "length"),
+    by_default(
+        [("xla", 21), ("chunked", 16), ("chunked", 33), ("chunked", 97)],
+        *[("xla", 21), ("chunked", 33)],
+    ),
 )
 @pytest.mark.parametrize("window", [None, 1, 10])
 @pytest.mark.parametrize("segmented", [False, True])
@@ -192,7 +197,13 @@ def dealt(mesh, q, k, v, segments):
     ]
 
 
-@pytest.mark.parametrize(("impl", "mesh", "heads"), CASES, ids=str)
+ENOUGH = [
+    ("chunked", "data", (8, 2)), ("chunked", "fsdp", (8, 4)), ("chunked", "all", (8, 2)),
+    ("chunked", "tensor", (8, 2)), ("chunked", "tensor", (3, 1)), ("splash", "all", (4, 2)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("impl", "mesh", "heads"), by_default(CASES, *ENOUGH), ids=str)
 @pytest.mark.usefixtures("small_chunks")
 def test_a_mesh_changes_nothing(impl, mesh, heads):
     """Values and gradients on 8 devices are those on one, where key heads are fewer than devices

@@ -13,7 +13,7 @@ import pytest
 import torch
 from release import by_default
 from runs import assert_bitwise_equal
-from shapes import SHAPES
+from shapes import OF_EACH_FAMILY, SHAPES
 from tiny import lively, random_rollout, tiny_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -32,12 +32,6 @@ from kdjax.train.loop import train
 
 V = 279
 PROMPTS, RESPONSES = [5, 9, 7], [11, 6, 8]
-
-
-OF_EACH_FAMILY = (
-    "qwen3, biases, linear rope, window", "qwen2, tied, yarn", "llama, untied, llama3 rope",
-    "mistral, window", "qwen3_moe, weights renormalised",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=by_default(SHAPES, *OF_EACH_FAMILY))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from release import by_default
 from tiny import bigram, bigram_params, random_rollout
 
 from kdjax import forward_kl, mix, reverse_kl
@@ -191,7 +192,7 @@ def test_temperature_comes_after_merging(pair, rollout, loss):
 
 
 @pytest.mark.parametrize("token_loss", [MIXED, general], ids=["closed", "general"])
-@pytest.mark.parametrize("tensor", [2, 4])
+@pytest.mark.parametrize("tensor", by_default([2, 4], 4))
 def test_merge_dealt_over_a_mesh(pair, rollout, token_loss, tensor):
     """The vocabulary in pieces, the ids on several of them: as on one device, gradients too."""
     alone = graded(token_loss, MERGE)(*pair, rollout)

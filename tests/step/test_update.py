@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from release import by_default
 from tiny import bigram, bigram_params, one_layer, random_rollout, tiny_config
 
 from kdjax import forward_kl, make_optimizer, mix, reverse_kl
@@ -134,7 +135,7 @@ def test_the_reductions_differ_as_by_hand(pair):
 
 
 @both_reductions
-@pytest.mark.parametrize("micro_batches", [2, 4])
+@pytest.mark.parametrize("micro_batches", by_default([2, 4], 4))
 def test_micro_batches_do_not_matter(pair, reduction, micro_batches):
     """Rows of unequal lengths in 2 or 4 micro-batches: parameters and every metric as in one."""
     rollout = bigram_rollout(2)
@@ -143,7 +144,7 @@ def test_micro_batches_do_not_matter(pair, reduction, micro_batches):
     chex.assert_trees_all_close(split, whole, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 16])
+@pytest.mark.parametrize("chunk", by_default([1, 3, 16], 3))
 def test_chunk_size_does_not_matter(pair, chunk):
     """The same parameters and metrics in chunks of 1, 3 or 16 positions as of all 9."""
     rollout = bigram_rollout(3)

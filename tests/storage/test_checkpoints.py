@@ -278,6 +278,7 @@ def test_a_save_that_is_declined_is_an_error(tmp_path, monkeypatch):
         open_checkpoints(tmp_path).save(1, state_of(1), {})
 
 
+@pytest.mark.release
 def test_two_processes(tmp_path):
     """A step that one process can't read is passed over by both, moved aside once, saved again by
     both, and restored by one, bit for bit."""

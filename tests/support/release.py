@@ -7,6 +7,8 @@ import pytest
 
 def by_default(values, *kept):
     """The values as parameters of a test; all but those that are `kept` wait for --all."""
+    if unknown := [value for value in kept if value not in values]:
+        raise ValueError(f"{unknown} are none of {list(values)}")
     return [value if value in kept else _for_release(value) for value in values]
 
 

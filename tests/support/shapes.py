@@ -35,3 +35,7 @@ SHAPES: dict[str, dict] = {
         "moe_intermediate_size": 24,
     },
 }  # fmt: skip
+OF_EACH_FAMILY = (
+    "qwen3, biases, linear rope, window", "qwen2, tied, yarn", "llama, untied, llama3 rope",
+    "mistral, window", "qwen3_moe, weights renormalised",
+)  # fmt: skip

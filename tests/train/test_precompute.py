@@ -220,7 +220,7 @@ def test_a_run_from_a_folder(tiny, tmp_path, monkeypatch, capsys):
 def test_responses_alone(tiny):
     """A folder that keeps nothing of the teacher: it is loaded and read live, with its KLs in the
     evaluation; an objective without a teacher needs none."""
-    config = stored(dataclasses.replace(tiny, steps=2, save_every_steps=2), None)
+    config = stored(tiny, None)
     result = train_module.train(config)
     assert result.forward_kl > 0
     live = dataclasses.replace(config, trajectories=None, run=tiny.run + "2")
@@ -244,11 +244,12 @@ def test_the_cache_is_such_a_folder(tiny, tmp_path):
     assert place.parent == tmp_path / "cache" / "trajectories"
     assert drawn == 3
     ages = {p: p.stat().st_mtime_ns for p in place.rglob("*")}
-    train_module.train(dataclasses.replace(tiny, steps=1))
+    train_module.train(tiny)
     assert {p: p.stat().st_mtime_ns for p in place.rglob("*")} == ages
     assert list(place.parent.iterdir()) == [place]
 
 
+@pytest.mark.release
 def test_several_teachers(tiny, tmp_path, other_folder):
     """Each tag has a folder of its own teacher's states; steps are the live ones."""
     train, test = (write_problems(tmp_path / f"{n}.jsonl", 36) for n in ("train", "test"))
