@@ -1,4 +1,4 @@
-"""Collectives: what a compiled program sends between devices, read from its HLO text."""
+"""Collectives of a compiled program: what devices send each other, read from its HLO text."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _TRIPS = re.compile(r'known_trip_count\\?":\{\\?"n\\?":\\?"(\d+)')
 
 
 class Collective(NamedTuple):
-    """One collective instruction: result shape, payload bytes of one run on one device (the result
-    of a gather, the operand of a scatter), devices in a group, and how often a program runs it."""
+    """A collective instruction: result shape, bytes of one execution on one device (the result of
+    a gather, the operand of a scatter), devices in a group, and how often a program runs it."""
 
     kind: str
     shape: tuple[int, ...]
@@ -37,9 +37,9 @@ class Collective(NamedTuple):
 def collectives(text: str, unknown_trips: float = 1.0) -> list[Collective]:
     """The collectives of a compiled program (`compiled.as_text()`), loops counted.
 
-    A loop whose number of turns the compiler does not know counts as `unknown_trips` turns.
-    Groups of one device send nothing and are left out. Within fusions a channel counts once: TPU
-    programs spread one collective over several of them.
+    A loop whose trip count the compiler does not know counts as `unknown_trips` iterations. Groups
+    of one device send nothing and are left out. Within fusions a channel counts once: TPU programs
+    spread one collective over several of them.
     """
     computations, entry = _computations(text)
     found: list[Collective] = []
@@ -99,7 +99,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _turns(line: str, computations: dict[str, list[str]], unknown: float) -> float:
-    """Turns of a while: what the compiler says, or the constant that its condition compares to."""
+    """The trip count of a while: the compiler's, or the constant that its condition compares to."""
     known = _TRIPS.search(line)
     if known:
         return float(known[1])
@@ -135,7 +135,7 @@ def _width(dtype: str) -> float:
 
 
 def _group(line: str) -> int:
-    """Devices in a group of a collective; 2 where it is written in a way not known here."""
+    """The devices in a group of a collective; 2 where its notation is not known here."""
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", line)
     if listed:
         return listed[1].count(",") + 1

@@ -1,4 +1,4 @@
-"""The nouns of a plan, and what is asked of a compiled program."""
+"""Plans and their phases, and the figures that are read off a compiled program."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Phase(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A config on a target, per device; held_gib lies there in every phase."""
+    """The plan of a config on a target, per device; held_gib is in memory in every phase."""
 
     target: str
     kind: str
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     step_text: str
 
     def total_gib(self, phase: str) -> float:
-        """Everything that a phase has in a device's memory."""
+        """GiB of a device's memory in a phase."""
         return sum(self.held_gib.values()) + sum(self.phases[phase].extra_gib.values())
 
     @property
@@ -58,6 +58,7 @@ def device_gib(tree: Any) -> float:
 
 
 def compiled_program(lowered) -> Any:
+    """A lowered program, compiled. Errors: ConfigError where the compiler refuses it."""
     try:
         return lowered.compile()
     except Exception as error:
@@ -66,6 +67,7 @@ def compiled_program(lowered) -> Any:
 
 
 def sent_gib(text: str, unknown_trips: float) -> dict[str, float]:
+    """GiB that a device sends in a program, by kind of collective (`hlo.collectives`)."""
     sent: dict[str, float] = defaultdict(float)
     for collective in hlo.collectives(text, max(1.0, unknown_trips)):
         sent[collective.kind] += collective.total_bytes / GIB
@@ -73,5 +75,5 @@ def sent_gib(text: str, unknown_trips: float) -> dict[str, float]:
 
 
 def largest_teacher(programs: Programs) -> TeacherPrograms:
-    """Of several teachers, the one that takes most memory."""
+    """The teacher with the largest parameters on a device."""
     return max(programs.teachers.values(), key=lambda teacher: device_gib(teacher.params))

@@ -1,8 +1,8 @@
-"""`kdjax plan`: will it fit, and how fast could it be? The real programs, compiled ahead of time.
+"""The plan of a config (`kdjax plan`): will it fit, and how fast could it be?
 
-Nothing is run and no weight is read: the steps and the rollouts of a config, and the readings of a
-reference model and of the policy that drew, are compiled for devices that need not be here, and
-asked what they hold and send.
+Nothing is run and no weight is read: the training steps and rollouts of a config, and the reading
+of a reference model and of the old policy, are compiled ahead of time for devices that need not be
+here; their memory and communication are read off the compiled programs.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from kdjax.train.parts.shapes import Shapes, choose_meshes
 
 
 def plan(config: Config, target: str) -> Plan:
-    """Compile a config's programs for a target, a phase for each: the steps and the rollouts of its
-    methods (`timetable.methods`), and what is read besides; of several teachers, the largest's.
+    """Compile a config's programs for a target, each a phase: the steps and rollouts of its methods
+    (`timetable.methods`), the reference's and the old policy's reading; of several teachers, those
+    of the largest.
 
-    Errors: ConfigError where the compiler is missing, a layout can't be, or a model's shapes are
-    not known.
+    Errors: ConfigError where the compiler is missing, a layout is impossible, or a model's shapes
+    are not known.
     """
     shapes = shapes_of(config)
     devices = topology.devices(target)
     absent_gpu = devices[0].platform == "gpu" and devices[0] not in jax.devices()
-    if config.attention == "auto" and absent_gpu:  # cuDNN compiles on the card alone
+    if config.attention == "auto" and absent_gpu:  # cuDNN compiles on the GPU itself alone
         config = dataclasses.replace(config, attention="chunked")
     if config.layout.teacher_devices:
         raise ConfigError("plan: layout.teacher_devices is not planned yet; leave it at 0")
@@ -76,7 +77,7 @@ def plan(config: Config, target: str) -> Plan:
 def _phases(
     config: Config, table: Timetable, programs: Programs, shapes: Shapes
 ) -> tuple[dict[str, Phase], str]:
-    """(every phase of a step, the program of the first method's step)."""
+    """(the phases by name, the text of the first method's compiled step)."""
     phases, texts = {}, []
     for number, method in enumerate(table.methods):
         name = f"step of turn {number}" if number else "step"
@@ -97,7 +98,7 @@ def _phases(
 
 
 def shapes_of(config: Config) -> Shapes:
-    """A config's shapes: of released checkpoints by their hub names, or of local folders."""
+    """The shapes of a config's models: of released checkpoints by hub name, or of local folders."""
     student = _known(config.student)
     named = {name: name and _known(name) for name in teacher_models(config).values()}
     teachers = [known for known in named.values() if known]

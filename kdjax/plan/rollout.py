@@ -25,10 +25,8 @@ from kdjax.train.parts.shapes import Shapes
 
 
 def rollout_phase(config: Config, prefix: str, programs: Programs, shapes: Shapes) -> Phase:
-    """The sampler of a prefix source: the student's batch, whole groups where they are
-    rewarded, or a chunk of teacher trajectories.
-
-    Rows are decoded as many at a time as the cache may hold, at the length limit."""
+    """The phase of a prefix's sampler: the student draws a step's batch, the teacher a chunk of
+    trajectories, as many rows at a time as the cache may hold, all at the length limit."""
     model, source, rows, places = _sampled(config.batch_size, prefix, programs)
     prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
     mesh, began = rollout_mesh(places), time.perf_counter()
@@ -84,7 +82,7 @@ def _placed(shapes: Any, places: Any) -> Any:
 
 
 def _prefixes(mesh: Mesh, level: Level, prompt: int, size: int) -> tuple[Prompts, int]:
-    """(shapes of what is prefilled at a time when a level begins, its width)."""
+    """(shapes of the prompts that are prefilled at a time when a level begins, their width)."""
     wide, devices = prompt + level.first, data_size(mesh)
     rows = devices * min(prefill_rows(wide), size // devices)
 
@@ -95,7 +93,7 @@ def _prefixes(mesh: Mesh, level: Level, prompt: int, size: int) -> tuple[Prompts
 
 
 def _sampled(batch_size: int, prefix: str, programs: Programs) -> tuple[Model, Params, int, Mesh]:
-    """(sampler, parameters that it is made of, rows of a draw, where they lie)."""
+    """(sampler, the shapes of the model's parameters, rows of a draw, the model's mesh)."""
     if prefix == "student":
         return programs.student.sampler, programs.student.params, batch_size, programs.mesh
     teacher = largest_teacher(programs)

@@ -1,4 +1,4 @@
-"""A plan as a table, as JSON, and what to change where it does not fit."""
+"""The table of a plan, its JSON, and advice where it does not fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def to_json(made: Plan) -> dict[str, Any]:
 
 
 def show(made: Plan) -> None:
-    """Print a plan: a column a phase, GiB of one device."""
+    """Print a plan: one column a phase, GiB of one device."""
     from rich.console import Console
     from rich.table import Table
 
@@ -67,7 +67,7 @@ def show(made: Plan) -> None:
 
 
 def advice(config: Config, made: Plan) -> Iterator[str]:
-    """What to change, most useful first, where a phase does not fit."""
+    """Changes to the config, most useful first, where a phase does not fit."""
     if made.fits:
         return
     devices = made.mesh["data"] * made.mesh["fsdp"] * made.mesh["tensor"]
@@ -94,7 +94,7 @@ def advice(config: Config, made: Plan) -> Iterator[str]:
 
 
 def remarks(config: Config, table: Timetable) -> Iterator[str]:
-    """What the phases don't say of a step."""
+    """Remarks on a step that its phases don't show."""
     rewarded = any(method.rewarded for method in table.methods)
     if rewarded and config.rl.epochs > 1:
         yield f"rl.epochs {config.rl.epochs}: a rewarded step makes so many updates, a phase each"

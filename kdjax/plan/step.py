@@ -1,5 +1,5 @@
-"""The training step of a plan: compiled from shapes, with what its layers keep counted apart; and
-what a step has read besides."""
+"""The phases of a training step: its update, with activations counted separately, and the other
+models' reading; compiled from shapes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ from kdjax.train.parts.shapes import Shapes, expected_rollout
 def step_phase(
     config: Config, method: Method, number: int, programs: Programs, shapes: Shapes
 ) -> tuple[Phase, str]:
-    """One update of a method, the timetable's `number`, and its program."""
+    """(the phase of one update, the text of its program).
+
+    Args:
+        config: what is planned.
+        method: of the timetable, its `number`.
+        programs, shapes: of the config.
+    """
     prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
     rows, length = config.batch_size, prompt + response
     mesh, began, teacher = programs.mesh, time.perf_counter(), largest_teacher(programs)
@@ -53,7 +59,12 @@ def step_phase(
 def reading_phase(
     config: Config, method: Method, programs: Programs, model: Model, params: Any
 ) -> Phase:
-    """A model that reads a step's rows for their log-probabilities (`score.sampled_logp`)."""
+    """The phase of a model that reads a step's rows for log-probabilities (`score.sampled_logp`).
+
+    Args:
+        config, method, programs: as in `step_phase`.
+        model, params: the model, and its parameters' shapes.
+    """
     prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
     rows, began = config.batch_size, time.perf_counter()
     rollout = expected_rollout(config, method, programs.mesh)
@@ -74,7 +85,15 @@ def _phase(
     text: str,
     began: float,
 ) -> Phase:
-    """The phase of a program that reads a step's rows, of so many FLOPs on all devices."""
+    """The phase of a program that reads a step's rows.
+
+    Args:
+        config, programs: as in `step_phase`.
+        extra_gib: of a device, by what it is.
+        total: FLOPs on all devices.
+        text: of the compiled program.
+        began: seconds (`time.perf_counter`).
+    """
     mesh, tokens = programs.mesh, config.batch_size * config.curriculum.lengths[-1]
     chunks = tokens / data_size(mesh) / programs.head.chunk
     chip = topology.chip(mesh.devices.flat[0])
@@ -88,8 +107,8 @@ def _phase(
 
 
 def _activation_gib(programs: Programs, rows: int, length: int) -> float:
-    """What the student's layers keep for the backward pass, on a device: residuals with the rows
-    of a micro-batch in them, sharded like the rows."""
+    """GiB of activations on a device that the student's layers save for the backward pass: the
+    residuals that have a micro-batch's rows, sharded like them."""
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
