@@ -1,4 +1,4 @@
-"""The cost of a run so far, in model FLOPs of real tokens, by what they were spent on."""
+"""The cost of a run so far, in model FLOPs of real tokens, by part."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ SAMPLING, TEACHER, FORWARD, BACKWARD = (
 PARTS = (SAMPLING, TEACHER, FORWARD, BACKWARD)
 
 Cost = Callable[[int, int, Mapping[str, Any]], dict[str, float]]
-"""cost(first, last, record) -> FLOPs of the steps first .. last - 1, for all of which the metrics
-of a logged step stand: its mean response_length in tokens, and its draws of a row if rewarded."""
+"""cost(first, last, record) -> FLOPs of the steps first .. last - 1, from the metrics of one logged
+step: its mean response_length in tokens, and its draws of a row if rewarded."""
 
 
 def open_account(parts: Parts) -> Cost:
-    """The cost of any steps of a run, by part (`PARTS`), whoever does the work:
+    """The cost function of a run, by part (`PARTS`), whichever device or server does the work:
 
-    - sampling: drawing responses. The student draws each step's; groups that are drawn anew count
-      each time, at the length of those that were kept. The teacher's are drawn once for each
-      problem that the run visits, when it is first visited, as if for this run alone.
-    - teacher: reading every step's responses. Where its states are kept in a folder, its head
-      alone; where its top-k are kept, nothing. A reference model reads them too.
-    - student_forward and student_backward: of the training step.
+    - sampling: drawing responses. The student draws each step's; groups that are drawn again count
+      each time, at the length of those that were used. The teacher's are drawn once for each
+      problem that the run visits, at its first visit, as if for this run alone.
+    - teacher: reading every step's responses. Where its states are stored in a folder, its head
+      alone; where its top-k are stored, nothing. A reference model reads them too.
+    - student_forward and student_backward: of the updates.
 
-    Responses that are read from a folder or are of the data cost nothing to draw. The gate's
+    Responses that are read from a folder or are the dataset's cost nothing to draw. The gate's
     measurements and evaluations are not counted. Prompts count with their mean length (of 64).
     """
     config, programs = parts.config, parts.programs
@@ -102,8 +102,8 @@ def open_account(parts: Parts) -> Cost:
 
 
 def spent(cost: Cost, metrics: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """FLOPs by part up to the last record: a logged step stands for those since the one before.
-    Errors: DataError for a record of no length."""
+    """FLOPs by part up to the last record; each counts for the steps since the one before it.
+    Errors: DataError for a record without a length."""
     total, done = dict.fromkeys(PARTS, 0.0), 0
     for record in metrics:
         if not isinstance(record.get("response_length"), int | float):

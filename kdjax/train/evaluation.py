@@ -1,4 +1,4 @@
-"""The evaluation of a student by its config: who draws, who scores, who grades."""
+"""The evaluation of a student by its config: sampler, scorer and grader."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from kdjax.train.parts.teachers import Teacher
 
 
 def evaluation_key(config: Config) -> dict[str, Any]:
-    """Everything that decides what an evaluation at the end of a run says."""
+    """Everything that decides the results of an evaluation at the end of a run, as JSON values."""
     elsewhere = set(WHERE_IT_RUNS) - {"evaluation"}
     fields = {name: value for name, value in as_dict(config).items() if name not in elsewhere}
     fields["evaluation"] = {
@@ -59,8 +59,8 @@ def evaluation_key(config: Config) -> dict[str, Any]:
 
 
 def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict[str, Any]]]:
-    """The config's evaluation of any parameters of the student's shape (whole, see `Parts`); its
-    KLs and entropy are of the config's stop policy, as the loss's."""
+    """The config's evaluation of any parameters of the student's shapes (an adapter merged); its
+    KLs and entropy follow the config's stop policy, as the loss's do."""
     config, settings, programs = parts.config, parts.config.evaluation, parts.programs
     params = _placed(parts, params)
     draw, tokenizer = _evaluation_draw(parts, params), parts.tokenizer
@@ -94,14 +94,14 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
 
 
 CHUNK_BATCHES = 4
-"""Batches of the sampler (rollouts.rows) that are drawn together and kept together: its later
-levels fill theirs with the long responses of all of them."""
+"""Batches of the sampler (rollouts.rows) that are drawn and stored together: its later levels have
+full batches of the long responses of all of them."""
 
 
 @contextlib.contextmanager
 def _keeping(config: Config, besides: dict[str, Any], chunks: int) -> Iterator[Keep]:
-    """Finished chunks are kept in the cache under all that decides them, and deleted at the end: an
-    evaluation that was killed goes on after them. Nothing is written where one chunk is all."""
+    """A `Keep` that stores finished chunks in the cache until the evaluation ends, under all that
+    decides them, so that a killed one continues after them. A single chunk is not stored."""
     if chunks == 1:
         yield lambda number, make: make()
         return
@@ -147,12 +147,12 @@ GRADERS: dict[str, Callable[[], contextlib.AbstractContextManager[Grader]]] = {
     "math": open_symbolic,
     "math_lenient": open_lenient,
 }
-"""What evaluation.grader names: each opens a verifier, for `with` to close."""
+"""The verifiers by evaluation.grader; each is opened for a `with` block."""
 
 
 def progress_of(parts: Parts, params: Params, step: int) -> dict[str, Any]:
-    """The quality after `step` steps of a student with these trained parameters (`progress`): a
-    pure function of its arguments."""
+    """The test metrics (`progress`) of a student with these trained parameters after `step` steps:
+    a pure function of its arguments."""
     config, settings = parts.config, parts.config.evaluation
     with GRADERS[settings.grader]() as grader:
         return progress(
@@ -188,7 +188,7 @@ def _evaluation_draw(parts: Parts, params: Params):
 
 def _scorer(parts: Parts, params: Params, source: batches.Source):
     """score(rollout, problem of each row) -> Scores against the teacher of the problem's tag; where
-    a problem of the source has a tag without a teacher, against none."""
+    any problem of the source has a tag without a teacher, against none."""
     programs, teachers = parts.programs, parts.teachers
     tags = batches.tags_of(source, list(teachers))
     foreign = sorted({*tags.tolist()} - {*teachers})

@@ -1,4 +1,4 @@
-"""The feed of a step: its problems, whose responses, what they are rewarded with."""
+"""The feed of a training step: its problems, their responses and rewards, as a sharded rollout."""
 
 from __future__ import annotations
 
@@ -23,27 +23,39 @@ from kdjax.train.parts.programs import jitted_logp
 
 
 def length_of(parts: Parts, state: TrainState) -> int:
-    """The limit of the next rollout's responses, in tokens."""
+    """The length limit of the next rollout's responses, in tokens."""
     return rollout_length(gate_state(state.opt_state), parts.config.curriculum.lengths)
 
 
 def draw(parts: Parts, params: Params, number: int, length: int, staleness: int) -> Rollout:
-    """The training data of step `number` by these trained parameters of the student, of so many
-    updates ago, sharded over the mesh: a pure function of its arguments."""
+    """The rollout of step `number`, sharded over the mesh: a pure function of its arguments.
+
+    Args:
+        parts: of the run.
+        params: the student's trained parameters to draw with.
+        number: of the step.
+        length: limit of a response in tokens.
+        staleness: updates since those parameters.
+    """
     reads = sampler_params(parts, params, number)
     own = draw_own(parts, reads, number, length, staleness)
     return parts.profile.timed("input", on_mesh, parts, own)
 
 
 def sampler_params(parts: Parts, params: Params, number: int) -> Params | None:
-    """What step `number` draws with; nothing where the student does not draw."""
+    """The sampler's parameters for step `number`; None where the student does not draw."""
     return parts.sampler_params(params) if parts.table.at(number).prefix == "student" else None
 
 
 def draw_own(
     parts: Parts, reads: Params | None, number: int, length: int, staleness: int
 ) -> Rollout:
-    """This process's rows of the training data of step `number`; no other process is needed."""
+    """This process's rows of the rollout of step `number`; no other process is needed.
+
+    Args:
+        parts, number, length, staleness: as in `draw`.
+        reads: what `sampler_params` returns.
+    """
     config, method = parts.config, parts.table.at(number)
     if method.rewarded:
         rollout = _rewarded(parts, reads, number, length)
@@ -61,8 +73,8 @@ def draw_own(
 
 
 def own_batch_at(parts: Parts, number: int) -> tuple[str, list[int]]:
-    """(tag, this process's rows of the source) of step `number`; of a step in groups, its own
-    problems, each of which it draws the whole group of."""
+    """(tag, this process's rows of the source) of step `number`; of a rewarded step its problems,
+    for each of which it draws a full group."""
     config = parts.config
     tag, indices = parts.problems.batch_at(number)
     if parts.table.at(number).rewarded:
@@ -76,8 +88,8 @@ def on_mesh(parts: Parts, own: Rollout) -> Rollout:
 
 
 def with_old_policy(parts: Parts, params: Params, rollout: Rollout) -> Rollout:
-    """The rollout with its log-probabilities under these parameters of the student, from which the
-    ratios of several updates are counted."""
+    """The rollout with its log-probabilities under these trained parameters: the old policy of
+    several updates over one rollout."""
     # by what is trained: an adapter merged and rounded is another function
     learner, whole = parts.programs.student.learner, join(parts.student.frozen, params)
     split = parts.config.micro_batches
@@ -86,8 +98,8 @@ def with_old_policy(parts: Parts, params: Params, rollout: Rollout) -> Rollout:
 
 
 def _rewarded(parts: Parts, reads: Params, number: int, length: int) -> Rollout:
-    """Groups of responses with their advantages. Groups whose rewards are all equal are drawn anew
-    with another key, up to `rl.redraws` times, and kept as they are if that does not help."""
+    """Groups of responses with their advantages. Groups whose rewards are all equal are drawn again
+    with another key, up to `rl.redraws` times, and used as they are if that does not help."""
     rl, key = parts.config.rl, run_key(parts.config.seed, ROLLOUT, number)
     tag, indices = own_batch_at(parts, number)
     problems = np.repeat(indices, rl.group_size)
@@ -126,8 +138,14 @@ def _have_signal(reward_b: np.ndarray, group_size: int) -> np.ndarray:
 def _attempt(
     parts: Parts, reads: Params, asked: tuple[str, np.ndarray, np.ndarray], key: Any, length: int
 ) -> Any:
-    """The responses of (tag, problems, rows) with their rewards (float64): a Rollout of host arrays
-    that can be written."""
+    """Responses with their rewards (float64): a Rollout of writable host arrays.
+
+    Args:
+        parts, length: as in `draw`.
+        reads: what `sampler_params` returns.
+        asked: (tag, the problem of each row, the row's number in this process's share).
+        key: of the draw.
+    """
     (tag, problems, rows), config = asked, parts.config
     batch = _encode(parts, problems, length)
     samples = problems * config.rl.group_size + rows % config.rl.group_size

@@ -1,4 +1,4 @@
-"""The training loop: data flows one way, step after step, and a run that exists is resumed."""
+"""The training loop: draw, update, record, save, step after step; an existing run is resumed."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from kdjax.train.parts.problems import MEASURE, encode, heldout_source, run_key,
 from kdjax.train.records import check_gap, open_notes, record_of
 
 HELDOUT_RESPONSES = {"all": all_responses, "finished": finished_responses}
-"""Whose tokens the gate measures, by the config's `curriculum.heldout_responses`."""
+"""The responses that the gate measures, by the config's `curriculum.heldout_responses`."""
 
 
 def train(config: Config, profile_steps: int = 0) -> EvalReport:
-    """Train, or resume, the run of a config; evaluate it; leave everything in its folder, and where
-    the time of so many of its steps goes, if asked (`profiling`).
+    """Train, or resume, the run of a config; evaluate it; write everything to its folder.
 
-    Errors: KdjaxError kinds, each one line with the remedy.
+    profile_steps: steps whose time is profiled (`profiling`). Errors: KdjaxError kinds, each one
+    line with the remedy.
     """
     folder = Path(validate(config).run)
     drawn = config.trajectories is None and timetable(config).draws("student")
@@ -60,7 +60,7 @@ def train(config: Config, profile_steps: int = 0) -> EvalReport:
         )
     parts = build(config)
     about = startup.report(parts)
-    for line in about.splitlines():  # one by one: a study's next cell says only what differs
+    for line in about.splitlines():  # a study's next cell prints only those that differ
         announce(line)
     run_folder.open_run_folder(folder)
     checkpoints = open_checkpoints(folder / "checkpoints", **as_dict(config.checkpoints))
@@ -79,8 +79,8 @@ def train(config: Config, profile_steps: int = 0) -> EvalReport:
 
 
 def _start(parts: Parts, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
-    """A fresh state, or the newest intact checkpoint's if this config is the one that made it; and
-    what that says of the steps before (`_about`)."""
+    """(a fresh state, or that of the newest intact checkpoint; what the checkpoint tells of the
+    steps before, as of `_about`). Errors: as `_check_same`."""
     found = checkpoints.newest(parts.programs.student.state, functools.partial(_check_same, parts))
     return found if found is not None else (fresh_state(parts), {"seconds": 0.0})
 
@@ -102,7 +102,8 @@ def _check_same(parts: Parts, about: dict[str, Any]) -> None:
 
 
 def _trained_by(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields that decide what is trained: with rollouts drawn ahead, where checkpoints fall."""
+    """The fields that decide what is trained; among them, with rollouts drawn ahead, the steps of
+    checkpoints."""
     fields = {name: value for name, value in config.items() if name not in WHERE_IT_RUNS}
     rollouts = dict(config.get("rollouts", {}))
     if rollouts.get("ahead"):
@@ -114,6 +115,15 @@ def _trained_by(config: dict[str, Any]) -> dict[str, Any]:
 def _loop(
     parts: Parts, state: TrainState, before: dict[str, Any], folder: Path, checkpoints: Checkpoints
 ) -> tuple[TrainState, float]:
+    """(the state after the last step, seconds of training in all).
+
+    Args:
+        parts: of the run.
+        state: to continue from.
+        before: what the checkpoint tells of the steps before.
+        folder: the run's.
+        checkpoints: where states are saved.
+    """
     config, timed = parts.config, parts.profile.timed
     first, name = int(state.step), run_folder.run_name(folder)
     metrics = run_folder.open_metrics(folder, first, config.wandb_project)
@@ -173,8 +183,8 @@ def _loop(
 def _draw_ahead(
     parts: Parts, pool: ThreadPoolExecutor, state: TrainState, number: int
 ) -> Future[Rollout] | None:
-    """Begin to draw the rollout of step `number` from the weights before the step that now trains,
-    of which a copy is made; None where rollouts are not drawn ahead.
+    """Start drawing the rollout of step `number` from a copy of the present weights, before the
+    present step updates them; None where rollouts are not drawn ahead.
 
     Across a checkpoint nothing is drawn ahead, so that a resumed run draws what an uninterrupted
     one draws.
@@ -183,20 +193,28 @@ def _draw_ahead(
     if not config.rollouts.ahead or number >= config.steps or number % config.save_every_steps == 0:
         return None
     params, length = jax.tree.map(jnp.copy, state.params), length_of(parts, state)
-    reads = sampler_params(parts, params, number)  # here, where the processes are in step
+    reads = sampler_params(parts, params, number)  # here, where all processes are at the same step
     return pool.submit(draw_own, parts, reads, number, length, parts.table.at(number - 1).updates)
 
 
 def _rollout(parts: Parts, state: TrainState, number: int) -> Rollout:
-    """The training data of step `number`, drawn by the student as it is."""
+    """The rollout of step `number`, drawn with the student's present parameters."""
     return draw(parts, state.params, number, length_of(parts, state), 0)
 
 
 def _update(
     parts: Parts, state: TrainState, number: int, rollout: Rollout, entropy: float
 ) -> tuple[TrainState, list[Metrics]]:
-    """One step: the update of its method, or several over one rollout (`rl.epochs`), and the
-    metrics of each."""
+    """(the state after one step, the metrics of each of its updates): one update, or several over
+    the same rollout (`rl.epochs`).
+
+    Args:
+        parts: of the run.
+        state: before the step.
+        number: of the step.
+        rollout: sharded over the mesh.
+        entropy: held-out, in nats, NaN where it was not measured.
+    """
     timed = parts.profile.timed
     teacher = parts.teachers[parts.problems.batch_at(number)[0]]
     rollout = timed("teacher", teacher.programs.read, teacher.params, rollout)
@@ -216,12 +234,12 @@ def _update(
 
 
 def is_due(every: int, step: int) -> bool:
-    """Whether what is done every so many steps (0: never) is done after this one."""
+    """Whether something that is due every so many steps (0: never) is due after this one."""
     return every > 0 and step % every == 0
 
 
 def _test(parts: Parts, state: TrainState, done: int) -> dict[str, Any]:
-    """How good the student is after `done` steps; its seconds are not of the training."""
+    """The student's test metrics after `done` steps; their seconds are not counted as training."""
     jax.block_until_ready(state)
     began = time.perf_counter()
     found = progress_of(parts, state.params, done)
@@ -263,7 +281,7 @@ def _about(parts: Parts, done: int, seconds: float, record: dict[str, Any]) -> d
 
 
 def _finish(parts: Parts, state: TrainState, seconds: float, folder: Path) -> EvalReport:
-    """Evaluate the trained student and write what a reader of the run needs."""
+    """Evaluate the trained student and write the run's results."""
     name, metrics = run_folder.run_name(folder), run_folder.read_metrics(folder)
     flops = spent(open_account(parts), metrics)
     source = test_source(parts.config.data, parts.config.evaluation)
@@ -291,7 +309,7 @@ def _best_checkpoint(config: Config, folder: Path) -> dict[str, str]:
 
 
 def about_run(folder: Path) -> dict[str, Any]:
-    """What produced a run, for its page."""
+    """The method, settings and versions of a run, for its page."""
     config = files.read_json(folder / run_folder.CONFIG)
     method = {
         name: config[name]

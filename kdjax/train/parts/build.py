@@ -39,11 +39,12 @@ from kdjax.train.parts.teachers import Teacher, load_teachers, open_reference
 
 
 class Responses(NamedTuple):
-    """Where the responses that are trained on come from.
+    """The sources of the responses that are trained on.
 
-    draw(params, batch, key, length) is the student at the training temperature, of parameters that
-    `Parts.sampler_params` gave; it draws on this process's devices, by itself. sources are by
-    prefix and tag, stored the folders that responses are read from, by tag, if they are.
+    - draw(params, batch, key, length): the student's sampler at the training temperature, with
+      parameters of `Parts.sampler_params`; it runs on this process's devices alone.
+    - sources: by prefix and tag.
+    - stored: by tag, the folders that responses are read from; {} where none are.
     """
 
     draw: Sampler
@@ -53,10 +54,10 @@ class Responses(NamedTuple):
 
 class Parts(NamedTuple):
     """Everything a run is made of, in the order in which it becomes known: the config with its
-    timetable, the models by their roles, what is compiled from shapes, the weights, the data.
+    timetable, the models by their roles, the programs compiled from shapes, the weights, the data.
 
-    refer(rollout) adds what the reference model says of it. rewarder is closed by who has built
-    these parts and drawn with them. profile says what the time of a training step goes to.
+    refer(rollout) adds the reference model's log-probabilities. rewarder is closed by the caller of
+    `build`. profile times the parts of a training step.
     """
 
     config: Config
@@ -81,14 +82,13 @@ class Parts(NamedTuple):
         return self.roles.student.tokenizer
 
     def sampler_params(self, trained: Params) -> Params:
-        """What the student's sampler reads of trained parameters. All processes call it
-        together."""
+        """Trained parameters as the sampler reads them. All processes call this together."""
         return self.programs.student.to_sampler(self.student.whole(trained))
 
 
 def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
-    """Load models and data, compose the programs over these devices (by default those of all
-    processes)."""
+    """The parts of a config's run: models and data are loaded, programs composed over these devices
+    (by default those of all processes)."""
     table, stored = timetable(config), precomputed.open_stored(config)
     roles = precomputed.limited(resolve(config), stored)
     shapes = shapes_of(roles, stored)
@@ -124,8 +124,8 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
 
 
 def shapes_of(roles: Roles, stored: dict[str, Stored]) -> Shapes:
-    """What the programs of these models depend on; where teachers' outputs are stored, no teacher
-    is read but, of states, its LM head."""
+    """The shapes of these models. Where teachers' outputs are stored, no teacher runs, and only
+    stored states need its LM head."""
     keep, teachers = precomputed.kept_of(stored), roles.by_model()
     stop_ids = (i for role in teachers.values() if role for i in role.tokenizer.stop_ids)
     live = keep == NOTHING
@@ -141,7 +141,7 @@ def shapes_of(roles: Roles, stored: dict[str, Stored]) -> Shapes:
 
 
 def load_student(role: Role, programs: Programs, dtype: str, key: Key) -> Student:
-    """The student's weights, divided into trained and frozen, where the programs want them."""
+    """The student's weights, split into trained and frozen, sharded as the programs take them."""
     own = programs.student
     held = jnp.float32 if own.lora is None else jnp.dtype(dtype)
     _, params = models.load(role.folder, programs.mesh, params_dtype=held)
@@ -151,7 +151,7 @@ def load_student(role: Role, programs: Programs, dtype: str, key: Key) -> Studen
 
 
 def asked_of(parts: Parts, prefix: Prefix) -> dict[str, Asked]:
-    """By tag, what is asked for when responses of a prefix are drawn once."""
+    """By tag, the problems whose responses of a prefix are drawn once, with what draws them."""
     config, programs, draw = parts.config, parts.programs, parts.responses.draw
 
     def draw_first(batch: Batch, key: Key, length: int) -> Samples:
@@ -175,7 +175,7 @@ def asked_of(parts: Parts, prefix: Prefix) -> dict[str, Asked]:
 
 
 def prefix_sources(parts: Parts, prefix: Prefix) -> dict[str, PrefixSource]:
-    """By tag, where responses of a prefix come from: drawn, of the data, or read from a folder."""
+    """By tag, the source of a prefix's responses: a sampler, the dataset, or a folder."""
     asked, stored, draw = asked_of(parts, prefix), parts.responses.stored, parts.responses.draw
     sources: dict[str, Callable[[str], PrefixSource]] = {
         "dataset": lambda tag: from_dataset,
@@ -187,15 +187,15 @@ def prefix_sources(parts: Parts, prefix: Prefix) -> dict[str, PrefixSource]:
 
 
 def rows_needed(parts: Parts, tag: str) -> np.ndarray:
-    """The rows of the source that a run asks the teacher of a tag for."""
+    """The rows of the source whose responses a run needs from the teacher of a tag."""
     steps = (step for step in range(parts.config.steps) if parts.table.at(step).prefix == "teacher")
     batches = (parts.problems.batch_at(step) for step in steps)
     return np.unique([row for owner, rows in batches for row in rows if owner == tag])
 
 
 def fresh_state(parts: Parts) -> TrainState:
-    """Step 0 on the mesh: the student's parameters, and an optimizer state that lies beside
-    them."""
+    """The state of step 0 on the mesh: the student's parameters, and an optimizer state that is
+    sharded like them."""
     own, params = parts.programs.student, parts.student.trained
     like = jax.tree.map(lambda leaf: leaf.sharding, own.state)
     opt_state = jax.jit(own.optimizer.init, out_shardings=like.opt_state)(params)
@@ -203,7 +203,7 @@ def fresh_state(parts: Parts) -> TrainState:
 
 
 def identities(config: Config, table: Timetable) -> dict[str, str]:
-    """What a run was trained with, besides its config: contents of model folders and problems."""
+    """Hashes of what a run is trained with besides its config: model folders and problems."""
     found = named.identities(config)
     found["problems"] = training_source(config.data, table).identity
     found |= precomputed.identities(config)
@@ -213,9 +213,9 @@ def identities(config: Config, table: Timetable) -> dict[str, str]:
 
 
 def check_turns(config: Config, table: Timetable, programs: Programs) -> None:
-    """Trace the steps of a config's turns, which may begin long after the first step: what their
-    losses need and don't get is told now. Errors: ConfigError."""
-    if programs.teacher_mesh is not programs.mesh:  # what is given of a teacher is not here yet
+    """Trace the training steps of a config's turns, which may begin long after the first: a loss
+    that lacks something it needs fails now. Errors: ConfigError."""
+    if programs.teacher_mesh is not programs.mesh:  # the teacher's given arrays are not here yet
         return
     entropy, own = jax.ShapeDtypeStruct((), jnp.float32), programs.student
     teacher = next(iter(programs.teachers.values()))

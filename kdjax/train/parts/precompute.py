@@ -1,6 +1,6 @@
-"""Trajectories of a config: whose responses, drawn how, with what is kept of its teacher.
+"""Trajectories of a config: responses that are drawn once, with the teacher's outputs to keep.
 
-`kdjax rollouts` fills a folder with them (kdjax/storage/trajectories.py), ahead of training; the
+`kdjax rollouts` fills a folder with them (kdjax/storage/trajectories.py) before training; the
 prefix source teacher fills one in the cache, as problems are asked for.
 """
 
@@ -42,7 +42,7 @@ from kdjax.train.parts.teachers import Teacher
 
 
 def parse_share(text: str | None) -> tuple[int, int]:
-    """(index, count) of the processes that fill a folder together, by default those of
+    """(index, count) of this process among those that fill a folder together, by default those of
     `jax.distributed`. Errors: ConfigError.
 
     >>> parse_share("1/4")
@@ -57,9 +57,11 @@ def parse_share(text: str | None) -> tuple[int, int]:
 
 
 class Asked(NamedTuple):
-    """A tag's problems and everything that answers them, whose responses are `prefix`'s: `rows` of
-    the source, the student, the teacher that reads the responses, and what draws them as the
-    student, with its initial parameters."""
+    """A tag's problems, `rows` of the source, with everything that draws and reads their responses.
+
+    prefix: who draws them. teacher: reads them; role and weights may be None. key: of the draw.
+    draw_student: (batch, key, max_new_tokens) -> Samples with the student's initial parameters.
+    """
 
     config: Config
     prefix: Prefix
@@ -74,8 +76,8 @@ class Asked(NamedTuple):
 
 
 def settings_of(asked: Asked, keep: Keep) -> dict[str, Any]:
-    """Everything that decides what the trajectories of these problems are, as JSON values; of a
-    teacher without a name nothing is known."""
+    """Everything that decides the trajectories of these problems, as JSON values; without a
+    teacher's role nothing of the teacher."""
     config, prefix, tokenizer = asked.config, asked.prefix, asked.student.tokenizer
     teacher = asked.teacher.role
     found = batches.source_key(asked.source, tokenizer, config.data.max_prompt_tokens) | {
@@ -110,9 +112,9 @@ def settings_of(asked: Asked, keep: Keep) -> dict[str, Any]:
 
 
 def from_cache(asked: Asked, needed: Callable[[], np.ndarray]) -> PrefixSource:
-    """The teacher's responses, drawn into the cache when they are first asked for, once for all
-    runs that ask for the same; by several processes together before the run begins, those to the
-    rows of the source that are `needed`."""
+    """The teacher's responses, drawn into the cache once for all runs that need the same: one
+    process draws them when they are first asked for; several draw those to the rows of the source
+    that are `needed`, together, before the run begins."""
 
     together = owners(asked.programs.mesh) > 1
 
@@ -134,11 +136,11 @@ DECISIVE = (
     "prefix", "problems", "tokenizer", "template", "tag", "rows", "weights", "sampling", "stop_ids",
 )  # fmt: skip
 OF_TEACHER = ("teacher", "vocabulary", "dtype", "teacher_weights", "teacher_stop_ids")
-"""Settings that a config must share with a folder of responses, and of kept teacher outputs."""
+"""Settings in which a config must agree with a folder of responses, and of teacher outputs."""
 
 
 def from_stored(asked: Asked, stored: Stored) -> PrefixSource:
-    """The responses of a folder, once its settings are known to be those of the config.
+    """The responses of a folder whose settings agree with the config's.
 
     Errors: ConfigError naming the settings that differ.
     """
@@ -166,7 +168,7 @@ def _fill_together(
 ) -> None:
     """Every process draws its share of the chunks of these places; returns when all have.
 
-    Errors: DataError where what another has drawn is not seen here.
+    Errors: DataError where the chunks of another process can't be seen here.
     """
     reads = None
     if asked.teacher.params is not None:
@@ -187,11 +189,18 @@ def _fill_together(
 def fill(
     asked: Asked, out: str | None, keep: Keep, share: tuple[int, int], redo: bool
 ) -> tuple[Path, int]:
-    """(a tag's folder, the chunks drawn now): filled, or one process's share of it. Without `out`
-    it is the folder in the cache that the prefix source teacher reads, if nothing is kept.
+    """(a tag's folder, the number of chunks drawn now).
 
-    Errors: ConfigError for something to keep without a teacher, or more than its vocabulary; and
-    as `trajectories.fill`.
+    Args:
+        asked: the problems.
+        out: the folder above the tag's; None: the one in the cache, which the prefix source
+            teacher reads where nothing is kept.
+        keep: the teacher's outputs to store.
+        share: (index, count): this process's part of the chunks.
+        redo: draws chunks again that are there.
+
+    Errors: ConfigError for outputs to keep without a teacher, or more than its vocabulary; and as
+    `trajectories.fill`.
     """
     if keep != NOTHING and asked.teacher.role is None:
         raise ConfigError(f"--keep {keep} needs a teacher; set teacher, or leave --keep out")
@@ -209,8 +218,8 @@ def fill(
 
 
 def drawer(asked: Asked, keep: Keep, reads: Params | None = None) -> folders.Draw:
-    """draw(places in asked.rows) -> Trajectories as host arrays. reads: what the teacher's sampler
-    reads, if it is there already; else it is made at each draw, and held no longer."""
+    """draw(places in asked.rows) -> Trajectories as host arrays. reads: the teacher's parameters
+    for its sampler; None: they are made at each draw, and freed after it."""
 
     def draw(places: np.ndarray) -> Trajectories:
         rows = asked.rows[places]
@@ -221,7 +230,7 @@ def drawer(asked: Asked, keep: Keep, reads: Params | None = None) -> folders.Dra
 
 
 def _draw_samples(asked: Asked, rows: np.ndarray, reads: Params | None) -> Samples:
-    """Responses to the student's prompts, token by token; the teacher stops in its own way."""
+    """Responses to the student's prompts; the teacher's end at its own stop ids."""
     prefix, length = asked.prefix, asked.config.curriculum.lengths[-1]
     if prefix == "dataset":
         batches.require_solutions(asked.source, [int(row) for row in rows])
@@ -252,8 +261,7 @@ def _teacher_reads(asked: Asked) -> Params:
 
 
 def _by_engine(asked: Asked, batch: Batch, length: int) -> Samples:
-    """Drawn by a server with weights of its own: those of the teacher, or of the student as it
-    was."""
+    """Responses drawn by an engine, which has the teacher's or the student's initial weights."""
     config, rollouts = asked.config, asked.config.rollouts
     assert rollouts.engine is not None
     own = asked.teacher.role if asked.prefix == "teacher" else asked.student
@@ -275,8 +283,8 @@ def _encode(asked: Asked, rows: np.ndarray) -> Batch:
 
 
 def _read(asked: Asked, keep: Keep, rows: np.ndarray, samples: Samples) -> Trajectories:
-    """The samples with what is kept of the teacher, which reads them in pieces of so many rows as
-    in a training step."""
+    """The samples with the teacher's outputs to keep; it reads as many rows at a time as in a
+    training step."""
     config, programs, teacher = asked.config, asked.programs, asked.teacher
     mesh, model = programs.teacher_mesh, teacher.programs.model
     assert model is not None
@@ -302,7 +310,7 @@ def _read(asked: Asked, keep: Keep, rows: np.ndarray, samples: Samples) -> Traje
 
 @functools.lru_cache(maxsize=8)  # compiled once for all chunks
 def _reader(model: Model, keep: Keep, plan: HeadPlan):
-    """read(params, rollout) -> what is kept of the teacher, [B, T, ...]."""
+    """read(params, rollout) -> the teacher's outputs to keep, [B, T, ...]."""
     if keep.kind == "states":
         return jax.jit(functools.partial(response_states, model))
     return jax.jit(functools.partial(response_top_k, model, k=keep.k, plan=plan))

@@ -1,4 +1,4 @@
-"""Folders of trajectories that a run is trained from: what they keep, and what they can serve."""
+"""Folders of trajectories that a run is trained from: what they hold, and whether it is enough."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from kdjax.train.parts.roles import Roles, title
 
 
 class Keep(NamedTuple):
-    """What is kept of the teacher at each response token: nothing, its last hidden state in the
-    compute dtype (states), or its k most probable tokens and their tail (top_k)."""
+    """The teacher's outputs that are stored at each response token: nothing, its last hidden state
+    in the compute dtype (states), or its k most probable tokens and their tail (top_k)."""
 
     kind: Literal["nothing", "states", "top_k"] = "nothing"
     k: int = 0
@@ -31,7 +31,7 @@ NOTHING = Keep()
 
 
 def parse_keep(text: str | None) -> Keep:
-    """What --keep says. Errors: ConfigError.
+    """The value of --keep. Errors: ConfigError.
 
     >>> parse_keep("top_k=64")
     Keep(kind='top_k', k=64)
@@ -77,7 +77,7 @@ def open_stored(config: Config) -> dict[str, Stored]:
 
 
 def kept_of(stored: dict[str, Stored]) -> Keep:
-    """What the folders keep of the teachers, of the first tag where k differs."""
+    """The teachers' outputs that the folders hold; where k differs, those of the first tag."""
     return next((s.keep for s in stored.values()), NOTHING)
 
 
@@ -116,24 +116,24 @@ def _troubles(config: Config, teacher: str | None, stored: Stored) -> Iterator[s
 
 
 BY_TOP_K = ("divergence", "forward_kl", "reverse_kl", "top1_agreement")
-"""The `Scores` that a top-k teacher gives."""
+"""The `Scores` of a teacher that are known from its top-k."""
 
 
 def stop_ids(stored: dict[str, Stored]) -> tuple[int, ...]:
-    """Those of the teachers whose outputs were kept."""
+    """The stop ids of the teachers whose outputs are stored."""
     return tuple(i for s in stored.values() for i in s.settings.get("teacher_stop_ids", ()))
 
 
 def limited(roles: Roles, stored: dict[str, Stored]) -> Roles:
-    """The roles with the vocabulary of the kept outputs, where there is no teacher whose own would
-    say it."""
+    """The roles with the vocabulary of the stored outputs, where no teacher is there whose
+    tokenizer decides it."""
     if any(roles.teachers.values()) or kept_of(stored) == NOTHING:
         return roles
     return roles.limited(min(s.settings["vocabulary"] for s in stored.values()))
 
 
 def of_tag(folder: Path, tag: str) -> Path:
-    """Where a tag's trajectories lie: in a folder beneath, unless it is everybody's."""
+    """The folder of a tag's trajectories: one below, except for the tag ""."""
     return folder / quote(title(tag), safe=" ") if tag else folder
 
 
@@ -149,7 +149,7 @@ def identities(config: Config) -> dict[str, str]:
 
 
 def describe(folder: str | None, stored: dict[str, Stored]) -> str | None:
-    """What of a run is read from its folders, for people; None where nothing is.
+    """What a run reads from its folders, in words; None where nothing is.
 
     >>> settings = {"prefix": "student", "rows": 9, "max_new_tokens": 8}
     >>> describe("f", {"": Stored(Path("f"), settings, Keep("top_k", 64))})

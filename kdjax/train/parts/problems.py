@@ -18,8 +18,7 @@ ROLLOUT, MEASURE, EVALUATE, TRAJECTORIES, ADAPTER, PROGRESS = range(6)  # purpos
 
 
 class Problems(NamedTuple):
-    """What a run trains on: problems, which rows of them are whose (by tag), and how batches are
-    taken from them."""
+    """The training problems of a run, its rows by tag, and the batch of each step."""
 
     source: batches.Source
     groups: batches.Groups
@@ -27,7 +26,7 @@ class Problems(NamedTuple):
     seed: int
 
     def batch_at(self, step: int) -> tuple[str, list[int]]:
-        """(tag, rows of the source) that step `step` is trained on."""
+        """(tag, rows of the source) of a step's batch."""
         return batches.batch_at(self.groups, step, self.batch_size, self.seed)
 
 
@@ -51,7 +50,7 @@ def open_problems(config: Config, table: Timetable, tags: Iterable[str]) -> Prob
 
 
 def training_source(data: Data, table: Timetable) -> batches.Source:
-    """The problems that are trained on; where worked responses are, those that bring one."""
+    """The training problems; where worked responses are trained on, those that have one."""
     source = _named_or_file(data.name, data.file, "train", data.columns)
     if source is not None:
         return batches.with_solutions(source) if table.draws("dataset") else source
@@ -59,7 +58,7 @@ def training_source(data: Data, table: Timetable) -> batches.Source:
 
 
 def heldout_source(data: Data, curriculum: Curriculum) -> batches.Source:
-    """The problems that the entropy gate measures on, disjoint from training and test."""
+    """The problems of the entropy gate's measurements, disjoint from training and test."""
     source = _named_or_file(curriculum.heldout_name, curriculum.heldout_file, "train", data.columns)
     return source or batches.task_source(
         data.task, "heldout", curriculum.heldout_problems, data.terms
@@ -87,7 +86,12 @@ def encode(
     max_prompt_tokens: int,
     length: int,
 ) -> Batch:
-    """Problems of a source as a batch whose responses may have so many tokens."""
+    """Problems of a source as a Batch.
+
+    Args:
+        source, tokenizer, indices, max_prompt_tokens: as in `batches.encode_batch`.
+        length: limit of a response in tokens.
+    """
     return batches.encode_batch(
         source,
         [int(i) for i in indices],

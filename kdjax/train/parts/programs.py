@@ -1,6 +1,6 @@
 """Programs of a config, from shapes alone: models on a mesh, the sampler, the training step.
 
-What trains, what is planned ahead of time and what is measured are these same functions.
+Training, plans and benchmarks use these same functions.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from kdjax.train.parts.shapes import Shapes, check_layout, teacher_shapes
 def optimizer_of(
     curriculum: Curriculum, settings: Optimizer, table: Timetable
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer that a config asks for, the gate's history as long as its run needs."""
+    """The optimizer of a config; the gate's history has room for all measurements of its run."""
     gate = entropy_gate(
         curriculum.lengths,
         curriculum.entropy_threshold_nats,
@@ -60,13 +60,12 @@ def optimizer_of(
 
 
 class StudentPrograms(NamedTuple):
-    """What of a config's programs belongs to the student; of parameters and state the shapes, with
-    shardings.
+    """The student's programs; params, state and frozen are shapes, with shardings.
 
     - model reads params; learner is the model as the step differentiates it (remat, adapters).
-    - state holds what is trained, frozen the base beside an adapter (`lora`).
-    - to_sampler(params) -> parameters as `sampler` reads them: narrowed to the compute dtype, and
-      whole on each device but for the tensor axis, on this process's devices.
+    - state holds what is trained, frozen the base of an adapter (`lora`).
+    - to_sampler(params) -> parameters as `sampler` reads them: in the compute dtype, unstacked,
+      sharded over the tensor axis alone, on this process's devices.
     """
 
     model: Model
@@ -81,15 +80,16 @@ class StudentPrograms(NamedTuple):
 
 
 class TeacherPrograms(NamedTuple):
-    """What of a config's programs belongs to one teacher; without a teacher the steps alone.
+    """One teacher's programs; without a teacher the steps alone.
 
-    - steps: of each of the timetable's methods a step(state, teacher_params, rollout,
+    - steps: for each of the timetable's methods a step(state, given, rollout,
       heldout_entropy_nats, frozen) -> (state, metrics).
     - model reads params (shapes here), sampler what `to_sampler` makes of them.
-    - A teacher on a mesh of its own is read there: read(params, rollout) -> the rollout with its
-      states, and give(params) -> what remains to be read of it (its head), both on the student's
-      mesh. guide is the model of what is given: the step takes it in place of params.
-    - Of a teacher whose states were kept (kdjax/train/parts/precompute.py) there is the guide
+    - read(params, rollout) -> the rollout for the step, give(params) -> the parameters for the
+      step, which guide reads. A teacher on the student's mesh is guide itself, and both return
+      what they get; one on a mesh of its own reads there: they return the rollout with its states
+      and its LM head, on the student's mesh.
+    - Of a teacher whose states are stored (kdjax/train/parts/precompute.py) there is the guide
       alone.
     """
 
@@ -110,7 +110,7 @@ class ReferencePrograms(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """Jitted functions of a config on its meshes, and the shapes (with shardings) that they take.
+    """The jitted functions of a config on its meshes, and the shapes (with shardings) they take.
 
     - head: how the step reads the LM heads.
     - teachers: by the name of their model; those of one shape share their programs.
@@ -128,8 +128,8 @@ def compose(
     config: Config, table: Timetable, meshes: tuple[Mesh, Mesh], shapes: Shapes
 ) -> Programs:
     """The programs of a config on the student's mesh and the teachers' (one mesh twice where they
-    share it). Configs that differ in nothing that is compiled, such as the seeds of a study, share
-    them. Errors: ConfigError for what can't be sharded over them."""
+    share it). Configs that compile alike, such as the seeds of a study, share them. Errors:
+    ConfigError for rows or heads that can't be sharded over the meshes."""
     check_layout(config, meshes, shapes)
     unset: dict[str, Any] = dict.fromkeys(NOT_COMPILED)
     alike = dataclasses.replace(config, **unset)
@@ -152,6 +152,14 @@ def _compose(
     shapes: Shapes,
     teachers: tuple[tuple[str | None, DecoderConfig | None], ...],
 ) -> Programs:
+    """`compose`, with hashable arguments.
+
+    Args:
+        config: with NOT_COMPILED fields unset.
+        table, meshes: as in `compose`.
+        shapes: without the teachers'.
+        teachers: (name of the model, its shape) of each.
+    """
     mesh, teacher_mesh = meshes
     ids = tuple(dict.fromkeys((*shapes.stop_ids, *shapes.teacher_stop_ids)))
     chunk = head_chunk(config.head_memory_mib, mesh, shapes.vocabulary // config.layout.tensor)
@@ -228,10 +236,17 @@ def _steps(
     guide: Model | None,
     head: HeadPlan,
 ) -> tuple[Any, ...]:
-    """The jitted step of each method, guided by one teacher."""
+    """The jitted step of each method with one teacher.
+
+    Args:
+        config, table: as in `compose`.
+        student: its programs.
+        guide: the teacher's model (`TeacherPrograms.guide`).
+        head: how the LM heads are read; with a mesh.
+    """
     assert head.mesh is not None
     placed = jax.tree.map(lambda leaf: leaf.sharding, student.state)
-    places = (placed, replicated(head.mesh))  # what is measured is known to every process
+    places = (placed, replicated(head.mesh))  # every process knows the metrics
     make = functools.partial(
         make_step,
         student.learner,
@@ -253,7 +268,7 @@ def _steps(
 
 
 def read_elsewhere(taught: TeacherPrograms, teacher_mesh: Mesh, mesh: Mesh) -> TeacherPrograms:
-    """The programs of a teacher that lies on `teacher_mesh`: its states and its head travel."""
+    """The programs of a teacher on `teacher_mesh`: its states and its head are sent to `mesh`."""
     model = taught.model
     assert model is not None
     states = jax.jit(functools.partial(response_states, model))
@@ -278,12 +293,12 @@ def _nothing(*args):
 
 
 HEAD = Model(None, _nothing, _itself, _nothing, _nothing, _nothing)
-"""The model of a head alone, for rollouts that bring its states."""
+"""The model of an LM head alone, for rollouts that have its states."""
 
 
 def to_sampler(params: Params, dtype, mesh: Mesh) -> Any:
-    """How a model's parameters on `mesh`, of the shapes of `params`, become those that its sampler
-    reads."""
+    """A jitted convert(params) -> those that the model's sampler reads: unstacked, in `dtype`, on
+    the `rollout_mesh` of `mesh`. params: shapes."""
     made = jax.eval_shape(models.unstacked, params)
     axes = models.unstacked_axes(params)
     places = shardings(rollout_mesh(mesh), made, axes)
@@ -295,14 +310,14 @@ def to_sampler(params: Params, dtype, mesh: Mesh) -> Any:
 
 
 def read_by_sampler(params: Params, dtype, mesh: Mesh) -> Callable[[Params], Params]:
-    """`to_sampler`, and then on this process's devices alone. All processes must call what it gives
-    together; sampling needs none of the others."""
+    """`to_sampler` with its result on this process's devices alone. All processes call the function
+    together; each then draws by itself."""
     convert = to_sampler(params, dtype, mesh)
     return lambda params: on_own_devices(convert(params))
 
 
 def sampler_mesh(mesh: Mesh) -> Mesh:
-    """The devices that draw this process's share of the rows of a batch on `mesh`."""
+    """The mesh that draws this process's share of the rows of a batch on `mesh`."""
     return own_mesh(rollout_mesh(mesh))
 
 
@@ -314,7 +329,13 @@ def sampler_of(
     stop_ids: Sequence[int],
     vocabulary: int,
 ) -> Sampler:
-    """A model's sampler on a mesh (its `sampler_mesh`), as a config says of rollouts."""
+    """A model's sampler on the `sampler_mesh` of a mesh.
+
+    Args:
+        rollouts: the config's: rows at a time, and the cache's memory.
+        mesh: the model's.
+        model, sampling, stop_ids, vocabulary: as in `open_sampler`.
+    """
     return open_sampler(
         model,
         stop_ids=stop_ids,
@@ -327,7 +348,7 @@ def sampler_of(
 
 
 def cache_bytes(cache_gib: float | None, mesh: Mesh) -> float:
-    """What the KV cache may take of each device."""
+    """The most bytes of each device that the KV cache may take."""
     if cache_gib is not None:
         return cache_gib * 2**30
     stated = topology.memory_bytes(mesh.devices.flat[0])
@@ -343,19 +364,25 @@ def jitted_score(
     teacher_params: Params | None,
     rollout: Rollout,
 ) -> Scores:
-    """`score`, jitted, its rows sharded as the rollout's are: for the evaluation, and for the
-    self-test at the start."""
+    """`score`, jitted, its rows sharded as the rollout's are: for evaluations, and for the self-test
+    at the start.
+
+    Args:
+        student, teacher, plan: static; as in `score`.
+        params: the student's.
+        teacher_params, rollout: as in `score`.
+    """
     scores = score(student, params, teacher, teacher_params, rollout, plan=plan)
     return jax.tree.map(lambda x: constrain(plan.mesh, x, BATCH, None), scores)
 
 
 jitted_logp = jax.jit(sampled_logp, static_argnames=("model", "micro_batches", "plan"))
-"""`sampled_logp`, jitted: for the policy that drew, and for the reference model."""
+"""`sampled_logp`, jitted: for the old policy, and for the reference model."""
 
 
 def head_chunk(memory_mib: int | None, mesh: Mesh, columns: int) -> int:
-    """Tokens a chunk of the loss head: what fits memory_mib of each device, if it is given;
-    else 8 % of the device's memory (128 MiB on CPU), and at most 1,024."""
+    """The tokens in a chunk of the loss head: as many as fit memory_mib of each device, if that is
+    given; else 8 % of its memory (128 MiB on CPU), and at most 1,024."""
     if memory_mib is not None:
         return chunk_tokens(memory_mib * 2**20, columns)
     stated = topology.memory_bytes(mesh.devices.flat[0])

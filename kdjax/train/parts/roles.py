@@ -16,7 +16,7 @@ from kdjax.models.shape import DecoderConfig
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Role:
-    """A model of a run: its name in the config, where it lies, and how it reads text."""
+    """A model of a run: its name in the config, its folder, and its tokenizer."""
 
     name: str
     folder: Path
@@ -24,7 +24,7 @@ class Role:
 
     @functools.cached_property
     def shape(self) -> DecoderConfig:
-        """Its shape, read from the folder when it is first asked for."""
+        """Its shapes, read from the folder when they are first asked for."""
         return models.read_config(self.folder)
 
     @property
@@ -34,8 +34,8 @@ class Role:
 
 
 class Roles(NamedTuple):
-    """teachers are by tag, and None where there is none; a model that several tags name is one
-    Role. All tokenizers have the size of the vocabulary that every one of them has."""
+    """The models of a run by role. teachers: by tag, None where there is none; a model that several
+    tags name is one Role. All tokenizers have the size of the vocabulary that they share."""
 
     student: Role
     teachers: dict[str, Role | None]
@@ -46,18 +46,18 @@ class Roles(NamedTuple):
         return {role.name if role else None: role for role in self.teachers.values()}
 
     def limited(self, size: int) -> Roles:
-        """With so many tokens in use, at most, by a student without a teacher."""
+        """The roles of a student without a teacher, with at most so many tokens in use."""
         own = self.student.tokenizer
         tokenizer = own._replace(size=min(own.size, size))
         return self._replace(student=dataclasses.replace(self.student, tokenizer=tokenizer))
 
 
 def resolve(config: Config) -> Roles:
-    """The roles of a config; here names become folders.
+    """The roles of a config, whose model names are resolved to folders here alone.
 
-    Where the student has no chat template, the first teacher's serves. Errors: DataError for a
-    model that is not there, as `load_pair` for each teacher, and ConfigError where one stops at a
-    token that another doesn't have, or a reference has fewer tokens than are in use.
+    Where the student has no chat template, the first teacher's is used. Errors: DataError for a
+    missing model, as `load_pair` for each teacher, and ConfigError where one stops at a token that
+    another doesn't have, or the reference has fewer tokens than are in use.
     """
     folder, wording = models.find(config.student), wording_of(config.data)
     names = teacher_models(config)
@@ -79,7 +79,7 @@ def resolve(config: Config) -> Roles:
 
 
 def _shared_size(pairs: dict[str, tuple[Tokenizer, Tokenizer]]) -> int:
-    """Tokens that the student and all teachers have, in which all of them stop."""
+    """The number of tokens that the student and all teachers share, their stop ids among them."""
     size = min(student.size for student, _ in pairs.values())
     for name, (student, teacher) in pairs.items():
         beyond = [i for i in (*student.stop_ids, *teacher.stop_ids) if i >= size]
@@ -105,7 +105,7 @@ def _reference(name: str | None, student: Path, size: int) -> Role | None:
 
 
 def identities(config: Config) -> dict[str, str]:
-    """The identity of each model of a config, by what the role is called; no weight is loaded."""
+    """The identity of each model of a config, by the name of its role; no weight is loaded."""
     named = {"student": config.student, "reference": config.reference}
     named |= {title(tag): name for tag, name in teacher_models(config).items()}
     return {
@@ -114,12 +114,12 @@ def identities(config: Config) -> dict[str, str]:
 
 
 def wording_of(data: Data) -> Wording:
-    """How a config puts every problem."""
+    """The wording of a config's prompts."""
     return Wording(data.prompt_template, data.system_prompt, data.thinking)
 
 
 def title(tag: str) -> str:
-    """How a tag's teacher is called where people read it.
+    """The name of a tag's teacher in messages.
 
     >>> title(""), title("math")
     ('teacher', 'teacher math')

@@ -1,4 +1,4 @@
-"""Shapes that a config's programs are made of: its models, its meshes, its rollouts."""
+"""The shapes that a config's programs are made of: its models, its meshes, its rollouts."""
 
 from __future__ import annotations
 
@@ -23,17 +23,16 @@ from kdjax.sharding import batch_spec, data_size, make_mesh, owners
 ADAM_BYTES = 16  # float32 parameter, gradient and two moments
 COPY_BYTES = 4  # the parameter that the entropy gate may fall back to
 TEACHER_WEIGHTS: dict[str, models.Hold | None] = {"compute": None, "int8": models.int8}
-"""How the teacher's parameters are held, by the config's `teacher_weights`."""
-SHARE_OF_MEMORY = 0.4  # of a device, that states may fill before they are sharded over fsdp
+"""How the teacher's parameters are stored, by the config's `teacher_weights`."""
+SHARE_OF_MEMORY = 0.4  # of a device, for states; larger ones are sharded over fsdp
 
 
 class Shapes(NamedTuple):
-    """What a config's programs depend on besides the config: no weight and no file is read.
+    """The shapes that a config's programs depend on; to have them, no weight is read.
 
-    teachers are by the name of their model; {None: None} is no teacher. teacher_stop_ids are those
-    of all of them. reference is the shape of the reference model, if there is one. heads_alone:
-    rollouts bring the teachers' states, so that of a teacher, which
-    has no shape here, its LM head is read.
+    teachers: by the name of their model; {None: None} is no teacher. teacher_stop_ids: those of all
+    teachers. reference: the reference model's, if there is one. heads_alone: rollouts have the
+    teachers' states, so only the LM head of a teacher is used, and its shape here is None.
     """
 
     student: DecoderConfig
@@ -48,10 +47,10 @@ class Shapes(NamedTuple):
 def choose_meshes(
     config: Config, devices: Sequence[jax.Device], shapes: Shapes
 ) -> tuple[Mesh, Mesh]:
-    """The config's meshes over these devices: the student's and the teachers', which are one
-    unless layout.teacher_devices parts them.
+    """(the student's mesh, the teachers' mesh) over these devices: the same mesh, unless
+    layout.teacher_devices sets devices aside for the teachers.
 
-    fsdp, where the config leaves it open, is 1 if the training state and the teachers fill at most
+    fsdp, where the config does not set it, is 1 if the training state and the teachers fill at most
     40 % of a device, else all devices that tensor leaves.
     """
     apart = config.layout.teacher_devices
@@ -73,8 +72,8 @@ def choose_meshes(
 
 
 def held_bytes(config: Config, shapes: Shapes) -> float:
-    """Bytes of the training state with its gradient, of the reference, and of the teachers, where
-    they lie on the student's devices."""
+    """Bytes on the student's devices of the training state with its gradient, of the reference, and
+    of the teachers without devices of their own."""
     trained = jax.tree.leaves(models.abstract_params(shapes.student, jnp.float32))
     beside = [] if config.layout.teacher_devices else shapes.teachers.values()
     held_as = config.dtype, config.teacher_weights
@@ -87,7 +86,7 @@ def held_bytes(config: Config, shapes: Shapes) -> float:
 
 
 def check_layout(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> None:
-    """ConfigError where rows or heads can't be sharded over the meshes."""
+    """Errors: ConfigError where rows or heads can't be sharded over the meshes."""
     mesh, teacher_mesh = meshes
     if teacher_mesh is not mesh and config.batch_size % data_size(teacher_mesh):
         raise ConfigError(
@@ -118,14 +117,14 @@ def check_layout(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> N
 def teacher_shapes(
     teacher: DecoderConfig, dtype: str, teacher_weights: str, mesh: Mesh | None = None
 ) -> Params:
-    """Shapes of the teacher's parameters as they are held (TEACHER_WEIGHTS)."""
+    """Shapes of the teacher's parameters as they are stored on devices (TEACHER_WEIGHTS)."""
     hold = TEACHER_WEIGHTS[teacher_weights]
     return models.abstract_params(teacher, jnp.dtype(dtype), mesh, hold=hold)
 
 
 def expected_rollout(config: Config, method: Method, mesh: Mesh) -> Rollout:
-    """The shapes of a method's rollout at its full length, with every field that it will bring (of
-    responses that are drawn, not read from a folder)."""
+    """The shapes of a method's rollout at full length, with every field that it will have when its
+    responses are drawn, not read from a folder."""
     prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
     rows = config.batch_size
 

@@ -1,4 +1,4 @@
-"""The start-up report of a run: what would corrupt it stops it, the rest is said in plain lines."""
+"""The start-up report of a run: an error for whatever would corrupt it, and lines on the rest."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LARGEST_SELF_KL_NATS = 1e-6
 
 
 def report(parts: Parts) -> str:
-    """The start-up report of a run; every line says its subject, so that a line may stand alone.
+    """The start-up report of a run; every line names its subject, so that it can be read alone.
 
     Errors: DataError where a model has fewer vocabulary rows than its tokenizer tokens in use, or
     where the self-test fails.
@@ -71,7 +71,7 @@ def report(parts: Parts) -> str:
 
 
 def _about_problems(parts: Parts) -> Iterator[str]:
-    """Whose problems are whose, and what their sources have to say."""
+    """The problems of each teacher, and what their sources tell about themselves."""
     for tag, teacher in parts.teachers.items():
         if tag and teacher.role is not None:
             rows = len(parts.problems.groups[tag])
@@ -83,7 +83,7 @@ def _about_problems(parts: Parts) -> Iterator[str]:
 
 
 def _about_method(parts: Parts, taught: bool) -> Iterator[str]:
-    """The loss, how is sampled and computed, and over which devices."""
+    """The loss, sampling, precision and devices."""
     config, mesh = parts.config, parts.mesh
     way = "in closed form" if closed_form(config.token_loss) else "by autodiff from chunk logits"
     loss = describe(config.token_loss)
@@ -120,8 +120,15 @@ def self_test(
 ) -> float:
     """The largest KL, in nats, of a model against itself on a few tokens of a rendered prompt: 0.
 
-    Both sides are computed on their own, by the path that training takes; the program is compiled
-    once a model. Errors: DataError above LARGEST_SELF_KL_NATS, and where it is no number.
+    Both sides are computed separately, as in training; the program is compiled once a model.
+
+    Args:
+        model, params: the model, layers stacked.
+        tokenizer: the student's.
+        plan: how its LM head is read; with a mesh.
+        name: of the model, for the error.
+
+    Errors: DataError above LARGEST_SELF_KL_NATS, and where it is NaN.
     """
     mesh = plan.mesh
     assert mesh is not None
@@ -219,7 +226,7 @@ def _about_vocabulary(models: dict[str, Any], size: int) -> str:
 def _about_sizes(
     models: dict[str, Any], student: StudentPrograms, plan: HeadPlan, heads: list[Params]
 ) -> str:
-    """Parameters, and what they and the loss head hold on a device."""
+    """Parameters, and the memory on a device of training state, models and loss head."""
     counts = {name: parameter_total(params) for name, (_, params) in models.items()}
     shown = ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
     axis, mesh = vocabulary_axis(plan.mesh), plan.mesh

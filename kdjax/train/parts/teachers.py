@@ -1,4 +1,4 @@
-"""Teachers and reference, resident: the weights of models that are read and not trained."""
+"""Teachers and reference: the loaded weights of models that are not trained."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from kdjax.train.parts.shapes import TEACHER_WEIGHTS
 
 
 class Teacher(NamedTuple):
-    """One teacher: its role, its programs and weights; given is what the step takes of the weights
-    (`TeacherPrograms.give`). Without a teacher, role, params and given are None."""
+    """One teacher: its role, its programs, its weights, and the part of the weights that the step
+    takes (given, of `TeacherPrograms.give`). Without a teacher all but the programs are None."""
 
     role: Role | None
     programs: TeacherPrograms
@@ -27,9 +27,9 @@ class Teacher(NamedTuple):
 def load_teachers(
     roles: Roles, programs: Programs, dtype: str, teacher_weights: str
 ) -> dict[str, Teacher]:
-    """Tag -> its teacher, in the compute dtype, held as `teacher_weights` says; a model that
-    several tags name is loaded once. Of one whose programs have no model, its head is loaded if
-    they are guided by it, or nothing."""
+    """Tag -> its teacher, in the compute dtype, stored as `teacher_weights` says; a model that
+    several tags name is loaded once. Where stored outputs replace the model, only its LM head is
+    loaded, if they are states, or nothing."""
     loaded = {}
     for name, role in roles.by_model().items():
         own, params, given = programs.teachers[name], None, None
@@ -47,7 +47,7 @@ def open_reference(
     role: Role | None, programs: Programs, dtype: str, micro_batches: int
 ) -> Callable[[Rollout], Rollout]:
     """refer(rollout) -> the rollout with the reference's log-probability of each response token,
-    under the stop policy of the run; the rollout itself where there is no reference."""
+    under the run's stop policy; the rollout as it is where there is no reference."""
     if role is None or programs.reference is None:
         return lambda rollout: rollout
     model = programs.reference.model
