@@ -31,7 +31,7 @@ Key = jax.Array
 class Problem(NamedTuple):
     """One question with its gold answer; `solution` is a worked response, if the source has one.
 
-    tag says which of several teachers it belongs to.
+    tag is that of its teacher, where there are several.
     """
 
     id: str
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
     prompt_length_b:  int32, tokens of each prompt.
     response_bt:      int32, right-padded worked response with its stop token, if there is one.
     response_length_b:     int32, 0 where there is none.
-    response_truncated_b:  bool, the worked response was longer than the batch is wide.
+    response_truncated_b:  bool, the worked response was longer than response_bt and cut.
     row_b:            int32, the problem's number; it seeds the row's sampling.
     """
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from kdjax import models
 from kdjax.base import Params
@@ -26,7 +27,9 @@ NEWEST, BEST = "newest", "best"
 """Names of checkpoints, which also have the numbers of their steps."""
 
 
-def export(run: str | Path, out: str | Path, dtype=jnp.float32, step: str = NEWEST) -> None:
+def export(
+    run: str | Path, out: str | Path, dtype: DTypeLike = jnp.float32, step: str = NEWEST
+) -> None:
     """Write a checkpoint's student to `out` in `dtype`, with its initial model's config and
     tokenizer; step as in `load_run`.
 
@@ -94,7 +97,7 @@ def _params(run: Path, step: str, best: str | None, like: Params) -> Params:
 
 
 def _chosen(folder: Path, step: str, best: str | None, steps: list[int]) -> int:
-    """The number of the step that is asked for."""
+    """The step number of a checkpoint by its name or number."""
     if step == BEST and best is None:
         raise DataError(
             f"{folder.parent} keeps no best checkpoint (checkpoints.best); give --step {NEWEST}, or"

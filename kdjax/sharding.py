@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from kdjax.errors import ConfigError
 
@@ -153,7 +154,9 @@ def constrain(mesh: Mesh | None, x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(mesh, x.shape, axes)))
 
 
-def gathered(mesh: Mesh | None, weight: jax.Array, dtype, axes: Sequence[str | None]) -> jax.Array:
+def gathered(
+    mesh: Mesh | None, weight: jax.Array, dtype: DTypeLike, axes: Sequence[str | None]
+) -> jax.Array:
     """A parameter as a layer uses it: cast to `dtype`, then gathered along its width (fsdp).
 
     The cast copy is what devices send; its gradient is scattered back to the parameter's shards.
@@ -170,7 +173,9 @@ def gathered(mesh: Mesh | None, weight: jax.Array, dtype, axes: Sequence[str | N
     return gather(weight.astype(dtype))
 
 
-def lookup(mesh: Mesh | None, table_vd: jax.Array, tokens_bt: jax.Array, dtype) -> jax.Array:
+def lookup(
+    mesh: Mesh | None, table_vd: jax.Array, tokens_bt: jax.Array, dtype: DTypeLike
+) -> jax.Array:
     """Rows of an embedding table in `dtype`: [V, D], [B, T] -> [B, T, D].
 
     The table is not gathered: each device looks up its own columns of its own rows, and the rows
@@ -226,7 +231,7 @@ def map_sharded(
         out_axes: those of the result.
         args: arrays, in full.
         summed: a logical axis: where it is sharded, results are added over its mesh axis.
-        check_vma: False for kernels, which don't say over which mesh axes their results vary.
+        check_vma: False for kernels, which don't declare over which mesh axes their results vary.
     """
     if mesh is None or mesh.size == 1:
         return function(*args)
@@ -253,7 +258,9 @@ def vocabulary_axis(mesh: Mesh | None) -> str | None:
     return TENSOR if mesh is not None and mesh.shape.get(TENSOR, 1) > 1 else None
 
 
-def collected_gradient(mesh: Mesh, shape: Sequence[int], axis: str | None):
+def collected_gradient(
+    mesh: Mesh, shape: Sequence[int], axis: str | None
+) -> tuple[Callable[[Any], Any], PartitionSpec]:
     """(a function that sums an LM head's gradient over all tokens inside `shard_map`, the
     PartitionSpec of the sum). Where the width is sharded over fsdp, each device gets its own
     columns of it.

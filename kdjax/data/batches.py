@@ -20,7 +20,7 @@ from kdjax.errors import ConfigError, DataError
 
 class Source(NamedTuple):
     """A finite list of problems: size, problem(index), an identity that is equal for equal
-    problems, and a text about where it is from and what of it was left out."""
+    problems, and a text about its origin and what was left out."""
 
     size: int
     problem: Callable[[int], Problem]
@@ -49,7 +49,7 @@ def task_source(task: str, split: str, size: int, terms: Sequence[int]) -> Sourc
 
 def file_source(path: str | Path, columns: Sequence[str] = ()) -> Source:
     """Problems of a local file or folder (JSONL, CSV, Parquet, Arrow): columns prompt and answer;
-    if it has them, solution and tag. `columns` ("field=column") says other names.
+    if it has them, solution and tag. `columns` ("field=column") gives other names.
 
     Errors: DataError when it is missing, unreadable, or nothing in it can be used.
     """
@@ -125,7 +125,7 @@ def batch_at(groups: Groups, number: int, size: int, seed: int) -> tuple[str, li
     ['a', 'b', 'a', 'a', 'b', 'a']
     """
     tags = list(groups)
-    order = _turns(tuple(len(groups[tag]) for tag in tags))
+    order = _tag_order(tuple(len(groups[tag]) for tag in tags))
     rounds, place = divmod(number, len(order))
     turn = order[place]
     earlier = rounds * np.sum(order == turn) + np.sum(order[:place] == turn)
@@ -155,7 +155,7 @@ def rows_of_process(indices: Sequence[int], process: int, count: int) -> list[in
 
 
 @functools.lru_cache(maxsize=8)
-def _turns(counts: tuple[int, ...]) -> np.ndarray:
+def _tag_order(counts: tuple[int, ...]) -> np.ndarray:
     """The tag's number at each place of a round: its k-th place of n is at (k + 1/2) / n."""
     shares = [count // math.gcd(*counts) for count in counts]
     whose = np.repeat(np.arange(len(shares)), shares)

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from kdjax.base import Model, Params
 from kdjax.errors import DataError
@@ -66,8 +67,8 @@ def find(name: str | Path) -> Path:
 def load(
     name: str | Path,
     mesh: Mesh | None = None,
-    dtype=jnp.float32,
-    params_dtype=jnp.float32,
+    dtype: Any = jnp.float32,
+    params_dtype: DTypeLike = jnp.float32,
     hold: Hold | None = None,
     **how: Any,
 ) -> tuple[Model, Params]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from kdjax.errors import ConfigError
 from kdjax.models.kernels import KERNELS, PREFERRED, Rows, sharded_kernel
@@ -57,7 +58,7 @@ def attention(
     return PORTABLE[impl](q, k, v, segment_ids, window)
 
 
-def choose(platform: str, length: int, head_dim: int, dtype, segment_ids: bool) -> str:
+def choose(platform: str, length: int, head_dim: int, dtype: DTypeLike, segment_ids: bool) -> str:
     """The impl that `auto` stands for: `xla` for short rows; for long ones the platform's own
     kernel where it accepts them, else `chunked`.
 

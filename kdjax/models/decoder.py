@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from kdjax.base import Key, Model, Params
 from kdjax.errors import ConfigError
@@ -158,7 +159,7 @@ def logical_axes(params: Params) -> Params:
 
 def abstract_params(
     config: DecoderConfig,
-    dtype,
+    dtype: DTypeLike,
     mesh: Mesh | None = None,
     lora: LoRA | None = None,
     hold: Hold | None = None,
@@ -199,7 +200,7 @@ def unstacked_axes(params: Params) -> Params:
     return {**axes, "layers": [layer] * depth}
 
 
-def narrow(params: Params, dtype) -> Params:
+def narrow(params: Params, dtype: DTypeLike) -> Params:
     """Kernels and tables cast to the compute `dtype`, in which they are read; norms and quantised
     kernels stay. The model's results are the same."""
     return jax.tree.map(
@@ -213,7 +214,7 @@ def narrow(params: Params, dtype) -> Params:
 @functools.lru_cache(maxsize=64)  # one Model a config, so that programs compiled for it are reused
 def build(
     config: DecoderConfig,
-    dtype=jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     *,
     impl: str = "xla",
     remat: str = "none",
@@ -285,6 +286,7 @@ class _Decoder(NamedTuple):
 def _hidden(
     decoder: _Decoder, remat: str, params: Params, tokens_bs: jax.Array, segment_ids=None
 ) -> jax.Array:
+    """`Model.hidden`."""
     positions = jnp.broadcast_to(jnp.arange(tokens_bs.shape[1]), tokens_bs.shape)
 
     def attend(q, k, v):
@@ -313,6 +315,7 @@ def _init_cache(decoder: _Decoder, batch: int, slots: int):
 
 
 def _prefill(decoder: _Decoder, params: Params, tokens_bs: jax.Array):
+    """`Model.prefill`."""
     positions, keep = (
         jnp.broadcast_to(jnp.arange(tokens_bs.shape[1]), tokens_bs.shape),
         decoder.keep,
@@ -329,6 +332,7 @@ def _prefill(decoder: _Decoder, params: Params, tokens_bs: jax.Array):
 
 
 def _extend(decoder: _Decoder, params: Params, tokens_bt, cache, pointer, start_b):
+    """`Model.extend`."""
     slot = pointer + jnp.arange(tokens_bt.shape[1])
     positions = jnp.maximum(slot[None] - start_b[:, None], 0)
     window, keep = decoder.config.sliding_window, decoder.keep

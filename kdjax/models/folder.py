@@ -123,12 +123,12 @@ def _opened(path: Path) -> dict[str, StoredTensor]:
             return {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     except Exception as error:  # the library raises its own kinds for every damage
         raise DataError(
-            f"{path}: damaged or not safetensors ({_instead(path) or one_line(error)});"
+            f"{path}: damaged or not safetensors ({_likely_content(path) or one_line(error)});"
             " fetch the file again"
         ) from error
 
 
-def _instead(path: Path) -> str:
+def _likely_content(path: Path) -> str:
     """What a weight file really is where a download went wrong, if it is known."""
     with open(path, "rb") as file:
         start = file.read(64)

@@ -48,7 +48,8 @@ class Kernel(NamedTuple):
 
 
 def _cudnn(q, k, v, segment_ids, window, platform) -> jax.Array:
-    """cuDNN's flash attention, linear memory. Errors: ConfigError where cuDNN is not installed."""
+    """cuDNN's flash attention, linear memory; arguments as in `attention`. Errors: ConfigError
+    where cuDNN is not installed."""
     del segment_ids, platform
     try:
         return jax.nn.dot_product_attention(
@@ -80,8 +81,8 @@ def _cudnn_refusal(rows: Rows) -> str | None:
 
 
 def _splash(q, k, v, segment_ids, window, platform) -> jax.Array:
-    """Splash attention: fully masked blocks are skipped, linear memory. Interpreted (slowly) on a
-    CPU.
+    """Splash attention, linear memory; arguments as in `attention`. Fully masked blocks are
+    skipped. Interpreted (slowly) on a CPU.
 
     A group's queries attend to their one key head (`mqa`) under two vmaps. dq has a kernel of its
     own: the fused one keeps T / 512 copies of dq, 0.26 GiB instead of 0.09 at T = 4096.

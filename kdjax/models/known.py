@@ -15,7 +15,7 @@ class Known(NamedTuple):
     tokens: int
 
 
-def _qwen3(width, inner, layers, heads, *, tied: bool, chat: bool) -> Known:
+def _qwen3(width: int, inner: int, layers: int, heads: int, *, tied: bool, chat: bool) -> Known:
     config = DecoderConfig(
         vocab_size=151_936,
         hidden_size=width,

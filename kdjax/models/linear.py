@@ -37,7 +37,16 @@ class LoRA:
 
 
 class Linear(nnx.Module):
-    """x [..., in] -> [..., out] in `dtype`; rank 0 has no adapter, scale is alpha / rank."""
+    """x [..., in] -> [..., out] in `dtype`.
+
+    Args:
+        width_in, width_out: in and out.
+        bias: whether there is one.
+        rank: of the adapter; 0 is none.
+        scale: its alpha / rank.
+        dtype: what it computes in.
+        rngs: for the initial parameters.
+    """
 
     def __init__(
         self,

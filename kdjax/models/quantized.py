@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from kdjax.base import Params
 from kdjax.errors import ConfigError
@@ -76,7 +77,7 @@ def with_barrier(params: Params, x: jax.Array) -> tuple[Params, jax.Array]:
     return jax.lax.optimization_barrier((params, x))
 
 
-def used(mesh: Mesh | None, weight: Any, dtype, axes: Sequence[str | None]) -> jax.Array:
+def used(mesh: Mesh | None, weight: Any, dtype: DTypeLike, axes: Sequence[str | None]) -> jax.Array:
     """A parameter as a layer reads it, gathered along its width (`sharding.gathered`); a quantised
     kernel is gathered as int8, then qvalue * scale, rounded to `dtype` once."""
     if not is_quantized(weight):

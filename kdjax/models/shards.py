@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from kdjax.base import Params
 from kdjax.errors import DataError
@@ -31,7 +32,11 @@ SHARD_BYTES = 4 << 30
 
 
 def write_folder(
-    folder: Path, params: Params, source: Path, dtype=jnp.float32, shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    params: Params,
+    source: Path,
+    dtype: DTypeLike = jnp.float32,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a Hugging Face folder: parameters with the config and tokenizer of another.
 
@@ -78,6 +83,7 @@ def _check_paths(params: Params, places: dict[str, Place], source: Path) -> None
 def _write_weights(
     folder: Path, params: Params, places: dict[str, Place], dtype: np.dtype, shard_bytes: int
 ) -> None:
+    """The weight files of `write_folder`, each tensor from its place in the parameters."""
     from huggingface_hub import split_state_dict_into_shards_factory
     from safetensors import SafetensorError
     from safetensors.numpy import save_file

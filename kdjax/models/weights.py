@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from kdjax.base import Params
 from kdjax.errors import DataError
@@ -37,7 +38,7 @@ Cut = tuple[slice, ...]
 def read_params(
     folder: Folder,
     config: DecoderConfig,
-    dtype=jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
     hold: Hold | None = None,
 ) -> Params:
@@ -72,7 +73,10 @@ def read_params(
 
 
 def read_head(
-    folder: Folder, config: DecoderConfig, dtype=jnp.float32, mesh: Mesh | None = None
+    folder: Folder,
+    config: DecoderConfig,
+    dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> LMHead:
     """The LM head alone of a folder, sharded as `read_params` shards it; no other tensor is read.
 
@@ -121,7 +125,7 @@ def _filled(abstract: jax.ShapeDtypeStruct, places: list[tuple[Place, StoredTens
         for cut in cuts:
             piece = _piece(tensor, cut, sharding)
             at = np.array([*place.at, cut[axis].start], np.int32)
-            # waiting keeps one piece alive, not as many as the device's queue is long
+            # waiting keeps one piece in memory, not all that are queued
             buffer = jax.block_until_ready(write(buffer, piece, at))
     return buffer
 

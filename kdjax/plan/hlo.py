@@ -56,11 +56,11 @@ def collectives(text: str, unknown_trips: float = 1.0) -> list[Collective]:
             if op in KINDS and not (known and known in channels):
                 channels.update([known] if known else [])
                 found.extend(_collective(op, parsed["type"], line, factor))
-            turns = 1.0
+            trips = 1.0
             if op == "while":
-                turns = _turns(line, computations, unknown_trips)
+                trips = _trip_count(line, computations, unknown_trips)
             for called in _CALLED.findall(line):
-                visit(called, factor * turns, fused or op == "fusion")
+                visit(called, factor * trips, fused or op == "fusion")
             for branches in _BRANCHES.findall(line):
                 for called in branches.split(","):
                     visit(called.strip().removeprefix("%"), factor)
@@ -98,7 +98,7 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
     return computations, entry
 
 
-def _turns(line: str, computations: dict[str, list[str]], unknown: float) -> float:
+def _trip_count(line: str, computations: dict[str, list[str]], unknown: float) -> float:
     """The trip count of a while: the compiler's, or the constant that its condition compares to."""
     known = _TRIPS.search(line)
     if known:

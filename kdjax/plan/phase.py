@@ -57,7 +57,7 @@ def device_gib(tree: Any) -> float:
     return device_bytes(tree) / GIB
 
 
-def compiled_program(lowered) -> Any:
+def compiled_program(lowered: Any) -> Any:
     """A lowered program, compiled. Errors: ConfigError where the compiler refuses it."""
     try:
         return lowered.compile()

@@ -82,9 +82,9 @@ def open_engine(
 
     Opening asks for its models, so it must be up. With PLAIN sampling its log-probabilities are
     both logp and sampler_logp; greedy, they are logp (at temperature 0 both engines report the
-    model's own distribution) and sampler_logp is 0; else `log_probs` tells which they are, and logp
-    is None. Entropy is None. Parameters are None: the engine has weights of its own. The first row
-    to fail ends the batch, and requests in flight are cancelled.
+    model's own distribution) and sampler_logp is 0; else `log_probs` names their distribution, and
+    logp is None. Entropy is None. Parameters are None: the engine has weights of its own. The first
+    row to fail ends the batch, and requests in flight are cancelled.
 
     Args:
         url: http(s)://host:port[/v1]; an API key is read from OPENAI_API_KEY.
@@ -100,7 +100,7 @@ def open_engine(
         retries: of one request, with the client's own back-off.
 
     Errors: ConfigError for arguments that don't fit, among them sampling whose sampler_logp the
-    engine would not say; EngineError when it can't be reached, refuses, or answers nonsense.
+    engine would not return; EngineError when it can't be reached, refuses, or answers nonsense.
 
     >>> open_engine("localhost", "m", stop_ids=[2], vocabulary=9)
     Traceback (most recent call last):

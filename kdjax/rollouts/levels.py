@@ -1,6 +1,6 @@
 """The sampler's levels: responses grow level by level in full batches, with a cache of their size.
 
-All responses grow to a level's end before any goes further. A level's responses are equally long
+All responses grow to a level's end before any grows further. A level's responses are equally long
 when it begins, so that no row attends over more slots than it needs. Finished rows are gone, so
 that batches are full: the rows that continue are collected from all batches, and prefilled again.
 """

@@ -365,7 +365,7 @@ def _local_chunk(plan: _Plan, tokens: int) -> int:
 
 
 def _existing(logits: jax.Array, plan: _Plan) -> jax.Array:
-    """Only the columns that exist; on a piece of the vocabulary, -inf in place of the others."""
+    """Only the columns that exist; on a shard of the vocabulary, -inf in the others."""
     width = logits.shape[-1]
     if plan.axis is None:
         return logits[..., : plan.columns]

@@ -142,7 +142,7 @@ def _columns(x: jax.Array, ids: tuple[int, ...], axis: str | None, elsewhere: fl
 
 
 def _numbers(x: jax.Array, axis: str | None) -> jax.Array:
-    """Each entry's column over the whole vocabulary, [..., V]; no array where XLA fuses it."""
+    """Each entry's column over the full vocabulary, [..., V]; fused by XLA, so no array."""
     here = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
     return here if axis is None else here + jax.lax.axis_index(axis) * x.shape[-1]
 

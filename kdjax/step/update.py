@@ -99,7 +99,7 @@ def make_step(
             skipped_in_a_row (`make_optimizer`).
         token_loss, objective, reduction: as in `scored_loss`.
         plan: how the LM heads are read; with its mesh wherever the batch is sharded.
-        micro_batches: pieces of a batch, accumulated one after another.
+        micro_batches: how many a batch is split into; they are accumulated.
         steps: of the run, over which schedules of token loss and objective go.
 
     Errors: ConfigError for an objective whose value at a token depends on other tokens.

@@ -1,1 +1,1 @@
-"""A config becomes a run."""
+"""Training: a config becomes a run."""

@@ -79,8 +79,8 @@ def train(config: Config, profile_steps: int = 0) -> EvalReport:
 
 
 def _start(parts: Parts, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
-    """(a fresh state, or that of the newest intact checkpoint; what the checkpoint tells of the
-    steps before, as of `_about`). Errors: as `_check_same`."""
+    """(a fresh state, or that of the newest intact checkpoint; the checkpoint's record of the
+    steps before, by `_about`). Errors: as `_check_same`."""
     found = checkpoints.newest(parts.programs.student.state, functools.partial(_check_same, parts))
     return found if found is not None else (fresh_state(parts), {"seconds": 0.0})
 
@@ -120,7 +120,7 @@ def _loop(
     Args:
         parts: of the run.
         state: to continue from.
-        before: what the checkpoint tells of the steps before.
+        before: the checkpoint's record of the steps before.
         folder: the run's.
         checkpoints: where states are saved.
     """

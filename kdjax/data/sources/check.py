@@ -1,4 +1,4 @@
-"""The check of a dataset: what is in it, and what of it is in benchmarks (`kdjax data check`)."""
+"""The check of a dataset: its contents, and its overlap with benchmarks (`kdjax data check`)."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ Cut = tuple[int | None, int | None]
 class Loaded(NamedTuple):
     """The problems of a dataset: problem(index), index < size, each read when it is asked for.
 
-    identity is equal for equal problems in equal order; about tells what was left out, note what a
-    user should know.
+    identity is equal for equal problems in equal order; about is a text on what was left out, note
+    on what a user should know.
     """
 
     size: int

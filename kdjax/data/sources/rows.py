@@ -25,7 +25,7 @@ KINDS = ".jsonl, .json, .csv, .parquet or .arrow"
 
 def read_local(path: Path, split: str | None = None):
     """The rows of a file or a folder: a folder of `save_to_disk`, or one of files, of which only
-    those of the split are read where their names tell splits.
+    those of the split are read where their names contain splits.
 
     Errors: DataError when it is missing, unreadable or empty.
     """

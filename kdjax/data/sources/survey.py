@@ -27,7 +27,7 @@ class Counts(NamedTuple):
       columns, all of an earlier row.
     - conflicting: the prompt of an earlier row with another answer, duplicates included.
     - unverifiable: the gold, boxed, would not be graded right by the verifier.
-    - leaked: the prompt says "answer is" and then the gold.
+    - leaked: the prompt contains "answer is" and then the gold.
     - disagreeing: the worked response's box is not the gold.
     - several_traces, unverified_traces: rows with several worked responses to choose from, and with
       none of them chosen.

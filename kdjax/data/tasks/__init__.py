@@ -1,7 +1,7 @@
 r"""Tasks: procedural, verifiable arithmetic, deterministic in (task, split, index), whose splits
 can't overlap.
 
-A task turns a random generator and a number of terms into a prompt, a gold answer and one of many
+A task makes of a random generator and a number of terms a prompt, a gold answer and one of many
 right worked solutions. Randomness comes from a counter-based generator (Philox) keyed by (task,
 split) at counter `index`, and a prompt belongs to exactly one split by the hash of its text:
 drawing again until the hash agrees makes an overlap impossible by construction, however many

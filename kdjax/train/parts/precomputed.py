@@ -125,8 +125,8 @@ def stop_ids(stored: dict[str, Stored]) -> tuple[int, ...]:
 
 
 def limited(roles: Roles, stored: dict[str, Stored]) -> Roles:
-    """The roles with the vocabulary of the stored outputs, where no teacher is there whose
-    tokenizer decides it."""
+    """The roles with the vocabulary of the stored outputs, where no teacher's tokenizer
+    decides it."""
     if any(roles.teachers.values()) or kept_of(stored) == NOTHING:
         return roles
     return roles.limited(min(s.settings["vocabulary"] for s in stored.values()))

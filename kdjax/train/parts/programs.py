@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from kdjax import models
 from kdjax.base import Model, Params, Rollout, Sampler, Sampling, Scores
@@ -284,19 +285,19 @@ def read_elsewhere(taught: TeacherPrograms, teacher_mesh: Mesh, mesh: Mesh) -> T
     return taught._replace(guide=HEAD, read=read, give=give)
 
 
-def _itself(head):
+def _same(head):
     return head
 
 
-def _nothing(*args):
+def _unavailable(*args):
     raise TypeError("this model is its LM head alone")
 
 
-HEAD = Model(None, _nothing, _itself, _nothing, _nothing, _nothing)
+HEAD = Model(None, _unavailable, _same, _unavailable, _unavailable, _unavailable)
 """The model of an LM head alone, for rollouts that have its states."""
 
 
-def to_sampler(params: Params, dtype, mesh: Mesh) -> Any:
+def to_sampler(params: Params, dtype: DTypeLike, mesh: Mesh) -> Any:
     """A jitted convert(params) -> those that the model's sampler reads: unstacked, in `dtype`, on
     the `rollout_mesh` of `mesh`. params: shapes."""
     made = jax.eval_shape(models.unstacked, params)
@@ -309,9 +310,9 @@ def to_sampler(params: Params, dtype, mesh: Mesh) -> Any:
     return jax.jit(convert, out_shardings=places)
 
 
-def read_by_sampler(params: Params, dtype, mesh: Mesh) -> Callable[[Params], Params]:
+def read_by_sampler(params: Params, dtype: DTypeLike, mesh: Mesh) -> Callable[[Params], Params]:
     """`to_sampler` with its result on this process's devices alone. All processes call the function
-    together; each then draws by itself."""
+    together; each can then draw without the others."""
     convert = to_sampler(params, dtype, mesh)
     return lambda params: on_own_devices(convert(params))
 
@@ -364,8 +365,8 @@ def jitted_score(
     teacher_params: Params | None,
     rollout: Rollout,
 ) -> Scores:
-    """`score`, jitted, its rows sharded as the rollout's are: for evaluations, and for the self-test
-    at the start.
+    """`score`, jitted, its rows sharded as the rollout's are: for evaluations, and the self-test at
+    the start.
 
     Args:
         student, teacher, plan: static; as in `score`.

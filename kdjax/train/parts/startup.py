@@ -71,7 +71,7 @@ def report(parts: Parts) -> str:
 
 
 def _about_problems(parts: Parts) -> Iterator[str]:
-    """The problems of each teacher, and what their sources tell about themselves."""
+    """The problems of each teacher, and the remarks of their sources."""
     for tag, teacher in parts.teachers.items():
         if tag and teacher.role is not None:
             rows = len(parts.problems.groups[tag])
