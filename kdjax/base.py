@@ -103,7 +103,7 @@ class Rollout(NamedTuple):
     draws_b:          int32, how often the row was drawn: until the rewards of its group differed,
                       or no redraw was left.
     not_scored_b:     bool, the reward is 0 because the verifier could not judge the row; where it
-                      reports that.
+                      tells that.
 
     The last response token of a finished row is its stop token: it is trained on like any other.
     """
@@ -160,7 +160,7 @@ class Samples(NamedTuple):
     """Responses, right-padded with zeros; length counts the stop token.
 
     logp_bt:          log-probability under the model's own distribution (temperature 1, not
-                      truncated); None where an engine does not report it.
+                      truncated); None where an engine does not return it.
     sampler_logp_bt:  the same under the distribution that the token was drawn from.
     entropy_bt:       predictive entropy of the model's own distribution, in nats, or None.
     stop_b:           int32, the stop id that ended the row; -1 where the limit did (truncated).

@@ -81,7 +81,7 @@ def open_engine(
     """A Sampler that asks the engine at `url` for responses of the model it serves as `model`.
 
     Opening asks for its models, so it must be up. With PLAIN sampling its log-probabilities are
-    both logp and sampler_logp; greedy, they are logp (at temperature 0 both engines report the
+    both logp and sampler_logp; greedy, they are logp (at temperature 0 both engines return the
     model's own distribution) and sampler_logp is 0; else `log_probs` names their distribution, and
     logp is None. Entropy is None. Parameters are None: the engine has weights of its own. The first
     row to fail ends the batch, and requests in flight are cancelled.
@@ -245,8 +245,8 @@ def _connect(engine: _Engine):
 
 
 async def _check_model(engine: _Engine) -> int | None:
-    """The engine's context length, where it reports it. Errors: ConfigError where it does not serve
-    the model, naming those that it does."""
+    """The engine's context length, where it returns one. Errors: ConfigError where it does not
+    serve the model, naming those that it does."""
     async with _connect(engine) as client:
         text = await _text(engine, "", client.models.with_raw_response.list())
     try:

@@ -89,7 +89,7 @@ def cut(samples: Samples, max_new_tokens: int) -> Samples:
 
 
 def assemble_samples(batch: Batch, samples: Samples) -> Rollout:
-    """Prompts and sampled responses as one Rollout."""
+    """Prompts and drawn responses as one Rollout."""
     return assemble(
         batch, samples.tokens_bt, samples.length_b, samples.sampler_logp_bt, samples.truncated_b
     )

@@ -1,6 +1,6 @@
 """Closed forms: two next-token distributions compared by two sweeps over their logits.
 
-One sweep for the maxima and one for a handful of sums give both KLs, both entropies, the sampled
+One sweep for the maxima and one for a handful of sums give both KLs, both entropies, the target
 token's log-probabilities and top-1 agreement; the gradient by the student's logits has a closed
 form in those sums, for any objective made of them (docs/loss_head.md has the derivation).
 """

@@ -103,18 +103,18 @@ def head_loss(
     rows = _check_rows(head, teacher, mesh)
     if vocabulary is not None and not 1 <= vocabulary <= rows:
         raise ConfigError(f"vocabulary must be in 1..{rows} (the heads' rows), got {vocabulary}")
-    plan = _Plan(function, vocabulary or rows, chunk, vocabulary_axis(mesh))
+    settings = _Settings(function, vocabulary or rows, chunk, vocabulary_axis(mesh))
     run = _pass if mesh is None else functools.partial(_sharded_pass, mesh)
 
     @jax.custom_vjp
     def loss(hidden, head, constants):
-        made = run(plan, _Asked(), hidden, head, constants)
+        made = run(settings, _Asked(), hidden, head, constants)
         return made.total, made.statistics
 
     def forward(*primals):
         hidden, head, constants = primal_values(primals)
         asked = _Asked(*map(is_perturbed, primals[:2]))
-        made = run(plan, asked, hidden, head, constants)
+        made = run(settings, asked, hidden, head, constants)
 
         def narrowed(by, primal):
             return None if by is None else jax.tree.map(lambda g, x: g.astype(x.dtype), by, primal)
@@ -146,7 +146,7 @@ def chunk_tokens(memory_bytes: float, vocabulary: int) -> int:
     return 2 ** max(0, int(memory_bytes / (8 * vocabulary)).bit_length() - 1)
 
 
-class _Plan(NamedTuple):
+class _Settings(NamedTuple):
     """The settings of a pass: the function, the columns that exist, the chunk, the mesh axis of the
     vocabulary."""
 
@@ -190,7 +190,7 @@ def _check_rows(head: LMHead, teacher: Teacher, mesh: Mesh | None) -> int:
     return min(rows)
 
 
-def _sharded_pass(mesh: Mesh, plan: _Plan, asked: _Asked, hidden, head, constants) -> _Made:
+def _sharded_pass(mesh: Mesh, settings: _Settings, asked: _Asked, hidden, head, constants) -> _Made:
     """`_pass` on each device's tokens and head rows; gradients are summed once, after the loop.
 
     By `shard_map`, because a chunk loop under automatic sharding makes XLA gather all hidden
@@ -198,9 +198,9 @@ def _sharded_pass(mesh: Mesh, plan: _Plan, asked: _Asked, hidden, head, constant
 
     Args:
         mesh, hidden, head: as in `head_loss`.
-        plan, asked, constants: as in `_pass`.
+        settings, asked, constants: as in `_pass`.
     """
-    tokens, rows = rows_spec(mesh), PartitionSpec(plan.axis)
+    tokens, rows = rows_spec(mesh), PartitionSpec(settings.axis)
     teacher, *rest = constants
     head, teacher = _cast_head(head, hidden.dtype), _cast_teacher(teacher)
     teacher_specs: Any = jax.tree.map(lambda _: tokens, teacher)
@@ -208,14 +208,16 @@ def _sharded_pass(mesh: Mesh, plan: _Plan, asked: _Asked, hidden, head, constant
         teacher_specs = teacher_specs._replace(head=jax.tree.map(lambda _: rows, teacher.head))
     elif isinstance(teacher, TeacherLogits):
         between = (None,) * (teacher.logits.ndim - 2)
-        teacher_specs = TeacherLogits(PartitionSpec(*tokens, *between, plan.axis))  # type: ignore[arg-type]
+        teacher_specs = TeacherLogits(PartitionSpec(*tokens, *between, settings.axis))  # type: ignore[arg-type]
 
-    collect, head_spec = collected_gradient(mesh, head.weight_vd.shape, plan.axis)
+    collect, head_spec = collected_gradient(mesh, head.weight_vd.shape, settings.axis)
 
     def local(hidden, head, constants) -> _Made:
-        made = _pass(plan, asked, hidden, head, constants)
+        made = _pass(settings, asked, hidden, head, constants)
         made = made._replace(total=jax.lax.psum(made.total, tokens[0]))
-        by_hidden = made.by_hidden if plan.axis is None else jax.lax.psum(made.by_hidden, plan.axis)
+        by_hidden = (
+            made.by_hidden if settings.axis is None else jax.lax.psum(made.by_hidden, settings.axis)
+        )
         return made._replace(by_hidden=by_hidden, by_head=collect(made.by_head))
 
     return jax.shard_map(
@@ -238,22 +240,22 @@ def _cast_teacher(teacher: Teacher) -> Teacher:
     return teacher._replace(head=_cast_head(teacher.head, teacher.hidden.dtype))
 
 
-def _pass(plan: _Plan, asked: _Asked, hidden, head, constants) -> _Made:
+def _pass(settings: _Settings, asked: _Asked, hidden, head, constants) -> _Made:
     """The chunk loop over this device's tokens, those of the mask alone.
 
     Args:
-        plan: the settings.
+        settings: of the pass.
         asked: the gradients that are made.
         hidden: [..., D].
         head: weight [V, D], this device's rows.
         constants: (teacher, auxiliaries, weights, mask) of `head_loss`.
     """
     teacher, auxiliaries, weights, mask = constants
-    work, own = _chunk_work(plan, asked, hidden.dtype, head, teacher)
+    work, own = _chunk_work(settings, asked, hidden.dtype, head, teacher)
     tokens = jax.tree.map(
         lambda x: x.reshape(-1, *x.shape[mask.ndim :]), (hidden, own, auxiliaries, weights)
     )
-    chunk = _local_chunk(plan, mask.size)
+    chunk = _local_chunk(settings, mask.size)
     slots = -(-mask.size // chunk) * chunk
     (order,) = jnp.nonzero(mask.reshape(-1), size=slots, fill_value=mask.size)
 
@@ -294,12 +296,12 @@ def _pass(plan: _Plan, asked: _Asked, hidden, head, constants) -> _Made:
     )
 
 
-def _chunk_work(plan: _Plan, asked: _Asked, dtype, head: LMHead, teacher: Teacher):
+def _chunk_work(settings: _Settings, asked: _Asked, dtype, head: LMHead, teacher: Teacher):
     """(work(states, teacher, auxiliaries, weight) -> _Made of a chunk, the arrays of the teacher
     that are cut into chunks). Heads are cast to their hidden states' dtypes once, before the loop.
 
     Args:
-        plan, asked, head: as in `_pass`.
+        settings, asked, head: as in `_pass`.
         dtype: of the hidden states.
         teacher: as in `head_loss`.
     """
@@ -313,8 +315,8 @@ def _chunk_work(plan: _Plan, asked: _Asked, dtype, head: LMHead, teacher: Teache
         """((total, statistics), the gradient by raw logits or ()) of a chunk's raw logits."""
 
         def weighted(raw):
-            logits = _existing(shape_logits(raw, head), plan)
-            loss, statistics = plan.function(logits, theirs, extra)
+            logits = _existing(shape_logits(raw, head), settings)
+            loss, statistics = settings.function(logits, theirs, extra)
             return jnp.sum(jnp.where(weight != 0, loss, 0.0) * weight), statistics
 
         if not any(asked):
@@ -324,15 +326,15 @@ def _chunk_work(plan: _Plan, asked: _Asked, dtype, head: LMHead, teacher: Teache
 
     def work(states, theirs, extra, weight) -> _Made:
         if teacher_head is not None:
-            theirs = _existing(project(theirs, teacher_head), plan)
+            theirs = _existing(project(theirs, teacher_head), settings)
         elif isinstance(theirs, TeacherLogits):
-            theirs = _existing(theirs.logits, plan)
+            theirs = _existing(theirs.logits, settings)
         rows = (product(states, weight_vd), theirs, extra, weight)
-        made, by_logits = sweep(*rows) if plan.axis else _sweep_in_cache(sweep, *rows)
+        made, by_logits = sweep(*rows) if settings.axis else _sweep_in_cache(sweep, *rows)
         by_hidden = by_head = None
         if asked.by_hidden:
             by_hidden = _contract("cv,vd->cd", by_logits, weight_vd)
-            if plan.axis is None:  # else shards are summed first, in full precision
+            if settings.axis is None:  # else shards are summed first, in full precision
                 by_hidden = by_hidden.astype(dtype)
         if asked.by_head:
             by_head = jax.tree.map(lambda _: _contract("cv,cd->vd", by_logits, states), head)
@@ -358,21 +360,21 @@ def _sweep_in_cache(sweep, raw: jax.Array, *others):
     return jax.lax.platform_dependent(raw, *others, cpu=in_blocks, default=sweep)
 
 
-def _local_chunk(plan: _Plan, tokens: int) -> int:
+def _local_chunk(settings: _Settings, tokens: int) -> int:
     """The chunk in use: at most the tokens there are, a multiple of the vocabulary's shards."""
-    pieces = 1 if plan.axis is None else jax.lax.axis_size(plan.axis)
-    return -(-max(1, min(plan.chunk, tokens)) // pieces) * pieces
+    pieces = 1 if settings.axis is None else jax.lax.axis_size(settings.axis)
+    return -(-max(1, min(settings.chunk, tokens)) // pieces) * pieces
 
 
-def _existing(logits: jax.Array, plan: _Plan) -> jax.Array:
+def _existing(logits: jax.Array, settings: _Settings) -> jax.Array:
     """Only the columns that exist; on a shard of the vocabulary, -inf in the others."""
     width = logits.shape[-1]
-    if plan.axis is None:
-        return logits[..., : plan.columns]
-    if plan.columns == width * jax.lax.axis_size(plan.axis):
+    if settings.axis is None:
+        return logits[..., : settings.columns]
+    if settings.columns == width * jax.lax.axis_size(settings.axis):
         return logits
-    column = jax.lax.axis_index(plan.axis) * width + jnp.arange(width)
-    return jnp.where(column[None] < plan.columns, logits, -jnp.inf)
+    column = jax.lax.axis_index(settings.axis) * width + jnp.arange(width)
+    return jnp.where(column[None] < settings.columns, logits, -jnp.inf)
 
 
 def _contract(spelled: str, by_logits: jax.Array, other: jax.Array) -> jax.Array:

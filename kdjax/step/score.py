@@ -232,7 +232,7 @@ def token_function(
     KLs made of `forward_kl` and `reverse_kl` take their closed forms (`closed_form`); any other
     token loss is differentiated automatically, down to the chunk's logits. Against a `TopK`
     teacher, divergences compare k + 1 buckets (so each is at most the full one); the teacher's
-    entropy and log-probability of the sampled token are then not known, and None. Under policy
+    entropy and log-probability of the response token are then not known, and None. Under policy
     merge of `stops` all Scores are of merged distributions (`kdjax.step.stops.merged`).
     """
 
