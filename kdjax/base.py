@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     response_bt:      int32, right-padded worked response with its stop token, if there is one.
     response_length_b:     int32, 0 where there is none.
     response_truncated_b:  bool, the worked response was longer than response_bt and cut.
-    row_b:            int32, the problem's number; it seeds the row's sampling.
+    row_b:            int32, the row's number, of its problem or sample; it seeds the row's draw.
     """
 
     prompt_bp: Array

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ.setdefault(

@@ -82,9 +82,8 @@ class _Blocks(NamedTuple):
             return x
         axes = (BATCH, KV_HEADS, None, None) if x.ndim == 4 else (BATCH, None)[: x.ndim]
         place = NamedSharding(self.mesh, spec(self.mesh, x.shape, axes))
-        return jax.lax.with_sharding_constraint(
-            x, place
-        )  # one device too: it may be no default one
+        # of one device too, which may not be the default one
+        return jax.lax.with_sharding_constraint(x, place)
 
     def joined(self, x: jax.Array) -> jax.Array:
         """The inverse of `split`."""

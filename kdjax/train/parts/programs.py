@@ -382,8 +382,8 @@ jitted_logp = jax.jit(sampled_logp, static_argnames=("model", "micro_batches", "
 
 
 def head_chunk(memory_mib: int | None, mesh: Mesh, columns: int) -> int:
-    """The tokens in a chunk of the loss head: as many as fit memory_mib of each device, if that
-    is given; else 8 % of its memory (128 MiB on CPU), and at most 1,024."""
+    """The tokens in a chunk of the loss head: as many as fit memory_mib of each device, if that is
+    given; else 8 % of its memory (128 MiB on CPU), and at most 1,024."""
     if memory_mib is not None:
         return chunk_tokens(memory_mib * 2**20, columns)
     stated = topology.memory_bytes(mesh.devices.flat[0])

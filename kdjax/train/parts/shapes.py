@@ -117,7 +117,7 @@ def check_layout(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> N
 def teacher_shapes(
     teacher: DecoderConfig, dtype: str, teacher_weights: str, mesh: Mesh | None = None
 ) -> Params:
-    """Shapes of the teacher's parameters as they are held (TEACHER_WEIGHTS)."""
+    """Shapes of the teacher's parameters as they are stored on devices (TEACHER_WEIGHTS)."""
     hold = TEACHER_WEIGHTS[teacher_weights]
     return models.abstract_params(teacher, jnp.dtype(dtype), mesh, hold=hold)
 
