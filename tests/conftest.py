@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import signal
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 os.environ.setdefault(
@@ -24,6 +22,7 @@ if os.environ.get("KDJAX_AOT") != "true":
 
 import gc
 import importlib.util
+import signal
 from pathlib import Path
 
 import jax
@@ -32,6 +31,7 @@ from slurm import CAN_INSTALL, HAS_SLURM, NO_SLURM
 from tiny import HAS_MATH_VERIFY, NO_MATH_VERIFY, tiny_config
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 LEFT_OUT = (
