@@ -182,7 +182,14 @@ def _compose(
         params = models.abstract_params(shapes.reference, jnp.dtype(config.dtype), mesh)
         reference = ReferencePrograms(model, params)
     by_name = {name: of_shape[decoder] for name, decoder in teachers}
-    return Programs(mesh, teacher_mesh, head, student, by_name, reference)
+    return Programs(
+        mesh=mesh,
+        teacher_mesh=teacher_mesh,
+        head=head,
+        student=student,
+        teachers=by_name,
+        reference=reference,
+    )
 
 
 def _student_programs(
