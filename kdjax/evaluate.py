@@ -120,7 +120,13 @@ def progress(
 ) -> dict[str, Any]:
     """The metrics of a student in training: test_avg, test_length (tokens), test_entropy (nats a
     token, exact, of the sampler), test_truncated, and test_correct, how many of each problem's
-    test_samples responses are right. Args: as in `evaluate`; grader is the grader alone."""
+    test_samples responses are right.
+
+    Args:
+        draw, source, tokenizer, key, samples: as in `evaluate`.
+        grader: of responses.
+        max_new_tokens, max_prompt_tokens: limits of a response and a prompt.
+    """
     asked = _encode_all(source, tokenizer, samples, max_prompt_tokens)
     rows = np.arange(source.size * samples)
     drawn = processes.draw_apart(
@@ -152,8 +158,13 @@ def _scored(
 ) -> Chunk:  # fmt: skip
     """The chunk of this process's rows: graded, and scored `size` rows at a time.
 
-    Args: as in `evaluate`; asked, drawn: prompts and responses, of which `count` rows count; most:
-    the most rows of any process. All score as many batches, padded with the last row.
+    Args:
+        scorer, source, tokenizer, samples: as in `evaluate`.
+        grader: of responses.
+        asked, drawn: the prompts and the responses.
+        size: rows scored at a time.
+        count: rows that are this process's; any others are padding.
+        most: the most rows of any process. All score as many batches, padded with the last row.
     """
     records: list[dict[str, Any]] = []
     sums: dict[str, float] = defaultdict(float)
@@ -266,6 +277,7 @@ def _batches(total: int, size: int) -> Iterator[np.ndarray]:
 def _records(
     source, tokenizer, grader: Grader, rows, samples: int, drawn: Samples
 ) -> Iterator[dict[str, Any]]:
+    """The graded record of each row; arguments as in `readings`, with a grader of responses."""
     problems = [source.problem(int(row) // samples) for row in rows]
     responses = [
         tokenizer.decode(drawn.tokens_bt[position, : int(drawn.length_b[position])].tolist())
@@ -301,7 +313,12 @@ def readings(
     """The fields that scoring adds to the records: the response's entropy, and the pieces of shown
     samples.
 
-    Args: as in `evaluate`; rows: their numbers; problems: how many; drawn, scores: of the rows.
+    Args:
+        tokenizer: the model's.
+        rows: int [B], their numbers.
+        samples: rows of a problem.
+        problems: how many there are.
+        drawn, scores: of the rows.
     """
     shown = {*range(0, problems, -(-problems // SHOWN_PROBLEMS))}
     entropies = _mean_entropies(scores)

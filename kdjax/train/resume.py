@@ -49,6 +49,8 @@ def _trained_by(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def about_step(parts: Parts, done: int, seconds: float, record: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's record of the `done` steps before it, in so many seconds; record: the step's
+    metrics."""
     tested = {name: value for name, value in record.items() if name.startswith("test_")}
     return {
         "config": as_dict(parts.config),
