@@ -20,7 +20,8 @@ from kdjax.rollouts.sampler import row_bytes
 from kdjax.runtime import topology
 from kdjax.sharding import batch_spec, data_size, replicated, rollout_mesh
 from kdjax.storage.trajectories import CHUNK_ROWS
-from kdjax.train.parts.programs import Programs, cache_bytes, to_sampler
+from kdjax.train.parts.programs import Programs
+from kdjax.train.parts.sampling import cache_bytes, to_sampler
 from kdjax.train.parts.shapes import Shapes
 
 

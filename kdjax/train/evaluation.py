@@ -34,7 +34,8 @@ from kdjax.train.parts import precomputed
 from kdjax.train.parts.build import Parts, identities
 from kdjax.train.parts.precomputed import NOTHING
 from kdjax.train.parts.problems import EVALUATE, PROGRESS, run_key, test_source
-from kdjax.train.parts.programs import TeacherPrograms, jitted_score, sampler_of
+from kdjax.train.parts.programs import TeacherPrograms, jitted_score
+from kdjax.train.parts.sampling import sampler_of
 from kdjax.train.parts.teachers import Teacher
 
 

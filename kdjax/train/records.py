@@ -1,5 +1,5 @@
-"""What the numbers of a run give reason to say: skipped updates, and what often goes wrong, with
-the knob to turn. Records in, lines out."""
+"""Records of a run, and what they give reason to say: skipped updates, and what often goes wrong,
+with the setting to change. Metrics in, records and lines out."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from kdjax.step.update import init_state
 from kdjax.train.loop import train
 from kdjax.train.parts import startup
 from kdjax.train.parts.build import build
-from kdjax.train.parts.programs import to_sampler
+from kdjax.train.parts.sampling import to_sampler
 
 quantized = jax.jit(functools.partial(held_by, models.int8))
 KERNEL = ("layers", "q_proj", "kernel")

@@ -32,8 +32,9 @@ from kdjax.train.parts.problems import (
     run_key,
     training_source,
 )
-from kdjax.train.parts.programs import Programs, compose, sampler_of
+from kdjax.train.parts.programs import Programs, compose
 from kdjax.train.parts.roles import Role, Roles, resolve
+from kdjax.train.parts.sampling import sampler_of
 from kdjax.train.parts.shapes import Shapes, choose_meshes, expected_rollout
 from kdjax.train.parts.teachers import Teacher, load_teachers, open_reference
 

@@ -36,8 +36,9 @@ from kdjax.step.score import HeadPlan, response_states, response_top_k
 from kdjax.storage import trajectories as folders
 from kdjax.train.parts.precomputed import NOTHING, Keep, Stored, of_tag
 from kdjax.train.parts.problems import encode
-from kdjax.train.parts.programs import Programs, read_by_sampler, sampler_of
+from kdjax.train.parts.programs import Programs
 from kdjax.train.parts.roles import Role
+from kdjax.train.parts.sampling import read_by_sampler, sampler_of
 from kdjax.train.parts.teachers import Teacher
 
 

@@ -7,35 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from kdjax import models
-from kdjax.base import Model, Params, Rollout, Sampler, Sampling, Scores
+from kdjax.base import Model, Params, Rollout, Scores
 from kdjax.config.as_json import as_dict
-from kdjax.config.schema import Config, Curriculum, Optimizer, Rollouts
+from kdjax.config.schema import Config, Curriculum, Optimizer
 from kdjax.config.timetable import Timetable
 from kdjax.models.linear import LoRA
 from kdjax.models.lora import adapter_of, make_lora
 from kdjax.models.shape import DecoderConfig
-from kdjax.rollouts.sampler import CACHE_BYTES, open_sampler
 from kdjax.runtime import topology
 from kdjax.sharding import (
     BATCH,
     constrain,
     head_sharding,
-    on_own_devices,
-    own_mesh,
     replicated,
-    rollout_mesh,
     shard_batch,
-    shardings,
 )
 from kdjax.step.gate import POLICIES, entropy_gate
 from kdjax.step.head import chunk_tokens
@@ -43,6 +37,7 @@ from kdjax.step.optimizer import make_optimizer
 from kdjax.step.score import HeadPlan, response_states, sampled_logp, score
 from kdjax.step.stops import Stops
 from kdjax.step.update import abstract_state, make_step
+from kdjax.train.parts.sampling import read_by_sampler, sampler_mesh
 from kdjax.train.parts.shapes import Shapes, check_layout, teacher_shapes
 
 
@@ -302,65 +297,6 @@ def _unavailable(*args):
 
 HEAD = Model(None, _unavailable, _same, _unavailable, _unavailable, _unavailable)
 """The model of an LM head alone, for rollouts that have its states."""
-
-
-def to_sampler(params: Params, dtype: DTypeLike, mesh: Mesh) -> Any:
-    """A jitted convert(params) -> those that the model's sampler reads: unstacked, in `dtype`, on
-    the `rollout_mesh` of `mesh`. params: shapes."""
-    made = jax.eval_shape(models.unstacked, params)
-    axes = models.unstacked_axes(params)
-    places = shardings(rollout_mesh(mesh), made, axes)
-
-    def convert(params: Params) -> Params:
-        return models.unstacked(models.narrow(params, dtype))
-
-    return jax.jit(convert, out_shardings=places)
-
-
-def read_by_sampler(params: Params, dtype: DTypeLike, mesh: Mesh) -> Callable[[Params], Params]:
-    """`to_sampler` with its result on this process's devices alone. All processes call the function
-    together; each can then draw without the others."""
-    convert = to_sampler(params, dtype, mesh)
-    return lambda params: on_own_devices(convert(params))
-
-
-def sampler_mesh(mesh: Mesh) -> Mesh:
-    """The mesh that draws this process's share of the rows of a batch on `mesh`."""
-    return own_mesh(rollout_mesh(mesh))
-
-
-def sampler_of(
-    rollouts: Rollouts,
-    mesh: Mesh,
-    model: Model,
-    sampling: Sampling,
-    stop_ids: Sequence[int],
-    vocabulary: int,
-) -> Sampler:
-    """A model's sampler on the `sampler_mesh` of a mesh.
-
-    Args:
-        rollouts: the config's: rows at a time, and the cache's memory.
-        mesh: the model's.
-        model, sampling, stop_ids, vocabulary: as in `open_sampler`.
-    """
-    return open_sampler(
-        model,
-        stop_ids=stop_ids,
-        sampling=sampling,
-        vocabulary=vocabulary,
-        mesh=sampler_mesh(mesh),
-        rows=rollouts.rows,
-        cache_bytes=cache_bytes(rollouts.cache_gib, mesh),
-    )
-
-
-def cache_bytes(cache_gib: float | None, mesh: Mesh) -> float:
-    """The most bytes of each device that the KV cache may take."""
-    if cache_gib is not None:
-        return cache_gib * 2**30
-    stated = topology.memory_bytes(mesh.devices.flat[0])
-    return 0.25 * stated if stated else CACHE_BYTES
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

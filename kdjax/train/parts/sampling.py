@@ -1,0 +1,81 @@
+"""Samplers of a run: the parameters that they read, and the devices and memory that they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from kdjax import models
+from kdjax.base import Model, Params, Sampler, Sampling
+from kdjax.config.schema import Rollouts
+from kdjax.rollouts.sampler import CACHE_BYTES, open_sampler
+from kdjax.runtime import topology
+from kdjax.sharding import (
+    on_own_devices,
+    own_mesh,
+    rollout_mesh,
+    shardings,
+)
+
+
+def to_sampler(params: Params, dtype: DTypeLike, mesh: Mesh) -> Any:
+    """A jitted convert(params) -> those that the model's sampler reads: unstacked, in `dtype`, on
+    the `rollout_mesh` of `mesh`. params: shapes."""
+    made = jax.eval_shape(models.unstacked, params)
+    axes = models.unstacked_axes(params)
+    places = shardings(rollout_mesh(mesh), made, axes)
+
+    def convert(params: Params) -> Params:
+        return models.unstacked(models.narrow(params, dtype))
+
+    return jax.jit(convert, out_shardings=places)
+
+
+def read_by_sampler(params: Params, dtype: DTypeLike, mesh: Mesh) -> Callable[[Params], Params]:
+    """`to_sampler` with its result on this process's devices alone. All processes call the function
+    together; each can then draw without the others."""
+    convert = to_sampler(params, dtype, mesh)
+    return lambda params: on_own_devices(convert(params))
+
+
+def sampler_mesh(mesh: Mesh) -> Mesh:
+    """The mesh that draws this process's share of the rows of a batch on `mesh`."""
+    return own_mesh(rollout_mesh(mesh))
+
+
+def sampler_of(
+    rollouts: Rollouts,
+    mesh: Mesh,
+    model: Model,
+    sampling: Sampling,
+    stop_ids: Sequence[int],
+    vocabulary: int,
+) -> Sampler:
+    """A model's sampler on the `sampler_mesh` of a mesh.
+
+    Args:
+        rollouts: the config's: rows at a time, and the cache's memory.
+        mesh: the model's.
+        model, sampling, stop_ids, vocabulary: as in `open_sampler`.
+    """
+    return open_sampler(
+        model,
+        stop_ids=stop_ids,
+        sampling=sampling,
+        vocabulary=vocabulary,
+        mesh=sampler_mesh(mesh),
+        rows=rollouts.rows,
+        cache_bytes=cache_bytes(rollouts.cache_gib, mesh),
+    )
+
+
+def cache_bytes(cache_gib: float | None, mesh: Mesh) -> float:
+    """The most bytes of each device that the KV cache may take."""
+    if cache_gib is not None:
+        return cache_gib * 2**30
+    stated = topology.memory_bytes(mesh.devices.flat[0])
+    return 0.25 * stated if stated else CACHE_BYTES
