@@ -102,7 +102,13 @@ def reward_all(
     workers: int = 4,
     deadline_seconds: float = 60.0,
 ) -> np.ndarray:
-    """Rewards of responses to their problems, [B] float64, by so many threads at a time.
+    """Rewards of responses to their problems, [B] float64.
+
+    Args:
+        reward: a function of (prompt, response, answer).
+        problems, responses: B of each.
+        workers: threads at a time.
+        deadline_seconds: for all of them together.
 
     Errors: DataError naming the problem whose reward raised, is no finite number, or did not come
     within the deadline of all.

@@ -66,8 +66,15 @@ def open_watch(
     compilations: Callable[[], int] = lambda: 0,
 ) -> Watch:
     """A watch that reports once a step that takes TIMES the median a step, and ends what takes
-    longer than limit_seconds. Where something was compiled (compilations() counts) a step neither
-    counts for the median nor is reported: a new length compiles."""
+    longer than the limit.
+
+    Args:
+        report, end: called with a line that says what was noticed.
+        limit_seconds: the longest that a step may take; None for no limit.
+        clock: seconds, rising.
+        compilations: how many there were so far; a step in which there was one neither counts for
+            the median nor is reported, as a new length compiles.
+    """
     paces: collections.deque[float] = collections.deque(maxlen=RECENT)
     lock, wait, reported = threading.Lock(), None, False
 

@@ -24,11 +24,17 @@ def make_optimizer(
     b2: float = 0.95,
     gate: optax.GradientTransformationExtraArgs = FIXED_HORIZON,
 ) -> optax.GradientTransformationExtraArgs:
-    """Clip by global norm and AdamW, guarded (`skip_not_finite`), and the gate; the rate warms up,
-    then goes to final_fraction by cosine.
+    """Clip by global norm and AdamW, guarded (`skip_not_finite`), and the entropy gate; the rate
+    warms up linearly, then falls by a cosine.
 
-    final_fraction 1 is a constant rate (the paper's). Weight decay is off unless asked for. gate:
-    the length curriculum's (`entropy_gate`).
+    Args:
+        learning_rate: its peak, above 0.
+        steps: updates of the whole run.
+        warmup_fraction: share of them in which the rate rises, in [0, 1).
+        final_fraction: share of the peak at the end; 1 is a constant rate (the paper's).
+        clip_norm: largest global norm of a gradient.
+        weight_decay, b2: as in AdamW; no weight decay by default.
+        gate: of the length curriculum (`entropy_gate`).
 
     >>> optimizer = make_optimizer(learning_rate=1e-3, steps=10)
     >>> list(optimizer.init({}))

@@ -130,7 +130,12 @@ def open_checkpoints(
     best: str | None = None,
     failed_save: Literal["stop", "go_on"] = "stop",
 ) -> Checkpoints:
-    """Checkpoints in `folder`; which ones stay says `kdjax.storage.retention.kept`.
+    """Checkpoints in `folder`.
+
+    Args:
+        folder: made where it is not there.
+        last, every_steps, best: which stay (`kdjax.storage.retention.kept`).
+        failed_save: what follows a save that fails: stop, or go on.
 
     Errors: StorageError where a save fails and failed_save is stop, DataError (`read_state`).
     """

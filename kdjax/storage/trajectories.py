@@ -138,11 +138,17 @@ def fill(
     redo: bool = False,
     numbers: Sequence[int] | None = None,
 ) -> int:
-    """Draw the chunks that a folder lacks (of these numbers alone, if they are given), every
-    count-th from the index-th of them on for a share (index, count), so that count processes fill
-    it together; returns how many were drawn.
+    """Draw the chunks that a folder lacks; returns how many were drawn.
 
-    redo: finished chunks are read through too, and the damaged ones drawn anew. Errors: as
+    Args:
+        path, settings: the folder, and everything that decides what is in it.
+        draw: (rows) -> their Trajectories.
+        share: (index, count): every count-th chunk from the index-th on, so that count processes
+            fill a folder together.
+        redo: finished chunks are read through too, and the damaged ones drawn anew.
+        numbers: of these chunks alone.
+
+    Errors: as
     `open_folder`; StorageError where a chunk can't be written, what is finished stays.
     """
     open_folder(path, settings)

@@ -23,7 +23,13 @@ from kdjax.train.parts.build import Parts
 def record_of(
     parts: Parts, state: TrainState, updates: Sequence[Metrics], entropy: float, seconds: float
 ) -> dict[str, Any]:
-    """The metrics of a step as host numbers (this waits for the step), of those that are finite.
+    """The finite metrics of a step as host numbers (this waits for the step).
+
+    Args:
+        parts, state: of the run, after the step.
+        updates: the metrics of each of its updates.
+        entropy: held-out, in nats, measured before the step; NaN where it was not.
+        seconds: of the run so far.
 
     They are of its first update, before the student has moved; policy_drift, the mean distance of
     its log-probabilities from those of the student that drew, is of the last. gate_length is the
