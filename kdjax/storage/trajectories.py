@@ -148,8 +148,7 @@ def fill(
         redo: finished chunks are read through too, and the damaged ones drawn anew.
         numbers: of these chunks alone.
 
-    Errors: as
-    `open_folder`; StorageError where a chunk can't be written, what is finished stays.
+    Errors: as `open_folder`; StorageError where a chunk can't be written, what is finished stays.
     """
     open_folder(path, settings)
     index, count = share
