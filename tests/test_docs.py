@@ -16,7 +16,7 @@ import pytest
 from safetensors import safe_open
 
 from kdjax import errors, models
-from kdjax.__main__ import main
+from kdjax.__main__ import HELP, main
 from kdjax.bench.head import HeadBench
 from kdjax.bench.rollout import RolloutBench
 from kdjax.bench.verifier import VerifierBench
@@ -25,7 +25,6 @@ from kdjax.config.overrides import field_names
 from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
 from kdjax.data.sources.check import DataCheck
-from kdjax.usage import HELP
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from commands import CONFIG, fails
 
-from kdjax.__main__ import BENCHMARK_TOKENS, main
+from kdjax.__main__ import main
+from kdjax.commands.evaluate import BENCHMARK_TOKENS
 from kdjax.config import Config
 from kdjax.errors import ConfigError
 

@@ -571,7 +571,7 @@ def test_inside_a_running_loop(opened, plain_server, batch):
 
 
 def test_exit_code_is_documented():
-    from kdjax.usage import HELP
+    from kdjax.__main__ import HELP
 
     assert issubclass(EngineError, KdjaxError)
     assert f"{EngineError.exit_code} an inference engine failed" in HELP

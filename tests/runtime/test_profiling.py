@@ -15,7 +15,7 @@ import pytest
 from runs import assert_bitwise_equal, even_digits, final_state, logged
 
 from kdjax import clipped_surrogate
-from kdjax.__main__ import _profile_steps
+from kdjax.commands.train import profile_steps
 from kdjax.config import RL
 from kdjax.errors import ConfigError, StorageError
 from kdjax.runtime import files
@@ -152,9 +152,9 @@ def test_flag():
         ("--profile=8 --seed 1", 8, "--seed 1"),
     ]:
         rest = given.split()
-        assert (_profile_steps(rest), " ".join(rest)) == (steps, left)
+        assert (profile_steps(rest), " ".join(rest)) == (steps, left)
     with pytest.raises(ConfigError, match="--profile takes a number of steps, got few"):
-        _profile_steps(["--profile", "few"])
+        profile_steps(["--profile", "few"])
 
 
 def test_table():

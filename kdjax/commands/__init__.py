@@ -1,0 +1,1 @@
+"""Commands: a file each, whose `run` takes the arguments after the name."""

@@ -1,0 +1,35 @@
+"""The arguments that commands take out of their line before fields are overridden."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdjax.errors import ConfigError, StorageError
+
+
+def first(args: list[str], usage: str) -> tuple[str, list[str]]:
+    if not args or args[0].startswith("-"):
+        raise ConfigError(f"usage: {usage} [--field VALUE ...] (kdjax --help)")
+    return args[0], list(args[1:])
+
+
+def option(rest: list[str], name: str) -> str | None:
+    """Take `name VALUE` out of the arguments."""
+    rest[:] = [
+        part for arg in rest for part in (arg.split("=", 1) if arg.startswith(name) else [arg])
+    ]
+    if name not in rest:
+        return None
+    at = rest.index(name)
+    if at + 1 == len(rest):
+        raise ConfigError(f"{name} needs a value")
+    value = rest[at + 1]
+    del rest[at : at + 2]
+    return value
+
+
+def new_file(out: str | None) -> Path | None:
+    """Where --out writes. Errors: StorageError where something is there already."""
+    if out is not None and Path(out).exists():
+        raise StorageError(f"{out} exists; choose another --out, nothing was overwritten")
+    return None if out is None else Path(out)

@@ -1,0 +1,26 @@
+"""`kdjax compare`: two runs or evaluations, paired by problem."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdjax.commands.arguments import new_file, option
+from kdjax.errors import ConfigError
+
+
+def run(args: list[str]) -> None:
+    rest = list(args)
+    out = option(rest, "--out")
+    if len(rest) != 2 or any(arg.startswith("-") for arg in rest):
+        raise ConfigError("usage: kdjax compare A B [--out FILE.json] (kdjax --help)")
+    file = new_file(out)
+    from kdjax.report.compare import compare, read_result, table, to_json
+    from kdjax.runtime import files
+    from kdjax.runtime.console import print_lines
+
+    first, second = (read_result(Path(each)) for each in rest)
+    found = compare(first, second, names=(rest[0], rest[1]))
+    print_lines(*table(found))
+    print("A: {}, B: {}; B less A is paired by problem, with its 95 % interval".format(*rest))
+    if file is not None:
+        files.write_json(file, to_json(found))

@@ -1,0 +1,63 @@
+"""`kdjax evaluate`: a model folder or a run on a benchmark."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from kdjax.commands.arguments import first, new_file, option
+from kdjax.errors import ConfigError
+
+BENCHMARK_TOKENS = (1024, 4096)
+"""Limits of prompt and response of a model folder on a dataset by name, unless others are given."""
+
+
+def run(args: list[str]) -> None:
+    from kdjax.config.overrides import evaluation_fields, override
+    from kdjax.config.schema import Config, Data, Evaluation, Lora, teacher_models
+    from kdjax.losses.objectives import negative_log_likelihood
+
+    named = args[1:] if args[:1] == ["--model"] else args  # both spellings of TARGET
+    target, rest = first(named, "kdjax evaluate TARGET")
+    out, step = option(rest, "--out"), option(rest, "--step")
+    rest = evaluation_fields(rest)
+    is_run = (Path(target) / "checkpoints").is_dir()
+    if step is not None and not is_run:
+        raise ConfigError(f"--step {step} is of a run's checkpoints, and {target} is no run")
+    from kdjax.export import NEWEST, load_run
+
+    bare = Config(student=target, teacher=None, objective=negative_log_likelihood)
+    if any(arg.startswith("--evaluation.name") for arg in rest):
+        prompt, new = BENCHMARK_TOKENS
+        data, evaluation = Data(max_prompt_tokens=prompt), Evaluation(max_new_tokens=new)
+        bare = dataclasses.replace(bare, data=data, evaluation=evaluation)
+    config, params = load_run(target, step or NEWEST) if is_run else (bare, None)
+    if not any(teacher_models(config).values()):  # its objective may need none, or be unreadable
+        config = dataclasses.replace(config, objective=negative_log_likelihood)
+    student = config.student
+    config = dataclasses.replace(config, prefix="student", trajectories=None)
+    config = override(config, rest, f"kdjax evaluate {target}")
+    if config.student != student:
+        raise ConfigError("kdjax evaluate: TARGET is the student; give another TARGET")
+    place = new_file(out)
+    from kdjax.report.results import Cell, Row, to_json
+    from kdjax.report.tables import more_samples, responses
+    from kdjax.report.text import print_table
+    from kdjax.runtime import files
+    from kdjax.runtime.console import print_lines
+    from kdjax.storage import run_folder
+    from kdjax.train.evaluation import evaluate_params, write_results
+    from kdjax.train.parts.build import build
+
+    parts = build(dataclasses.replace(config, prefix="student", trajectories=None, lora=Lora()))
+    result, records = evaluate_params(parts, parts.student.trained if params is None else params)
+    row = Row(Path(target).name, result, [], records)
+    print_table([row])
+    tables = [made([Cell(row.name, [row])]) for made in (more_samples, responses)]
+    found = [pair for head, (line,) in tables for pair in zip(head[1:], line[1:], strict=True)]
+    print_lines(["%, length in tokens", f"{row.name} (95 %)"], found)
+    if place is not None and place.suffix == ".json":
+        files.write_json(place, to_json(result))
+    elif place is not None:
+        write_results(place, row, parts.config)
+        print(f"report: {place / run_folder.PAGE}")
