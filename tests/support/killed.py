@@ -28,7 +28,7 @@ FUNCTIONS = {
     "measurement": "kdjax.train.loop.mean_entropy",  # the held-out responses are drawn
     "rollout": "kdjax.train.feed.trim",  # the responses are drawn, and nothing was trained on them
     "rewards": "kdjax.grading.rewards.reward_all",
-    "step": "kdjax.train.records.record_of",  # the update is on its way on the device
+    "step": "kdjax.train.loop.record_of",  # the update is on its way on the device
     "test": "kdjax.train.evaluation.progress",
     "evaluation": "kdjax.train.evaluation.evaluate",
     "loop": "kdjax.train.loop._loop",

@@ -204,7 +204,7 @@ def main(root: Path, first: int, count: int, kinds: list[str]) -> int:
 
 def watch(canary: Path, seen: list[str]) -> None:
     """Notes what Python opens in the canary's folder, and whatever runs or calls something."""
-    own = str(Path("kdjax", "chat", "program.py"))
+    own = str(Path("kdjax", "data", "chat", "program.py"))
 
     def hook(event: str, args: tuple) -> None:
         if event == "open" and str(canary) in str(args[0]) and "listing" not in str(args[0]):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A real Slurm of one node, as root; all its files lie in one folder, of an absolute path.
-#   tests/one_node_slurm.sh start FOLDER CONTROLLER_PORT NODE_PORT
-#   tests/one_node_slurm.sh stop FOLDER
+#   tests/support/one_node_slurm.sh start FOLDER CONTROLLER_PORT NODE_PORT
+#   tests/support/one_node_slurm.sh stop FOLDER
 # Needs: apt-get install --no-install-recommends slurm-wlm munge. Clients need SLURM_CONF=FOLDER/slurm.conf.
 set -euo pipefail
 action="$1" folder="$2" host="$(hostname -s)"

@@ -23,7 +23,7 @@ NO_SLURM = "LEFT OUT: launch/slurm.sh on a real Slurm (as root, with slurm-wlm a
 @contextmanager
 def one_node(folder: Path) -> Iterator[dict[str, str]]:
     """The environment in which Slurm's commands find a Slurm that runs in `folder`."""
-    script = ROOT / "tests" / "one_node_slurm.sh"
+    script = ROOT / "tests" / "support" / "one_node_slurm.sh"
     ports = [str(free_port()) for _ in range(2)]
     subprocess.run([script, "start", folder, *ports], check=True)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
