@@ -12,10 +12,9 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdjax import models
+    from kdjax import models, tasks
     from kdjax.base import Batch, Model, Rollout, Sampling, Scores, TrainState, WeightedSum
     from kdjax.config import Config, Study, Turn
-    from kdjax.data import tasks
     from kdjax.data.batches import encode_batch, file_source, named_source, task_source
     from kdjax.data.tokenizer import Wording, load_tokenizer
     from kdjax.grading.rewards import accuracy
@@ -51,7 +50,7 @@ _HOME = {
     "data.tokenizer": ("Wording", "load_tokenizer"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-_ROOM_OF = {"models": "kdjax.models", "tasks": "kdjax.data.tasks"}
+_ROOM_OF = {"models": "kdjax.models", "tasks": "kdjax.tasks"}
 
 
 def __getattr__(name: str) -> Any:
@@ -63,7 +62,8 @@ def __getattr__(name: str) -> Any:
     if name == "__all__":
         return [*_MODULE_OF, *_ROOM_OF, *_losses()]
     # not for a name that Python asks every module for, or for a module that is about to be imported
-    asked = not name.startswith("_") and importlib.util.find_spec(f"kdjax.{name}") is None
+    asked = name.isidentifier() and not name.startswith("_")
+    asked = asked and importlib.util.find_spec(f"kdjax.{name}") is None
     if asked and name in (losses := _losses()):
         return losses[name]
     raise AttributeError(f"module 'kdjax' has no attribute {name!r}")

@@ -82,7 +82,7 @@ def require_named(function: Callable) -> None:
         composition = composition_of(one)
         made_by = one if composition is None else composition.combinator
         name, module = (getattr(made_by, about, "") for about in ("__name__", "__module__"))
-        if module.split(".")[0] == "kdjax" and KNOWN.get(name) is not made_by:
+        if module.split(".")[0] == "kdjax" and name not in KNOWN:
             raise ConfigError(f"{name} is in no table of {module}; add it to one at its foot")
 
 

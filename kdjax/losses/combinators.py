@@ -175,7 +175,14 @@ def terms(loss: Callable) -> list[Callable]:
     >>> [describe(t) for t in terms(mix(kl.forward_kl, scale(kl.reverse_kl, 2), weight=0.8))]
     ['forward_kl', 'reverse_kl']
     """
+    composition = composition_of(loss)
+    if composition is None or composition.combinator not in SUMS:  # of one that has no hash, too
+        return [loss]
     return list(weights(loss))
+
+
+SUMS = (mix, add, scale)
+"""The combinators whose result is a sum of terms."""
 
 
 def weights(loss: Callable) -> dict[Callable, float]:
@@ -186,7 +193,7 @@ def weights(loss: Callable) -> dict[Callable, float]:
     0.375
     """
     composition = composition_of(loss)
-    if composition is None or composition.combinator not in (mix, add, scale):
+    if composition is None or composition.combinator not in SUMS:
         return {loss: 1.0}
     _, functions, numbers, named = composition
     if composition.combinator is mix:

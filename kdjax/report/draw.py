@@ -85,7 +85,7 @@ def _cells(values: Sequence[float], ranges: Sequence[Range] | None) -> list[str]
 
 
 COLOURS = 12
-"""The page defines --c0 .. --c11, each for light and dark (kdjax/templates/report.html)."""
+"""The page defines --c0 .. --c11, each for light and dark (kdjax/report/templates/report.html)."""
 
 MARKERS = "os^DvPX<>*ph"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 3)))

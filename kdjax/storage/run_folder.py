@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,6 +21,10 @@ CONFIG, VERSIONS, METRICS = "config.json", "versions.json", "metrics.jsonl"
 STARTUP, PROFILE = "startup.txt", "profile"
 EVALUATION, SAMPLES, PAGE = "evaluation.json", "samples.jsonl", "report.html"
 MARKDOWN, TABLE = "report.md", "report.csv"
+
+FILES = (CONFIG, VERSIONS, STARTUP, METRICS, EVALUATION, SAMPLES, PAGE, MARKDOWN, TABLE)
+UNFINISHED = re.compile(rf"({'|'.join(map(re.escape, FILES))})(\.[0-9a-f]{{8}})?\.partial")
+"""What a killed process may leave of a file that it was writing (`files.whole_file`)."""
 
 
 class MetricsWriter(NamedTuple):
@@ -35,11 +40,9 @@ def open_run_folder(folder: Path) -> None:
     deleted. Errors: StorageError if it holds something else."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if processes.is_first():
-            for left in folder.glob("*.partial"):
-                left.unlink(missing_ok=True)
-        found = {path.name for path in folder.iterdir() if path.suffix != ".partial"}
-        foreign = found - {"checkpoints", VERSIONS, STARTUP}
+        found = {path.name for path in folder.iterdir()}
+        unfinished = {name for name in found if UNFINISHED.fullmatch(name)}
+        foreign = found - unfinished - {"checkpoints", VERSIONS, STARTUP}
     except OSError as error:
         raise StorageError(
             f"can't write the run folder {folder}: {error}; choose another --run"
@@ -49,6 +52,8 @@ def open_run_folder(folder: Path) -> None:
             f"{folder} holds {sorted(foreign)[:3]} but no run; choose another --run,"
             " nothing was overwritten"
         )
+    for name in unfinished if processes.is_first() else ():
+        (folder / name).unlink(missing_ok=True)
 
 
 def run_name(folder: Path) -> str:

@@ -7,6 +7,7 @@ import json
 import math
 import typing
 
+import jax
 import pytest
 
 from kdjax import (
@@ -326,3 +327,10 @@ def test_one_length_on_a_file_needs_no_heldout_problems():
     """The gate has nothing to measure for a fixed horizon, so the rule does not reach it."""
     config = Config(data=Data(file="p.jsonl"), evaluation=Evaluation(file="t.jsonl"))
     assert validate(config) is config
+
+
+def test_a_wrapped_loss_of_the_package_is_written_by_its_name():
+    """What jit or a decorator wraps is still that loss, and is read back as it."""
+    wrapped = Config(token_loss=jax.jit(forward_kl))
+    assert as_dict(wrapped)["token_loss"] == "forward_kl"
+    assert from_dict(as_dict(wrapped)).token_loss is forward_kl

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -359,3 +362,20 @@ def test_the_template_s_end_of_an_answer(folder, tokenizer):
     for template, wanted in ends.items():
         path.write_text(template)
         assert load_tokenizer(folder).turn_end_id == wanted
+
+
+def test_a_template_may_take_its_memory_whatever_the_cores_reserve():
+    """NumPy reserves address space for each core before a template is read: 1 GiB more of it, and
+    the template still has all of its own."""
+    import kdjax.data.chat as chat
+
+    program = str(Path(chat.__file__).with_name("program.py"))
+    script = (
+        "import mmap, runpy, sys; reserved = mmap.mmap(-1, 1 << 30);"
+        f"sys.argv = ['', '3', '512', '1000000']; runpy.run_path({program!r}, run_name='__main__')"
+    )
+    request = {"template": "{{ 'ab' * 100000 }}", "values": {"messages": []}}
+    done = subprocess.run(
+        [sys.executable, "-c", script], input=json.dumps(request), capture_output=True, text=True
+    )
+    assert len(json.loads(done.stdout)["text"]) == 200_000, done.stderr[-500:]

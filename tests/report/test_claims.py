@@ -201,5 +201,5 @@ def test_text_has_every_run_and_every_number():
     assert shown in page
     assert "| good is better | supported | +" in page
     assert "| steps | good - bad |" in page
-    assert "equal FLOPs" not in page  # nothing was tested during training (tests/test_page.py)
+    assert "equal FLOPs" not in page  # nothing was tested during training (test_page.py)
     assert "| jax | 0 |" in page

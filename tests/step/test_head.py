@@ -215,7 +215,7 @@ def test_the_plain_dense_loss_in_float64(name):
         known = (
             (total, scores._replace(parts=None)),
             gradients,
-        )  # tests/test_composition.py has those
+        )  # tests/losses/test_composition.py has those
         assert_close(known, dense(plain, objective, columns)(*given), 1e-11)
     assert not found[1][1].weight_vd[columns:].any()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import re
@@ -349,3 +350,21 @@ def test_no_array_of_all_logits():
     assert f"[2,{vocabulary}]" in chunked
     assert largest_array(chunked) < batch * length * vocabulary / 2
     assert largest_array(program(batch * length)) >= batch * length * vocabulary
+
+
+def test_a_loss_without_a_hash(pair):
+    """A dataclass with __call__ is a token loss like any function."""
+
+    @dataclasses.dataclass
+    class Own:
+        factor: float
+
+        def __call__(self, student_logp, teacher_logp):
+            return self.factor * forward_kl(student_logp, teacher_logp)
+
+    own = run(
+        jax.jit(make_step(bigram(), bigram(), descent(), token_loss=Own(1.0))),
+        descent(), *pair, bigram_rollout(0),
+    )  # fmt: skip
+    plain = one_bigram_step(pair, bigram_rollout(0), token_loss=forward_kl)
+    chex.assert_trees_all_close(own[0], plain[0], atol=1e-6)

@@ -2,7 +2,7 @@
 
 60 seeded damages here; the release form is
 
-    KDJAX_DAMAGES=2000 python -m pytest -q -s tests/test_damage.py
+    KDJAX_DAMAGES=2000 python -m pytest -q -s tests/storage/test_damage.py
 """
 
 from __future__ import annotations

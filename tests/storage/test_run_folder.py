@@ -37,9 +37,16 @@ def test_what_a_kill_left_unfinished_is_no_foreign_file(tmp_path):
     (tmp_path / "config.json.0a1b2c3d.partial").write_text('{"run": ')
     run_folder.open_run_folder(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(StorageError, match=r"holds \['notes.txt'\] but no run"):
+    (tmp_path / "film.mkv.partial").write_text("a download of the user's")
+    (tmp_path / "config.json.0a1b2c3d.partial").write_text('{"run": ')
+    with pytest.raises(StorageError, match=r"holds \['film.mkv.partial'\] but no run"):
         run_folder.open_run_folder(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    (tmp_path / run_folder.CONFIG).write_text("{}")
+    (tmp_path / "exported.0a1b2c3d.partial").mkdir()
+    run_folder.open_run_folder(tmp_path)
+    kept = {"film.mkv.partial", "config.json", "exported.0a1b2c3d.partial"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def test_files_are_whole_or_absent(tmp_path):

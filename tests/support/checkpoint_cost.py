@@ -1,6 +1,6 @@
 """What a checkpoint's fingerprints cost, beside a training step and a save of the quickstart.
 
-python tests/checkpoint_cost.py
+python tests/support/checkpoint_cost.py
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reads damaged and forged files, one after another, as a user's process would: run by
 test_hostile_files.py in a process of its own, since what it looks for is a process that dies.
 
-    python tests/mutated.py FOLDER FIRST_SEED COUNT KIND ...
+    python tests/support/mutated.py FOLDER FIRST_SEED COUNT KIND ...
 
 A line a case on standard output before it is read: a process that died names its last one. It ends
 with exit code 1 where something else than one clear line came, took over 30 s, or touched what it

@@ -91,7 +91,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     """The parts of a config's run: models and data are loaded, programs composed over these devices
     (by default those of all processes)."""
     table, stored = timetable(config), precomputed.open_stored(config)
-    roles = precomputed.limited(resolve(config), stored)
+    roles = resolve(config, precomputed.vocabulary(stored))
     shapes = shapes_of(roles, stored)
     meshes = choose_meshes(config, devices or jax.devices(), shapes)
     programs = compose(config, table, meshes, shapes)

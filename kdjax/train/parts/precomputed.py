@@ -13,7 +13,7 @@ from kdjax.errors import ConfigError
 from kdjax.losses.combinators import runs_on
 from kdjax.losses.composition import describe as describe_function
 from kdjax.storage import trajectories as folders
-from kdjax.train.parts.roles import Roles, title
+from kdjax.train.parts.roles import title
 
 
 class Keep(NamedTuple):
@@ -124,12 +124,11 @@ def stop_ids(stored: dict[str, Stored]) -> tuple[int, ...]:
     return tuple(i for s in stored.values() for i in s.settings.get("teacher_stop_ids", ()))
 
 
-def limited(roles: Roles, stored: dict[str, Stored]) -> Roles:
-    """The roles with the vocabulary of the stored outputs, where no teacher's tokenizer
-    decides it."""
-    if any(roles.teachers.values()) or kept_of(stored) == NOTHING:
-        return roles
-    return roles.limited(min(s.settings["vocabulary"] for s in stored.values()))
+def vocabulary(stored: dict[str, Stored]) -> int | None:
+    """Tokens of the kept outputs; None where none were kept."""
+    if kept_of(stored) == NOTHING:
+        return None
+    return min(s.settings["vocabulary"] for s in stored.values())
 
 
 def of_tag(folder: Path, tag: str) -> Path:

@@ -45,17 +45,12 @@ class Roles(NamedTuple):
         """Each teacher once, by the name of its model."""
         return {role.name if role else None: role for role in self.teachers.values()}
 
-    def limited(self, size: int) -> Roles:
-        """The roles of a student without a teacher, with at most so many tokens in use."""
-        own = self.student.tokenizer
-        tokenizer = own._replace(size=min(own.size, size))
-        return self._replace(student=dataclasses.replace(self.student, tokenizer=tokenizer))
 
+def resolve(config: Config, at_most: int | None = None) -> Roles:
+    """The roles of a config, with its model names resolved to folders.
 
-def resolve(config: Config) -> Roles:
-    """The roles of a config, whose model names are resolved to folders here alone.
-
-    Where the student has no chat template, the first teacher's is used. Errors: DataError for a
+    at_most: tokens in use where there is no teacher whose own would say it. Where the student has
+    no chat template, the first teacher's is used. Errors: DataError for a
     missing model, as `load_pair` for each teacher, and ConfigError where one stops at a token that
     another doesn't have, or the reference has fewer tokens than are in use.
     """
@@ -68,6 +63,7 @@ def resolve(config: Config) -> Roles:
         own = next(iter(pairs.values()))[0]._replace(size=size)
     else:
         own = load_tokenizer(folder, wording)
+        own = own._replace(size=min(own.size, at_most or own.size))
     teachers = {
         name: Role(name, folders[name], tokenizer._replace(size=size))
         for name, (_, tokenizer) in pairs.items()
