@@ -98,9 +98,9 @@ from pathlib import Path
 from kdjax.__main__ import main
 from kdjax.runtime import jobs
 sleep = [sys.executable, "-c", sys.argv[2]]
-import kdjax.__main__ as command
+from kdjax.commands import study
 commands = {"a": sleep, "b": sleep}
-command._study = lambda args: jobs.run_commands(commands, [{}, {}], Path(sys.argv[1]))
+study.run = lambda args: jobs.run_commands(commands, [{}, {}], Path(sys.argv[1]))
 sys.exit(main(["study", "x"]))
 """
 SLEEPER = """
