@@ -50,9 +50,9 @@ def resolve(config: Config, at_most: int | None = None) -> Roles:
     """The roles of a config, with its model names resolved to folders.
 
     at_most: tokens in use where there is no teacher whose own would say it. Where the student has
-    no chat template, the first teacher's is used. Errors: DataError for a
-    missing model, as `load_pair` for each teacher, and ConfigError where one stops at a token that
-    another doesn't have, or the reference has fewer tokens than are in use.
+    no chat template, the first teacher's is used. Errors: DataError for a missing model, as
+    `load_pair` for each teacher, and ConfigError where one stops at a token that another doesn't
+    have, or the reference has fewer tokens than are in use.
     """
     folder, wording = models.find(config.student), wording_of(config.data)
     names = teacher_models(config)
