@@ -69,11 +69,16 @@ def _source(loaded: Loaded) -> Source:
     return Source(loaded.size, loaded.problem, loaded.identity, loaded.about + note)
 
 
-def index_at(size: int, position: int, seed: int, tag: str = "") -> int:
+def index_at(size: int, position: int, seed: int, tag: str = "", batch_size: int = 1) -> int:
     """The index of the problem at a position of the stream of `size` problems: each epoch is a
-    permutation by (seed, tag, epoch)."""
+    permutation by (seed, tag, epoch), in which no batch of `batch_size` <= size positions holds a
+    problem twice, also where it begins in one epoch and ends in the next.
+
+    >>> [index_at(3, position, 0, batch_size=2) for position in range(6)]
+    [1, 2, 0, 1, 0, 2]
+    """
     epoch, offset = divmod(position, size)
-    return int(_permutation(size, seed, tag, epoch)[offset])
+    return int(_epoch_order(size, seed, tag, epoch, batch_size)[offset])
 
 
 def tags_of(source: Source, tags: Sequence[str]) -> np.ndarray:
@@ -117,8 +122,8 @@ def batch_at(groups: Groups, number: int, size: int, seed: int) -> tuple[str, li
     number.
 
     Tags alternate in proportion to their problems: exactly, in every N / gcd of the counts batches.
-    The k-th batch of a tag has positions k size .. (k + 1) size - 1 of its own stream, each epoch
-    of which is a permutation by (seed, tag, epoch).
+    The k-th batch of a tag has positions k size .. (k + 1) size - 1 of its own stream (`index_at`),
+    and `size` different problems: a tag needs that many.
 
     >>> groups = {"a": np.arange(4), "b": np.arange(4, 6)}
     >>> [batch_at(groups, n, 2, seed=0)[0] for n in range(6)]
@@ -131,7 +136,8 @@ def batch_at(groups: Groups, number: int, size: int, seed: int) -> tuple[str, li
     earlier = rounds * np.sum(order == turn) + np.sum(order[:place] == turn)
     rows = groups[tags[turn]]
     positions = range(int(earlier) * size, (int(earlier) + 1) * size)
-    return tags[turn], [int(rows[index_at(len(rows), p, seed, tags[turn])]) for p in positions]
+    stream = functools.partial(index_at, len(rows), seed=seed, tag=tags[turn], batch_size=size)
+    return tags[turn], [int(rows[stream(position)]) for position in positions]
 
 
 def rows_of_process(indices: Sequence[int], process: int, count: int) -> list[int]:
@@ -243,6 +249,24 @@ def require_solutions(source: Source, indices: Sequence[int]) -> None:
 
 
 @functools.lru_cache(maxsize=32)
+def _epoch_order(size: int, seed: int, tag: str, epoch: int, batch: int) -> np.ndarray:
+    """The problems of an epoch in order. Those that the batch across its beginning already has from
+    the epoch before make room for the next ones that it has not, and follow behind them.
+
+    What an epoch ends with is its permutation's own where two batches fit into an epoch; else it
+    hangs on the epoch before, back to one that begins with a batch.
+    """
+    aligned = epoch - epoch % (batch // math.gcd(size, batch))
+    first = max(aligned, epoch - 1) if size >= 2 * batch else aligned
+    order = _permutation(size, seed, tag, first)
+    for number in range(first + 1, epoch + 1):
+        there = number * size % batch  # rows that the batch has from the epoch before
+        before, order = order[size - there :], _permutation(size, seed, tag, number)
+        fresh = np.flatnonzero(~np.isin(order, before))[: batch - there]
+        order = np.concatenate([order[fresh], np.delete(order, fresh)])
+    return order
+
+
 def _permutation(size: int, seed: int, tag: str, epoch: int) -> np.ndarray:
     stream = int.from_bytes(hashlib.sha256(tag.encode()).digest()[:8], "big") if tag else 0
     generator = np.random.Philox(key=seed + (stream << 64), counter=[0, 0, 0, epoch])

@@ -10,6 +10,7 @@ import pytest
 from kdjax.base import Problem
 from kdjax.data.batches import (
     Source,
+    _epoch_order,
     batch_at,
     encode_batch,
     file_source,
@@ -131,6 +132,25 @@ def test_epochs_are_different_permutations():
     assert all(sorted(order) == list(range(50)) for order in orders.values())
     assert len({tuple(order) for order in orders.values()}) == 6
     assert list(range(50)) not in orders.values()
+
+
+@pytest.mark.parametrize(
+    ("size", "batch"), [(640, 24), (100, 48), (7, 5), (5, 5), (6, 4), (9, 1), (10, 4), (37, 19)]
+)
+def test_no_batch_holds_a_problem_twice(size, batch):
+    """Also across an epoch's end, where a second row of a problem would be drawn with the same key;
+    each epoch is a permutation still, and the same when a resume asks for a late one first."""
+    groups, count = {"": np.arange(size)}, 12 * size // batch
+    drawn = {n: batch_at(groups, n, batch, seed=2)[1] for n in reversed(range(count))}
+    assert [len(set(drawn[n])) for n in range(count)] == [batch] * count
+    stream = [row for n in range(count) for row in drawn[n]]
+    epochs = [stream[i : i + size] for i in range(0, 11 * size, size)]
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    assert size < 6 or len({tuple(epoch) for epoch in epochs}) == 11
+    _epoch_order.cache_clear()
+    assert [batch_at(groups, n, batch, seed=2)[1] for n in range(count)] == list(drawn.values())[
+        ::-1
+    ]
 
 
 def test_the_stream_is_a_pure_function_of_seed_and_position():

@@ -40,13 +40,17 @@ def rewarded(tiny) -> Config:
 
 def test_groups(rewarded):
     """Rows of a group share a prompt, are drawn apart, and their advantages sum to zero; the
-    problems are the first of the step's batch; the same call draws the same."""
+    problems are the step's batch, one a group, so that an epoch shows each; the same call draws
+    the same."""
     parts = build(validate(rewarded))
     rollout = draw(parts, fresh_state(parts).params, 3, 8, 0)
     tokens, lengths = np.asarray(rollout.tokens_bs), np.asarray(rollout.prompt_length_b)
     prompts = [tuple(row[:n]) for row, n in zip(tokens, lengths, strict=True)]
     assert len(set(prompts[:4])) == len(set(prompts[4:])) == 1
-    wanted = parts.problems.batch_at(3)[1][:2]
+    wanted = parts.problems.batch_at(3)[1]
+    size = parts.problems.source.size
+    epoch = {row for step in range(size // 2) for row in parts.problems.batch_at(step)[1]}
+    assert epoch == set(range(size))
     texts = [parts.problems.source.problem(index).prompt for index in wanted]
     for text, prompt in zip(texts, (prompts[0], prompts[4]), strict=True):
         assert text in parts.tokenizer.decode(list(prompt))

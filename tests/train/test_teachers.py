@@ -99,7 +99,7 @@ def test_one_teacher_reads_the_stream_as_it_is():
     groups = group_by_tag(source, [""])
     for number in range(7):
         positions = range(4 * number, 4 * number + 4)
-        wanted = [index_at(source.size, p, 3) for p in positions]
+        wanted = [index_at(source.size, p, 3, batch_size=4) for p in positions]
         assert batch_at(groups, number, 4, seed=3) == ("", wanted)
 
 

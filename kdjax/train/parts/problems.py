@@ -18,7 +18,8 @@ ROLLOUT, MEASURE, EVALUATE, TRAJECTORIES, ADAPTER, PROGRESS = range(6)  # purpos
 
 
 class Problems(NamedTuple):
-    """The training problems of a run, its rows by tag, and the batch of each step."""
+    """The training problems of a run, its rows by tag, and the batch of each step: batch_size
+    different problems, one a row, or one a group where every step is rewarded."""
 
     source: batches.Source
     groups: batches.Groups
@@ -46,7 +47,7 @@ def open_problems(config: Config, table: Timetable, tags: Iterable[str]) -> Prob
             )
     if table.draws("dataset"):
         batches.require_solutions(source, [0])
-    return Problems(source, groups, config.batch_size, config.seed)
+    return Problems(source, groups, asked, config.seed)
 
 
 def training_source(data: Data, table: Timetable) -> batches.Source:
