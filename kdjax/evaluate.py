@@ -283,7 +283,10 @@ def _records(
         tokenizer.decode(drawn.tokens_bt[position, : int(drawn.length_b[position])].tolist())
         for position in range(len(rows))
     ]
-    pairs = [(r, problem.answer) for r, problem in zip(responses, problems, strict=True)]
+    pairs = [
+        (tokenizer.graded_text(response), problem.answer)
+        for response, problem in zip(responses, problems, strict=True)
+    ]
     for position, graded in enumerate(grader(pairs)):
         problem = problems[position]
         yield {

@@ -184,16 +184,19 @@ def encode_batch(
         indices: B of them.
         tokenizer: the student's.
         max_prompt_tokens: width of the prompts; longer ones are refused.
-        max_new_tokens: width of worked responses, each its text and the first stop token; longer
-            ones are cut.
+        max_new_tokens: width of worked responses, each as the chat template has it behind the
+            prompt, with one stop token, its last; longer ones are cut.
 
     Errors: DataError naming a problem whose prompt is empty or over the limit, or that has a token
     which student and teacher don't share.
     """
-    encoded = [
-        (encode_prompt(source, i, tokenizer), _encode_response(source, i, tokenizer))
-        for i in indices
-    ]
+    encoded = list(
+        zip(
+            encode_prompts(source, indices, tokenizer),
+            _encode_responses(source, indices, tokenizer),
+            strict=True,
+        )
+    )
     prompt = np.zeros((len(encoded), max_prompt_tokens), np.int32)
     response = np.zeros((len(encoded), max_new_tokens), np.int32)
     for row, (index, (prompt_ids, response_ids)) in enumerate(zip(indices, encoded, strict=True)):
@@ -273,16 +276,58 @@ def _permutation(size: int, seed: int, tag: str, epoch: int) -> np.ndarray:
     return np.random.Generator(generator).permutation(size)
 
 
-@functools.lru_cache(maxsize=1 << 17)
 def encode_prompt(source: Source, index: int, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Token ids of a problem's rendered prompt."""
-    return tuple(tokenizer.encode_prompt(source.problem(index).prompt))
+    return encode_prompts(source, [index], tokenizer)[0]
 
 
-@functools.lru_cache(maxsize=1 << 17)
-def _encode_response(source: Source, index: int, tokenizer: Tokenizer) -> tuple[int, ...]:
-    solution = source.problem(index).solution
-    return (*tokenizer.encode(solution), tokenizer.stop_ids[0]) if solution else ()
+def encode_prompts(
+    source: Source, indices: Sequence[int], tokenizer: Tokenizer
+) -> list[tuple[int, ...]]:
+    """Token ids of the rendered prompts of these problems; each is rendered once a process."""
+
+    def encode(new: list[int]) -> list[list[int]]:
+        return tokenizer.encode_prompts([source.problem(index).prompt for index in new])
+
+    return _remembered(_known("prompts", source, tokenizer), indices, encode)
+
+
+def _encode_responses(
+    source: Source, indices: Sequence[int], tokenizer: Tokenizer
+) -> list[tuple[int, ...]]:
+    """Token ids of their worked responses; none where there is none."""
+
+    def encode(new: list[int]) -> list[list[int]]:
+        worked = [problem for problem in map(source.problem, new) if problem.solution]
+        prompts, solutions = [p.prompt for p in worked], [p.solution for p in worked]
+        ids = iter(tokenizer.encode_responses(prompts, solutions) if worked else [])
+        return [next(ids) if source.problem(index).solution else [] for index in new]
+
+    return _remembered(_known("responses", source, tokenizer), indices, encode)
+
+
+@functools.lru_cache(maxsize=16)
+def _known(what: str, source: Source, tokenizer: Tokenizer) -> dict[int, tuple[int, ...]]:
+    """The ids that are known of a source's problems, by index."""
+    return {}
+
+
+MOST_KNOWN = 1 << 17
+
+
+def _remembered(
+    known: dict[int, tuple[int, ...]],
+    indices: Sequence[int],
+    encode: Callable[[list[int]], list[list[int]]],
+) -> list[tuple[int, ...]]:
+    """The ids at these indices: known ones, and those that are encoded now and become known."""
+    found = {index: known[index] for index in indices if index in known}
+    new = [index for index in dict.fromkeys(indices) if index not in found]
+    fresh = dict(zip(new, map(tuple, encode(new) if new else []), strict=True))
+    if len(known) + len(fresh) > MOST_KNOWN:
+        known.clear()
+    known.update(fresh)
+    return [(fresh if index in fresh else found)[index] for index in indices]
 
 
 def source_key(source: Source, tokenizer: Tokenizer, max_prompt_tokens: int) -> dict[str, Any]:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdjax.data.chat import render
-from kdjax.errors import ConfigError, DataError, KdjaxError
-from kdjax.runtime.files import digest, json_object, member, one_line
+from kdjax.data.chat import Conversation, render
+from kdjax.data.chat.conversations import (
+    Codec,
+    Ending,
+    Rendered,
+    ids_of,
+    render_marked,
+    response_ids,
+    spellings,
+    without_stops,
+)
+from kdjax.data.tokenizer_folder import identity, read_tokenizer, stop_ids, trusting
+from kdjax.errors import ConfigError, DataError
 
 
 class Tokenizer(NamedTuple):
@@ -21,12 +29,17 @@ class Tokenizer(NamedTuple):
     - render(prompt) -> str: the prompt, in its template, as the only user turn after the system
       prompt, if there is one; up to where an answer begins.
     - encode(text) -> ids: of trusted text, where special tokens are read as such.
-    - encode_prompt(prompt) -> ids: of render(prompt), where special tokens inside the prompt, its
-      template or the system prompt are plain text.
-    - decode(ids) -> text, special tokens left out.
+    - encode_prompts(prompts) -> the ids of render(prompt) of each, encoded whole as transformers'
+      apply_chat_template does; where the prompt, its template or the system prompt spell a special
+      token, that one is plain text.
+    - encode_responses(prompts, responses) -> the ids of worked responses, as the chat template has
+      them behind their prompts: special tokens in them are plain text, but for those at the end,
+      where one stop token stands.
+    - decode(ids) -> text, special tokens left out, but for <think> and </think>.
     - token(id) -> str: how the vocabulary spells it.
     - stop_ids: every id that ends a response (the generation config's first).
     - turn_end_id: what the chat template puts after an answer, or None.
+    - opens_thinking: whether the rendered prompt leaves <think> open.
     - size: tokens in use, ids below it (a model may have more rows); full_size: all tokens, which
       are more where the other model of a pair has only the first of them.
     - fingerprint: equal for tokenizers that give equal ids.
@@ -36,17 +49,27 @@ class Tokenizer(NamedTuple):
 
     render: Callable[[str], str]
     encode: Callable[[str], list[int]]
-    encode_prompt: Callable[[str], list[int]]
+    encode_prompts: Callable[[Sequence[str]], list[list[int]]]
+    encode_responses: Callable[[Sequence[str], Sequence[str]], list[list[int]]]
     decode: Callable[[list[int]], str]
     token: Callable[[int], str]
     stop_ids: tuple[int, ...]
     turn_end_id: int | None
+    opens_thinking: bool
     size: int
     full_size: int
     fingerprint: str
     cutting: tuple[tuple[str, str], ...]
     folder: str
     template_folder: str
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """`encode_prompts` of one."""
+        return self.encode_prompts([prompt])[0]
+
+    def graded_text(self, response: str) -> str:
+        """A response as it is graded: behind the <think> that its prompt leaves open."""
+        return THINK + response if self.opens_thinking else response
 
 
 class Wording(NamedTuple):
@@ -67,6 +90,7 @@ class Wording(NamedTuple):
 
 
 PLAIN_WORDING = Wording()
+THINK, THOUGHT = "<think>", "</think>"
 
 
 def load_tokenizer(
@@ -82,36 +106,33 @@ def load_tokenizer(
     ConfigError without a stop id.
     """
     folder = template_folder = Path(folder)
-    hf = _read(folder)
-    stop_ids = _stop_ids(folder, hf)
+    hf = read_tokenizer(folder)
+    stops = stop_ids(folder, hf)
     if not hf.chat_template and spare_template is not None:
         template_folder = Path(spare_template)
-        hf.chat_template = _read(template_folder).chat_template
+        hf.chat_template = read_tokenizer(template_folder).chat_template
     if not hf.chat_template:
         raise DataError(
             f"{folder}: the tokenizer has no chat template; add chat_template.jinja to the folder"
         )
-    before, after = _around_user_turn(folder, hf, wording)
-    encode, plain = (
-        functools.partial(_encode, folder, hf, split_special_tokens=split)
-        for split in (False, True)
-    )
-    before_ids = [
-        i for text, read in zip(before, (encode, plain, encode), strict=True) for i in read(text)
-    ]
-    after_ids = encode(after)
-    with _trusting(folder):
+    template = _template(folder, hf, wording)
+    codec, shown, end = template.codec, _shown_prompt(template), _end_of_answers(template)
+    turn_end_id = _turn_end_id(template, end)
+    with trusting(folder):
+        size = max(hf.get_vocab().values()) + 1  # ids may have holes
         return Tokenizer(
-            render=lambda prompt: "".join((*before, wording.user_turn(prompt), after)),
-            encode=encode,
-            encode_prompt=lambda prompt: before_ids + plain(wording.user_turn(prompt)) + after_ids,
-            decode=functools.partial(hf.decode, skip_special_tokens=True),
-            token=hf.convert_ids_to_tokens,
-            stop_ids=stop_ids,
-            turn_end_id=_turn_end_id(hf),
-            size=len(hf),
-            full_size=len(hf),
-            **_identity(hf),
+            render=lambda prompt: template.prompts([prompt])[0].text,
+            encode=lambda text: codec.encode([text])[0],
+            encode_prompts=lambda prompts: ids_of(template.prompts(prompts), codec),
+            encode_responses=_response_encoder(template, end, turn_end_id, stops),
+            decode=_decoder(hf),
+            token=lambda i: hf.convert_ids_to_tokens(i) or f"<no token {i}>",
+            stop_ids=stops,
+            turn_end_id=turn_end_id,
+            opens_thinking=THINK in shown.rpartition(THOUGHT)[2],
+            size=size,
+            full_size=size,
+            **identity(hf),
             folder=str(folder),
             template_folder=str(template_folder),
         )
@@ -203,99 +224,122 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[str, int]]:
 _BYTES_A_CHARACTER = 4  # in UTF-8, at most
 
 
-def _read(folder: Path):
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
-    from transformers import AutoTokenizer
+class _Template(NamedTuple):
+    """The chat template of a tokenizer, which renders prompts of a wording and answers to them."""
 
-    files = [path.name for path in folder.iterdir() if not path.is_dir()]
-    files += [f"{path.parent.name}/{path.name}" for path in folder.glob(f"{MORE_TEMPLATES}/*")]
-    if "tokenizer.json" not in files:
-        raise DataError(
-            f"{folder}: no tokenizer.json; a model folder needs its tokenizer beside the weights"
-        )
-    for name in files:  # any of them may be read by the library
-        member(folder, name)
-    _check_growth(folder, json_object(folder, "tokenizer.json").get("normalizer"))
-    with _trusting(folder):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    folder: Path
+    hf: Any
+    wording: Wording
+    codec: Codec
+    forgeable: frozenset[int]
+
+    def prompts(self, prompts: Sequence[str]) -> list[Rendered]:
+        """Each prompt up to where its answer begins."""
+        return self._rendered([self.turns(prompt) for prompt in prompts], to_answer=True)
+
+    def answered(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Rendered]:
+        """Each prompt with its answer."""
+        turns = [
+            [*self.turns(prompt), {"role": "assistant", "content": answer}]
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        return self._rendered(turns, to_answer=False)
+
+    def turns(self, prompt: str) -> Conversation:
+        system = self.wording.system_prompt
+        before = [] if system is None else [{"role": "system", "content": system}]
+        return [*before, {"role": "user", "content": self.wording.user_turn(prompt)}]
+
+    def _rendered(self, conversations: list[Conversation], *, to_answer: bool) -> list[Rendered]:
+        """Errors: DataError."""
+        values = {"tools": None, "documents": None, **self.hf.special_tokens_map}
+        values |= {"add_generation_prompt": to_answer, "enable_thinking": self.wording.thinking}
+        with trusting(self.folder):
+            show = functools.partial(render, self.hf.get_chat_template(), values=values)
+        self._refuse_forged([turn["content"] for turns in conversations for turn in turns])
+        try:
+            return render_marked(show, conversations, self.codec.control)
+        except DataError as error:
+            raise DataError(
+                f"{self.folder}: the chat template can't be rendered ({error})"
+            ) from error
+
+    def _refuse_forged(self, texts: Sequence[str]) -> None:
+        """Errors: DataError for a text that is no control token until the tokenizer normalizes it:
+        it can't be marked."""
+        for text in texts if self.forgeable else ():
+            found = self.forgeable & {*self.codec.encode([text])[0]}
+            if found and not self.codec.control.search(text):
+                token = self.hf.convert_ids_to_tokens(min(found))
+                raise DataError(
+                    f"{self.folder}: the tokenizer reads {token!r} in the text {text[:60]!r};"
+                    " take it out of the text"
+                )
 
 
-MORE_TEMPLATES = "additional_chat_templates"
-MOST_GROWTH = 1000
-"""Characters that a normalizer may make of one."""
+def _template(folder: Path, hf: Any, wording: Wording) -> _Template:
+    backend, turn = hf.backend_tokenizer, threading.Lock()
+    special = {i: t for i, t in backend.get_added_tokens_decoder().items() if t.special}
+
+    def read(texts: Sequence[str], as_text: bool) -> list[list[int]]:
+        with turn, trusting(folder):
+            backend.encode_special_tokens = as_text
+            return [backend.encode(text, add_special_tokens=False).ids for text in texts]
+
+    codec = Codec(
+        encode=lambda texts: read(texts, False),
+        plain=lambda text: read([text], True)[0],
+        control=spellings([token.content for token in special.values()]),
+    )
+    normalized = [i for i, token in special.items() if token.normalized]
+    return _Template(
+        folder, hf, wording, codec, frozenset(normalized if backend.normalizer else ())
+    )
 
 
-def _check_growth(folder: Path, normalizer: Any) -> None:
-    """Errors: DataError for a normalizer whose replacements could make a text explode."""
-    growth, parts = 1, [normalizer]
-    while parts:
-        part = parts.pop()
-        if isinstance(part, dict):
-            pattern, content = part.get("pattern"), part.get("content")
-            literal = isinstance(pattern, dict) and bool(pattern.get("String"))
-            length = len(content) if isinstance(content, str) else 0
-            growth *= max(1, length) if literal else 1 + length  # a regex may match nothing
-            parts += part.get("normalizers") or []
-    if growth > MOST_GROWTH:
-        raise DataError(
-            f"{folder}: the tokenizer's normalizer makes up to {growth} characters of one; use a"
-            " tokenizer from a source that you trust"
-        )
+def _decoder(hf: Any) -> Callable[[list[int]], str]:
+    """`Tokenizer.decode`; where the tags of a thinking part are special tokens, the text is cut
+    there, as the library would leave them out."""
+    decode = functools.partial(hf.decode, skip_special_tokens=True)
+    special = hf.backend_tokenizer.get_added_tokens_decoder().items()
+    tags = {i: t.content for i, t in special if t.special and t.content in (THINK, THOUGHT)}
+
+    def with_tags(ids: list[int]) -> str:
+        text, start = "", 0
+        for place, tag in ((place, tags[i]) for place, i in enumerate(ids) if i in tags):
+            text += decode(ids[start:place]) + tag
+            start = place + 1
+        return text + decode(ids[start:])
+
+    return with_tags if tags else decode
 
 
-@contextlib.contextmanager
-def _trusting(folder: Path) -> Iterator[None]:
-    """Errors: DataError for whatever the library raises over a folder's tokenizer: exceptions of
-    many kinds, and panics of its Rust part, which are no `Exception`."""
+def _shown_prompt(template: _Template) -> str:
+    """A rendered prompt with placeholders for what users write.
+
+    Errors: DataError unless the template shows the user's text, behind the system prompt where
+    there is one.
+    """
+    wording = template.wording
+    system = None if wording.system_prompt is None else _SYSTEM_PLACEHOLDER
+    placeholders = template._replace(
+        wording=Wording(system_prompt=system, thinking=wording.thinking)
+    )
     try:
-        yield
-    except KdjaxError:
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise DataError(
-            f"{folder}: can't read the tokenizer ({type(error).__name__}: {one_line(error)})"
-        ) from error
-
-
-def _encode(folder: Path, hf, text: str, *, split_special_tokens: bool) -> list[int]:
-    """Ids of a text; split_special_tokens: special tokens in it are plain text."""
-    with _trusting(folder):
-        return hf.encode(text, add_special_tokens=False, split_special_tokens=split_special_tokens)
-
-
-def _render(hf, turns: list[dict[str, str]], **values: Any) -> str:
-    """Turns, rendered by the chat template with the values that transformers gives it. Errors:
-    DataError."""
-    values = {"messages": turns, "tools": None, "documents": None, **hf.special_tokens_map} | values
-    return render(hf.get_chat_template(), values)
-
-
-def _around_user_turn(folder: Path, hf, wording: Wording) -> tuple[tuple[str, str, str], str]:
-    """((text before the system prompt, system prompt, text up to the user's), text after it)."""
-    system = wording.system_prompt is not None
-    turns = [{"role": "system", "content": _SYSTEM_PLACEHOLDER}] * system
-    turns += [{"role": "user", "content": _PLACEHOLDER}]
-    try:
-        with _trusting(folder):
-            rendered = _render(
-                hf, turns, add_generation_prompt=True, enable_thinking=wording.thinking
-            )
+        text = placeholders.prompts([_PLACEHOLDER])[0].text
     except DataError as error:
-        if system:  # a template may refuse a system turn in many ways
-            raise _no_place_for_a_system_prompt(folder) from error
-        raise DataError(f"{folder}: the chat template can't be rendered ({error})") from error
-    before, marker, after = rendered.partition(_PLACEHOLDER)
+        if system is None:
+            raise
+        raise _no_place_for_a_system_prompt(template.folder) from error  # refused in many ways
+    before, marker, _ = text.partition(_PLACEHOLDER)
     if not marker:
         raise DataError(
-            f"{folder}: the chat template does not show the user's text unchanged;"
+            f"{template.folder}: the chat template does not show the user's text unchanged;"
             " can't encode prompts safely"
         )
-    first, marker, second = before.partition(_SYSTEM_PLACEHOLDER)
-    if system and not marker:
-        raise _no_place_for_a_system_prompt(folder)
-    return (first, wording.system_prompt or "", second), after
+    if system is not None and system not in before:
+        raise _no_place_for_a_system_prompt(template.folder)
+    return text
 
 
 def _no_place_for_a_system_prompt(folder: Path) -> DataError:
@@ -305,50 +349,49 @@ def _no_place_for_a_system_prompt(folder: Path) -> DataError:
     )
 
 
-DECISIVE_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
-"""The parts of tokenizer.json that decide a text's ids; padding and truncation don't."""
-
 _PLACEHOLDER = "\u2063kdjax prompt\u2063"
 _SYSTEM_PLACEHOLDER = "\u2063kdjax system\u2063"
 _ANSWER = "\u2063kdjax answer\u2063"
 
 
-def _turn_end_id(hf) -> int | None:
-    """The first control token after an answer in the template, else the first token of any kind."""
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+def _end_of_answers(template: _Template) -> str | None:
+    """What the template puts behind an answer; None where it shows none."""
     try:
-        text = _render(hf, turns, add_generation_prompt=False)
+        text = template.answered(["?"], [_ANSWER])[0].text
     except DataError:  # a template may refuse these turns; their end is then not known
         return None
-    ids = hf.encode(text.partition(_ANSWER)[2], add_special_tokens=False)
-    control = {*hf.get_added_vocab().values()}
-    return next((i for i in ids if i in control), ids[0] if ids else None)
+    _, marker, end = text.partition(_ANSWER)
+    return end if marker else None
 
 
-def _stop_ids(folder: Path, hf) -> tuple[int, ...]:
-    declared = json_object(folder, "generation_config.json").get("eos_token_id")
-    ids = list(declared or []) if isinstance(declared, list | None) else [declared]
-    if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
-        raise DataError(
-            f"{folder / 'generation_config.json'}: eos_token_id must be one id or"
-            f" several, got {declared!r}"
-        )
-    if hf.eos_token_id is not None:
-        ids.append(hf.eos_token_id)
-    if not ids:
-        raise ConfigError(f"{folder}: no stop token; set eos_token_id in generation_config.json")
-    return tuple(dict.fromkeys(ids))
+def _turn_end_id(template: _Template, end: str | None) -> int | None:
+    """The first control token after an answer in the template, else the first token of any kind."""
+    ids = template.codec.encode([end])[0] if end else []
+    added = {*template.hf.get_added_vocab().values()}
+    return next((i for i in ids if i in added), ids[0] if ids else None)
 
 
-def _identity(hf) -> dict[str, Any]:
-    """The fields fingerprint and cutting."""
-    parts = json.loads(hf.backend_tokenizer.to_str())
-    decisive = {name: parts.get(name) for name in DECISIVE_PARTS}
-    model = {name: value for name, value in parts["model"].items() if name != "vocab"}
-    cutting = {"merges or model": model} | {
-        name: parts.get(name) for name in ("normalizer", "pre_tokenizer")
-    }
-    return {
-        "fingerprint": digest(decisive),
-        "cutting": tuple((name, digest(part)) for name, part in cutting.items()),
-    }
+def _response_encoder(
+    template: _Template, end: str | None, turn_end_id: int | None, stops: Sequence[int]
+) -> Callable[[Sequence[str], Sequence[str]], list[list[int]]]:
+    """`Tokenizer.encode_responses`."""
+    codec = template.codec
+    control = codec.control.search(end or "")
+    ending = Ending(
+        text=end or "",
+        kept=(end or "")[: control.start()] if control else "",
+        stop_id=turn_end_id if turn_end_id in stops else stops[0],
+    )
+    names = [template.hf.convert_ids_to_tokens(i) or "" for i in stops]
+
+    def encode(prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
+        bare = [without_stops(response, names) for response in responses]
+        alone = render_marked(_contents, [[{"content": text}] for text in bare], codec.control)
+        whole = alone if end is None else template.answered(prompts, bare)
+        return response_ids(template.prompts(prompts), whole, alone, ending, codec)
+
+    return encode
+
+
+def _contents(conversations: Sequence[Conversation]) -> list[str]:
+    return [turns[0]["content"] for turns in conversations]

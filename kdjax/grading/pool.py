@@ -36,9 +36,10 @@ class Reply(NamedTuple):
 class _Worker:
     """A process, what it has said of its next line, and the request that it is busy with."""
 
-    def __init__(self, command: Sequence[str]):
+    def __init__(self, command: Sequence[str], environment: dict[str, str] | None):
         self.process = subprocess.Popen(
             command,
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -65,12 +66,20 @@ class _Worker:
 class Workers:
     """`map` gives requests to `count` processes of a command; `close` leaves none behind.
 
-    Memory is the program's own to limit. A worker lives until it fails, is late, has answered
-    10,000 requests, or this object or interpreter ends.
+    Memory is the program's own to limit; its environment is this process's, where none is given. A
+    worker lives until it fails, is late, has answered 10,000 requests, or this object or
+    interpreter ends.
     """
 
-    def __init__(self, command: Sequence[str], count: int, deadline_seconds: float):
+    def __init__(
+        self,
+        command: Sequence[str],
+        count: int,
+        deadline_seconds: float,
+        environment: dict[str, str] | None = None,
+    ):
         self._command, self._count, self._deadline_seconds = command, count, deadline_seconds
+        self._environment = environment
         self._workers: list[_Worker] = []
         self._failed_boots = 0
         self.close = weakref.finalize(self, _kill_all, self._workers)  # also when Python ends
@@ -96,10 +105,10 @@ class Workers:
         while len(self._workers) < wanted:
             if self._failed_boots >= BOOTS_THAT_MAY_FAIL:
                 raise ConfigError(
-                    f"a grader's worker ended {self._failed_boots} times before it was ready; give"
+                    f"a worker ended {self._failed_boots} times before it was ready; give"
                     f" it more memory, or run it by hand: {' '.join(self._command)} < /dev/null"
                 )
-            self._workers.append(_Worker(self._command))
+            self._workers.append(_Worker(self._command, self._environment))
 
     def _deal(self, waiting: deque[int], requests: Sequence[dict[str, Any]]) -> None:
         for worker in self._workers:

@@ -158,8 +158,9 @@ def _attempt(
 
 def _rewards(parts: Parts, problems: np.ndarray, rollout: Rollout) -> Rewards:
     starts, counts = rollout.prompt_length_b, rollout.response_length_b
+    own = parts.tokenizer
     texts = [
-        parts.tokenizer.decode(tokens[start : start + count].tolist())
+        own.graded_text(own.decode(tokens[start : start + count].tolist()))
         for tokens, start, count in zip(rollout.tokens_bs, starts, counts, strict=True)
     ]
     asked = [parts.problems.source.problem(int(index)) for index in problems]

@@ -374,8 +374,9 @@ def test_a_template_may_take_its_memory_whatever_the_cores_reserve():
         "import mmap, runpy, sys; reserved = mmap.mmap(-1, 1 << 30);"
         f"sys.argv = ['', '3', '512', '1000000']; runpy.run_path({program!r}, run_name='__main__')"
     )
-    request = {"template": "{{ 'ab' * 100000 }}", "values": {"messages": []}}
+    request = {"template": "{{ 'ab' * 100000 }}", "conversations": [[]], "values": {}}
     done = subprocess.run(
         [sys.executable, "-c", script], input=json.dumps(request), capture_output=True, text=True
     )
-    assert len(json.loads(done.stdout)["text"]) == 200_000, done.stderr[-500:]
+    _, reply = map(json.loads, done.stdout.splitlines())
+    assert [len(text) for text in reply["value"]] == [200_000], done.stderr[-500:]

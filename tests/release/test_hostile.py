@@ -237,7 +237,7 @@ TEMPLATES = {
 def test_templates_have_limits(case):
     """Loops, bombs and escapes end in one line, without a file or this process's memory."""
     with pytest.raises(DataError) as caught:
-        render(TEMPLATES[case], {"messages": []})
+        render(TEMPLATES[case], [[]], {})
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000
 
@@ -259,8 +259,7 @@ def test_templates_know_no_secrets(monkeypatch):
         "{% endfor %}",
         "{{ bos_token }}{% set ns = namespace(n=1) %}{% set ns.n = 2 %}{{ ns.n }}"
         "{{ {'b': 1} | tojson(indent=1) }}",
-        "{{ strftime_now('%Y') }}{{ dict(a=1) | items | list }}"
-        "{{ messages | map(attribute='role') | join(',') }}",
+        "{{ dict(a=1) | items | list }}{{ messages | map(attribute='role') | join(',') }}",
     ],
 )
 def test_templates_say_what_they_say_in_transformers(tokenizer_folder, template):
@@ -270,7 +269,7 @@ def test_templates_say_what_they_say_in_transformers(tokenizer_folder, template)
     hf = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
     turns = [{"role": "user", "content": "né <&> \"'\n"}, {"role": "assistant", "content": "x"}]
     wanted = hf.apply_chat_template(turns, chat_template=template, tokenize=False)
-    assert render(template, {"messages": turns, **hf.special_tokens_map}) == wanted
+    assert render(template, [turns], hf.special_tokens_map) == [wanted]
 
 
 NAMES = ["p[1].jsonl", "a*.jsonl", "a?.jsonl", "né\u2028.jsonl", "a b.jsonl"]

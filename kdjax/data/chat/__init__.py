@@ -1,58 +1,89 @@
-"""A model's chat template, rendered where it can do no harm.
+"""Chat templates, rendered where they can do no harm.
 
 A template is a program of whoever made the model folder. It runs in a process of its own, without
-this one's environment and files, under limits of time and memory; its text alone comes back.
+this one's environment and files, under limits of time and memory; its texts alone come back. The
+process lives on for the next conversations: to start one takes half a second.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
 import os
-import subprocess
 import sys
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdjax.errors import DataError
+from kdjax.grading.pool import Workers
 
 LONGEST = 1 << 20
-"""Characters of a template, and of what it makes of one prompt."""
+"""Characters of a template, and of what it makes of one conversation."""
 
 CPU_SECONDS, WALL_SECONDS, MEMORY_MIB = 3, 120.0, 512
 
 KEPT = ("LD_LIBRARY_PATH", "TZ")
-"""What Python and dates need of the environment; tokens stand there, too."""
+"""What Python needs of the environment; tokens stand there, too."""
+
+Conversation = list[dict[str, str]]
+"""Turns, each a role and a content."""
+
+AT_A_TIME = 64
+"""Conversations of one request, unless they are long."""
 
 
-def render(template: str, values: dict[str, Any]) -> str:
-    """What transformers' apply_chat_template makes of a template and the values that it reads.
+def render(
+    template: str, conversations: Sequence[Conversation], values: dict[str, Any]
+) -> list[str]:
+    """What transformers' apply_chat_template makes of each conversation, with the values that a
+    template reads. A template that asks for the date is told the same day always (program.DAY).
 
     Errors: DataError saying why there is nothing.
 
-    >>> render("{{ messages[0].content }}!", {"messages": [{"role": "user", "content": "1+1"}]})
-    '1+1!'
+    >>> render("{{ messages[0].content }}!", [[{"role": "user", "content": "1+1"}]], {})
+    ['1+1!']
     """
     if len(template) > LONGEST:
         raise DataError(f"it has {len(template)} characters, over {LONGEST}")
-    return _rendered(json.dumps({"template": template, "values": values}))
+    texts: list[str] = []
+    with _TURN:  # one thread at a time speaks with the process
+        for some in _requests(conversations):
+            request = {"template": template, "conversations": some, "values": values}
+            (reply,) = _worker().map([request])
+            if reply.failure:
+                raise DataError(_why(reply.failure))
+            texts += reply.value
+    return texts
 
 
-@functools.lru_cache(maxsize=64)  # student and teacher often share theirs
-def _rendered(request: str) -> str:
+_TURN = threading.Lock()
+
+
+def _requests(conversations: Sequence[Conversation]) -> Iterator[list[Conversation]]:
+    """Conversations in order, as many at a time as are LONGEST characters or less, and one."""
+    some: list[Conversation] = []
+    length = 0
+    for one in conversations:
+        own = sum(len(turn["content"]) for turn in one)
+        if some and (len(some) == AT_A_TIME or length + own > LONGEST):
+            yield some
+            some, length = [], 0
+        some.append(one)
+        length += own
+    if some:
+        yield some
+
+
+@functools.cache
+def _worker() -> Workers:
     limits = (str(CPU_SECONDS), str(MEMORY_MIB), str(LONGEST))
     command = [sys.executable, "-I", str(Path(__file__).with_name("program.py")), *limits]
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-    reply = {"failure": f"it takes more than {CPU_SECONDS} s or {MEMORY_MIB} MiB"}
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        done = subprocess.run(
-            command, input=request.encode(), capture_output=True, timeout=WALL_SECONDS, env=kept
-        )
-        if done.returncode == 0:
-            reply = json.loads(done.stdout)
-        elif done.returncode > 0:  # else it was killed
-            reply = {"failure": done.stderr.decode(errors="replace").strip().rpartition("\n")[2]}
-    if "failure" in reply:
-        raise DataError(reply["failure"])
-    return reply["text"]
+    return Workers(command, 1, WALL_SECONDS, environment=kept)
+
+
+def _why(failure: str) -> str:
+    if failure in ("crash", "deadline", "memory"):
+        return f"it takes more than {CPU_SECONDS} s or {MEMORY_MIB} MiB"
+    return failure
