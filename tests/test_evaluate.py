@@ -117,6 +117,18 @@ def test_the_grader_decides(tokenizer, student, scorer):
     assert from_json(to_json(result)) == result
 
 
+def test_thinking_that_the_prompt_opens_and_the_limit_cuts_is_no_answer(tokenizer, scorer):
+    r"""A box in it is none, one behind </think> is; the record holds what the model said."""
+    cut, said = r"\boxed{2}", r"</think>\boxed{4}"
+    opening = tokenizer._replace(opens_thinking=True)
+    _, records = evaluate(
+        scripted(opening, [cut, f"{said}<|im_end|>", cut], 16), scorer, SOURCE, opening,
+        jax.random.key(0), samples=1, k=(1,), batch_size=3, **SETTINGS,
+    )  # fmt: skip
+    assert [r["outcome"] for r in records] == ["no_answer", "correct", "no_answer"]
+    assert [r["response"] for r in records] == [cut, said, cut]
+
+
 def test_a_verifier_without_answers_has_no_majority(tokenizer, scorer):
     """math_lenient reads the whole response and says no answer, so there is nothing to vote."""
     settings = {**SETTINGS, "grader": ("x", lambda ps: [Graded(Outcome.WRONG, None) for _ in ps])}

@@ -44,12 +44,15 @@ def run(args: list[str]) -> None:
     from kdjax.report.tables import more_samples, responses
     from kdjax.report.text import print_table
     from kdjax.runtime import files
-    from kdjax.runtime.console import print_lines
+    from kdjax.runtime.console import announce, print_lines
     from kdjax.storage import run_folder
     from kdjax.train.evaluation import evaluate_params, write_results
     from kdjax.train.parts.build import build
+    from kdjax.train.parts.startup import evaluation_context
 
     parts = build(dataclasses.replace(config, prefix="student", trajectories=None, lora=Lora()))
+    for line in evaluation_context(parts):
+        announce(line)
     result, records = evaluate_params(parts, parts.student.trained if params is None else params)
     row = Row(Path(target).name, result, [], records)
     print_table([row])

@@ -299,7 +299,7 @@ def _encode_responses(
 
     def encode(new: list[int]) -> list[list[int]]:
         worked = [problem for problem in map(source.problem, new) if problem.solution]
-        prompts, solutions = [p.prompt for p in worked], [p.solution for p in worked]
+        prompts, solutions = [p.prompt for p in worked], [p.solution or "" for p in worked]
         ids = iter(tokenizer.encode_responses(prompts, solutions) if worked else [])
         return [next(ids) if source.problem(index).solution else [] for index in new]
 

@@ -380,7 +380,7 @@ def _response_encoder(
     ending = Ending(
         text=end or "",
         kept=(end or "")[: control.start()] if control else "",
-        stop_id=turn_end_id if turn_end_id in stops else stops[0],
+        stop_id=next((i for i in stops if i == turn_end_id), stops[0]),
     )
     names = [template.hf.convert_ids_to_tokens(i) or "" for i in stops]
 

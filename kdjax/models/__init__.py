@@ -33,7 +33,7 @@ from kdjax.models.decoder import (
 from kdjax.models.hub import is_hub_name, snapshot
 from kdjax.models.identity import identity
 from kdjax.models.quantized import Hold, int8
-from kdjax.models.shape import DecoderConfig, RopeScaling, parameter_count
+from kdjax.models.shape import DecoderConfig, RopeScaling, context_tokens, parameter_count
 from kdjax.models.shards import COPIED_FILES, write_folder
 from kdjax.models.weights import read_head, read_params
 
@@ -79,7 +79,8 @@ def load(
         mesh: parameters are sharded over it by the rules of sharding.py (replicated where fsdp =
             tensor = 1).
         dtype: what it computes in.
-        params_dtype: that of its parameters.
+        params_dtype: that of its kernels and tables; norms and biases are never narrower than
+            float32, as a student's masters are not.
         hold: how parameters are stored on devices, such as `int8` (models/quantized.py).
         how: further arguments of `build` (impl, remat, ...).
 
@@ -113,6 +114,7 @@ __all__ = [
     "RopeScaling",
     "abstract_params",
     "build",
+    "context_tokens",
     "create",
     "find",
     "identity",

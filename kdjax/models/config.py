@@ -15,6 +15,7 @@ from typing import Any
 from kdjax.errors import DataError
 from kdjax.models.families import FAMILIES, Family
 from kdjax.models.shape import DecoderConfig, RopeScaling
+from kdjax.models.tying import as_stored
 from kdjax.runtime.files import json_object, member
 
 Fields = dict[str, Any]
@@ -24,10 +25,12 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def read_config(folder: Path) -> DecoderConfig:
-    """The config of a model folder. Errors: DataError naming what is missing or not supported."""
+    """The config of a model folder, as its weights are (tying.py). Errors: DataError naming what is
+    missing or not supported, or is not what the weights are."""
     if member(folder, "config.json") is None:
         raise DataError(f"{folder}: no config.json; give a Hugging Face model folder")
-    return from_fields(json_object(folder, "config.json"), str(folder / "config.json"))
+    fields = json_object(folder, "config.json")
+    return as_stored(from_fields(fields, str(folder / "config.json")), folder)
 
 
 def from_fields(fields: Fields, where: str) -> DecoderConfig:

@@ -168,13 +168,19 @@ def abstract_params(
 
     Args:
         config: the decoder's.
-        dtype: that of the parameters.
+        dtype: that of kernels and tables; norms and biases, which `narrow` leaves alone, too, are
+            float32 where it is narrower.
         mesh: gives each its sharding, by the rules of sharding.py.
         lora: adds the adapters' parameters.
         hold: int8 kernels where it quantises (models/quantized.py).
     """
     shapes = jax.eval_shape(lambda key: init_params(config, key, lora), jax.random.key(0))
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), shapes)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    shapes = jax.tree.map(
+        lambda s, axes: jax.ShapeDtypeStruct(s.shape, dtype if EMBED in axes else wide),
+        shapes,
+        logical_axes(shapes),
+    )
     if hold is not None:
         shapes = jax.eval_shape(functools.partial(held_by, hold), shapes)
     if mesh is None:

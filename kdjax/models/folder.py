@@ -26,6 +26,11 @@ StoredTensor = Any
 """A tensor in a file, by the safetensors library: get_shape(), get_dtype(), [slices] -> NumPy."""
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has weights, or says that it does; they may be damaged."""
+    return any(member(folder, name) is not None for name in (WEIGHTS_FILE, INDEX_FILE))
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights: model.safetensors, else the shards that the index names.
 

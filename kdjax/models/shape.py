@@ -50,6 +50,17 @@ class DecoderConfig:
     norm_topk_prob: bool = False
 
 
+def context_tokens(config: DecoderConfig) -> int:
+    """The most tokens that a decoder was made for, its rotary frequencies stretched.
+
+    >>> context_tokens(DecoderConfig(10, 4, 8, 1, 2, 1, 2, max_position_embeddings=2048))
+    2048
+    """
+    scaling = config.rope_scaling
+    stretched = scaling.factor * scaling.original_max_position_embeddings if scaling else 0
+    return max(config.max_position_embeddings, int(stretched))
+
+
 def parameter_count(config: DecoderConfig, active: bool = False) -> int:
     """Parameters of the decoder's layers and norms, without embedding and head.
 

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from kdjax.base import Params
 from kdjax.errors import DataError
-from kdjax.models.config import from_fields
+from kdjax.models.config import read_config
 from kdjax.models.families import Place, tensors
 from kdjax.models.folder import INDEX_FILE
 from kdjax.runtime.files import json_object, member, new_folder, one_line
@@ -52,8 +52,10 @@ def write_folder(
 
     Errors: StorageError; DataError where `source` is of another shape.
     """
-    fields = json_object(source, "config.json")
-    places = tensors(from_fields(fields, str(source)))
+    fields, config = json_object(source, "config.json"), read_config(source)
+    if config.tie_word_embeddings != fields.get("tie_word_embeddings", False):
+        fields["tie_word_embeddings"] = config.tie_word_embeddings
+    places = tensors(config)
     _check_paths(params, places, source)
     dtype = np.dtype(dtype)
     fields = {k: v for k, v in fields.items() if k != "torch_dtype"} | {"dtype": dtype.name}

@@ -8,6 +8,7 @@ host holds one block at a time.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 from pathlib import Path as Folder
 from typing import Any
@@ -26,7 +27,11 @@ from kdjax.models.families import tensors as expected_tensors
 from kdjax.models.folder import StoredTensor, listed, open_tensors, shown
 from kdjax.models.quantized import Hold
 from kdjax.models.shape import DecoderConfig
+from kdjax.models.tying import HEAD, check_depth
 from kdjax.numerics import LMHead
+
+BUFFER = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
+"""Tensors that are computed from the config: Llama 2's files hold them, and nothing reads them."""
 
 READABLE = ("BF16", "F16", "F32")
 PIECE_BYTES = 128 << 20
@@ -92,13 +97,10 @@ def _checked(
     found: dict[str, StoredTensor], config: DecoderConfig, folder: Folder
 ) -> dict[Path, list[tuple[Place, StoredTensor]]]:
     """The tensors that fill each parameter, once names, shapes and dtypes are the config's."""
+    found = {name: tensor for name, tensor in found.items() if not BUFFER.fullmatch(name)}
     if config.tie_word_embeddings:  # some exporters write the tied head a second time
-        found = {name: tensor for name, tensor in found.items() if name != "lm_head.weight"}
-    if config.num_hidden_layers * max(1, config.num_experts) > len(found):  # too many to list
-        raise DataError(
-            f"{folder}: weights and config.json disagree: {config.num_hidden_layers} layers,"
-            f" but {len(found)} tensors"
-        )
+        found.pop(HEAD, None)
+    check_depth(config, len(found), folder)
     places = expected_tensors(config)
     problems = [f"missing {name}" for name in places if name not in found]
     problems += [f"unexpected {shown(name)}" for name in found if name not in places]

@@ -173,8 +173,8 @@ def test_a_sharded_export_follows_the_convention(family, tmp_path, shape):
     assert index["metadata"]["total_size"] == sum(x.nbytes for x in held.values())
     assert {x.dtype.name for x in held.values()} == {"bfloat16"}
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
-    narrow = jax.tree.map(lambda w: w.astype(jnp.bfloat16), params)
-    assert_bitwise_equal(read(folder, jnp.bfloat16), narrow)
+    rounded = jax.tree.map(lambda w: w.astype(jnp.bfloat16).astype(jnp.float32), params)
+    assert_bitwise_equal(read(folder), rounded)
 
 
 def test_parameters_on_a_mesh_are_written(family, tmp_path):
@@ -290,3 +290,73 @@ def test_the_host_holds_no_second_copy(tmp_path):
     found = json.loads(run.stdout)
     assert found["own"] > 400e6
     assert found["extra"] < 2 * 32768 * 1024 + 100e6
+
+
+def head_apart(folder, source, change=lambda head: head * 2, **extra):
+    """A copy of a folder whose config.json ties its head, with an LM head in its weights."""
+    folder.mkdir()
+    for path in source.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    held = load_file(source / "model.safetensors")
+    held |= {"lm_head.weight": change(held["model.embed_tokens.weight"]), **extra}
+    save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
+    return held["lm_head.weight"]
+
+
+def test_a_head_of_its_own_is_read_though_config_ties_it(student_folder, tmp_path, capsys):
+    """As transformers reads it, everywhere: shapes, load, the head alone, a mesh, export and back;
+    and a line is said."""
+    head = head_apart(tmp_path / "apart", student_folder)
+    mesh = make_mesh(8, fsdp=2, tensor=4)
+    for folder in (tmp_path / "apart", tmp_path / "written"):
+        config = read_config(folder)
+        assert not config.tie_word_embeddings
+        for where in (None, mesh):
+            model, params = models.load(folder, where)
+            assert_bitwise_equal(model.head(params).weight_vd, head)
+        assert_bitwise_equal(weights.read_head(folder, config).weight_vd, head)
+        if folder.name == "apart":
+            models.write_folder(tmp_path / "written", params, folder)
+    assert not json.loads((tmp_path / "written" / "config.json").read_text())["tie_word_embeddings"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "apart: config.json ties the LM head to the embedding, but lm_head.weight is" in said
+
+
+def test_a_head_that_is_the_embedding_stays_tied(student_folder, tmp_path):
+    """Written a second time, in a narrower dtype too where no number changes."""
+    held = load_file(student_folder / "model.safetensors")["model.embed_tokens.weight"]
+    exact = held.astype(ml_dtypes.bfloat16)
+    same = {"model.embed_tokens.weight": exact.astype(np.float32)}
+    head_apart(tmp_path / "again", student_folder, lambda head: exact, **same)
+    assert read_config(tmp_path / "again").tie_word_embeddings
+    _, params = models.load(tmp_path / "again")
+    assert "head" not in params
+
+
+def test_buffers_of_rotary_frequencies_are_left_aside(student_folder, tmp_path):
+    """Llama 2's files hold them."""
+    buffers = {
+        f"model.layers.{n}.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32) for n in (0, 1)
+    }
+    head_apart(tmp_path / "old", student_folder, np.copy, **buffers)
+    assert_bitwise_equal(read(tmp_path / "old"), read(student_folder))
+
+
+def test_absurd_depth_is_refused_before_a_program_is_made(student_folder, tmp_path):
+    """config.json and the weights' header are enough."""
+    head_apart(tmp_path / "deep", student_folder, np.copy)
+    path = tmp_path / "deep" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10**9}))
+    with pytest.raises(DataError, match="1000000000 layers, but 25 tensors"):
+        read_config(tmp_path / "deep")
+
+
+def test_norms_of_a_narrow_teacher_are_those_of_its_student(student_folder, tmp_path):
+    """A float32 checkpoint computed in bfloat16: the teacher is, to the bit, what the student's
+    masters are narrowed to."""
+    config = read_config(student_folder)
+    shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+    models.write_folder(tmp_path / "fine", lively(shapes), student_folder)
+    teacher, student = read(tmp_path / "fine", jnp.bfloat16), read(tmp_path / "fine")
+    assert_bitwise_equal(teacher, models.narrow(student, jnp.bfloat16))
+    assert teacher["norm"].dtype == jnp.float32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +14,17 @@ from runs import assert_bitwise_equal, assert_interrupted_equals_uninterrupted, 
 from tiny import random_rollout
 
 from kdjax import add, clipped_surrogate, divergence, forward_kl, importance, reverse_kl, scale
+from kdjax.base import Problem
 from kdjax.config import RL, Config, Turn
 from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
 from kdjax.errors import ConfigError, DataError
 from kdjax.grading import rewards
 from kdjax.grading.answers import Graded, Outcome
-from kdjax.grading.rewards import math
+from kdjax.grading.rewards import accuracy, math, open_rewarder
 from kdjax.step import score as score_module
 from kdjax.train import loop as train_module
-from kdjax.train.feed import draw, with_old_policy
+from kdjax.train.feed import _rewards, draw, with_old_policy
 from kdjax.train.parts.build import build, fresh_state
 
 
@@ -65,6 +67,25 @@ def test_groups(rewarded):
     assert (np.argsort(advantage, axis=1) == np.argsort(reward, axis=1)).all()
     again = draw(parts, fresh_state(parts).params, 3, 8, 0)
     assert_bitwise_equal(rollout, again)
+
+
+def test_thinking_that_the_prompt_opens_is_not_rewarded(tokenizer):
+    r"""A box in thinking that was cut off earns nothing, one behind </think> does."""
+    texts = [r"\boxed{2}", r"</think>\boxed{2}"]
+    ids = [tokenizer.encode(text) for text in texts]
+    rollout = SimpleNamespace(
+        tokens_bs=np.array([row + [0] * (20 - len(row)) for row in ids]),
+        prompt_length_b=[0, 0],
+        response_length_b=[len(row) for row in ids],
+    )
+    source = SimpleNamespace(problem=lambda index: Problem("a", "1+1=", "2"))
+    for opens, wanted in ((True, [0.0, 1.0]), (False, [1.0, 1.0])):
+        parts = SimpleNamespace(
+            tokenizer=tokenizer._replace(opens_thinking=opens),
+            problems=SimpleNamespace(source=source),
+            rewarder=open_rewarder(accuracy),
+        )
+        assert _rewards(parts, np.zeros(2, int), rollout).value_b.tolist() == wanted
 
 
 def test_only_groups_without_signal_are_drawn_anew(rewarded):

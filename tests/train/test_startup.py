@@ -300,6 +300,26 @@ def test_a_teacher_reads_the_student_s_prompt(tiny, tokenizer, monkeypatch):
     assert asked.student.tokenizer.encode_prompt("1+1=") == tokenizer.encode_prompt("1+1=")
 
 
+def test_limits_over_a_model_s_context_are_warned_of(tiny):
+    """Training's and the evaluation's, each with its model and the numbers; a stretched context
+    counts in full."""
+    edit_json(Path(tiny.student) / "config.json", max_position_embeddings=24 + 8)
+    yarn = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}
+    edit_json(Path(tiny.teacher) / "config.json", max_position_embeddings=16, rope_parameters=yarn)
+    longer = dataclasses.replace(tiny.evaluation, max_new_tokens=9)
+    parts = build(dataclasses.replace(tiny, evaluation=longer))
+    said = [line for line in startup.report(parts).splitlines() if "context" in line]
+    assert said == [*startup.evaluation_context(parts)]
+    assert [line.partition(":")[2].partition(",")[0] for line in said] == [
+        f" the {name} may read 24 + 9 tokens (data.max_prompt_tokens + evaluation.max_new_tokens)"
+        for name in ("student", "teacher")
+    ]
+    assert all("its context is 32 (max_position_embeddings)" in line for line in said)
+    parts = parts._replace(config=dataclasses.replace(tiny, curriculum=Curriculum(lengths=(9,))))
+    (one, *_) = (line for line in startup.report(parts).splitlines() if "context" in line)
+    assert "may read 24 + 9 tokens (data.max_prompt_tokens + curriculum.lengths)" in one
+
+
 def test_thinking_reaches_both(tiny, tokenizer):
     """data.thinking switches the rendering of student and teacher alike."""
     parts = build(dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, thinking=True)))

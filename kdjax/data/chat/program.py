@@ -34,7 +34,7 @@ def main(cpu_seconds: int, memory_mib: int, longest: int) -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    library.datetime = Clock  # where strftime_now looks
+    vars(library)["datetime"] = Clock  # where strftime_now looks
     _refuse_chance()
     # to import transformers is not a template's doing, nor what NumPy reserves for each core
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + (memory_mib << 20),) * 2)

@@ -10,11 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.base import Model, Params, Rollout
+from kdjax.config.schema import Config
 from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import DataError
 from kdjax.losses.combinators import closed_form
 from kdjax.losses.composition import describe
+from kdjax.models import DecoderConfig, context_tokens
 from kdjax.models.quantized import parameter_total
+from kdjax.models.tying import about_untied
+from kdjax.runtime.files import json_object
 from kdjax.sharding import (
     data_size,
     device_bytes,
@@ -56,6 +60,7 @@ def report(parts: Parts) -> str:
         *_about_problems(parts),
         *_about_prompts(own, others),
         *_about_stops(own, others, plan.stops),
+        *_about_shapes(parts, live),
         _about_vocabulary(read, own.size),
         *_about_method(parts, bool(live)),
         _about_sizes(read, programs.student, plan, heads),
@@ -70,6 +75,32 @@ def report(parts: Parts) -> str:
     return "".join(line + "\n" for line in lines)
 
 
+def evaluation_context(parts: Parts) -> Iterator[str]:
+    """A warning for each model whose context is too short for the evaluation's limits."""
+    teachers = {title(tag): teacher.role for tag, teacher in parts.teachers.items()}
+    read = {"student": parts.roles.student} | {n: r for n, r in teachers.items() if r}
+    shapes = {name: role.shape for name, role in read.items()}
+    longest = {"evaluation.max_new_tokens": parts.config.evaluation.max_new_tokens}
+    return _about_context(parts.config, shapes, longest)
+
+
+def _about_context(
+    config: Config, shapes: dict[str, DecoderConfig], longest: dict[str, int]
+) -> Iterator[str]:
+    """A warning for each model, by its role, that may read more tokens than it was made for; with
+    the longest response by its field."""
+    prompt = config.data.max_prompt_tokens
+    for role, context in ((role, context_tokens(shape)) for role, shape in shapes.items()):
+        for field, response in longest.items():
+            if prompt + response > context:
+                yield (
+                    f"warning: the {role} may read {prompt} + {response} tokens"
+                    f" (data.max_prompt_tokens + {field}), and its context is {context}"
+                    " (max_position_embeddings): beyond it a model's text is often worthless;"
+                    " lower the limits, or take one of a longer context"
+                )
+
+
 def _about_problems(parts: Parts) -> Iterator[str]:
     """The problems of each teacher, and the remarks of their sources."""
     for tag, teacher in parts.teachers.items():
@@ -80,6 +111,21 @@ def _about_problems(parts: Parts) -> Iterator[str]:
     for what, source in {"problems": parts.problems.source, "test problems": test}.items():
         if source.about:
             yield f"{what}: {source.about}"
+
+
+def _about_shapes(parts: Parts, live: dict[str, Any]) -> Iterator[str]:
+    """What the models' shapes give reason to say."""
+    student, reference = parts.roles.student, parts.roles.reference
+    read = {"student": student} | {name: t.role for name, t in live.items() if t.role}
+    read |= {"reference": reference} if reference else {}
+    shapes = {name: role.shape for name, role in read.items()}
+    longest = {"curriculum.lengths": parts.config.curriculum.lengths[-1]}
+    yield from _about_context(parts.config, shapes, longest)
+    yield from evaluation_context(parts)
+    for role in read.values():
+        declared = json_object(role.folder, "config.json").get("tie_word_embeddings")
+        if declared and not role.shape.tie_word_embeddings:
+            yield about_untied(role.folder)
 
 
 def _about_method(parts: Parts, taught: bool) -> Iterator[str]:

@@ -1,0 +1,77 @@
+"""What weights say of their config: how many layers, and whether the LM head is the embedding."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from kdjax.errors import DataError
+from kdjax.models.folder import StoredTensor, has_weights, open_tensors, weight_files
+from kdjax.models.shape import DecoderConfig
+from kdjax.runtime.console import announce
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+ROWS_AT_A_TIME = 4096
+
+
+def as_stored(config: DecoderConfig, folder: Path) -> DecoderConfig:
+    """The config of a folder as its weights are, where they are there: a head that differs from the
+    embedding is untied, as in transformers, and the terminal says so.
+
+    Errors: DataError where there are fewer tensors than the layers need.
+    """
+    if not has_weights(folder):
+        return config
+    count, apart = _looked_at(*_state(folder))
+    check_depth(config, count, folder)
+    if not (apart and config.tie_word_embeddings):
+        return config
+    announce(about_untied(folder))
+    return dataclasses.replace(config, tie_word_embeddings=False)
+
+
+def about_untied(folder: Path) -> str:
+    """What is said of a head that differs from the embedding that config.json ties it to."""
+    return (
+        f"{folder}: config.json ties the LM head to the embedding, but {HEAD} is another: it is"
+        " read as a head of its own"
+    )
+
+
+def check_depth(config: DecoderConfig, tensors: int, folder: Path) -> None:
+    """Errors: DataError for more layers than so many tensors can be, which are too many to list."""
+    if config.num_hidden_layers * max(1, config.num_experts) > tensors:
+        raise DataError(
+            f"{folder}: weights and config.json disagree: {config.num_hidden_layers} layers,"
+            f" but {tensors} tensors"
+        )
+
+
+def _state(folder: Path) -> tuple[Path, tuple[tuple[int, int], ...]]:
+    stats = [path.stat() for path in weight_files(folder)]
+    return folder, tuple((stat.st_size, stat.st_mtime_ns) for stat in stats)
+
+
+@functools.lru_cache(maxsize=32)
+def _looked_at(folder: Path, state: tuple[tuple[int, int], ...]) -> tuple[int, bool]:
+    """(the number of tensors, whether head and embedding are both there and differ); state: of the
+    files, so that changed ones are looked at again."""
+    found = open_tensors(folder)
+    both = EMBEDDING in found and HEAD in found
+    return len(found), both and not _equal(found[EMBEDDING], found[HEAD])
+
+
+def _equal(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tables hold the same numbers, whatever their dtypes."""
+    shape = tuple(one.get_shape())
+    if shape != tuple(other.get_shape()):
+        return False
+    starts = range(0, shape[0] if shape else 0, ROWS_AT_A_TIME)
+    blocks = (slice(start, min(start + ROWS_AT_A_TIME, shape[0])) for start in starts)
+    return all(
+        np.array_equal(*(tensor[rows].astype(np.float32) for tensor in (one, other)))
+        for rows in blocks
+    )
