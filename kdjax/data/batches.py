@@ -335,6 +335,6 @@ def source_key(source: Source, tokenizer: Tokenizer, max_prompt_tokens: int) -> 
     return {
         "problems": source.identity,
         "tokenizer": tokenizer.fingerprint,
-        "template": repr(tokenizer.render("?")),
+        "template": f"{tokenizer.render('?')!r} as {tokenizer.encode_prompt('?')}",
         "max_prompt_tokens": max_prompt_tokens,
     }

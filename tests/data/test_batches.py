@@ -239,10 +239,11 @@ def test_source_key_names_what_reaches_the_model(tokenizer):
         source_key(source, tokenizer, 24),
         source_key(task_source("calc", "train", 5, (4,)), tokenizer, 24),
         source_key(source, tokenizer._replace(fingerprint="another"), 24),
+        source_key(source, tokenizer._replace(encode_prompts=lambda prompts: [[1]]), 24),
         source_key(source, tokenizer._replace(render=lambda prompt: prompt), 24),
         source_key(source, tokenizer, 25),
     ]
-    assert len({str(key) for key in keys}) == 5
+    assert len({str(key) for key in keys}) == 6
     assert source_key(task_source("calc", "train", 5, (3,)), tokenizer, 24) == keys[0]
 
 
