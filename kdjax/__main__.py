@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _guarded(command: str, args: list[str]) -> int:
     """Run a command -> its exit code, once its mistakes have been told in a line."""
-    from kdjax.errors import KdjaxError, without_secrets
+    from kdjax.errors import ConfigError, KdjaxError, first_line, raised_in, without_secrets
     from kdjax.runtime.signals import stop_at_once
 
     try:
@@ -106,9 +106,14 @@ def _guarded(command: str, args: list[str]) -> int:
 
         from kdjax.runtime import processes
 
-        print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
+        where = raised_in(error)  # a user's own code is no bug of ours
+        if not where:
+            print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
         if processes.is_lost(error):
             return 134
+        if where:
+            print(f"kdjax: {ConfigError(f'{where}: {first_line(error)}')}", file=sys.stderr)
+            return ConfigError.exit_code
         print("kdjax: this is a bug of kdjax; please report the lines above", file=sys.stderr)
         return 70
     return 0
