@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import re
 import sysconfig
 import traceback
+from collections.abc import Callable
 
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY")
 """Environment variables whose values are not to be written anywhere."""
@@ -47,8 +50,9 @@ def _shortened(line: str) -> str:
 
 
 def raised_in(error: BaseException | None) -> str:
-    """Where a user's own code raised, 'FUNCTION (FILE:LINE)': the innermost frame of an error, or
-    of what it came from, whose file is not of this package, of Python or installed; else ''.
+    """Where a user's own code raised, 'FUNCTION (FILE:LINE)', outside functions 'FILE:LINE': the
+    innermost frame of an error, or of what it came from, whose file is not of this package, of
+    Python or installed; else ''.
 
     >>> raised_in(ValueError("never raised"))
     ''
@@ -57,7 +61,8 @@ def raised_in(error: BaseException | None) -> str:
         for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
             code = frame.f_code
             if is_theirs(code.co_filename):
-                return f"{code.co_name} ({code.co_filename}:{line})"
+                place = f"{code.co_filename}:{line}"
+                return place if code.co_name == "<module>" else f"{code.co_name} ({place})"
         error = error.__cause__ or error.__context__
     return ""
 
@@ -73,6 +78,20 @@ NOT_THEIRS = tuple(
     folder + os.sep
     for folder in (os.path.dirname(os.path.abspath(__file__)), sysconfig.get_path("stdlib"))
 )
+
+
+def place_of(function: Callable) -> str:
+    """Where a function is written, as `raised_in` says it; its name alone where it has no file.
+
+    >>> place_of(len)
+    'len'
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    name = getattr(function, "__name__", type(function).__name__)
+    code = getattr(function, "__code__", getattr(type(function).__call__, "__code__", None))
+    return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code else name
 
 
 def first_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from kdjax.base import Key, Model, Params
+from kdjax.base import Key, Model, Params, random_key
 from kdjax.errors import ConfigError
 from kdjax.models.attention import attention
 from kdjax.models.cache import CACHES, Keep, cached_attention
@@ -173,7 +173,7 @@ def abstract_params(
         lora: adds the adapters' parameters.
         hold: int8 kernels where it quantises (models/quantized.py).
     """
-    shapes = jax.eval_shape(lambda key: init_params(config, key, lora), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: init_params(config, key, lora), random_key(0))
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), shapes)
     if hold is not None:
         shapes = jax.eval_shape(functools.partial(held_by, hold), shapes)
