@@ -6,6 +6,7 @@ Exit codes: in HELP, and in docs/runs.md with what to do at each.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 
 HELP = """\
@@ -73,8 +74,8 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; mistakes of the user end in one line on standard error and an exit code."""
     args = sys.argv[1:] if arguments is None else arguments
-    if not args or args[0] == "help" or (args[:2][-1] in ("-h", "--help")):
-        print(HELP, end="")
+    if not args or args[0] == "help" or _asks_for_help(args):
+        print(help_of(args[0]) if args else HELP, end="")
         return 0
     code = _guarded(args[0], args[1:])
     from kdjax.errors import PreemptedError
@@ -83,6 +84,23 @@ def main(arguments: list[str] | None = None) -> int:
     together = code in (0, PreemptedError.exit_code)  # all processes have come to the same end
     processes.end() if together else processes.abandon(code)
     return code
+
+
+NO_FIELDS = ("compare", "study", "export", "export-adapter")
+"""Commands whose help has no list of fields."""
+
+
+def _asks_for_help(args: list[str]) -> bool:
+    """Whether help is asked for, other than of the fields that stand behind a command's target."""
+    at = next((n for n, arg in enumerate(args) if arg in ("-h", "--help")), None)
+    return at is not None and (at < (3 if args[0] == "data" else 2) or args[0] in NO_FIELDS)
+
+
+def help_of(command: str) -> str:
+    """The part of HELP that is about a command; all of it, if it is none."""
+    parts = re.split(r"(?m)^(?=  kdjax |^$)", HELP)
+    own = [part for part in parts if re.match(rf"  kdjax {re.escape(command)}\b(?!-)", part)]
+    return "".join(own) or HELP
 
 
 def _guarded(command: str, args: list[str]) -> int:

@@ -10,7 +10,7 @@ import jax
 import pytest
 from commands import CONFIG, fails
 
-from kdjax.__main__ import main
+from kdjax.__main__ import COMMANDS, HELP, NO_FIELDS, main
 from kdjax.commands.evaluate import BENCHMARK_TOKENS
 from kdjax.config import Config
 from kdjax.errors import ConfigError
@@ -31,6 +31,8 @@ def config_file(tmp_path, student_folder, teacher_folder) -> Path:
     [
         (["--stepz", "3"], "unknown field stepz; did you mean steps?"),
         (["--learning_rate", "3"], "did you mean optimizer.learning_rate?"),
+        (["--lr", "3"], "did you mean optimizer.learning_rate?"),
+        (["--optimizer.lr", "3"], "did you mean optimizer.learning_rate?"),
         (["--optimizer.learning-rat", "3"], "did you mean optimizer.learning_rate?"),
         (["--steps", "abc"], "--steps: invalid literal for int() with base 10: 'abc'"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
@@ -191,6 +193,20 @@ def test_usage(capsys, tmp_path):
     assert "is not a run" in fails(capsys, 65, "export", tmp_path / "none", tmp_path / "out")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_its_help(capsys, command):
+    """Its own lines of `kdjax --help`, wherever help is asked for before a target."""
+    asked = [[command, "--help"], [command, "-h"]]
+    asked += [[command, "A", "--help"]] if command in NO_FIELDS else []
+    asked += [["data", "check", "--help"]] if command == "data" else []
+    for args in asked:
+        assert main(args) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"  kdjax {command} ")
+        assert said in HELP
+        assert said.count("  kdjax ") == 1
+
+
 def test_help_is_quick():
     """`kdjax --help` and `import kdjax` load neither jax nor any other heavy package."""
     code = "import sys, kdjax.__main__ as m; m.main(['--help']); print(*sys.modules)"
@@ -303,6 +319,8 @@ def test_short_forms_of_evaluate(student_folder, tmp_path, capsys):
     named = ["--benchmark", f"openai/gsm8k={path}"]
     missing = fails(capsys, 65, "evaluate", student_folder, *named)
     assert "question" in missing
+    short = fails(capsys, 64, "evaluate", student_folder, "--benchmark", "gsm8k")
+    assert "did you mean openai/gsm8k?" in short
     path.write_text('{"prompt": "1+1="}\n')
     columns = ["--evaluation.columns", "prompt=prompt", "answer=answer"]
     file = ["--evaluation.file", path]

@@ -178,9 +178,21 @@ def _parse(config: T, arguments: list[str], program: str) -> T:
     return tyro.cli(type(config), default=config, args=arguments, prog=program, config=plain)
 
 
+ALSO_CALLED = {
+    "lr": "optimizer.learning_rate",
+    "length": "curriculum.lengths",
+    "max_length": "curriculum.lengths",
+    "batch": "batch_size",
+    "gradient_accumulation_steps": "micro_batches",
+}
+"""Fields by the names that other trainers give them."""
+
+
 def _nearest(name: str, known: set[str]) -> str:
     leaf = {k.rpartition(".")[2]: k for k in known}
-    near = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(name, leaf, n=1)
+    called = ALSO_CALLED.get(name.rpartition(".")[2])
+    near = [called] if called in known else difflib.get_close_matches(name, known, n=1)
+    near = near or difflib.get_close_matches(name, leaf, n=1)
     return (
         f"; did you mean {leaf.get(near[0], near[0])}?" if near else "; see --help for the fields"
     )

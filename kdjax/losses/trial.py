@@ -49,10 +49,10 @@ def try_token_loss(token_loss: TokenLoss, vocabulary: int, *, excludes: bool = F
     """
     given = _distributions(vocabulary, excludes)
     for loss in theirs(token_loss):
-        made = _tried("token_loss", loss, AS_TOKEN_LOSS, _shape, loss, *given)
-        if made != (TOKENS,):
+        made = _spelled(_tried("token_loss", loss, AS_TOKEN_LOSS, _made, loss, *given))
+        if made != f"[{TOKENS}]":
             raise ConfigError(
-                f"token_loss: {place_of(loss)} made {_spelled(made)}, not [{TOKENS}], of two"
+                f"token_loss: {place_of(loss)} made {made}, not [{TOKENS}], of two"
                 f" [{TOKENS}, {vocabulary}]; {AS_TOKEN_LOSS}"
             )
         _tried("token_loss", loss, AS_TOKEN_LOSS, _check_loss, loss, *given)
@@ -93,8 +93,8 @@ def try_reduction(reduction: Reduction) -> None:
     fields["tokens_bs"] = np.ones((rows, 5), np.int32)
     given = jnp.asarray(mask), jax.tree.map(jnp.asarray, Rollout(**fields))
     for one in theirs(reduction):
-        made = _tried("reduction", one, AS_REDUCTION, _shape, one, *given)
-        if made != mask.shape:
+        made = _tried("reduction", one, AS_REDUCTION, _made, one, *given)
+        if made is None or made.shape != mask.shape:
             raise ConfigError(
                 f"reduction: {place_of(one)} made {_spelled(made)} of a mask [{rows}, {tokens}];"
                 f" {AS_REDUCTION}"
@@ -186,15 +186,22 @@ def _tried(kind: str, function: Callable, wanted: str, call: Callable, *args: An
         raise ConfigError(f"{kind}: {place}: {first_line(error)}{remedy}; {wanted}") from error
 
 
-def _shape(function: Callable, *given: Any) -> tuple[int, ...] | None:
-    """The shape of what it makes of values that are not known; None of what is no array."""
+def _made(function: Callable, *given: Any) -> jax.ShapeDtypeStruct | None:
+    """What it makes of values that are not known; None of what is no array."""
     made = jax.eval_shape(function, *given)
-    is_number = isinstance(made, jax.ShapeDtypeStruct) and jnp.issubdtype(made.dtype, jnp.floating)
-    return made.shape if is_number else None
+    return made if isinstance(made, jax.ShapeDtypeStruct) else None
 
 
-def _spelled(shape: tuple[int, ...] | None) -> str:
-    return "no array of floats" if shape is None else f"[{', '.join(map(str, shape))}]"
+def _spelled(made: jax.ShapeDtypeStruct | None) -> str:
+    """Shape, and dtype where it is not of floats.
+
+    >>> _spelled(jax.ShapeDtypeStruct((3, 2), jnp.int32))
+    '[3, 2] int32'
+    """
+    if made is None:
+        return "no array"
+    dtype = "" if jnp.issubdtype(made.dtype, jnp.floating) else f" {made.dtype}"
+    return f"[{', '.join(map(str, made.shape))}]{dtype}"
 
 
 def _distributions(vocabulary: int, excludes: bool) -> tuple[jax.Array, jax.Array]:
