@@ -6,6 +6,7 @@ Exit codes: in HELP, and in docs/runs.md with what to do at each.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 
 HELP = """\
@@ -73,8 +74,8 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; mistakes of the user end in one line on standard error and an exit code."""
     args = sys.argv[1:] if arguments is None else arguments
-    if not args or args[0] == "help" or (args[:2][-1] in ("-h", "--help")):
-        print(HELP, end="")
+    if not args or args[0] == "help" or _asks_for_help(args):
+        print(help_of(args[0]) if args else HELP, end="")
         return 0
     code = _guarded(args[0], args[1:])
     from kdjax.errors import PreemptedError
@@ -85,9 +86,26 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
+NO_FIELDS = ("compare", "study", "export", "export-adapter")
+"""Commands whose help has no list of fields."""
+
+
+def _asks_for_help(args: list[str]) -> bool:
+    """Whether help is asked for, other than of the fields that stand behind a command's target."""
+    at = next((n for n, arg in enumerate(args) if arg in ("-h", "--help")), None)
+    return at is not None and (at < (3 if args[0] == "data" else 2) or args[0] in NO_FIELDS)
+
+
+def help_of(command: str) -> str:
+    """The part of HELP that is about a command; all of it, if it is none."""
+    parts = re.split(r"(?m)^(?=  kdjax |^$)", HELP)
+    own = [part for part in parts if re.match(rf"  kdjax {re.escape(command)}\b(?!-)", part)]
+    return "".join(own) or HELP
+
+
 def _guarded(command: str, args: list[str]) -> int:
     """Run a command -> its exit code, once its mistakes have been told in a line."""
-    from kdjax.errors import KdjaxError, without_secrets
+    from kdjax.errors import ConfigError, KdjaxError, first_line, raised_in, without_secrets
     from kdjax.runtime.signals import stop_at_once
 
     try:
@@ -106,9 +124,14 @@ def _guarded(command: str, args: list[str]) -> int:
 
         from kdjax.runtime import processes
 
-        print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
+        where = raised_in(error)  # a user's own code is no bug of ours
+        if not where:
+            print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
         if processes.is_lost(error):
             return 134
+        if where:
+            print(f"kdjax: {ConfigError(f'{where}: {first_line(error)}')}", file=sys.stderr)
+            return ConfigError.exit_code
         print("kdjax: this is a bug of kdjax; please report the lines above", file=sys.stderr)
         return 70
     return 0

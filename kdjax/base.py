@@ -28,6 +28,30 @@ Params = Any  # a nested dict of arrays
 Key = jax.Array
 
 
+KEYS = "threefry2x32"
+"""The kind of every random key. JAX's default is set by JAX_DEFAULT_PRNG_IMPL; under vmap, the
+numbers of another kind (rbg) depend on the first key of the batch alone."""
+
+
+def random_key(seed: int) -> Key:
+    """A key of the kind that rows are drawn with, whatever JAX's default is.
+
+    >>> str(jax.random.key_impl(random_key(0)))
+    'threefry2x32'
+    """
+    return jax.random.key(seed, impl=KEYS)
+
+
+def check_key(key: Key) -> None:
+    """Errors: ConfigError for a key of another kind, with which a row's draw would depend on its
+    batch."""
+    if (kind := str(jax.random.key_impl(key))) != KEYS:
+        raise ConfigError(
+            f"a key is of kind {kind}, with which a row's draw depends on its batch; make it by"
+            f" kdjax.base.random_key(seed), or jax.random.key(seed, impl={KEYS!r})"
+        )
+
+
 class Problem(NamedTuple):
     """One question with its gold answer; `solution` is a worked response, if the source has one.
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 import re
+import sysconfig
+import traceback
+from collections.abc import Callable
 
 SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY")
 """Environment variables whose values are not to be written anywhere."""
@@ -42,6 +47,64 @@ class KdjaxError(Exception):
 def _shortened(line: str) -> str:
     """Its begin and its end, where the remedy stands."""
     return line if len(line) <= 2000 else f"{line[:1500]} ... {line[-490:]}"
+
+
+def raised_in(error: BaseException | None) -> str:
+    """Where a user's own code raised, 'FUNCTION (FILE:LINE)', outside functions 'FILE:LINE': the
+    innermost frame of an error, or of what it came from, whose file is not of this package, of
+    Python or installed; else ''.
+
+    >>> raised_in(ValueError("never raised"))
+    ''
+    """
+    while error is not None:
+        for frame, line in reversed([*traceback.walk_tb(error.__traceback__)]):
+            code = frame.f_code
+            if is_theirs(code.co_filename):
+                place = f"{code.co_filename}:{line}"
+                return place if code.co_name == "<module>" else f"{code.co_name} ({place})"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def is_theirs(file: str) -> bool:
+    """Whether a file of code is the user's own."""
+    path = os.path.abspath(file)
+    installed = {"site-packages", "dist-packages"} & {*path.split(os.sep)}
+    return not (installed or file.startswith("<") or path.startswith(NOT_THEIRS))
+
+
+NOT_THEIRS = tuple(
+    folder + os.sep
+    for folder in (os.path.dirname(os.path.abspath(__file__)), sysconfig.get_path("stdlib"))
+)
+
+
+def place_of(function: Callable) -> str:
+    """Where a function is written, as `raised_in` says it; its name alone where it has no file.
+
+    >>> place_of(len)
+    'len'
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    name = getattr(function, "__name__", type(function).__name__)
+    code = getattr(function, "__code__", getattr(type(function).__call__, "__code__", None))
+    return f"{name} ({code.co_filename}:{code.co_firstlineno})" if code else name
+
+
+def first_line(error: BaseException) -> str:
+    """An error in a line: 'TypeError: why', one of this package by its text alone.
+
+    >>> first_line(ValueError("no\\nmore"))
+    'ValueError: no'
+    """
+    if isinstance(error, KdjaxError):
+        return str(error)
+    text = str(error).strip().partition("\n")[0].strip()
+    text = text if len(text) <= 300 else f"{text[:300]} ..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 class ConfigError(KdjaxError):

@@ -145,7 +145,8 @@ def find_piece(study: Study, name: str) -> Piece:
     """The piece of this name. Errors: ConfigError naming the nearest."""
     found = {piece.name: piece for piece in pieces(study)}
     if name not in found:
-        near = difflib.get_close_matches(name, found, n=1) or list(found)[-1:]
+        seeds = [piece for piece in found if piece.startswith(f"{name}/")]
+        near = seeds or difflib.get_close_matches(name, found, n=1) or list(found)[-1:]
         raise ConfigError(f"--only: the study has no run {name}; did you mean {near[0]}?")
     return found[name]
 

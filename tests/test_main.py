@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from commands import CONFIG, fails
 
-from kdjax.__main__ import main
+from kdjax.__main__ import COMMANDS, HELP, NO_FIELDS, main
 from kdjax.commands.evaluate import BENCHMARK_TOKENS
 from kdjax.config import Config
 from kdjax.errors import ConfigError
@@ -30,6 +31,8 @@ def config_file(tmp_path, student_folder, teacher_folder) -> Path:
     [
         (["--stepz", "3"], "unknown field stepz; did you mean steps?"),
         (["--learning_rate", "3"], "did you mean optimizer.learning_rate?"),
+        (["--lr", "3"], "did you mean optimizer.learning_rate?"),
+        (["--optimizer.lr", "3"], "did you mean optimizer.learning_rate?"),
         (["--optimizer.learning-rat", "3"], "did you mean optimizer.learning_rate?"),
         (["--steps", "abc"], "--steps: invalid literal for int() with base 10: 'abc'"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
@@ -74,15 +77,110 @@ def test_bad_files(tmp_path, capsys):
     )
     path = tmp_path / "broken.py"
     path.write_text("import nothing_like_this")
-    assert "does not run: ModuleNotFoundError" in fails(capsys, 64, "train", path)
+    wrong = fails(capsys, 64, "train", path)
+    assert f"kdjax: {path}:1: ModuleNotFoundError: No module named 'nothing_like_this'" in wrong
+    path.write_text("x = (")
+    assert f"kdjax: {path}: SyntaxError: '(' was never closed" in fails(capsys, 64, "train", path)
     path.write_text("x = 1")
     assert "has no get_config()" in fails(capsys, 64, "train", path)
     path.write_text("from kdjax import Config\ndef get_config(): return Config(stepz=1)")
     assert "unknown field stepz; did you mean steps?" in fails(capsys, 64, "train", path)
     path.write_text("from kdjax import Config\ndef get_config(): return Config(steps='many')")
     assert "steps must be int, got 'many'" in fails(capsys, 64, "train", path)
+    path.write_text("def get_config():\n    steps = {}\n    return steps['many']")
+    assert f"get_config ({path}:3): KeyError: 'many'" in fails(capsys, 64, "train", path)
+    path.write_text("import kdjax\ndef get_config(): return kdjax.scale(kdjax.add, kdjax.at())")
+    assert f"get_config ({path}:2): AttributeError" in fails(capsys, 64, "train", path)
     path.write_text("def get_config(): return 3")
     assert "must return a kdjax.Config, got 3" in fails(capsys, 64, "train", path)
+
+
+def test_bad_studies(tmp_path, capsys):
+    """The cell is named, what is no config or claim of it, the line that raised; a study is not
+    trained as a config."""
+    path = tmp_path / "study.py"
+    head = "from kdjax import Config, Study\nfrom kdjax.claims import Claim\ndef get_study():\n    "
+    for wrong, says in (
+        ("return Study('s', {'a': Config(), 'b': Config(steps=0)})", "cell b: steps must be at le"),
+        ("return Study('s', {'a': 3})", "study cells must be dict[str, Config], got {'a': 3}"),
+        ("return Study('s', {'a': Config()}, seeds=3)", "study seeds must be tuple[int, ...]"),
+        ("return Study('s', {'a': Config()}, claims=('a',))", "study claims must be"),
+        (
+            "return Study('s', {}, claims=(Claim('c', 'x', 'average', ('a',), ('b',)),))",
+            "claim c: metric must be Literal['avg', 'pass', 'length', 'entropy', 'truncated']",
+        ),
+        ("return Study('s', {'a': Config()}[0])", f"get_study ({path}:4): KeyError: 0"),
+    ):
+        path.write_text(head + wrong)
+        assert says in fails(capsys, 64, "study", path)
+    said = fails(capsys, 64, "train", path)
+    assert "has no get_config(); it must return a kdjax.Config (it has get_study(): kdjax" in said
+
+
+OWN = """
+import kdjax
+from kdjax.config import RL
+
+def own(*args):
+    {body}
+
+def get_config():
+    return kdjax.Config(
+        run={run!r}, student={student!r}, teacher={teacher!r}, {fields}, steps=2, batch_size=8,
+        data=kdjax.config.Data(terms=(2,), problems=8, max_prompt_tokens=24),
+        curriculum=kdjax.config.Curriculum(lengths=(8,)),
+    )
+"""
+
+
+@pytest.mark.parametrize(
+    ("fields", "body", "says"),
+    [
+        ("token_loss=own", "return args[0].sum()", "token_loss: own ({}:5) made [], not [3]"),
+        (
+            "token_loss=kdjax.mix(own, kdjax.forward_kl, weight=0.5)", "return args[0].fo(-1)",
+            "token_loss: own ({}:6): AttributeError: ",
+        ),
+        ("objective=own", "return args[0].divergance", "objective: own ({}:6): AttributeError: "),
+        ("reduction=own", "return 1 / args", "reduction: own ({}:6): TypeError: "),
+        (
+            "objective=kdjax.clipped_surrogate(0.2), rl=RL(4, own)", "return args[1].split()[0]",
+            "rl.reward: own ({}:6): IndexError: list index out of range, of problem calc/train/",
+        ),
+        (
+            "objective=kdjax.clipped_surrogate(0.2), rl=RL(4, advantage=own)", "raise OSError('x')",
+            "rl.advantage: own ({}:6): OSError: x; advantages are finite",
+        ),
+    ],
+    ids=["shape", "in a mix", "objective", "reduction", "reward", "advantage"],
+)  # fmt: skip
+def test_a_mistake_in_a_function_of_theirs_is_64(
+    tmp_path, student_folder, teacher_folder, capsys, fields, body, says
+):
+    """One line with the function, its file and its line, before the run; no bug of ours."""
+    path = tmp_path / "own.py"
+    models = dict(student=str(student_folder), teacher=str(teacher_folder))
+    path.write_text(OWN.format(run=str(tmp_path / "run"), fields=fields, body=body, **models))
+    assert says.format(path) in fails(capsys, 64, "train", path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bug_of_ours_is_70(config_file, capsys, monkeypatch):
+    """With the traceback; an error of no code of theirs."""
+    monkeypatch.setattr("kdjax.config.timetable.GOLDEN_RATIO", None)
+    assert main(["train", str(config_file)]) == 70
+    assert "this is a bug of kdjax" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["jax_enable_x64", "jax_debug_nans"])
+def test_settings_of_jax_that_must_be_off(config_file, capsys, name):
+    """One line with the variable, where each ended in a traceback."""
+    before = getattr(jax.config, name)
+    jax.config.update(name, True)
+    try:
+        assert f"{name.upper()} is set; unset it: " in fails(capsys, 64, "train", config_file)
+    finally:
+        jax.config.update(name, before)
 
 
 def test_usage(capsys, tmp_path):
@@ -93,6 +191,20 @@ def test_usage(capsys, tmp_path):
     assert "usage: kdjax train CONFIG" in fails(capsys, 64, "train")
     assert "usage: kdjax export RUN OUT" in fails(capsys, 64, "export", "a")
     assert "is not a run" in fails(capsys, 65, "export", tmp_path / "none", tmp_path / "out")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_its_help(capsys, command):
+    """Its own lines of `kdjax --help`, wherever help is asked for before a target."""
+    asked = [[command, "--help"], [command, "-h"]]
+    asked += [[command, "A", "--help"]] if command in NO_FIELDS else []
+    asked += [["data", "check", "--help"]] if command == "data" else []
+    for args in asked:
+        assert main(args) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"  kdjax {command} ")
+        assert said in HELP
+        assert said.count("  kdjax ") == 1
 
 
 def test_help_is_quick():
@@ -207,6 +319,8 @@ def test_short_forms_of_evaluate(student_folder, tmp_path, capsys):
     named = ["--benchmark", f"openai/gsm8k={path}"]
     missing = fails(capsys, 65, "evaluate", student_folder, *named)
     assert "question" in missing
+    short = fails(capsys, 64, "evaluate", student_folder, "--benchmark", "gsm8k")
+    assert "did you mean openai/gsm8k?" in short
     path.write_text('{"prompt": "1+1="}\n')
     columns = ["--evaluation.columns", "prompt=prompt", "answer=answer"]
     file = ["--evaluation.file", path]

@@ -282,6 +282,8 @@ def test_two_jobs_on_the_command_line(tmp_path, student_folder, teacher_folder, 
     assert "step 2/2" in (folder / "logs" / "reverse_kl seed_0.txt").read_text()
     assert main(["study", str(file), "--only", "forward_kl/seed_1"]) == 64
     assert "did you mean forward_kl/seed_0?" in capsys.readouterr().err
+    assert main(["study", str(file), "--only", "reverse_kl"]) == 64
+    assert "did you mean reverse_kl/seed_0?" in capsys.readouterr().err
     assert main(["study", str(file), "--jobs", "two"]) == 64
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from kdjax.base import random_key
 from kdjax.bench import Figure, if_it_fits, medians
 from kdjax.bench.baselines import Inputs, checkpointed, dense, forward, sampled_token
 from kdjax.errors import ConfigError
@@ -66,7 +67,7 @@ def _inputs(
 ) -> Inputs:
     """Random inputs whose logits have a standard deviation; `noise` makes the student a disturbed
     teacher of the same width."""
-    keys, wide = jax.random.split(jax.random.key(0), 6), jnp.promote_types(dtype, jnp.float32)
+    keys, wide = jax.random.split(random_key(0), 6), jnp.promote_types(dtype, jnp.float32)
     shapes = [(rows, width) for rows in (tokens, vocabulary) for width in widths]
     drawn = [jax.random.normal(k, s, wide) for k, s in zip(keys[:4], shapes, strict=True)]
     hidden, theirs = drawn[:2]

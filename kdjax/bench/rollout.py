@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax import models
-from kdjax.base import PLAIN, Batch, Model, Params, Sampling
+from kdjax.base import PLAIN, Batch, Model, Params, Sampling, random_key
 from kdjax.bench import Figure, medians
 from kdjax.bench.bandwidth import LENGTHS, Machine, level_rounds, level_seconds, static_seconds
 from kdjax.bench.baselines import scanned_decode, static_batches
@@ -79,7 +79,7 @@ def bench_rollout(sizes: RolloutBench) -> Iterator[Figure]:
     config = SMALL if sizes.model == "small" else KNOWN[sizes.model].config
     dtype = jnp.dtype(sizes.dtype)
     model = models.build(config, dtype, impl="auto")
-    stacked = jax.jit(lambda key: models.narrow(init_params(config, key), dtype))(jax.random.key(0))
+    stacked = jax.jit(lambda key: models.narrow(init_params(config, key), dtype))(random_key(0))
     bench = _Bench(sizes, model, stacked, models.unstacked(stacked))
     parts: dict[str, Callable[[_Bench], Iterator[Figure]]] = {
         "decode": _decode,
@@ -102,7 +102,7 @@ def _decode(bench: _Bench) -> Iterator[Figure]:
     add = _again(jax.jit(lambda x: x + 1, donate_argnums=0), numbers)
     copied = 2 * numbers.nbytes / medians({"": add}, sizes.repeats)[""]
     yield Figure("copy bandwidth", copied / 1e9, "GB/s", None, "read and written")
-    programs, key, at = decoder(model, PLAIN), jax.random.key(0), np.int32(sizes.window - steps - 1)
+    programs, key, at = decoder(model, PLAIN), random_key(0), np.int32(sizes.window - steps - 1)
     weights = sum(x.nbytes for x in jax.tree.leaves(bench.params))
     for rows in sizes.batches:
 
@@ -124,7 +124,7 @@ def _decode(bench: _Bench) -> Iterator[Figure]:
 
 def _choose(bench: _Bench) -> Iterator[Figure]:
     """Drawing a token at the paper's vocabulary, beside drawing it from the whole distribution."""
-    keys = jax.random.split(jax.random.key(0), 2)
+    keys = jax.random.split(random_key(0), 2)
     logits = 2.5 * jax.random.normal(keys[0], (16, 151_936))
     numbers = jax.random.uniform(keys[1], (16,))
     ways = (Sampling(0.7), Sampling(0.7, 0.95), Sampling(0.7, 0.95, 20), Sampling(0.7, min_p=0.1))
@@ -139,7 +139,7 @@ def _choose(bench: _Bench) -> Iterator[Figure]:
 def _levels(bench: _Bench) -> Iterator[Figure]:
     """Responses of mixed length: level by level, and in static batches with the same memory."""
     sizes, model, rows = bench.sizes, bench.model, bench.sizes.rows // 4
-    stops, key = bench.stops(), jax.random.key(1)
+    stops, key = bench.stops(), random_key(1)
     cache = rows * row_bytes(model, sizes.prompt + sizes.limit)
     draw = open_sampler(model, stop_ids=stops, rows=sizes.rows, cache_bytes=cache)
     drawn = bench.params, bench.prompts(sizes.rows), key, sizes.limit
@@ -198,7 +198,7 @@ def _soak(bench: _Bench) -> Iterator[Figure]:
     gaps, held = [], []
     for first in range(0, sizes.soak, count):
         batch = bench.prompts(count, first)
-        samples = draw(bench.params, batch, jax.random.key(2), sizes.limit // 8)
+        samples = draw(bench.params, batch, random_key(2), sizes.limit // 8)
         scores = scorer(assemble_samples(batch, samples))
         gap = np.abs(np.asarray(scores.student_logp) - samples.logp_bt)
         gaps.append(gap[np.asarray(scores.mask)])

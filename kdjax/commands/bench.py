@@ -15,7 +15,9 @@ def run(args: list[str]) -> None:
     from kdjax.bench.rollout import RolloutBench, bench_rollout
     from kdjax.bench.verifier import VerifierBench, bench_verifier
     from kdjax.config.overrides import override
+    from kdjax.runtime.settings import check_settings
 
+    check_settings()
     benches: dict[str, tuple[Any, Callable]] = {
         "head": (HeadBench(), bench_head),
         "rollout": (RolloutBench(), bench_rollout),

@@ -10,15 +10,15 @@ import os
 import re
 import runpy
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
 from kdjax.config.schema import Config, Study
-from kdjax.config.validation import validate
-from kdjax.errors import ConfigError
+from kdjax.config.validation import validate, validate_study
+from kdjax.errors import ConfigError, first_line, raised_in
 from kdjax.runtime import processes
 
 T = TypeVar("T")
@@ -31,30 +31,33 @@ def load_file(path: str, function: str) -> Any:
     if not Path(path).is_file():
         near = difflib.get_close_matches(path, [str(p) for p in Path("configs").rglob("*.py")], n=1)
         raise ConfigError(f"no config file {path}" + (f"; did you mean {near[0]}?" if near else ""))
-    try:
-        names = runpy.run_path(path)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"{path} does not run: {type(error).__name__}: {error}") from error
+    names = _run_theirs(path, lambda: runpy.run_path(path))
     if function not in names:
+        other = next((command for command, f in COMMANDS.items() if f in names), None)
         raise ConfigError(
             f"{path} has no {function}(); it must return a kdjax.{RETURNS[function].__name__}"
+            + (f" (it has {COMMANDS[other]}(): kdjax {other} {path})" if other else "")
         )
-    try:
-        value = names[function]()
-    except ConfigError:
-        raise
-    except Exception as error:  # a field that does not exist, most often
-        raise ConfigError(f"{path}: {_with_nearest_field(str(error))}") from error
+    value = _run_theirs(path, names[function])
     if not isinstance(value, RETURNS[function]):
         raise ConfigError(
             f"{path}: {function}() must return a kdjax.{RETURNS[function].__name__}, got {value!r}"
         )
-    configs: list[Any] = list(value.cells.values()) if isinstance(value, Study) else [value]
-    for config in configs:
-        validate(config)
-    return value
+    check: Callable = validate_study if isinstance(value, Study) else validate
+    return check(value)
+
+
+COMMANDS = {"train": "get_config", "study": "get_study"}
+"""The command of a file that has one of these functions."""
+
+
+def _run_theirs(path: str, function: Callable) -> Any:
+    """function(), a config file's. Errors: ConfigError naming where in the file it raised."""
+    try:
+        return function()
+    except Exception as error:
+        said = _with_nearest_field(first_line(error))
+        raise ConfigError(f"{raised_in(error) or path}: {said}") from error
 
 
 def override(config: T, arguments: list[str], program: str) -> T:
@@ -175,9 +178,21 @@ def _parse(config: T, arguments: list[str], program: str) -> T:
     return tyro.cli(type(config), default=config, args=arguments, prog=program, config=plain)
 
 
+ALSO_CALLED = {
+    "lr": "optimizer.learning_rate",
+    "length": "curriculum.lengths",
+    "max_length": "curriculum.lengths",
+    "batch": "batch_size",
+    "gradient_accumulation_steps": "micro_batches",
+}
+"""Fields by the names that other trainers give them."""
+
+
 def _nearest(name: str, known: set[str]) -> str:
     leaf = {k.rpartition(".")[2]: k for k in known}
-    near = difflib.get_close_matches(name, known, n=1) or difflib.get_close_matches(name, leaf, n=1)
+    called = ALSO_CALLED.get(name.rpartition(".")[2])
+    near = [called] if called in known else difflib.get_close_matches(name, known, n=1)
+    near = near or difflib.get_close_matches(name, leaf, n=1)
     return (
         f"; did you mean {leaf.get(near[0], near[0])}?" if near else "; see --help for the fields"
     )

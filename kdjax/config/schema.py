@@ -166,7 +166,9 @@ class Rollouts:
     read) the next step's rollout while this step trains; the student's are then one update old.
     engine: the URL of an OpenAI-compatible server (docs/engines.md) that draws in place of this
     process, for teacher prefixes and `kdjax rollouts`; engine_model is its name for the model (by
-    default the config's), engine_log_probs what its log-probabilities describe. reward_workers,
+    default the config's), engine_log_probs what its log-probabilities describe; engine_seeds none
+    is for one that takes no seeds, whose draws can't be repeated. So many requests are in flight,
+    each answered within so many seconds or tried again. reward_workers,
     reward_seconds: rewards that are computed at a time, and how long those of a batch may take
     (answers of reward math have a deadline each).
     """
@@ -179,6 +181,10 @@ class Rollouts:
     engine: str | None = None
     engine_model: str | None = None
     engine_log_probs: Literal["raw", "tempered", "drawn"] = "raw"
+    engine_seeds: Literal["rows", "none"] = "rows"
+    engine_at_once: int = 32
+    engine_timeout_seconds: float = 600.0
+    engine_retries: int = 4
     reward_workers: int = 4
     reward_seconds: float = 60.0
 

@@ -11,7 +11,17 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from kdjax.base import Objective
-from kdjax.config.schema import RL, Config, Data, Faults, Lora, Turn, teacher_models
+from kdjax.config.schema import (
+    RL,
+    Config,
+    Data,
+    Faults,
+    Lora,
+    Rollouts,
+    Study,
+    Turn,
+    teacher_models,
+)
 from kdjax.config.timetable import Method, timetable
 from kdjax.data.sources.mapping import mapping_of
 from kdjax.errors import ConfigError, without_secrets
@@ -68,8 +78,7 @@ def validate(config: Config) -> Config:
             f"rollouts.rows and rollouts.cache_gib must be over 0, got {config.rollouts.rows} and"
             f" {config.rollouts.cache_gib}"
         )
-    if config.rollouts.engine is not None:
-        check_url(config.rollouts.engine, "rollouts.engine")
+    _check_engine(config.rollouts)
     _check_faults(config.faults)
     check_sampling(config.sampling, "sampling.")
     check_sampling(config.evaluation.sampling, "evaluation.sampling.")
@@ -79,6 +88,19 @@ def validate(config: Config) -> Config:
     _check_checkpoints(config)
     _check_lora(config.lora)
     return config
+
+
+def validate_study(study: Study) -> Study:
+    """The study itself, or a ConfigError naming the cell and its field, or what of the study."""
+    check_types(study, "study ")
+    for name, config in study.cells.items():
+        try:
+            validate(config)
+        except ConfigError as error:
+            raise ConfigError(f"cell {name}: {error}") from error
+    for claim in study.claims:
+        check_types(claim, f"claim {claim.name}: ")
+    return study
 
 
 def _check_problems(config: Config) -> None:
@@ -272,6 +294,19 @@ def _check_checkpoints(config: Config) -> None:
             )
 
 
+def _check_engine(rollouts: Rollouts) -> None:
+    if rollouts.engine is not None:
+        check_url(rollouts.engine, "rollouts.engine")
+    for name, least in (("engine_at_once", 1), ("engine_retries", 0)):
+        if getattr(rollouts, name) < least:
+            got = getattr(rollouts, name)
+            raise ConfigError(f"rollouts.{name} must be at least {least}, got {got}")
+    if not rollouts.engine_timeout_seconds > 0:
+        raise ConfigError(
+            f"rollouts.engine_timeout_seconds must be over 0, got {rollouts.engine_timeout_seconds}"
+        )
+
+
 def _check_faults(faults: Faults) -> None:
     if faults.skipped_in_a_row < 1:
         raise ConfigError(
@@ -330,6 +365,10 @@ def _fits(value: Any, kind: Any) -> bool:
         return value in args
     if origin in (types.UnionType, typing.Union):
         return any(_fits(value, option) for option in args)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _fits(name, args[0]) and _fits(one, args[1]) for name, one in value.items()
+        )
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(v, args[0]) for v in value)
     if kind is float:

@@ -31,6 +31,8 @@ class Entries(NamedTuple):
     values: tuple[Value, ...]
 
 
+MINUS_SIGN = "\u2212"
+"""The sign that is set for minus."""
 Tokens = tuple[str, ...]
 """Any other text: its LaTeX commands, numerals and characters, without the spaces."""
 Value = Number | Entries | Tokens
@@ -58,7 +60,7 @@ def read(text: str) -> Value:
     >>> read(r"$1{,}000 \text{ cm}$")
     Number(value=1000, percent=False, unit='cm')
     """
-    text = text.strip()
+    text = text.strip().replace(MINUS_SIGN, "-")
     if _INTEGER.fullmatch(text):
         return Number(int(text))
     plain = _number(text)  # most answers are, and need no other spelling
@@ -119,6 +121,7 @@ _TEXT = re.compile(
 )
 _IN_TEXT = "\x1f"  # stands before what was in \text{}; white space to every later step
 _SHORT_ARGUMENT = re.compile(r"\\frac ?([0-9])(?: ?([0-9])|(?=\{))|\\sqrt ?([0-9])")
+_SHORT_BOTTOM = re.compile(r"(\\frac ?\{[^{}]*\}) ?([0-9])")
 _LONE_BRACES = re.compile(r"([\^_])\{([A-Za-z0-9])\}")
 
 
@@ -131,6 +134,7 @@ def _spelled(text: str) -> str:
     text = _TEXT.sub(rf" {_IN_TEXT}\1 ", text)
     text = _COMMAND.sub(lambda m: _SPELLINGS.get(m[0], m[0]), text)
     text = _SHORT_ARGUMENT.sub(_braced, text)
+    text = _SHORT_BOTTOM.sub(r"\1{\2}", text)
     return _undelimited(_LONE_BRACES.sub(r"\1\2", text))
 
 

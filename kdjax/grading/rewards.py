@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kdjax.base import Problem
-from kdjax.errors import DataError
+from kdjax.errors import ConfigError, DataError, first_line, place_of, raised_in
 from kdjax.grading.answers import Grader, Outcome, extract_answer
 from kdjax.grading.equivalence import is_equivalent
 from kdjax.grading.symbolic import open_symbolic
@@ -110,8 +110,8 @@ def reward_all(
         workers: threads at a time.
         deadline_seconds: for all of them together.
 
-    Errors: DataError naming the problem whose reward raised, is no finite number, or did not come
-    within the deadline of all.
+    Errors: ConfigError naming the function, its file and line, and the problem, where a reward
+    raised or is no finite number; DataError where one did not come within the deadline of all.
     """
     waiting = list(enumerate(zip(problems, responses, strict=True)))[::-1]
     found: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
@@ -139,21 +139,35 @@ def reward_all(
             break
         values[row] = value
     return np.array(
-        [_value(p, values.get(n, LATE), deadline_seconds) for n, p in enumerate(problems)]
+        [
+            _value(reward, problem, values.get(n, LATE), deadline_seconds)
+            for n, problem in enumerate(problems)
+        ]
     )
 
 
-def _value(problem: Problem, value: Any, deadline_seconds: float) -> float:
+def _value(reward: Reward, problem: Problem, value: Any, deadline_seconds: float) -> float:
     if value is LATE:
         raise DataError(
             f"{problem.id}: its reward did not come within {deadline_seconds:g} s"
             " (rollouts.reward_seconds); make it quicker, or bound it in a process of its own"
         )
+    place = place_of(reward)
     if isinstance(value, Exception):
-        raise DataError(f"{problem.id}: its reward raised {type(value).__name__}: {value}")
+        raise ConfigError(
+            f"rl.reward: {raised_in(value) or place}: {first_line(value)}, of problem {problem.id};"
+            " a reward makes a number of (prompt, response, answer), whatever the response"
+        ) from value
     if not isinstance(value, int | float | np.number) or not np.isfinite(value):
-        raise DataError(f"{problem.id}: its reward is {value!r}; it must be a finite number")
+        raise ConfigError(
+            f"rl.reward: {place} made {_brief(value)} of problem {problem.id}; it must be a finite"
+            " number"
+        )
     return float(value)
+
+
+def _brief(value: Any) -> str:
+    return repr(value) if len(repr(value)) <= 100 else f"a {type(value).__name__}"
 
 
 def overlong_penalty(length_b: np.ndarray, limit: int, buffer_tokens: int) -> np.ndarray:

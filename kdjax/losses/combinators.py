@@ -26,7 +26,6 @@ from kdjax.losses.composition import (
     at_progress,
     composed,
     composition_of,
-    describe,
     require,
 )
 from kdjax.numerics import log_probs
@@ -41,7 +40,7 @@ def mix(first: F, second: F, *, weight: Number) -> F:
     (The paper's lambda multiplies the reverse term; here the weight is always the first's.)
 
     >>> same = mix(kl.forward_kl, kl.forward_kl, weight=0.3)
-    >>> describe(same)
+    >>> same.__name__
     'mix(forward_kl, forward_kl, weight=0.3)'
     """
     require("mix: weight", weight, lambda w: 0 <= w <= 1, "in [0, 1]")
@@ -55,7 +54,7 @@ def mix(first: F, second: F, *, weight: Number) -> F:
 def scale(loss: F, factor: Number) -> F:
     """factor * loss.
 
-    >>> describe(scale(kl.reverse_kl, 0.1))
+    >>> scale(kl.reverse_kl, 0.1).__name__
     'scale(reverse_kl, 0.1)'
     """
     return composed(lambda *args: factor * loss(*args), scale, loss, numbers=(factor,))
@@ -64,7 +63,7 @@ def scale(loss: F, factor: Number) -> F:
 def add(first: F, *rest: F) -> F:
     """The sum of losses of one kind.
 
-    >>> describe(add(kl.forward_kl, kl.reverse_kl))
+    >>> add(kl.forward_kl, kl.reverse_kl).__name__
     'add(forward_kl, reverse_kl)'
     """
     return composed(lambda *args: sum((f(*args) for f in rest), first(*args)), add, first, *rest)
@@ -85,7 +84,7 @@ def at_temperature(loss: TokenLoss, temperature: Number) -> TokenLoss:
 
     No factor temperature**2 is put in front: for Hinton's, scale it by that.
 
-    >>> describe(at_temperature(kl.forward_kl, 2.0))
+    >>> at_temperature(kl.forward_kl, 2.0).__name__
     'at_temperature(forward_kl, 2.0)'
     """
     require("at_temperature: temperature", temperature, lambda t: t > 0, "above 0")
@@ -111,34 +110,6 @@ def runs_on(objective: Objective, *known: str) -> bool:
     except (ConfigError, TypeError, AttributeError):  # what None does in an expression
         return False
     return True
-
-
-def require_per_token(objective: Objective) -> None:
-    """ConfigError unless an objective's value at a token depends on that token's scores alone.
-
-    The loss head gives it packed tokens, [tokens], where neighbours may be of other sequences.
-    """
-    rng, now = np.random.default_rng(0), at_progress(objective, 0.5)
-    names = [name for name in Scores._fields if name not in ("mask", "parts")]
-    values: dict[str, Any] = {
-        name: jnp.asarray(rng.uniform(0.1, 3.0, 5) * (-1 if "logp" in name else 1), jnp.float32)
-        for name in names
-    }
-    scores = Scores(mask=jnp.ones(5, bool), **values)
-    try:
-        whole = np.asarray(now(scores))
-        alone = [now(jax.tree.map(lambda x, i=i: x[i : i + 1], scores)) for i in range(5)]
-        per_token = whole.shape == (5,) and np.allclose(whole, np.concatenate(alone))
-        reason = "its value at a token depends on other tokens, or is not finite"
-    except ConfigError:
-        raise
-    except Exception as error:
-        per_token, reason = False, f"it does not run ({type(error).__name__}: {error})"
-    if not per_token:
-        raise ConfigError(
-            f"objective {describe(objective)}: {reason[:200]};"
-            " it must map Scores [tokens] to [tokens], one by one"
-        )
 
 
 def closed_form(token_loss: TokenLoss, temperature: float = 1.0) -> Callable | None:
@@ -172,7 +143,7 @@ POINTWISE = (mix, scale, add, clip)
 def terms(loss: Callable) -> list[Callable]:
     """What a loss is a weighted sum of: itself, unless it is a mix, a sum or a multiple.
 
-    >>> [describe(t) for t in terms(mix(kl.forward_kl, scale(kl.reverse_kl, 2), weight=0.8))]
+    >>> [t.__name__ for t in terms(mix(kl.forward_kl, scale(kl.reverse_kl, 2), weight=0.8))]
     ['forward_kl', 'reverse_kl']
     """
     composition = composition_of(loss)

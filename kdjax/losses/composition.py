@@ -152,6 +152,23 @@ def walk(function: Callable) -> Iterator[Callable]:
         yield from walk(one)
 
 
+def theirs(function: Callable) -> list[Callable]:
+    """The functions in a composition that are of no file of this package: the user's own.
+
+    >>> from kdjax.losses.kl import forward_kl
+    >>> theirs(forward_kl), len(theirs(lambda student_logp, teacher_logp: 0.0))
+    ([], 1)
+    """
+    leaves = (one for one in walk(function) if composition_of(one) is None)
+    return [one for one in leaves if not _is_ours(one)]
+
+
+def _is_ours(function: Callable) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__module__", "?")).split(".")[0] == "kdjax"
+
+
 def describe(function: Callable) -> str:
     """The text that a function is written as: its name, or the combinator call that made it; of a
     function outside this package, with its module.
@@ -166,9 +183,8 @@ def describe(function: Callable) -> str:
         ]
         return f"partial({', '.join([describe(function.func), *given])})"
     name = getattr(function, "__name__", type(function).__qualname__)
-    module = str(getattr(function, "__module__", "?"))
-    own = module.split(".")[0] == "kdjax" or composition_of(function) is not None
-    return name if own else f"{module}.{name}"
+    own = _is_ours(function) or composition_of(function) is not None
+    return name if own else f"{getattr(function, '__module__', '?')}.{name}"
 
 
 def _unscheduled(text: str, *_):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from kdjax.base import Model, Params
+from kdjax.base import Model, Params, random_key
 from kdjax.errors import DataError
 from kdjax.models import decoder
 from kdjax.models.config import read_config, to_fields
@@ -104,7 +104,7 @@ def create(
         for name in COPIED_FILES:
             if (Path(tokenizer_folder) / name).is_file():
                 shutil.copyfile(Path(tokenizer_folder) / name, source / name)
-        made = jax.jit(decoder.init_params, static_argnums=0)(config, jax.random.key(seed))
+        made = jax.jit(decoder.init_params, static_argnums=0)(config, random_key(seed))
         write_folder(Path(folder), made, source)
 
 

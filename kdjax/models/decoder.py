@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from kdjax.base import Key, Model, Params
+from kdjax.base import Key, Model, Params, random_key
 from kdjax.errors import ConfigError
 from kdjax.models.attention import attention
 from kdjax.models.cache import CACHES, Keep, cached_attention
@@ -174,7 +174,7 @@ def abstract_params(
         lora: adds the adapters' parameters.
         hold: int8 kernels where it quantises (models/quantized.py).
     """
-    shapes = jax.eval_shape(lambda key: init_params(config, key, lora), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: init_params(config, key, lora), random_key(0))
     wide = jnp.promote_types(dtype, jnp.float32)
     shapes = jax.tree.map(
         lambda s, axes: jax.ShapeDtypeStruct(s.shape, dtype if EMBED in axes else wide),

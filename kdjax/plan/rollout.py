@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from kdjax.base import Model, Params
+from kdjax.base import Model, Params, random_key
 from kdjax.config.schema import Config
 from kdjax.models import flops
 from kdjax.plan.phase import GIB, Phase, compiled_program, device_gib, largest_teacher, sent_gib
@@ -48,7 +48,7 @@ def rollout_phase(config: Config, prefix: str, programs: Programs, shapes: Shape
     made = compiled_program(draws.empty.lower(params, size, slots))
     state = _placed(made.out_info, made.output_shardings)
     number = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: random_key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
     decode = compiled_program(draws.decode.lower(params, state, key, number, number, level.steps))
     prompts, wide = _prefixes(mesh, level, prompt, size)

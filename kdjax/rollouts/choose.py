@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from kdjax.base import PLAIN, Sampling
+from kdjax.base import PLAIN, Sampling, check_key
 from kdjax.errors import ConfigError
 from kdjax.numerics import gather_last, nucleus
 
 BLOCK = 128
 """Entries that are reduced first: two short reductions instead of one over a long row."""
+
+
+COLDEST = 1e-30
+"""The least temperature over 0: float32 has no number for one under 1e-37, and 0 / 0 is NaN."""
 
 
 class Choice(NamedTuple):
@@ -61,7 +66,9 @@ def choose(logits_bv: jax.Array, uniform_b: jax.Array, sampling: Sampling = PLAI
 
 
 def uniforms(key: jax.Array, row_b: jax.Array, position: jax.Array) -> jax.Array:
-    """One number in [0, 1) a row, from (key, row number, position) alone."""
+    """One number in [0, 1) a row, from (key, row number, position) alone. Errors: ConfigError for a
+    key of another kind (`base.KEYS`)."""
+    check_key(key)
 
     def one(row):
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, row), position))
@@ -76,10 +83,12 @@ def check_sampling(sampling: Sampling, prefix: str = "") -> None:
     """
     for name, good, wanted in (
         ("temperature", sampling.temperature >= 0, "at least 0"),
+        ("temperature", sampling.temperature == 0 or COLDEST <= sampling.temperature < math.inf,
+         f"0 (greedy), or finite and at least {COLDEST}"),
         ("top_p", 0 < sampling.top_p <= 1, "in (0, 1]"),
         ("top_k", sampling.top_k >= 0, "at least 0 (0 is no limit)"),
         ("min_p", 0 <= sampling.min_p < 1, "in [0, 1)"),
-    ):
+    ):  # fmt: skip
         if not good:
             got = getattr(sampling, name)
             raise ConfigError(f"{prefix}{name} must be {wanted}, got {got}")

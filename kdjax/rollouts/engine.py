@@ -8,6 +8,7 @@ docs/engines.md: versions, how to start an engine, what is not done.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import json
 import os
 from collections.abc import Callable, Coroutine, Sequence
@@ -17,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from kdjax.base import PLAIN, Array, Batch, Key, Params, Sampler, Samples, Sampling
+from kdjax.base import PLAIN, Array, Batch, Key, Params, Sampler, Samples, Sampling, check_key
 from kdjax.errors import ConfigError, EngineError
 from kdjax.rollouts.choose import check_sampling
 from kdjax.rollouts.engine_answer import Drawn, read_answer, shortened
@@ -38,12 +39,14 @@ COLDEST = 0.01
 
 
 def row_seeds(key: Key, row_b: Array) -> np.ndarray:
-    """A seed of 31 bits a row, from (key, row number) alone.
+    """A seed of 31 bits a row, from (key, row number) alone. Errors: ConfigError for a key of
+    another kind (`base.KEYS`).
 
     >>> both, one = (row_seeds(jax.random.key(0), np.array(r)) for r in ([3, 5], [5]))
     >>> bool(both[1] == one[0] != both[0])
     True
     """
+    check_key(key)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.asarray(row_b))
     return np.asarray(jax.vmap(jax.random.bits)(keys)) >> 1
 
@@ -167,10 +170,11 @@ def _check_arguments(engine: _Engine) -> None:
     ):  # fmt: skip
         if not good:
             raise ConfigError(f"open_engine: {name} must {wanted}, got {got}")
-    _package()
+    client_package()
 
 
-def _package():
+def client_package() -> Any:
+    """The module openai. Errors: ConfigError where it is not installed."""
     try:
         import openai
     except ImportError:
@@ -234,13 +238,25 @@ def _run(work: Coroutine[Any, Any, Any]) -> Any:
         return pool.submit(asyncio.run, work).result()
 
 
+REFUSED: contextvars.ContextVar[list[str]] = contextvars.ContextVar("REFUSED")
+"""What a request was refused with at first: an engine that answers 500 may be gone when the client
+tries again, and then only says that it can't be reached."""
+
+
+async def _keep_refusal(response) -> None:
+    if response.is_error and not REFUSED.get():
+        await response.aread()
+        REFUSED.get().append(f"{response.status_code} - {shortened(response.text)}")
+
+
 def _connect(engine: _Engine):
-    openai = _package()
+    openai = client_package()
     return openai.AsyncOpenAI(
         base_url=engine.url,
         api_key=os.environ.get("OPENAI_API_KEY") or "none",
         timeout=openai.Timeout(engine.timeout_s, connect=min(CONNECT_S, engine.timeout_s)),
         max_retries=engine.retries,
+        http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [_keep_refusal]}),
     )
 
 
@@ -318,19 +334,26 @@ async def _draw_row(engine: _Engine, client, request: _Request, max_new_tokens: 
 
 async def _text(engine: _Engine, row: str, call) -> str:
     """The body of an answer. Errors: EngineError once the client has given up."""
-    openai, who = _package(), f"engine at {engine.url}{row}"
-    tries = f"tried {engine.retries + 1} times"
+    openai, who = client_package(), f"engine at {engine.url}{row}"
+    tries, refused = f"tried {engine.retries + 1} times", list[str]()
+    REFUSED.set(refused)
     try:
         return (await call).text
     except openai.APITimeoutError:
         raise EngineError(
-            f"{who}: no answer within {engine.timeout_s:g} s, {tries}; raise timeout_s or lower"
-            " at_once"
+            f"{who}: no answer within {engine.timeout_s:g} s, {tries}{_first(refused)}; raise"
+            " engine_timeout_seconds (timeout_s) or lower engine_at_once (at_once)"
         ) from None
     except openai.APIConnectionError as error:
         cause = shortened(str(error.__cause__ or error))
-        raise EngineError(f"{who}: can't be reached ({cause}), {tries}; is it up?") from None
+        raise EngineError(
+            f"{who}: can't be reached ({cause}), {tries}{_first(refused)}; is it up?"
+        ) from None
     except openai.APIStatusError as error:
         said = shortened(error.message)
         key = "; set OPENAI_API_KEY" if error.status_code in (401, 403) else ""
         raise EngineError(f"{who}: it refused: {said}{key}") from None
+
+
+def _first(refused: list[str]) -> str:
+    return f" (it first answered {refused[0]}: its log says more)" if refused else ""

@@ -71,6 +71,11 @@ def devices(target: str) -> list[jax.Device]:
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no cloud machine is asked about its chips
     gpu = re.fullmatch(r"(h100|h200)(?::(\d+))?", target)
+    if not gpu and not re.fullmatch(r"\w+:\d+(x\d+)+", target):
+        raise ConfigError(
+            f"can't compile for {target}, an unknown target; with kdjax[aot] there are"
+            f" {', '.join(TARGETS)} and any other TPU topology"
+        )
     try:
         if gpu:
             described = (Path(__file__).parent / "targets" / f"{gpu[1]}.txtpb").read_text()

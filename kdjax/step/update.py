@@ -23,11 +23,11 @@ from kdjax.base import (
     WeightedSum,
 )
 from kdjax.errors import ConfigError
-from kdjax.losses.combinators import require_per_token
 from kdjax.losses.composition import at_progress, schedules
 from kdjax.losses.kl import forward_kl
 from kdjax.losses.objectives import divergence
 from kdjax.losses.reductions import reduce, sequence_mean, token_mean
+from kdjax.losses.trial import require_per_token
 from kdjax.models.lora import join
 from kdjax.sharding import micro_batched, replicated
 from kdjax.step.optimizer import decision

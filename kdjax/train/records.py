@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 
 from kdjax.base import TrainState
 from kdjax.config.schema import Config
-from kdjax.errors import DivergedError, KdjaxError
+from kdjax.config.timetable import Method
+from kdjax.errors import DivergedError, KdjaxError, place_of
+from kdjax.losses.composition import describe, theirs
 from kdjax.report.results import WARNINGS
 from kdjax.runtime.console import announce
 from kdjax.step.gate import last_decision, rollout_length
@@ -179,7 +181,11 @@ def open_notes(
         record = record | total
         lines = before + skipped_lines(held)
         most = max(int(update.skipped_in_a_row) for update in held)
-        fault = _diverged(parts.config, lines) if most >= limit else None
+        said = [line for r in records for line in r.get(WARNINGS, ())] + lines
+        fault = None
+        if most >= limit:
+            never = said if record["skipped"] == most else []  # no update was ever made
+            fault = _diverged(parts.config, parts.table.at(0), lines[-1], never)
         before.clear()
         held.clear()
         lines += warnings(records, {"step": step, **record})
@@ -195,9 +201,30 @@ def open_notes(
     return Notes(updated, completed, unsaid_now)
 
 
-def _diverged(config: Config, lines: Sequence[str]) -> DivergedError:
+def _diverged(
+    config: Config, method: Method, last: str, never: Sequence[str] = ()
+) -> DivergedError:
+    """The error after too many skipped updates.
+
+    Args:
+        config, method: of the run and of its first step.
+        last: the line of the last of them.
+        never: where no update was ever made, all lines that were said: if step 1 was skipped, the
+            learning rate is not to blame.
+    """
+    skipped = f"{config.faults.skipped_in_a_row} updates in a row were skipped"
+    first = next((line for line in never if line.startswith("step 1: ")), None)
+    if first is None:
+        return DivergedError(
+            f"{config.run}: {skipped} ({last}); the state is saved, without them: lower"
+            " optimizer.learning_rate or optimizer.clip_norm in another --run"
+        )
+    losses = ("token_loss", method.token_loss), ("objective", method.objective)
+    own = ", ".join(
+        f"{field} {describe(function)}" + "".join(f", {place_of(one)}" for one in theirs(function))
+        for field, function in losses
+    )
     return DivergedError(
-        f"{config.run}: {config.faults.skipped_in_a_row} updates in a row were skipped"
-        f" ({lines[-1]}); the state is saved, without them: lower optimizer.learning_rate or"
-        " optimizer.clip_norm in another --run"
+        f"{config.run}: {first}; no update was made before it, so this is the loss's own value"
+        f" ({own}), or the weights or data are to blame, not the learning rate; {skipped} ({last})"
     )

@@ -233,6 +233,17 @@ WRONG = [
     (dict(layout=Layout(teacher_devices=-1)), "layout.teacher_devices is -1; set it to 0"),
     (dict(sampling=Sampling(-0.5)), "sampling.temperature must be at least 0, got -0.5"),
     (dict(sampling=Sampling(math.nan)), "sampling.temperature must be a number, got nan"),
+    (dict(sampling=Sampling(1e-46)), "sampling.temperature must be 0 (greedy), or finite"),
+    (
+        dict(sampling=Sampling(math.inf)),
+        "sampling.temperature must be 0 (greedy), or finite",
+    ),
+    (nested("rollouts", engine_at_once=0), "rollouts.engine_at_once must be at least 1, got 0"),
+    (nested("rollouts", engine_retries=-1), "rollouts.engine_retries must be at least 0, got -1"),
+    (
+        nested("rollouts", engine_timeout_seconds=0),
+        "rollouts.engine_timeout_seconds must be",
+    ),
     (dict(sampling=Sampling(top_p=0.0)), "sampling.top_p must be in (0, 1], got 0.0"),
     (dict(sampling=Sampling(top_k=-1)), "sampling.top_k must be at least 0"),
     (dict(sampling=Sampling(min_p=1.0)), "sampling.min_p must be in [0, 1), got 1.0"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kdjax.base import Problem
-from kdjax.errors import DataError
+from kdjax.errors import KdjaxError
 from kdjax.grading.rewards import accuracy, overlong_penalty, reward_all
 
 PROBLEMS = [Problem(f"p/{n}", f"{n}+1=", str(n + 1)) for n in range(6)]
@@ -53,6 +53,9 @@ def test_workers_are_bounded():
     assert most == 2
 
 
+HERE = r"^rl.reward: {} \(.*test_rewards.py:\d+\)"
+
+
 def raising(prompt, response, answer):
     raise ZeroDivisionError("oh")
 
@@ -60,16 +63,17 @@ def raising(prompt, response, answer):
 @pytest.mark.parametrize(
     ("reward", "says"),
     [
-        (raising, "p/0: its reward raised ZeroDivisionError: oh"),
-        (lambda p, r, a: None, "p/0: its reward is None; it must be a finite number"),
-        (lambda p, r, a: float("nan"), "p/0: its reward is nan"),
+        (raising, HERE.format("raising") + ": ZeroDivisionError: oh, of problem p/0; a reward"),
+        (lambda p, r, a: None, HERE.format("<lambda>") + " made None of problem p/0; it must be"),
+        (lambda p, r, a: float("nan"), HERE.format("<lambda>") + " made nan of problem p/0"),
+        (lambda p, r, a: np.ones(3), HERE.format("<lambda>") + r" made array\(.* of problem p/0"),
         (lambda p, r, a: time.sleep(1.5), "p/0: its reward did not come within 0.1 s"),
     ],
 )
 def test_a_reward_that_misbehaves_is_named(reward, says):
-    """One line with the problem; a hanging one does not hold the run."""
+    """One line with the problem, function, file and line; a hanging one does not hold the run."""
     began = time.perf_counter()
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(KdjaxError, match=says):
         reward_all(reward, PROBLEMS, [""] * 6, deadline_seconds=0.1)
     assert time.perf_counter() - began < 1.4
 

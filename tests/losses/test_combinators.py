@@ -31,7 +31,7 @@ from kdjax import (
 from kdjax.base import Scores, WeightedSum
 from kdjax.config.names import OBJECTIVES, TOKEN_LOSSES, Names, parse
 from kdjax.errors import ConfigError
-from kdjax.losses.combinators import closed_form, require_per_token
+from kdjax.losses.combinators import closed_form
 from kdjax.losses.composition import describe
 from kdjax.losses.reductions import reduce
 from kdjax.numerics import gather_last, log_probs
@@ -446,89 +446,3 @@ def test_the_clipped_case_has_rows_on_both_sides_of_the_bound():
 def test_a_loss_of_the_users_own_has_no_closed_form(loss):
     """None, for it and whatever it is a part of."""
     assert closed_form(loss) is None
-
-
-PER_TOKEN = [
-    divergence,
-    negative_log_likelihood,
-    mix(divergence, negative_log_likelihood, weight=0.5),
-    add(divergence, scale(negative_log_likelihood, 0.1)),
-    clip(scale(divergence, 3.0), 1.0),
-]
-
-
-@pytest.mark.parametrize("objective", PER_TOKEN, ids=describe)
-def test_objectives_of_one_token_are_accepted(objective):
-    """Each token's own scores, however combined."""
-    require_per_token(objective)
-
-
-def test_objectives_may_read_every_score():
-    """Also one of the user's own, with a coefficient for each field and a constant weight."""
-
-    def of_everything(scores):
-        values = [
-            value for name, value in scores._asdict().items() if name not in ("mask", "parts")
-        ]
-        weighted = sum(number * value for number, value in enumerate(values, start=1))
-        return jnp.where(scores.mask, jax.lax.stop_gradient(scores.forward_kl) * weighted, 0.0)
-
-    require_per_token(of_everything)
-
-
-def less_the_mean(scores):
-    return scores.divergence - scores.divergence.mean()
-
-
-def reversed_tokens(scores):
-    return scores.divergence[::-1]
-
-
-def summed(scores):
-    return scores.divergence.sum()
-
-
-def less_the_mean_agreement(scores):
-    return scores.divergence * (1 - scores.top1_agreement.mean())
-
-
-def running_sum(scores):
-    return jnp.cumsum(scores.divergence)
-
-
-def doubled(scores):
-    return jnp.concatenate([scores.divergence, scores.divergence])
-
-
-def less_the_mean_root(scores):
-    return jnp.sqrt(-scores.student_logp) - jnp.sqrt(-scores.student_logp).mean()
-
-
-@pytest.mark.parametrize(
-    "objective",
-    [
-        less_the_mean,
-        less_the_mean_root,
-        reversed_tokens,
-        summed,
-        less_the_mean_agreement,
-        running_sum,
-        doubled,
-    ],
-)
-def test_objectives_of_many_tokens_are_refused(objective):
-    """ConfigError that names the objective, alone and as a part of a combination."""
-    for refused in (objective, scale(objective, 0.5)):
-        with pytest.raises(ConfigError, match=f"{objective.__name__}.*depends on other tokens"):
-            require_per_token(refused)
-
-
-def test_objectives_that_do_not_run_are_refused():
-    """A [B, T] objective that reads the second axis: the error says why, in one line."""
-
-    def over_rows(scores):
-        return scores.divergence - scores.divergence.mean(axis=1, keepdims=True)
-
-    with pytest.raises(ConfigError, match="over_rows: it does not run") as caught:
-        require_per_token(over_rows)
-    assert "\n" not in str(caught.value)

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from kdjax.base import PLAIN, Sampling
-from kdjax.rollouts.choose import _top_k, choose, uniforms
+from kdjax.errors import ConfigError
+from kdjax.rollouts.choose import COLDEST, _top_k, choose, uniforms
+from kdjax.train.parts.problems import run_key
 
 V, DRAWS = 300, 20_000  # more than two blocks of the inverse CDF
 chosen = jax.jit(choose, static_argnums=2)
@@ -129,3 +131,24 @@ def test_a_nucleus_at_the_full_vocabulary():
         drawn = chosen(np.stack([row, row]), number, Sampling(top_p=0.95))
         log_mass = np.asarray(drawn.logp_b) - np.asarray(drawn.sampler_logp_b)
         assert np.log(edge[0] / p.sum()) - 1e-5 < log_mass[0] < np.log(edge[1] / p.sum()) + 1e-5
+
+
+@pytest.mark.parametrize("temperature", [COLDEST, 1e-12])
+def test_the_coldest_temperature_draws_the_best(temperature):
+    """With log-probability 0, and no NaN; a tie is drawn from."""
+    logits = jnp.array([[0.0, 3.0, 2.0], [1.0, 1.0, -200.0]])
+    drawn = choose(logits, jnp.array([0.9, 0.9]), Sampling(temperature))
+    assert drawn.token_b.tolist() == [1, 1]
+    np.testing.assert_allclose(drawn.sampler_logp_b, np.log([1.0, 0.5]), atol=1e-6)
+
+
+def test_keys_of_another_kind_are_refused():
+    """Under vmap the numbers of rbg keys depend on the batch: a row would know it. Ours are of one
+    kind whatever JAX's default is."""
+    with pytest.raises(ConfigError, match=r"a key is of kind rbg.*kdjax.base.random_key\(seed\)"):
+        uniforms(jax.random.key(0, impl="rbg"), np.arange(2), np.int32(0))
+    with jax.default_prng_impl("rbg"):
+        key = run_key(0, 1)
+        both, alone = (uniforms(key, np.array(r), np.int32(4)) for r in ([3, 5], [5]))
+    assert float(both[1]) == float(alone[0])
+    assert float(alone[0]) == float(uniforms(run_key(0, 1), np.array([5]), np.int32(4))[0])

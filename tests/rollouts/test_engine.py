@@ -447,6 +447,20 @@ def test_an_engine_that_is_down(opened, core, batch):
         draw(sampler, take(batch, [1]))
 
 
+def test_what_an_engine_refused_with_is_not_lost(opened, batch, monkeypatch):
+    """It answers 500 once, and is gone when it is asked again: the line holds its own words."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    replies = iter([Reply({"error": {"message": "head_dim=24 is not served"}}, 500)])
+    with serving(lambda body: next(replies, Reply(None))) as server:
+        sampler = opened(server, retries=2)
+        with pytest.raises(EngineError) as caught:
+            draw(sampler, take(batch, [1]))
+    assert len(server.asked) == 3
+    assert "can't be reached" in said(caught)
+    assert "it first answered 500 - " in said(caught)
+    assert "head_dim=24 is not served" in said(caught)
+
+
 def test_an_engine_that_hangs(opened, batch):
     with serving(lambda body: Reply({}, delay_s=1.0)) as server:
         sampler = opened(server, timeout_s=0.1)

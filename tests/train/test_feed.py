@@ -237,15 +237,39 @@ def test_what_cannot_be_rewarded(tiny, change, says):
 
 
 def test_a_reward_that_raises_stops_the_run(rewarded):
-    """With the problem's name, and nothing trained on."""
+    """With function, line and problem: before the run where it raises of a right or an empty
+    response, else with nothing trained on."""
 
     def broken(prompt, response, answer):
         raise KeyError(prompt)
 
-    config = dataclasses.replace(rewarded, rl=RL(4, broken))
-    with pytest.raises(DataError, match=r"calc/train/.*: its reward raised KeyError"):
-        train_module.train(config)
-    assert not (Path(config.run) / "metrics.jsonl").read_text()
+    def broken_by_others(prompt, response, answer):
+        return 1.0 if response in ("", rf"\boxed{{{answer}}}") else broken(prompt, response, answer)
+
+    for reward in (broken, broken_by_others):
+        config = dataclasses.replace(rewarded, rl=RL(4, reward))
+        says = r"rl.reward: broken \(.*test_feed.py:\d+\): KeyError: .* of problem calc/train/"
+        with pytest.raises(ConfigError, match=says):
+            train_module.train(config)
+        records = Path(config.run) / "metrics.jsonl"
+        assert records.exists() == (reward is broken_by_others)
+        assert not records.exists() or not records.read_text()
+
+
+def test_advantages_of_the_users_own_are_tried(rewarded):
+    """Equal rewards, divided by their deviation of 0: told before the run."""
+
+    def divided(reward_gs):
+        return (reward_gs - reward_gs.mean(1, keepdims=True)) / reward_gs.std(1, keepdims=True)
+
+    config = dataclasses.replace(rewarded, rl=RL(4, even_digits, advantage=divided))
+    with (
+        np.errstate(invalid="ignore"),
+        pytest.raises(
+            ConfigError, match=r"rl.advantage: divided \(.*test_feed.py:\d+\) made \[\[nan"
+        ),
+    ):
+        build(validate(config))
 
 
 def test_old_policy_is_the_one_that_drew(rewarded):

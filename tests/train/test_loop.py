@@ -29,6 +29,7 @@ from kdjax.errors import ConfigError, DataError, DivergedError, PreemptedError, 
 from kdjax.evaluate import mean_entropy
 from kdjax.export import load_run
 from kdjax.losses.objectives import negative_log_likelihood
+from kdjax.losses.trial import TOKENS
 from kdjax.sharding import make_mesh
 from kdjax.step.gate import DECISIONS
 from kdjax.step.optimizer import gate_state, guard_state
@@ -380,22 +381,26 @@ def test_a_failed_start_does_not_pin_the_run(tiny):
 
 
 def not_a_number(student_logp, teacher_logp):
-    return forward_kl(student_logp, teacher_logp) * np.nan
+    """Of a chunk; the few tokens that a loss is tried on before the run are fine."""
+    few = len(student_logp) <= TOKENS
+    return forward_kl(student_logp, teacher_logp) * (1.0 if few else np.nan)
 
 
 @pytest.mark.parametrize(("log_every_steps", "saved"), [(1, 2), (4, 3)])
 def test_a_run_that_diverges_is_saved_as_it_was(tiny, log_every_steps, saved):
     """Bad updates are skipped, each is named with its step although records are read less often,
-    and after two in a row the run stops with the parameters that it began with; again when it is
-    resumed."""
+    and after two in a row the run stops with the parameters that it began with, blaming the loss
+    and not the learning rate; again when it is resumed."""
     config = dataclasses.replace(
         tiny, token_loss=not_a_number, log_every_steps=log_every_steps, save_every_steps=3,
         faults=Faults(skipped_in_a_row=2),
     )  # fmt: skip
     with pytest.raises(
-        DivergedError, match=r"2 updates in a row .* lower optimizer\.learning_rate"
-    ):
+        DivergedError, match=r"step 1: loss is nan.*not_a_number \(.*test_loop.py:\d+\).*, not the"
+        r" learning rate; 2 updates in a row",
+    ) as caught:  # fmt: skip
         train_module.train(config)
+    assert "optimizer.learning_rate" not in str(caught.value)
     step, state, _ = final_state(config)
     assert step == saved
     assert_bitwise_equal(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -451,9 +452,13 @@ def test_an_engine_draws_in_place_of_this_process(tiny, prefix, teacher, student
     model, params = {"teacher": teacher, "student": student}[prefix]
     core = engine_core(model, params, 8)
     with serving(lambda body: vllm(core(body), body)) as server:
-        engine = Rollouts(engine=server.url, engine_model="tiny")
+        engine = Rollouts(
+            engine=server.url, engine_model="tiny", engine_at_once=2, engine_timeout_seconds=50
+        )
         config = stored(dataclasses.replace(greedy, rollouts=engine), "states", "engine's")
         assert len(server.asked) == 24
+        assert max(server.in_flight) <= 2
+        assert {float(h["x-stainless-read-timeout"]) for h in server.headers} == {50.0}
     own = stored(greedy, "states", "own")
     drawn, wanted = (
         trajectories.reader(Path(c.trajectories), trajectories.read_settings(Path(c.trajectories)))(
@@ -470,3 +475,12 @@ def test_an_engine_draws_in_place_of_this_process(tiny, prefix, teacher, student
     assert settings["engine"] == "tiny"
     _, _, values = step_of(build(config))
     assert values["forward_kl"] > 0
+
+
+def test_a_missing_client_is_said_before_a_chunk_is_drawn(tiny, monkeypatch, capsys):
+    """The engine's, which needs an extra."""
+    monkeypatch.setitem(sys.modules, "openai", None)
+    engine = Rollouts(engine="http://127.0.0.1:9")
+    with pytest.raises(ConfigError, match=r'pip install "kdjax\[engine\]"'):
+        stored(dataclasses.replace(tiny, rollouts=engine, trajectories=None), None, "engine's")
+    assert "drawing chunk" not in capsys.readouterr().out

@@ -84,7 +84,9 @@ def load_name(text: str, columns: Sequence[str], use: str) -> Loaded:
     """
     name = NAME.fullmatch(text)
     if name is None:
-        raise ConfigError(f"{text!r} is no dataset's name; it is written {GRAMMAR}")
+        near = next((one for one in KNOWN if text.lower() in one.lower()), None)
+        hint = f"; did you mean {near}?" if near else ""
+        raise ConfigError(f"{text!r} is no dataset's name; it is written {GRAMMAR}{hint}")
     dataset = name["dataset"]
     mapping = _mapping(dataset, columns)
     split = name["split"] or getattr(mapping, use)

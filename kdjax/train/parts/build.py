@@ -16,6 +16,8 @@ from kdjax.config.schema import Config, Prefix
 from kdjax.config.timetable import Timetable, timetable
 from kdjax.data.tokenizer import Tokenizer
 from kdjax.grading.rewards import Rewarder, open_rewarder
+from kdjax.losses.composition import theirs
+from kdjax.losses.trial import try_advantage
 from kdjax.models.lora import Student, open_student
 from kdjax.rollouts.prefix import from_dataset, from_student
 from kdjax.runtime.profiling import UNPROFILED, Profile
@@ -120,6 +122,8 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
         ),
         identities=identities(config, table),
     )
+    if any(method.rewarded for method in table.methods):
+        try_rewards(parts)
     sources = {method.prefix: prefix_sources(parts, method.prefix) for method in table.methods}
     return parts._replace(responses=parts.responses._replace(sources=sources))
 
@@ -211,6 +215,16 @@ def identities(config: Config, table: Timetable) -> dict[str, str]:
     if len(config.curriculum.lengths) > 1:
         found["heldout problems"] = heldout_source(config.data, config.curriculum).identity
     return found
+
+
+def try_rewards(parts: Parts) -> None:
+    """The user's own reward of a right and an empty response, and the user's own advantages of two
+    groups. Errors: ConfigError naming whose function is wrong, and where."""
+    rl, source = parts.config.rl, parts.problems.source
+    if theirs(rl.reward):
+        problem = source.problem(0)
+        parts.rewarder.of_all([problem] * 2, ["", rf"\boxed{{{problem.answer}}}"])
+    try_advantage(rl.advantage, rl.group_size)
 
 
 def check_turns(config: Config, table: Timetable, programs: Programs) -> None:

@@ -21,7 +21,7 @@ from kdjax.base import Batch, Key, Model, Params, PrefixSource, Samples, Traject
 from kdjax.config.schema import Config, Prefix
 from kdjax.data import batches
 from kdjax.errors import ConfigError, DataError
-from kdjax.rollouts.engine import open_engine
+from kdjax.rollouts.engine import client_package, open_engine, row_seeds
 from kdjax.rollouts.prefix import (
     assemble_samples,
     dataset_samples,
@@ -220,7 +220,10 @@ def fill(
 
 def drawer(asked: Asked, keep: Keep, reads: Params | None = None) -> folders.Draw:
     """draw(places in asked.rows) -> Trajectories as host arrays. reads: the teacher's parameters
-    for its sampler; None: they are made at each draw, and freed after it."""
+    for its sampler; None: they are made at each draw, and freed after it. Errors: ConfigError where
+    an engine is to draw and its client is not installed."""
+    if asked.config.rollouts.engine is not None and asked.prefix != "dataset":
+        client_package()
 
     def draw(places: np.ndarray) -> Trajectories:
         rows = asked.rows[places]
@@ -274,6 +277,10 @@ def _by_engine(asked: Asked, batch: Batch, length: int) -> Samples:
         vocabulary=asked.student.tokenizer.size,
         sampling=config.sampling,
         log_probs=rollouts.engine_log_probs,
+        seeds=row_seeds if rollouts.engine_seeds == "rows" else None,
+        at_once=rollouts.engine_at_once,
+        timeout_s=rollouts.engine_timeout_seconds,
+        retries=rollouts.engine_retries,
     )
     return sampler(None, batch, asked.key, length)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 
-from kdjax.base import Batch, Key
+from kdjax.base import Batch, Key, random_key
 from kdjax.config.schema import Config, Curriculum, Data, Evaluation
 from kdjax.config.timetable import Timetable
 from kdjax.data import batches
@@ -104,4 +104,4 @@ def encode(
 
 def run_key(seed: int, purpose: int, step: int = 0) -> Key:
     """The key of a purpose at a step: the same whenever it is asked for; nothing is saved."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
+    return jax.random.fold_in(jax.random.fold_in(random_key(seed), purpose), step)

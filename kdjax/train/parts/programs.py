@@ -20,10 +20,12 @@ from kdjax.base import Model, Params, Rollout, Scores
 from kdjax.config.as_json import as_dict
 from kdjax.config.schema import Config, Curriculum, Optimizer
 from kdjax.config.timetable import Timetable
+from kdjax.losses.trial import require_per_token, try_reduction, try_token_loss
 from kdjax.models.linear import LoRA
 from kdjax.models.lora import adapter_of, make_lora
 from kdjax.models.shape import DecoderConfig
 from kdjax.runtime import topology
+from kdjax.runtime.settings import check_settings
 from kdjax.sharding import (
     BATCH,
     constrain,
@@ -125,7 +127,9 @@ def compose(
 ) -> Programs:
     """The programs of a config on the student's mesh and the teachers' (one mesh twice where they
     share it). Configs that compile alike, such as the seeds of a study, share them. Errors:
-    ConfigError for rows or heads that can't be sharded over the meshes."""
+    ConfigError for rows or heads that can't be sharded over the meshes, a loss of the user's own
+    that is wrong, a setting of JAX's that must be off."""
+    check_settings()
     check_layout(config, meshes, shapes)
     unset: dict[str, Any] = dict.fromkeys(NOT_COMPILED)
     alike = dataclasses.replace(config, **unset)
@@ -160,6 +164,7 @@ def _compose(
     ids = tuple(dict.fromkeys((*shapes.stop_ids, *shapes.teacher_stop_ids)))
     chunk = head_chunk(config.head_memory_mib, mesh, shapes.vocabulary // config.layout.tensor)
     head = HeadPlan(chunk, shapes.vocabulary, mesh, Stops(config.stops, ids))
+    _try_losses(config, table, head)
     student = _student_programs(config, table, mesh, shapes.student)
     of_shape = {
         decoder: _teacher_programs(config, meshes, decoder, shapes.heads_alone)
@@ -185,6 +190,19 @@ def _compose(
         teachers=by_name,
         reference=reference,
     )
+
+
+def _try_losses(config: Config, table: Timetable, head: HeadPlan) -> None:
+    """The user's own losses on a few tokens, before anything is loaded. Errors: ConfigError naming
+    whose function is wrong, and where."""
+    assert head.vocabulary is not None
+    merges = head.stops.policy == "merge" and len(head.stops.ids) > 1
+    for method in table.methods:
+        require_per_token(method.objective)
+        try_token_loss(method.token_loss, head.vocabulary)
+        if merges or config.layout.tensor > 1:  # shards are padded to one width
+            try_token_loss(method.token_loss, head.vocabulary, excludes=True)
+    try_reduction(config.reduction)
 
 
 def _student_programs(

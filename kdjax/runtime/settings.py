@@ -1,0 +1,26 @@
+"""Settings of JAX that programs are not made for."""
+
+from __future__ import annotations
+
+import jax
+
+from kdjax.errors import ConfigError
+
+REFUSED = {
+    "jax_enable_x64": "programs compute in float32 or bfloat16 (dtype), whatever is 64 bits wide",
+    "jax_debug_nans": "NaN stands for what was not measured; a loss of your own that makes NaN is"
+    " named with its line before step 1, and an update that is not finite is skipped and told",
+    "jax_debug_infs": "-inf is the log-probability of a token that can't be",
+}
+"""Settings that must be off, with why."""
+
+
+def check_settings() -> None:
+    """Errors: ConfigError naming a setting of JAX's with which no program would run, as the
+    environment or a config file may make it.
+
+    >>> check_settings()
+    """
+    for name, why in REFUSED.items():
+        if getattr(jax.config, name):
+            raise ConfigError(f"{name.upper()} is set; unset it: {why}")
