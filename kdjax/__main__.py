@@ -6,6 +6,7 @@ Exit codes: in HELP, and in docs/runs.md with what to do at each.
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import sys
 
@@ -52,7 +53,7 @@ Any field can be overridden: --optimizer.learning_rate 3e-4 --prefix teacher
 
 Exit codes: 0 done, 64 wrong config, 65 bad data or model folder, 69 an inference engine failed,
 70 a bug of kdjax, 74 can't read or write, 75 not all processes of the run came in time, 85 told to
-stop (SIGTERM, Ctrl-C) and saved: the same command resumes, 86 diverged, 124 a step hung
+stop (SIGTERM, SIGHUP, Ctrl-C) and saved: the same command resumes, 86 diverged, 124 a step hung
 (faults.step_limit_seconds), 130 interrupted at once, 134 another process of the run was lost.
 """
 
@@ -73,10 +74,17 @@ COMMANDS = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; mistakes of the user end in one line on standard error and an exit code."""
+    from kdjax.runtime.output import unbroken
+
+    unbroken()
     args = sys.argv[1:] if arguments is None else arguments
     if not args or args[0] == "help" or _asks_for_help(args):
         print(help_of(args[0]) if args else HELP, end="")
         return 0
+    if "KDJAX_PARENT" in os.environ:
+        from kdjax.runtime.jobs import end_with_parent
+
+        end_with_parent()
     code = _guarded(args[0], args[1:])
     from kdjax.errors import PreemptedError
     from kdjax.runtime import processes

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from kdjax.errors import ConfigError, StorageError
+from kdjax.errors import ConfigError, PreemptedError, StorageError
 from kdjax.runtime.console import announce
+from kdjax.runtime.output import say
 
+PARENT = "KDJAX_PARENT"
+"""Names, to a command that `run_commands` starts, the pipe that ends when its parent does."""
 SECONDS_TO_END = 30  # what an interrupted command may take to leave by itself
 PROBE = "import jax; print(jax.default_backend(), len(jax.local_devices()))"
 
@@ -52,16 +57,19 @@ def run_commands(
 ) -> dict[str, Failure]:
     """Run every command, as many at once as there are places; those that failed, by name. What
     each prints goes to logs/NAME.txt (/ becomes a space). One that fails does not stop the others;
-    an interrupt or a SIGTERM (`preemption.stop_at_once`) ends them all.
+    an interrupt or a SIGTERM (`signals.stop_at_once`) ends them all, and so does the end of this
+    process, whatever it is, where they are `kdjax` commands (`end_with_parent`).
     """
     waiting, free = list(commands), list(places)
     running: dict[str, tuple[subprocess.Popen, Slot]] = {}
     failures = {}
+    lives, told = os.pipe()  # nothing is written to it: the kernel closes it with this process
     try:
         while waiting or running:
             while waiting and free:
                 name, slot = waiting.pop(0), free.pop(0)
-                running[name] = _start(commands[name], slot, log_of(logs, name)), slot
+                own = {**slot, PARENT: str(lives)}
+                running[name] = _start(commands[name], own, lives, log_of(logs, name)), slot
                 announce(f"{name}: started")
             for name in [n for n, (process, _) in running.items() if process.poll() is not None]:
                 process, slot = running.pop(name)
@@ -74,6 +82,8 @@ def run_commands(
             time.sleep(0.1)
     finally:
         _end([process for process, _ in running.values()])
+        os.close(lives)
+        os.close(told)
     return failures
 
 
@@ -82,7 +92,28 @@ def log_of(logs: Path, name: str) -> Path:
     return logs / f"{name.replace('/', ' ')}.txt"
 
 
-def _start(command: Sequence[str], slot: Slot, log: Path) -> subprocess.Popen:
+def end_with_parent() -> None:
+    """Of a command that `run_commands` started: end as by SIGTERM when its parent has ended, be it
+    by SIGKILL; nothing otherwise."""
+    pipe = os.environ.pop(PARENT, None)
+    if pipe is not None:
+        os.set_inheritable(int(pipe), False)
+        waits = threading.Thread(
+            target=_wait_for_end, args=(int(pipe),), name="parent", daemon=True
+        )
+        waits.start()
+
+
+def _wait_for_end(pipe: int) -> None:
+    with contextlib.suppress(OSError):
+        os.read(pipe, 1)
+    say("what started this command is gone: it ends, too")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SECONDS_TO_END)
+    os._exit(PreemptedError.exit_code)
+
+
+def _start(command: Sequence[str], slot: Slot, pipe: int, log: Path) -> subprocess.Popen:
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
         file = log.open("w")
@@ -95,13 +126,14 @@ def _start(command: Sequence[str], slot: Slot, log: Path) -> subprocess.Popen:
             stdout=file,
             stderr=subprocess.STDOUT,
             env={**os.environ, **slot},
+            pass_fds=(pipe,),
             start_new_session=True,  # a terminal's Ctrl-C is ours to pass on, once
         )
 
 
 def _end(processes: Sequence[subprocess.Popen]) -> None:
     for process in processes:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # not SIGINT, which jobs of a script ignore
     limit = time.monotonic() + SECONDS_TO_END
     for process in processes:
         try:

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from kdjax.errors import ConfigError, RendezvousError
+from kdjax.runtime.output import say
 
 HEARTBEAT_SECONDS = 30
 """So long after a process was last heard of the others stop."""
@@ -43,7 +44,7 @@ def start(
     where = f" at {coordinator}" if coordinator else ""
     if coordinator and process == 0:
         _check_address(coordinator)
-    _say(f"waiting for all processes of this run{where}, for up to {wait_seconds} s")
+    say(f"waiting for all processes of this run{where}, for up to {wait_seconds} s")
     late = threading.Timer(wait_seconds, _end_as_late, (where, wait_seconds))
     late.daemon = True
     late.start()
@@ -87,7 +88,7 @@ def _end_as_late(where: str, seconds: float) -> None:
         f"not all processes of this run have come{where} within {seconds} s; start all of them,"
         " with a coordinator address that every one can reach"
     )
-    _say(str(error))
+    say(str(error))
     os._exit(error.exit_code)  # the thread that waits is in JAX, and can't be told
 
 
@@ -199,13 +200,9 @@ def is_lost(error: Exception) -> bool:
     has not heard of it for HEARTBEAT_SECONDS, and ends this process; that is waited for."""
     if not jax.distributed.is_initialized() or not re.search(LOST, str(error), re.IGNORECASE):
         return False
-    _say(
+    say(
         "another process of this run is gone, or failed; which one is said within"
         f" {HEARTBEAT_SECONDS} s. The same command resumes from the last checkpoint"
     )
     time.sleep(HEARTBEAT_SECONDS + 10)
     return True
-
-
-def _say(text: str) -> None:
-    print(f"kdjax: {text}", file=sys.stderr, flush=True)

@@ -20,18 +20,22 @@ from typing import NamedTuple
 import jax
 
 from kdjax.runtime.compiling import compilations
+from kdjax.runtime.output import say
 
 EXIT_CODE = 124
 TIMES, ENOUGH, RECENT = 10, 5, 50  # times the median of the recent waits, once there are enough
 LEAST_SECONDS = 5.0  # what is over sooner is not worth a word
+SECONDS_TO_DUMP = 10.0
 
 
 class Watch(NamedTuple):
-    """begins(step): a step begins. done(): the device has done all that were begun. looks(): looks
+    """begins(step): a step begins. done(): the device has done all that were begun; what is written
+    of them comes next. rests(): something without a limit begins, until a step does. looks(): looks
     at the clock, as the thread does."""
 
     begins: Callable[[int], None]
     done: Callable[[], None]
+    rests: Callable[[], None]
     looks: Callable[[], None]
 
 
@@ -41,7 +45,6 @@ class Wait(NamedTuple):
     steps: int
     newest: int
     began: float
-    newest_began: float
     compiled: int
 
 
@@ -70,51 +73,64 @@ def open_watch(
 
     Args:
         report, end: called with a line that says what was noticed.
-        limit_seconds: the longest that a step may take; None for no limit.
+        limit_seconds: the longest that a step may take, or what is written after it; None for no
+            limit.
         clock: seconds, rising.
         compilations: how many there were so far; a step in which there was one neither counts for
             the median nor is reported, as a new length compiles.
     """
     paces: collections.deque[float] = collections.deque(maxlen=RECENT)
     lock, wait, reported = threading.Lock(), None, False
+    newest, sign = 0, None  # the newest step, and when it was last seen to go on
 
     def begins(step: int) -> None:
-        nonlocal wait
-        now = clock()
+        nonlocal wait, newest, sign
         with lock:
+            newest, sign = step, clock()
             if wait is None:
-                wait = Wait(1, step, now, now, compilations())
+                wait = Wait(1, step, sign, compilations())
             else:
-                wait = wait._replace(steps=wait.steps + 1, newest=step, newest_began=now)
+                wait = wait._replace(steps=wait.steps + 1, newest=step)
 
     def done() -> None:
-        nonlocal wait, reported
+        nonlocal wait, reported, sign
         with lock:
             if wait is not None and compilations() == wait.compiled:
                 paces.append((clock() - wait.began) / wait.steps)
-            wait, reported = None, False
+            wait, reported, sign = None, False, clock()
+
+    def rests() -> None:
+        nonlocal sign
+        with lock:
+            sign = None
 
     def looks() -> None:
         nonlocal reported
         with lock:
-            seen, now = wait, clock()
-            if seen is None:
-                return
-            most = most_seconds(paces, seen.steps) if compilations() == seen.compiled else None
-            slow = not reported and most is not None and now - seen.began > most
-            reported = reported or slow
-        if slow:
-            report(
-                f"step {seen.newest} takes over {now - seen.began:.0f} s, more than {TIMES} times"
-                f" the {statistics.median(paces):.2g} s of the steps before"
-            )
-        if limit_seconds is not None and now - seen.newest_began > limit_seconds:
+            seen, now, last = wait, clock(), sign
+            line = None
+            if seen is not None and not reported and compilations() == seen.compiled:
+                line = _slow(paces, seen, now)
+            reported = reported or line is not None
+        if line is not None:
+            report(line)
+        if limit_seconds is not None and last is not None and now - last > limit_seconds:
             end(
-                f"step {seen.newest} takes longer than faults.step_limit_seconds {limit_seconds:g};"
+                f"step {newest} takes longer than faults.step_limit_seconds {limit_seconds:g};"
                 " the same command resumes from the last checkpoint"
             )
 
-    return Watch(begins, done, looks)
+    return Watch(begins, done, rests, looks)
+
+
+def _slow(paces: Sequence[float], seen: Wait, now: float) -> str | None:
+    most = most_seconds(paces, seen.steps)
+    if most is None or now - seen.began <= most:
+        return None
+    return (
+        f"step {seen.newest} takes over {now - seen.began:.0f} s, more than {TIMES} times"
+        f" the {statistics.median(paces):.2g} s of the steps before"
+    )
 
 
 @contextlib.contextmanager
@@ -126,10 +142,10 @@ def watchdog(
     file = folder / f"stacks_{jax.process_index()}.txt"
 
     def report(line: str) -> None:
-        _say(f"{line}; where every thread stands: {_dump(file, line)}")
+        say(f"{line}; where every thread stands: {_dump(file, line)}")
 
     def end(line: str) -> None:
-        _say(f"{line}; where every thread stands: {_dump(file, line)}")
+        say(f"{line}; where every thread stands: {_dump(file, line)}")
         os._exit(EXIT_CODE)  # nothing that hangs can be waited for
 
     over = threading.Event()
@@ -149,22 +165,27 @@ def watchdog(
             thread.join()
 
 
-def _say(text: str) -> None:
-    """On standard error, by any process: the one that hangs may not be the first."""
-    os.write(2, f"kdjax: {text}\n".encode())
-
-
 def _dump(file: Path, line: str) -> str:
-    """Append the stacks of all threads; where they are, or why not."""
-    try:
-        with file.open("a") as out:
-            out.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-            out.flush()
-            faulthandler.dump_traceback(out, all_threads=True)
-            out.write("\n")
-    except OSError as error:
-        return f"not written ({error})"
-    return str(file)
+    """Append the stacks of all threads; where they are, or why not. A disk that hangs is not waited
+    for: by then it may be why."""
+    said = f"not written within {SECONDS_TO_DUMP:g} s"
+
+    def write() -> None:
+        nonlocal said
+        try:
+            with file.open("a") as out:
+                out.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+                out.flush()
+                faulthandler.dump_traceback(out, all_threads=True)
+                out.write("\n")
+            said = str(file)
+        except OSError as error:
+            said = f"not written ({error})"
+
+    thread = threading.Thread(target=write, name="stacks", daemon=True)
+    thread.start()
+    thread.join(SECONDS_TO_DUMP)
+    return said
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -13,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdjax.errors import ConfigError, DataError, StorageError
+from kdjax.errors import DataError, StorageError
 from kdjax.runtime import processes
 from kdjax.runtime.files import read_json, read_text, write_json, write_text
+from kdjax.storage.trackers import open_trackers
 
 CONFIG, VERSIONS, METRICS = "config.json", "versions.json", "metrics.jsonl"
 STARTUP, PROFILE = "startup.txt", "profile"
@@ -117,17 +119,14 @@ def open_metrics(folder: Path, from_step: int, wandb_project: str | None = None)
     first process of a run writes, the others write nothing."""
     if not processes.is_first():
         return MetricsWriter(lambda step, values: None, lambda: None)
-    from tensorboardX import SummaryWriter
-
     path = folder / METRICS
     kept = [r for r in read_metrics(folder) if r["step"] <= from_step]
     write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
     try:
         file = path.open("a", buffering=1)
-        board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step + 1)
     except OSError as error:
         raise StorageError(f"can't write metrics to {folder}: {error}") from error
-    wandb = _open_wandb(folder, wandb_project)
+    trackers = open_trackers(folder, from_step, wandb_project)
 
     def write(step: int, values: dict[str, Any]) -> None:
         try:
@@ -135,16 +134,14 @@ def open_metrics(folder: Path, from_step: int, wandb_project: str | None = None)
         except OSError as error:
             raise StorageError(f"can't write {path}: {error}") from error
         numbers = {n: value for n, value in values.items() if not isinstance(value, list)}
-        for name, value in numbers.items():
-            board.add_scalar(name, value, step)
-        if wandb is not None:
-            wandb.log(numbers, step=step)
+        for tracker in trackers:
+            tracker.write(step, numbers)
 
     def close() -> None:
-        file.close()
-        board.close()
-        if wandb is not None:
-            wandb.finish()
+        with contextlib.suppress(OSError):  # it would try again what could not be written
+            file.close()
+        for tracker in trackers:
+            tracker.close()
 
     return MetricsWriter(write, close)
 
@@ -216,15 +213,3 @@ def git_commit() -> str:
         return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _open_wandb(folder: Path, project: str | None):
-    if project is None:
-        return None
-    try:
-        import wandb
-    except ImportError:
-        raise ConfigError(
-            "wandb_project is set, but wandb is not installed: pip install wandb"
-        ) from None
-    return wandb.init(project=project, name=folder.name, dir=str(folder), resume="allow")

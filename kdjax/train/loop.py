@@ -118,8 +118,10 @@ def _loop(
                     record = timed("log", record_of, parts, state, updates, entropy, seconds)
                     watch.done()
                     if tests:
+                        watch.rests()
                         record |= timed("test", _test, parts, state, done)
                         began += record["test_seconds"]
+                        watch.done()
                     record, fault = notes.completed(done, record)
                     timed("log", metrics.write, done, record)
                     check_gap(config, record, done)

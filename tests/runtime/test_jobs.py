@@ -45,7 +45,7 @@ def test_they_run_at_once(tmp_path):
 
 @pytest.mark.parametrize("obeys", [True, False])
 def test_an_interrupt_ends_them(tmp_path, monkeypatch, obeys):
-    """Ctrl-C reaches a command as an interrupt; one that does not obey is killed."""
+    """Ctrl-C reaches a command as a SIGTERM; one that does not obey is killed."""
     started, begun = [], jobs.subprocess.Popen
 
     def remember(*args, **settings):
@@ -59,7 +59,7 @@ def test_an_interrupt_ends_them(tmp_path, monkeypatch, obeys):
 
     monkeypatch.setattr(jobs, "SECONDS_TO_END", 0.5)
     monkeypatch.setattr(jobs.subprocess, "Popen", remember)
-    ignore = "" if obeys else "signal.signal(signal.SIGINT, signal.SIG_IGN);"
+    ignore = "" if obeys else "signal.signal(signal.SIGTERM, signal.SIG_IGN);"
     sleeper = python(
         f"import pathlib, signal, time; {ignore} pathlib.Path({str(tmp_path / 'up')!r}).touch();"
         " time.sleep(60)"
@@ -69,7 +69,7 @@ def test_an_interrupt_ends_them(tmp_path, monkeypatch, obeys):
     )
     with pytest.raises(KeyboardInterrupt):
         jobs.run_commands({"a": sleeper, "b": sleeper}, [{}], tmp_path / "logs")
-    assert [process.returncode for process in started] == [-2 if obeys else -9]
+    assert [process.returncode for process in started] == [-15 if obeys else -9]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from kdjax.errors import PreemptedError
 from kdjax.runtime.signals import stop_at_once, stop_between_steps
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,8 @@ def test_the_second_interrupt_is_at_once(capfd):
     assert "once more stops at once" in capfd.readouterr().err
 
 
-def test_elsewhere_sigterm_is_at_once_and_through_finally(capfd):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_elsewhere_a_stop_is_at_once_and_through_finally(capfd, number):
     """Exit code 85 by an exception that `except Exception` does not hold, and a second one does not
     end what is ending."""
     cleaned = []
@@ -64,7 +65,7 @@ def test_elsewhere_sigterm_is_at_once_and_through_finally(capfd):
         with stop_at_once():
             try:
                 try:
-                    signal.raise_signal(signal.SIGTERM)
+                    signal.raise_signal(number)
                 except Exception:
                     pytest.fail("taken for a fault")
             finally:
@@ -75,7 +76,77 @@ def test_elsewhere_sigterm_is_at_once_and_through_finally(capfd):
         command()
     assert caught.value.code == 85
     assert cleaned
-    assert "the same command" in capfd.readouterr().err
+    assert f"stopped by {number.name}; the same command" in capfd.readouterr().err
+
+
+def test_the_last_save_is_waited_for(capfd):
+    """Whoever asks again while a stopped loop saves does not end the save."""
+
+    def command():
+        with stop_at_once():
+            try:
+                with stop_between_steps() as asked:
+                    signal.raise_signal(signal.SIGTERM)
+                    assert asked(1)
+                    raise PreemptedError("saving")
+            finally:
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGHUP)
+                saved.append(True)
+
+    saved = []
+    with pytest.raises(PreemptedError, match="saving"):
+        command()
+    assert saved
+
+
+def test_nohup_is_respected():
+    """A SIGHUP that was ignored before stays ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_at_once(), stop_between_steps() as asked:
+            signal.raise_signal(signal.SIGHUP)
+            assert not asked(1)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+BUSY = """
+import contextlib, ctypes, os, sys, threading, time
+from kdjax.runtime import signals
+signals.SECONDS_TO_OBEY = 0.05
+numbers, loop = [int(n) for n in sys.argv[2:]], sys.argv[1] == "loop"
+waits = ctypes.CDLL(None)
+def send():
+    for number in numbers:
+        time.sleep(0.3)  # the main thread is in the call by then
+        os.kill(os.getpid(), number)
+with signals.stop_at_once():
+    with signals.stop_between_steps() if loop else contextlib.nullcontext():
+        threading.Thread(target=send, daemon=True).start()
+        lock = ctypes.create_string_buffer(64)
+        waits.pthread_mutex_lock(lock)
+        waits.pthread_mutex_lock(lock)  # as a call of XLA: not Python's, and not interrupted
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "numbers", "code", "says"),
+    [
+        ("elsewhere", [signal.SIGTERM], 85, "stopped by SIGTERM; the same command goes on"),
+        ("elsewhere", [signal.SIGHUP], 85, "stopped by SIGHUP; the same command goes on"),
+        ("elsewhere", [signal.SIGINT], 130, "interrupted; the same command resumes"),
+        ("loop", [signal.SIGTERM, signal.SIGINT, signal.SIGINT], 130, "interrupted; the same"),
+    ],
+)
+def test_a_call_that_does_not_return_is_ended(place, numbers, code, says):
+    """The main thread waits in C for ever, where no handler of Python's runs."""
+    sent = [str(int(number)) for number in numbers]
+    command = [sys.executable, "-c", BUSY, place, *sent]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == code, ended.stderr
+    assert ended.stderr.startswith(f"kdjax: {says}")
+    assert ended.stderr.count("\n") == 1
 
 
 def test_another_thread_takes_no_signals():
@@ -104,13 +175,17 @@ study.run = lambda args: jobs.run_commands(commands, [{}, {}], Path(sys.argv[1])
 sys.exit(main(["study", "x"]))
 """
 SLEEPER = """
-import os, pathlib, time
+import pathlib, os, time
+from kdjax.runtime.jobs import end_with_parent
+from kdjax.runtime.signals import stop_at_once
 place = pathlib.Path(PLACE)
-(place / f"began{os.getpid()}").touch()
-try:
-    time.sleep(60)
-except KeyboardInterrupt:
-    (place / f"saved{os.getpid()}").touch()
+end_with_parent()
+with stop_at_once():
+    (place / f"began{os.getpid()}").touch()
+    try:
+        time.sleep(60)
+    finally:
+        (place / f"saved{os.getpid()}").touch()
 """
 
 
@@ -121,14 +196,15 @@ def wait_for(condition, seconds: float = 100.0):
         time.sleep(0.02)
 
 
-def test_sigterm_to_a_study_reaches_its_runs(tmp_path):
-    """The parent of several processes ends with 85, and leaves none of them behind."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_the_end_of_a_study_is_that_of_its_runs(tmp_path, number):
+    """The parent of several processes leaves none of them behind, whatever ends it."""
     sleeper = SLEEPER.replace("PLACE", repr(str(tmp_path)))
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "logs"), sleeper])
     wait_for(lambda: len(list(tmp_path.glob("began*"))) == 2)
-    parent.send_signal(signal.SIGTERM)
-    assert parent.wait(60) == 85
-    assert len(list(tmp_path.glob("saved*"))) == 2
+    parent.send_signal(number)
+    assert parent.wait(60) == (-9 if number == signal.SIGKILL else 85)
+    wait_for(lambda: len(list(tmp_path.glob("saved*"))) == 2)
 
 
 PROCESS = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from kdjax.runtime.watchdog import EXIT_CODE, open_watch, watchdog
+from kdjax.runtime.watchdog import EXIT_CODE, _dump, open_watch, watchdog
 
 
 class Clock:
@@ -98,7 +99,8 @@ def test_steps_that_the_device_is_behind_with_count_together(clock):
 
 
 def test_a_step_over_its_limit_ends_the_process(clock):
-    """From the begin of the newest step on, compiling or not; between steps there is no limit."""
+    """From the begin of the newest step on, compiling or not, and again for what is written after
+    it; while it rests there is no limit."""
     watch = clock.watch(limit_seconds=30)
     watch.begins(1)
     clock.seconds += 29
@@ -111,9 +113,25 @@ def test_a_step_over_its_limit_ends_the_process(clock):
     watch.looks()
     assert "step 2 takes longer than faults.step_limit_seconds 30" in clock.ended[0]
     watch.done()
-    clock.seconds += 1000
+    clock.seconds += 29
     watch.looks()
     assert len(clock.ended) == 1
+    clock.seconds += 2
+    watch.looks()
+    assert len(clock.ended) == 2
+    watch.rests()
+    clock.seconds += 1000
+    watch.looks()
+    assert len(clock.ended) == 2
+
+
+def test_a_disk_that_hangs_does_not_hold_the_end(tmp_path, monkeypatch):
+    """Stacks that can't be written, as nobody reads the pipe in their place, are said not to be."""
+    monkeypatch.setattr("kdjax.runtime.watchdog.SECONDS_TO_DUMP", 0.05)
+    pipe = tmp_path / "stacks_0.txt"
+    os.mkfifo(pipe)
+    assert _dump(pipe, "step 5") == "not written within 0.05 s"
+    pipe.open("rb").close()  # lets the thread go
 
 
 def test_the_thread_dumps_and_counts_real_compilations(tmp_path, monkeypatch, capfd):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -30,6 +31,19 @@ def test_metrics_survive_an_interruption(tmp_path):
         (2, 2),
         (3, 30),
     ]
+
+
+def test_metrics_that_can_not_be_written(tmp_path):
+    """A file that can't grow is one error that names it, also where it is closed after that."""
+    writer = run_folder.open_metrics(tmp_path, 0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"can't write .*metrics\.jsonl: .* too large"):
+            writer.write(1, {"loss": 1.0, "text": ["x" * 2**21]})
+        writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_what_a_kill_left_unfinished_is_no_foreign_file(tmp_path):
