@@ -22,14 +22,14 @@ group without signal (`have_signal`)."""
 ROUNDING = 1e-6  # of the largest reward: some units in the last place of a float32
 
 
-def have_signal(reward_gs: np.ndarray) -> np.ndarray:
+def have_signal(rewards_gs: np.ndarray) -> np.ndarray:
     """Which groups have rewards that differ by more than rounding: [groups, samples] -> [groups].
     Sums of parts that are equal but for their last bits are equal.
 
     >>> have_signal(np.array([[1.0, 0.0, 0.0], [0.1 + 0.2, 0.3, 0.3]])).tolist()
     [True, False]
     """
-    rewards = np.asarray(reward_gs, np.float64)
+    rewards = np.asarray(rewards_gs, np.float64)
     return np.ptp(rewards, axis=1) > ROUNDING * np.abs(rewards).max(axis=1)
 
 

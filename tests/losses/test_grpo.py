@@ -24,6 +24,7 @@ from kdjax import (
     scale,
     sequence_mean,
     token_mean,
+    with_signal,
 )
 from kdjax.base import Rollout, Scores
 from kdjax.config.names import GROUP_ADVANTAGES, OBJECTIVES, parse
@@ -219,6 +220,15 @@ def test_paced_weighs_by_the_pass_rate():
     np.testing.assert_allclose(weights[:, 0], [0.0, 1.0, 0.75])
     with pytest.raises(ConfigError, match=r"rl\.group_size over 1"):
         paced(token_mean, 1.0)(MASK, CUT)
+
+
+def test_without_signal_is_not_counted():
+    """Rows of groups without signal weigh nothing, and are not in the mean's denominator."""
+    rollout = CUT._replace(signal_b=jnp.array([True, False, True]))
+    weights = with_signal(token_mean)(MASK, rollout)
+    np.testing.assert_array_equal(weights[:, 0], [1, 0, 1])
+    with pytest.raises(ConfigError, match=r"rl\.group_size over 1"):
+        with_signal(token_mean)(MASK, CUT)
 
 
 def test_without_rewards():

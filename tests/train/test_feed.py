@@ -12,7 +12,18 @@ import pytest
 from runs import assert_bitwise_equal, assert_interrupted_equals_uninterrupted, even_digits, logged
 from tiny import random_rollout
 
-from kdjax import add, clipped_surrogate, divergence, forward_kl, importance, reverse_kl, scale
+from kdjax import (
+    add,
+    clipped_surrogate,
+    divergence,
+    forward_kl,
+    importance,
+    reverse_kl,
+    scale,
+    standardized,
+    token_mean,
+    with_signal,
+)
 from kdjax.config import RL, Config, Turn
 from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
@@ -67,32 +78,78 @@ def test_groups(rewarded):
     assert_bitwise_equal(rollout, again)
 
 
-def test_only_groups_without_signal_are_drawn_anew(rewarded):
-    """The first group's reward is equal until its second drawing: that one is taken, the other
-    group stays as it was."""
-    calls: dict[str, int] = {}
+def test_another_problem_takes_the_place_of_a_group_without_signal(rewarded):
+    """The first problem's rewards are all equal, and so are those of the one that is asked in its
+    place; at the second redraw they differ: it is taken. The other group stays as it was."""
+    calls: list[str] = []
 
-    def flat_at_first(prompt, response, answer):
-        calls[prompt] = calls.get(prompt, 0) + 1
-        first = min(calls, key=lambda p: order.index(p))
-        return 0.5 if prompt == first and calls[prompt] <= 4 else even_digits("", response, "")
+    def flat_for_some(prompt, response, answer):
+        calls.append(prompt)
+        return 0.5 if prompt in flat else even_digits("", response, "")
 
     plain = build(validate(rewarded))
-    order = [plain.problems.source.problem(index).prompt for index in plain.problems.batch_at(0)[1]]
+    asked = [plain.problems.batch_at(0, redraw)[1] for redraw in range(3)]
+    prompts = [[plain.problems.source.problem(index).prompt for index in rows] for rows in asked]
+    flat = (prompts[0][0], prompts[1][0])
     before = draw(plain, fresh_state(plain).params, 0, 8, 0)
-    redrawing = dataclasses.replace(rewarded, rl=RL(4, flat_at_first, redraws=3))
     redrawing = dataclasses.replace(
-        redrawing, rollouts=dataclasses.replace(rewarded.rollouts, reward_workers=1)
-    )
+        rewarded, rl=RL(4, flat_for_some, redraws=3),
+        rollouts=dataclasses.replace(rewarded.rollouts, reward_workers=1),
+    )  # fmt: skip
     parts = build(validate(redrawing))
     after = draw(parts, fresh_state(parts).params, 0, 8, 0)
-    assert [calls[prompt] for prompt in order[:2]] == [8, 4]
+    assert calls.count(prompts[0][1]) == 4
+    assert sorted(calls[8:]) == sorted([prompts[1][0]] * 4 + [prompts[2][0]] * 4)
     old, new = np.asarray(before.tokens_bs), np.asarray(after.tokens_bs)
     width = min(old.shape[1], new.shape[1])
     np.testing.assert_array_equal(old[4:, :width], new[4:, :width])
-    assert (old[:4, :width] != new[:4, :width]).any()
+    start = int(after.prompt_length_b[0])
+    assert prompts[2][0] in parts.tokenizer.decode(new[0, :start].tolist())
     assert float(jnp.ptp(after.reward_b[:4])) > 0
-    assert np.asarray(after.draws_b).tolist() == [2] * 4 + [1] * 4
+    assert np.asarray(after.draws_b).tolist() == [3] * 4 + [1] * 4
+    assert after.signal_b.all()
+
+
+def test_redraws_ask_other_problems(rewarded):
+    """Each redraw is a batch of its own order; a run of another seed has others."""
+    problems = build(validate(rewarded)).problems
+    asked = [tuple(problems.batch_at(0, redraw)[1]) for redraw in range(4)]
+    assert len({*asked}) == 4
+    assert len({*sum(asked, ())}) > 4
+    assert asked[1] != tuple(problems._replace(seed=1).batch_at(0, 1)[1])
+
+
+def test_length_alone_is_no_signal(rewarded):
+    """All answers wrong, and some of them overlong: no advantage, and DAPO's mean over tokens
+    holds neither their losses nor their tokens; where answers differ, length counts."""
+    shaped = RL(4, nothing, overlong_buffer_tokens=8)
+    parts = build(validate(dataclasses.replace(rewarded, rl=shaped)))
+    rollout = draw(parts, fresh_state(parts).params, 3, 8, 0)
+    assert np.ptp(np.asarray(rollout.response_length_b).reshape(2, 4), axis=1).all()
+    assert not rollout.signal_b.any()
+    np.testing.assert_array_equal(rollout.advantage_bt, 0.0)
+    mask = jnp.ones(rollout.advantage_bt.shape, bool)
+    np.testing.assert_array_equal(with_signal(token_mean)(mask, rollout), 0.0)
+    some = rollout._replace(signal_b=jnp.arange(8) < 4)
+    np.testing.assert_array_equal(with_signal(token_mean)(mask, some)[:, 0], [1] * 4 + [0] * 4)
+
+    answered = dataclasses.replace(shaped, reward=even_digits)
+    parts = build(validate(dataclasses.replace(rewarded, rl=answered)))
+    rollout = draw(parts, fresh_state(parts).params, 3, 8, 0)
+    assert rollout.signal_b.all()
+    penalty = (8 - 8 - np.asarray(rollout.response_length_b)) / 8
+    wanted = standardized((np.asarray(rollout.reward_b, np.float64) + penalty).reshape(2, 4))
+    np.testing.assert_allclose(np.asarray(rollout.advantage_bt)[:, 0], wanted.ravel(), atol=1e-5)
+
+
+def test_a_middle_reward_is_part_of_the_signal(rewarded, monkeypatch):
+    """A sample whose advantage is 0, as its reward is its group's mean, is not without signal."""
+    given = iter([0.0, 0.5, 1.0, 0.5] * 2)
+    one = dataclasses.replace(rewarded.rollouts, reward_workers=1)
+    ladder = RL(4, lambda prompt, response, answer: next(given))
+    config = dataclasses.replace(rewarded, steps=1, rl=ladder, rollouts=one)
+    train_module.train(config)
+    assert logged(config)[0]["reward_signal"] == 1.0
 
 
 def test_no_signal_leaves_the_parameters(rewarded):
