@@ -16,7 +16,7 @@ from kdjax.models.lora import join
 from kdjax.rollouts.widths import longest, trim
 from kdjax.runtime import processes
 from kdjax.sharding import shard_batch
-from kdjax.step.gate import rollout_length
+from kdjax.step.gate import FALL_BACK, last_decision, rollout_length
 from kdjax.step.optimizer import gate_state
 from kdjax.train.parts.build import Parts
 from kdjax.train.parts.problems import ROLLOUT, encode, run_key
@@ -26,6 +26,11 @@ from kdjax.train.parts.programs import jitted_logp
 def length_of(parts: Parts, state: TrainState) -> int:
     """The length limit of the next rollout's responses, in tokens."""
     return rollout_length(gate_state(state.opt_state), parts.config.curriculum.lengths)
+
+
+def fell_back(state: TrainState) -> bool:
+    """Whether the newest measurement of the gate returned to parameters of before."""
+    return last_decision(gate_state(state.opt_state)) == FALL_BACK
 
 
 def draw(parts: Parts, params: Params, number: int, length: int, staleness: int) -> Rollout:
