@@ -32,6 +32,7 @@ from kdjax.grading import rewards
 from kdjax.grading.answers import Graded, Outcome
 from kdjax.grading.rewards import math
 from kdjax.step import score as score_module
+from kdjax.train import feed
 from kdjax.train import loop as train_module
 from kdjax.train.feed import draw, with_old_policy
 from kdjax.train.parts.build import build, fresh_state
@@ -119,27 +120,27 @@ def test_redraws_ask_other_problems(rewarded):
     assert asked[1] != tuple(problems._replace(seed=1).batch_at(0, 1)[1])
 
 
-def test_length_alone_is_no_signal(rewarded):
-    """All answers wrong, and some of them overlong: no advantage, and DAPO's mean over tokens
-    holds neither their losses nor their tokens; where answers differ, length counts."""
-    shaped = RL(4, nothing, overlong_buffer_tokens=8)
-    parts = build(validate(dataclasses.replace(rewarded, rl=shaped)))
-    rollout = draw(parts, fresh_state(parts).params, 3, 8, 0)
-    assert np.ptp(np.asarray(rollout.response_length_b).reshape(2, 4), axis=1).all()
-    assert not rollout.signal_b.any()
-    np.testing.assert_array_equal(rollout.advantage_bt, 0.0)
-    mask = jnp.ones(rollout.advantage_bt.shape, bool)
-    np.testing.assert_array_equal(with_signal(token_mean)(mask, rollout), 0.0)
-    some = rollout._replace(signal_b=jnp.arange(8) < 4)
-    np.testing.assert_array_equal(with_signal(token_mean)(mask, some)[:, 0], [1] * 4 + [0] * 4)
+def test_length_alone_is_no_signal(rewarded, monkeypatch):
+    """All answers wrong, and each response longer than the one before: no advantage, and DAPO's
+    mean over tokens holds neither their losses nor their tokens; where answers differ, length
+    counts."""
+    penalty = -np.arange(8) / 8
+    monkeypatch.setattr(feed, "overlong_penalty", lambda *lengths: penalty)
 
-    answered = dataclasses.replace(shaped, reward=even_digits)
-    parts = build(validate(dataclasses.replace(rewarded, rl=answered)))
-    rollout = draw(parts, fresh_state(parts).params, 3, 8, 0)
-    assert rollout.signal_b.all()
-    penalty = (8 - 8 - np.asarray(rollout.response_length_b)) / 8
-    wanted = standardized((np.asarray(rollout.reward_b, np.float64) + penalty).reshape(2, 4))
-    np.testing.assert_allclose(np.asarray(rollout.advantage_bt)[:, 0], wanted.ravel(), atol=1e-5)
+    def drawn(reward):
+        shaped = dataclasses.replace(rewarded, rl=RL(4, reward, overlong_penalty=0.5))
+        parts = build(validate(shaped))
+        return draw(parts, fresh_state(parts).params, 3, 8, 0)
+
+    wrong, right = drawn(nothing), drawn(even_digits)
+    assert not wrong.signal_b.any()
+    np.testing.assert_array_equal(wrong.advantage_bt, 0.0)
+    mask = jnp.ones(wrong.advantage_bt.shape, bool)
+    np.testing.assert_array_equal(with_signal(token_mean)(mask, wrong), 0.0)
+    assert right.signal_b.all()
+    shaped = np.asarray(right.reward_b, np.float64) + 0.5 * penalty
+    wanted = standardized(shaped.reshape(2, 4)).ravel()
+    np.testing.assert_allclose(np.asarray(right.advantage_bt)[:, 0], wanted, atol=1e-5)
 
 
 def test_a_middle_reward_is_part_of_the_signal(rewarded, monkeypatch):
