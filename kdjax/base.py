@@ -128,6 +128,7 @@ class Rollout(NamedTuple):
                       or no redraw was left.
     not_scored_b:     bool, the reward is 0 because the verifier could not judge the row; where it
                       tells that.
+    signal_b:         bool, the rewards of the row's group differ (`have_signal`).
 
     The last response token of a finished row is its stop token: it is trained on like any other.
     """
@@ -149,6 +150,7 @@ class Rollout(NamedTuple):
     pass_rate_b: jax.Array | None = None
     draws_b: jax.Array | None = None
     not_scored_b: jax.Array | None = None
+    signal_b: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)

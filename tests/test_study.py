@@ -50,6 +50,7 @@ def study(tiny) -> Study:
         claims=(
             Claim("longer", "reverse is longer", "length", ("reverse",), ("forward",)),
             Claim("flops", "reverse is cheaper", "avg", ("reverse",), ("forward",), 0.0, "flops"),
+            Claim("grown", "reverse is longer than at first", "length", ("reverse",), ("start",)),
         ),
     )
 
@@ -120,7 +121,9 @@ def _check_written(folder: Path, cells: list[Cell], verdicts) -> None:
     assert cells[1].runs[0].report.forward_kl == 0.0
     assert cells[2].runs[0].samples != cells[2].runs[1].samples
     assert "test_avg" in cells[2].runs[0].metrics[0]
-    assert [verdict.claim.name for verdict in verdicts] == ["longer", "flops"]
+    assert [verdict.claim.name for verdict in verdicts] == ["longer", "flops", "grown"]
+    lengths = [np.mean([run.report.length.mean for run in cell.runs]) for cell in cells]
+    assert verdicts[2].estimate == pytest.approx(lengths[3] - lengths[0])
     for name in RUNS:
         assert (folder / name / "metrics.jsonl").exists()
     assert "forward" in (folder / "report.html").read_text()
@@ -144,6 +147,10 @@ def _check_written(folder: Path, cells: list[Cell], verdicts) -> None:
         (dict(seeds=()), "seeds must be some, each once, got ()"),
         (dict(seeds=(1, 1)), "seeds must be some, each once, got (1, 1)"),
         (dict(claims=(Claim("c", "", "avg", ("a",), ("x",)),)), "no cell x; did you mean a?"),
+        (
+            dict(claims=(Claim("c", "", "avg", ("a",), ("start",), 0.0, "flops"),)),
+            "no cell start; did you mean a?",
+        ),
         (dict(claims=(Claim("c", "", "avg", ("a",), ()),)), "needs cells on both sides"),
         (
             dict(claims=(Claim("c", "", "length", ("a",), ("a",), 0.0, "flops"),)),
@@ -171,14 +178,18 @@ SCALES = [f"study_{name}.py" for name in ("tiny", "gpu", "paper", "mixing")]
 
 
 def test_rl_begins_as_each_distilled_student():
-    """Four starts, four RL cells after them, and a claim of each."""
+    """Four starts, four RL cells and four controls after them, and a claim of each."""
     study = STUDIES["study_rl_tiny.py"]
     runs = {piece.name: piece for piece in study_module.pieces(study) if not piece.is_reference}
-    assert len(study.starts) == 4
+    assert len(study.starts) == 8
     for after, before in study.starts.items():
+        if after.startswith("more_"):
+            assert study.cells[after].objective is study.cells[before].objective
+            continue
         assert runs[f"{after}/seed_2"].config.student.endswith(f"{before}/seed_2/student")
         assert (runs[f"{after}/seed_2"].depth, runs[f"{before}/seed_2"].depth) == (1, 0)
-        assert any(claim.more == (after,) and claim.less == (before,) for claim in study.claims)
+        for less in (before, f"more_{before}"):
+            assert any(claim.more == (after,) and claim.less == (less,) for claim in study.claims)
     assert study.cells.keys() == {*study.starts, *study.starts.values()}
 
 

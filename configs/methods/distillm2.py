@@ -1,7 +1,8 @@
 """DistiLLM-2: skew KL where the teacher wrote, skew reverse KL where the student did (arXiv
 2503.07067).
 
-The contrast of the two sources is in the two losses; its adaptive skew is not here.
+The contrast of the two sources is in the two losses; its adaptive skew is not here. The gradient
+flows through the student's share of the mixture, as in DistiLLM; DistiLLM-2's code stops it there.
 
     kdjax train configs/methods/distillm2.py
 """

@@ -18,5 +18,5 @@ def get_config() -> Config:
         objective=clipped_surrogate(0.2),
         reduction=token_mean,
         rl=RL(group_size=8, advantage=centered, epochs=2),
-        optimizer=Optimizer(learning_rate=1e-3),
+        optimizer=Optimizer(learning_rate=3e-4),
     )

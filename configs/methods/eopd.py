@@ -1,5 +1,6 @@
 """Entropy-aware on-policy distillation: reverse KL, and forward KL beside it where the teacher is
-unsure, so that its several continuations are kept (arXiv 2603.07079).
+unsure, so that its several continuations are kept (arXiv 2603.07079; its forward KL is over the
+teacher's top k, here over the whole vocabulary).
 
     kdjax train configs/methods/eopd.py
 """

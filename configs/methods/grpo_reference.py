@@ -20,5 +20,5 @@ def get_config() -> Config:
         token_loss=reverse_kl,
         objective=add(clipped_surrogate(0.2), scale(divergence, 0.05)),
         rl=RL(group_size=8),
-        optimizer=Optimizer(learning_rate=1e-3),
+        optimizer=Optimizer(learning_rate=3e-4),
     )

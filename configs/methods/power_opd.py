@@ -1,4 +1,6 @@
-"""PowerOPD: the advantage p^a - q^a is bounded by 1 where a log-ratio has no bound.
+"""PowerOPD: the advantage p^a - q^a is bounded by 1 for every a, where a log-ratio has no bound.
+
+The released script's exponent is 5; at 0.5 small probabilities count more, as in a log-ratio.
 
 kdjax train configs/methods/power_opd.py
 """

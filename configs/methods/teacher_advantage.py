@@ -5,7 +5,7 @@ teacher's log-ratio.
 """
 
 from kdjax import Config, add, group_advantage, log_ratio, policy_gradient, scale
-from kdjax.config import RL
+from kdjax.config import RL, Optimizer
 
 
 def get_config() -> Config:
@@ -14,4 +14,5 @@ def get_config() -> Config:
         prefix="student",
         objective=policy_gradient(add(group_advantage, scale(log_ratio, 0.5))),
         rl=RL(group_size=8),
+        optimizer=Optimizer(learning_rate=3e-4),
     )

@@ -9,7 +9,8 @@ Reading = Literal["steps", "flops"]
 
 
 class Claim(NamedTuple):
-    """`metric` is larger in the mean over the cells `more` than in the mean over the cells `less`.
+    """`metric` is larger in the mean over the cells `more` than in the mean over the cells `less`;
+    at equal steps "start", what the study's first cell begins as, may stand among them.
 
     margin: by how much `more` may fall short and the claim still hold, in the metric's unit (shares
     in 0..1, tokens, nats); 0 asks for a plain difference. reading: at equal steps, the finished

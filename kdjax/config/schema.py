@@ -212,9 +212,10 @@ class RL:
     batch_size / group_size problems of its batch. reward: a function of (prompt, response, answer);
     by name accuracy, or math, which takes symbolic answers too (extra math, docs/verifier.md).
     advantage: of rewards within a group (kdjax/losses/grpo.py). epochs: updates over one rollout.
-    redraws: times that groups without signal, all of whose rewards are equal, are drawn anew.
-    overlong_buffer_tokens: over so many tokens before the limit the reward falls by
-    overlong_penalty. Methods of a run that read no reward are not drawn in groups.
+    redraws: times that a group without signal, all of whose rewards are equal, is replaced by one
+    of another problem. overlong_buffer_tokens: over so many tokens before the limit
+    the reward falls by overlong_penalty, in groups with signal. Methods of a run that read no
+    reward are not drawn in groups.
     """
 
     group_size: int = 1

@@ -104,7 +104,7 @@ def is_rewarded(
         return True
     ones = jnp.ones((1, 1))
     rows: dict[str, Any] = {n: ones[0] if n.endswith("_b") else ones for n in Rollout._fields}
-    del rows["pass_rate_b"]
+    del rows["pass_rate_b"], rows["signal_b"]
     try:
         drawn = Rollout(**rows)._replace(truncated_b=ones[0] > 0)
         reduction(ones > 0, drawn)

@@ -101,8 +101,9 @@ def alpha_divergence(alpha: Number) -> TokenLoss:
 
 def adaptive_kl(head_mass: float) -> TokenLoss:
     """Forward and reverse KL, weighed by where p and q are apart: with g the sum of |p - q| over
-    the head (the fewest tokens that hold head_mass of p) and h over the tail, (g forward + h
-    reverse) / (g + h). Weights are constants (AKL, arXiv 2404.02657, with head_mass 0.5).
+    the head (the fewest tokens that hold head_mass of p; of equal ones the first) and h over the
+    tail, (g forward + h reverse) / (g + h). Weights are constants (AKL, arXiv 2404.02657, with
+    head_mass 0.5).
 
     >>> adaptive_kl(0.5).__name__
     'adaptive_kl(0.5)'
@@ -112,7 +113,7 @@ def adaptive_kl(head_mass: float) -> TokenLoss:
     def loss(student_logp: jax.Array, teacher_logp: jax.Array) -> jax.Array:
         q, p = (jax.lax.stop_gradient(jnp.exp(x)) for x in (student_logp, teacher_logp))
         apart = jnp.abs(p - q)
-        head = jnp.where(p >= nucleus(p, head_mass)[..., None], apart, 0.0).sum(-1)
+        head = jnp.where(_head(p, head_mass), apart, 0.0).sum(-1)
         total = apart.sum(-1)
         weight = jnp.where(total > 0, head / jnp.where(total > 0, total, 1.0), 0.5)
         forward, reverse = (f(student_logp, teacher_logp) for f in (forward_kl, reverse_kl))
@@ -159,6 +160,15 @@ def at_top_k(loss: TokenLoss, k: int) -> TokenLoss:
         return loss(*buckets(student_logp, top_k(jax.lax.stop_gradient(teacher_logp), size)))
 
     return composed(coarse, at_top_k, loss, numbers=(k,))
+
+
+def _head(p: jax.Array, mass: float) -> jax.Array:
+    """Where the fewest tokens are that hold so much of p: [..., V] -> bool [..., V]."""
+    least = nucleus(p, mass)[..., None]
+    above, level = p > least, p == least
+    missing = mass * p.sum(-1, keepdims=True) - jnp.where(above, p, 0.0).sum(-1, keepdims=True)
+    before = jnp.cumsum(level, axis=-1) - level  # how many of the equal ones stand further ahead
+    return above | (level & (before * least < missing))
 
 
 def _mixture(first_logp: jax.Array, second_logp: jax.Array, weight: Number) -> jax.Array:

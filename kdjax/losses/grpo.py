@@ -17,11 +17,25 @@ from kdjax.losses.composition import Number, composed, composition_of, require, 
 
 GroupAdvantage = Callable[[np.ndarray], np.ndarray]
 """Rewards [groups, samples] -> advantages of the same shape, that sum to 0 in each group; 0 in a
-group whose rewards are all equal."""
+group without signal (`have_signal`)."""
+
+ROUNDING = 1e-6  # of the largest reward: some units in the last place of a float32
+
+
+def have_signal(rewards_gs: np.ndarray) -> np.ndarray:
+    """Which groups have rewards that differ by more than rounding: [groups, samples] -> [groups].
+    Sums of parts that are equal but for their last bits are equal.
+
+    >>> have_signal(np.array([[1.0, 0.0, 0.0], [0.1 + 0.2, 0.3, 0.3]])).tolist()
+    [True, False]
+    """
+    rewards = np.asarray(rewards_gs, np.float64)
+    return np.ptp(rewards, axis=1) > ROUNDING * np.abs(rewards).max(axis=1)
 
 
 def standardized(reward_gs: np.ndarray) -> np.ndarray:
-    """(r - mean) / deviation of each group (GRPO).
+    """(r - mean) / deviation of each group (GRPO). The deviation is that of the group itself
+    (division by G, not by G - 1, which makes advantages sqrt((G - 1) / G) smaller).
 
     >>> standardized(np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 1.0, 1.0, 1.0]])).tolist()
     [[1.0, -1.0, -1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
@@ -39,8 +53,8 @@ def centered(reward_gs: np.ndarray) -> np.ndarray:
     [[0.5, -0.5]]
     """
     rewards = np.asarray(reward_gs, np.float64)
-    equal = rewards.max(axis=1, keepdims=True) == rewards.min(axis=1, keepdims=True)
-    return np.where(equal, 0.0, rewards - rewards.mean(axis=1, keepdims=True))
+    differ = have_signal(rewards)[:, None]
+    return np.where(differ, rewards - rewards.mean(axis=1, keepdims=True), 0.0)
 
 
 def leave_one_out(reward_gs: np.ndarray) -> np.ndarray:

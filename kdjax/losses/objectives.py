@@ -90,8 +90,8 @@ def reference_log_ratio(scores: Scores) -> jax.Array:
 
 
 def power_difference(exponent: Number) -> Objective:
-    """p^a - q^a of the sampled token, bounded by 1 for a in (0, 1] where the log-ratio has no bound
-    (PowerOPD); divided by a it is the log-ratio in the limit a -> 0.
+    """p^a - q^a of the sampled token, bounded by 1 for every a > 0, where the log-ratio has no
+    bound (PowerOPD); divided by a it is the log-ratio in the limit a -> 0.
 
     >>> power_difference(0.5).__name__
     'power_difference(0.5)'

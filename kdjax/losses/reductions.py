@@ -109,6 +109,23 @@ def finished_only(reduction: Reduction) -> Reduction:
     return composed(weigh, finished_only, reduction)
 
 
+def with_signal(reduction: Reduction) -> Reduction:
+    """The reduction over responses of groups whose rewards differ: the others are masked, and not
+    counted in the mean either (DAPO's dynamic sampling, arXiv 2503.14476, for what redraws leave).
+
+    >>> with_signal(token_mean).__name__
+    'with_signal(token_mean)'
+    """
+
+    def weigh(mask: jax.Array, rollout: Rollout | None = None) -> jax.Array:
+        signal = None if rollout is None else rollout.signal_b
+        if signal is None:
+            raise ConfigError("with_signal: rewards need rl.group_size over 1, and prefix student")
+        return reduction(mask & signal[:, None], rollout)
+
+    return composed(weigh, with_signal, reduction)
+
+
 def paced(reduction: Reduction, power: float) -> Reduction:
     """The reduction's weights times (4 p (1 - p))^power, p the pass rate of the row's problem in
     its group: most where the student is neither sure of it nor without a chance (PACED).
@@ -129,4 +146,10 @@ def paced(reduction: Reduction, power: float) -> Reduction:
 
 
 REDUCTIONS: tuple[Reduction, ...] = (sequence_mean, token_mean)
-REDUCTION_MAKERS: tuple[Callable, ...] = (first_tokens, most_uncertain, finished_only, paced)
+REDUCTION_MAKERS: tuple[Callable, ...] = (
+    first_tokens,
+    most_uncertain,
+    finished_only,
+    with_signal,
+    paced,
+)

@@ -17,6 +17,8 @@ from rich.table import Table as Columns
 from kdjax.runtime import processes
 
 SHOWN = {
+    "reward": "reward",
+    "reward_signal": "groups with signal",
     "loss": "loss",
     "forward_kl": "KL(t|s)",
     "reverse_kl": "KL(s|t)",

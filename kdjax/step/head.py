@@ -252,11 +252,15 @@ def _pass(settings: _Settings, asked: _Asked, hidden, head, constants) -> _Made:
     """
     teacher, auxiliaries, weights, mask = constants
     work, own = _chunk_work(settings, asked, hidden.dtype, head, teacher)
-    tokens = jax.tree.map(
-        lambda x: x.reshape(-1, *x.shape[mask.ndim :]), (hidden, own, auxiliaries, weights)
-    )
-    chunk = _local_chunk(settings, mask.size)
-    slots = -(-mask.size // chunk) * chunk
+    count = max(1, mask.size)  # of no tokens there is a row to take shapes from, never visited
+
+    def flat(x):
+        row = x.shape[mask.ndim :]
+        return x.reshape(-1, *row) if mask.size else jnp.zeros((count, *row), x.dtype)
+
+    tokens = jax.tree.map(flat, (hidden, own, auxiliaries, weights))
+    chunk = _local_chunk(settings, count)
+    slots = -(-count // chunk) * chunk
     (order,) = jnp.nonzero(mask.reshape(-1), size=slots, fill_value=mask.size)
 
     def made_by(number) -> _Made:
@@ -281,8 +285,8 @@ def _pass(settings: _Settings, asked: _Asked, hidden, head, constants) -> _Made:
     rows = jax.tree.map(lambda s: jnp.zeros((slots, *s.shape[1:]), s.dtype), shapes)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     start = zeros._replace(statistics=rows.statistics, by_hidden=rows.by_hidden)
-    count = mask.sum()
-    _, made = jax.lax.while_loop(lambda c: c[0] * chunk < count, body, (jnp.int32(0), start))
+    kept = mask.sum()
+    _, made = jax.lax.while_loop(lambda c: c[0] * chunk < kept, body, (jnp.int32(0), start))
 
     place = jnp.maximum(jnp.cumsum(mask.reshape(-1)) - 1, 0).reshape(mask.shape)
 

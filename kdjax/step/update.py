@@ -206,8 +206,8 @@ def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
         value = getattr(rollout, f"{name}_b")
         if value is not None:
             token_level[name] = WeightedSum(jnp.sum(value.astype(jnp.float32)), rows)
-    if rollout.pass_rate_b is not None:
-        signal = jnp.any(rollout.advantage_bt != 0, axis=1).astype(jnp.float32)
+    if rollout.signal_b is not None:
+        signal = rollout.signal_b.astype(jnp.float32)
         token_level["reward_signal"] = WeightedSum(jnp.sum(signal), rows)
     return token_level | {
         "response_length": WeightedSum(

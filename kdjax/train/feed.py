@@ -11,11 +11,12 @@ import numpy as np
 from kdjax.base import Batch, Params, Rollout, TrainState
 from kdjax.data import batches
 from kdjax.grading.rewards import Rewards, overlong_penalty
+from kdjax.losses.grpo import have_signal
 from kdjax.models.lora import join
 from kdjax.rollouts.widths import longest, trim
 from kdjax.runtime import processes
 from kdjax.sharding import shard_batch
-from kdjax.step.gate import rollout_length
+from kdjax.step.gate import FALL_BACK, last_decision, rollout_length
 from kdjax.step.optimizer import gate_state
 from kdjax.train.parts.build import Parts
 from kdjax.train.parts.problems import ROLLOUT, encode, run_key
@@ -25,6 +26,11 @@ from kdjax.train.parts.programs import jitted_logp
 def length_of(parts: Parts, state: TrainState) -> int:
     """The length limit of the next rollout's responses, in tokens."""
     return rollout_length(gate_state(state.opt_state), parts.config.curriculum.lengths)
+
+
+def fell_back(state: TrainState) -> bool:
+    """Whether the newest measurement of the gate returned to parameters of before."""
+    return last_decision(gate_state(state.opt_state)) == FALL_BACK
 
 
 def draw(parts: Parts, params: Params, number: int, length: int, staleness: int) -> Rollout:
@@ -72,11 +78,11 @@ def draw_own(
     return rollout
 
 
-def own_batch_at(parts: Parts, number: int) -> tuple[str, list[int]]:
+def own_batch_at(parts: Parts, number: int, redraw: int = 0) -> tuple[str, list[int]]:
     """(tag, this process's rows of the source) of step `number`; of a rewarded step its problems,
-    for each of which it draws a full group."""
+    for each of which it draws a full group; at each redraw other problems."""
     config = parts.config
-    tag, indices = parts.problems.batch_at(number)
+    tag, indices = parts.problems.batch_at(number, redraw)
     if parts.table.at(number).rewarded:
         indices = indices[: config.batch_size // config.rl.group_size]
     return tag, batches.rows_of_process(indices, jax.process_index(), jax.process_count())
@@ -98,8 +104,9 @@ def with_old_policy(parts: Parts, params: Params, rollout: Rollout) -> Rollout:
 
 
 def _rewarded(parts: Parts, reads: Params, number: int, length: int) -> Rollout:
-    """Groups of responses with their advantages. Groups whose rewards are all equal are drawn again
-    with another key, up to `rl.redraws` times, and used as they are if that does not help."""
+    """Groups of responses with their advantages. In place of a group without signal, up to
+    `rl.redraws` times, one of another problem is drawn with another key; where that does not help
+    the first stays, with advantages of 0 whatever its lengths."""
     rl, key = parts.config.rl, run_key(parts.config.seed, ROLLOUT, number)
     tag, indices = own_batch_at(parts, number)
     problems = np.repeat(indices, rl.group_size)
@@ -110,7 +117,8 @@ def _rewarded(parts: Parts, reads: Params, number: int, length: int) -> Rollout:
         if not len(rows):
             break
         draws[rows] += 1
-        asked = tag, problems[rows], rows
+        others = np.repeat(own_batch_at(parts, number, again)[1], rl.group_size)
+        asked = tag, others[rows], rows
         fresh = _attempt(parts, reads, asked, jax.random.fold_in(key, again), length)
         useful = _have_signal(fresh.reward_b, rl.group_size)
         for old, drawn in zip(jax.tree.leaves(rollout), jax.tree.leaves(fresh), strict=True):
@@ -118,7 +126,9 @@ def _rewarded(parts: Parts, reads: Params, number: int, length: int) -> Rollout:
     reward, lengths = rollout.reward_b, rollout.response_length_b
     penalty = overlong_penalty(lengths, length, rl.overlong_buffer_tokens)
     shaped = reward + rl.overlong_penalty * penalty
+    signal = _have_signal(reward, rl.group_size)
     advantage = rl.advantage(shaped.reshape(-1, rl.group_size)).reshape(-1, 1)
+    advantage = np.where(signal[:, None], advantage, 0.0)
     passed = (reward > 0).reshape(-1, rl.group_size)
     rate = np.repeat(passed.mean(axis=1), rl.group_size)
     tokens = np.broadcast_to(advantage, rollout.sampler_logp_bt.shape)
@@ -127,12 +137,13 @@ def _rewarded(parts: Parts, reads: Params, number: int, length: int) -> Rollout:
         reward_b=jnp.asarray(reward, jnp.float32),
         pass_rate_b=jnp.asarray(rate, jnp.float32),
         draws_b=draws,
+        signal_b=jnp.asarray(signal),
     )
 
 
 def _have_signal(reward_b: np.ndarray, group_size: int) -> np.ndarray:
-    """The rows [B] of groups whose rewards are not all equal."""
-    return np.repeat(np.ptp(reward_b.reshape(-1, group_size), axis=1) > 0, group_size)
+    """The rows [B] of groups whose rewards differ."""
+    return np.repeat(have_signal(reward_b.reshape(-1, group_size)), group_size)
 
 
 def _attempt(

@@ -29,7 +29,15 @@ from kdjax.step.update import Metrics
 from kdjax.storage import run_folder
 from kdjax.storage.checkpoints import Checkpoints, open_checkpoints
 from kdjax.train.evaluation import progress_of
-from kdjax.train.feed import draw, draw_own, length_of, on_mesh, sampler_params, with_old_policy
+from kdjax.train.feed import (
+    draw,
+    draw_own,
+    fell_back,
+    length_of,
+    on_mesh,
+    sampler_params,
+    with_old_policy,
+)
 from kdjax.train.finish import finish
 from kdjax.train.parts import startup
 from kdjax.train.parts.build import Parts, build
@@ -151,10 +159,12 @@ def _draw_ahead(
     present step updates them; None where rollouts are not drawn ahead.
 
     Across a checkpoint nothing is drawn ahead, so that a resumed run draws what an uninterrupted
-    one draws.
+    one draws; and across a measurement, which decides on the length and may abandon the weights.
     """
     config = parts.config
     if not config.rollouts.ahead or number >= config.steps or number % config.save_every_steps == 0:
+        return None
+    if number - 1 in parts.table.measured:
         return None
     params, length = jax.tree.map(jnp.copy, state.params), length_of(parts, state)
     reads = sampler_params(parts, params, number)  # here, where all processes are at the same step
@@ -170,7 +180,7 @@ def _update(
     parts: Parts, state: TrainState, number: int, rollout: Rollout, entropy: float
 ) -> tuple[TrainState, list[Metrics]]:
     """(the state after one step, the metrics of each of its updates): one update, or several over
-    the same rollout (`rl.epochs`).
+    the same rollout (`rl.epochs`), which end where the gate falls back to other parameters.
 
     Args:
         parts: of the run.
@@ -190,6 +200,8 @@ def _update(
     heldout = np.float32(entropy)
     state, first = step(state, teacher.given, rollout, heldout, frozen)
     made = [first]
+    if math.isfinite(entropy) and fell_back(state):
+        updates = 1  # the rollout is of the parameters that were left
     for _ in range(updates - 1):
         state = state._replace(step=state.step - 1)
         state, metrics = step(state, teacher.given, rollout, np.float32(np.nan), frozen)

@@ -67,6 +67,8 @@ def check_gap(config: Config, record: dict[str, float], step: int) -> None:
 Record = Mapping[str, Any]
 
 COLLAPSED = 0.1  # of the first entropy
+COLLAPSED_REWARD = 0.25  # of the first reward
+FEW = 4  # records whose mean smooths the noise of rewards
 SPIKE, LEAST_RECORDS, RECENT = 10.0, 10, 50  # times the median of the recent records, of so many
 
 
@@ -130,6 +132,32 @@ def _truncation(earlier: Sequence[Record], new: Record) -> str | None:
     )
 
 
+def _reward_collapse(earlier: Sequence[Record], new: Record) -> str | None:
+    rewarded = [r for r in (*earlier, new) if "reward" in r]
+    if "reward" not in new or len(rewarded) <= FEW:
+        return None
+    first, now = rewarded[0]["reward"], statistics.mean(r["reward"] for r in rewarded[-FEW:])
+    if first <= 0 or now >= COLLAPSED_REWARD * first:
+        return None
+    signal = statistics.mean(r.get("reward_signal", 1.0) for r in rewarded[-FEW:])
+    return (
+        f"{now:.3g}, the mean of the last {FEW} records, is under {COLLAPSED_REWARD:.0%} of the"
+        f" first {first:.3g}, and {signal:.0%} of the groups still have signal; start again with a"
+        " lower optimizer.learning_rate or a higher batch_size (more problems a step)"
+    )
+
+
+def _no_signal(earlier: Sequence[Record], new: Record) -> str | None:
+    last = [r for r in (*earlier, new) if "reward_signal" in r][-FEW:]
+    if len(last) < FEW or "reward_signal" not in new or any(r["reward_signal"] for r in last):
+        return None
+    return (
+        f"in the last {FEW} records the rewards of every group were equal, so no advantage is left"
+        " to learn from; take a start that solves a part of the problems, other problems, or a"
+        " higher rl.group_size"
+    )
+
+
 def _spike(earlier: Sequence[Record], new: Record) -> str | None:
     norms = [r["gradient_norm"] for r in earlier[-RECENT:] if "gradient_norm" in r]
     now = new.get("gradient_norm")
@@ -144,6 +172,8 @@ def _spike(earlier: Sequence[Record], new: Record) -> str | None:
 CHECKS: dict[str, Callable[[Sequence[Record], Record], str | None]] = {
     "entropy collapse": _collapse,
     "all responses truncated": _truncation,
+    "reward collapse": _reward_collapse,
+    "groups without signal": _no_signal,
     "gradient-norm spike": _spike,
 }
 """What is warned of, by the name that its line has: (earlier records, new record) -> why, or

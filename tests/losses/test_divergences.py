@@ -117,6 +117,24 @@ def test_gradient_by_differences(loss):
             np.testing.assert_allclose(gradient[place], slope, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("teacher", "mass", "head"),
+    [
+        ([0.25, 0.25, 0.25, 0.25], 0.5, 2),  # equal to the last: two of four hold a half
+        ([0.25, 0.25, 0.25, 0.25], 0.55, 3),
+        ([0.4, 0.2, 0.2, 0.2], 0.5, 2),  # one above the border, one of three at it
+        ([0.5, 0.3, 0.1, 0.1], 0.5, 1),
+    ],
+)
+def test_the_head_is_the_fewest_tokens(teacher, mass, head):
+    """Also where tokens are equal at its border; the first of them are in it."""
+    p, q = np.array(teacher), np.array([0.1, 0.2, 0.3, 0.4])
+    apart = np.abs(p - q)
+    weight = apart[:head].sum() / apart.sum()
+    loss = adaptive_kl(mass)(*(jnp.asarray(np.log(x), jnp.float32) for x in (q, p)))
+    np.testing.assert_allclose(loss, weight * kl(p, q) + (1 - weight) * kl(q, p), rtol=1e-5)
+
+
 def test_weights_of_adaptive_and_token_wise_are_constants():
     """Their gradients are those of the two KLs with the weights frozen, worked by hand."""
     q, p = jnp.asarray(Q[0], jnp.float32), jnp.asarray(P[0], jnp.float32)

@@ -24,11 +24,13 @@ from kdjax import (
     scale,
     sequence_mean,
     token_mean,
+    with_signal,
 )
 from kdjax.base import Rollout, Scores
 from kdjax.config.names import GROUP_ADVANTAGES, OBJECTIVES, parse
 from kdjax.errors import ConfigError
 from kdjax.losses.composition import describe
+from kdjax.losses.grpo import have_signal
 
 RNG = np.random.default_rng(6)
 LOGITS, TEACHER = (jnp.asarray(RNG.normal(0, 1.5, 7), jnp.float32) for _ in range(2))
@@ -58,6 +60,21 @@ def test_a_group_without_signal_has_none(advantage):
     """Equal rewards give exactly 0, also where their mean is not exact in floating point."""
     equal = np.full((3, 7), 0.1)
     np.testing.assert_array_equal(advantage(equal), 0.0)
+
+
+@every_advantage
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_rounding_is_no_signal(advantage, unit):
+    """Rewards that are equal but for the last bits of their sums, in either precision, are equal;
+    what is more than that is signal."""
+    nearly = unit * np.array([[0.1 + 0.2, 0.3, 0.3, 0.3], [*[np.float32(0.1) * 3] * 3, 0.3]])
+    np.testing.assert_array_equal(advantage(nearly), 0.0)
+    assert not have_signal(nearly).any()
+    small = unit * np.array([[0.3, 0.3001, 0.3, 0.3]])
+    assert have_signal(small).all()
+    np.testing.assert_allclose(
+        advantage(small) / np.abs(advantage(small)).max(), [[-1 / 3, 1, -1 / 3, -1 / 3]], rtol=1e-6
+    )
 
 
 def test_worked_advantages():
@@ -203,6 +220,15 @@ def test_paced_weighs_by_the_pass_rate():
     np.testing.assert_allclose(weights[:, 0], [0.0, 1.0, 0.75])
     with pytest.raises(ConfigError, match=r"rl\.group_size over 1"):
         paced(token_mean, 1.0)(MASK, CUT)
+
+
+def test_without_signal_is_not_counted():
+    """Rows of groups without signal weigh nothing, and are not in the mean's denominator."""
+    rollout = CUT._replace(signal_b=jnp.array([True, False, True]))
+    weights = with_signal(token_mean)(MASK, rollout)
+    np.testing.assert_array_equal(weights[:, 0], [1, 0, 1])
+    with pytest.raises(ConfigError, match=r"rl\.group_size over 1"):
+        with_signal(token_mean)(MASK, CUT)
 
 
 def test_without_rewards():

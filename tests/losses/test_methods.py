@@ -52,6 +52,7 @@ def as_expected(config: Config, method: Method):
         "advantage_bt": jnp.where(jnp.arange(4)[:, None] < 2, 1.0, -1.0) * jnp.ones((4, 9)),
         "reward_b": jnp.array([1.0, 0.0, 0.0, 1.0]),
         "pass_rate_b": jnp.array([0.5, 0.5, 0.25, 0.25]),
+        "signal_b": jnp.array([True, True, False, False]),
     }
     wanted = expected_rollout(config, method, make_mesh(1))
     brought = {name: value for name, value in own.items() if getattr(wanted, name) is not None}

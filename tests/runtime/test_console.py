@@ -23,6 +23,16 @@ def test_lines_without_a_terminal(capsys):
     assert "0 s left" in lines[1]
 
 
+def test_a_rewarded_run_says_what_it_earns(capsys):
+    """Reward, and the share of groups with signal; of other runs' lines they are no part."""
+    with console.training_progress("run", 10) as show:
+        show(10, METRICS | {"reward": 0.42, "reward_signal": 0.625})
+    assert "reward 0.42, groups with signal 0.625, loss 0.5" in capsys.readouterr().out
+    with console.training_progress("run", 10) as show:
+        show(10, METRICS)
+    assert "reward" not in capsys.readouterr().out
+
+
 def test_bar_on_a_terminal(capsys, monkeypatch):
     """The bar shows steps done and the newest numbers."""
     monkeypatch.setenv("FORCE_COLOR", "1")

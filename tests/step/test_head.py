@@ -311,6 +311,26 @@ def test_masked_tokens_cost_nothing(given):
     assert not any(np.any(x) for x in jax.tree.leaves(results))
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0)])
+def test_no_tokens(given, shape):
+    """An empty batch, or one of no response tokens: a total and gradients of 0."""
+    tokens = given.mask.ndim
+
+    def none(x):
+        return np.zeros((*shape, *x.shape[tokens:]), x.dtype)
+
+    teacher = given.teacher._replace(hidden=none(given.teacher.hidden))
+    empty = Case(
+        none(given.hidden), given.head, teacher, jax.tree.map(none, given.extra),
+        none(given.weights), none(given.mask),
+    )  # fmt: skip
+    (total, scores), (by_hidden, by_head) = run(CLOSED, empty)
+    assert total == 0
+    assert by_hidden.shape == empty.hidden.shape
+    assert not by_head.weight_vd.any()
+    assert {leaf.shape for leaf in jax.tree.leaves(scores)} == {shape}
+
+
 def switched(logits, teacher, extra):
     """A function of the test's own: forward KL at some tokens, reverse KL at the others."""
     comparison = compare(logits, teacher, extra["targets"])

@@ -93,9 +93,10 @@ def main(asked: str, flags: list[str]) -> None:
         checkpoints.close()
     drawn, own_batch_at = [], feed.own_batch_at
 
-    def seen(parts, number):
-        tag, rows = own_batch_at(parts, number)
-        drawn.append((number, rows))
+    def seen(parts, number, redraw=0):
+        tag, rows = own_batch_at(parts, number, redraw)
+        if not redraw:
+            drawn.append((number, rows))
         return tag, rows
 
     feed.own_batch_at = seen

@@ -13,7 +13,18 @@ import pytest
 from runs import assert_bitwise_equal, assert_interrupted_equals_uninterrupted, even_digits, logged
 from tiny import random_rollout
 
-from kdjax import add, clipped_surrogate, divergence, forward_kl, importance, reverse_kl, scale
+from kdjax import (
+    add,
+    clipped_surrogate,
+    divergence,
+    forward_kl,
+    importance,
+    reverse_kl,
+    scale,
+    standardized,
+    token_mean,
+    with_signal,
+)
 from kdjax.base import Problem
 from kdjax.config import RL, Config, Turn
 from kdjax.config.timetable import timetable
@@ -23,6 +34,7 @@ from kdjax.grading import rewards
 from kdjax.grading.answers import Graded, Outcome
 from kdjax.grading.rewards import accuracy, math, open_rewarder
 from kdjax.step import score as score_module
+from kdjax.train import feed
 from kdjax.train import loop as train_module
 from kdjax.train.feed import _rewards, draw, with_old_policy
 from kdjax.train.parts.build import build, fresh_state
@@ -88,32 +100,78 @@ def test_thinking_that_the_prompt_opens_is_not_rewarded(tokenizer):
         assert _rewards(parts, np.zeros(2, int), rollout).value_b.tolist() == wanted
 
 
-def test_only_groups_without_signal_are_drawn_anew(rewarded):
-    """The first group's reward is equal until its second drawing: that one is taken, the other
-    group stays as it was."""
-    calls: dict[str, int] = {}
+def test_another_problem_takes_the_place_of_a_group_without_signal(rewarded):
+    """The first problem's rewards are all equal, and so are those of the one that is asked in its
+    place; at the second redraw they differ: it is taken. The other group stays as it was."""
+    calls: list[str] = []
 
-    def flat_at_first(prompt, response, answer):
-        calls[prompt] = calls.get(prompt, 0) + 1
-        first = min(calls, key=lambda p: order.index(p))
-        return 0.5 if prompt == first and calls[prompt] <= 4 else even_digits("", response, "")
+    def flat_for_some(prompt, response, answer):
+        calls.append(prompt)
+        return 0.5 if prompt in flat else even_digits("", response, "")
 
     plain = build(validate(rewarded))
-    order = [plain.problems.source.problem(index).prompt for index in plain.problems.batch_at(0)[1]]
+    asked = [plain.problems.batch_at(0, redraw)[1] for redraw in range(3)]
+    prompts = [[plain.problems.source.problem(index).prompt for index in rows] for rows in asked]
+    flat = (prompts[0][0], prompts[1][0])
     before = draw(plain, fresh_state(plain).params, 0, 8, 0)
-    redrawing = dataclasses.replace(rewarded, rl=RL(4, flat_at_first, redraws=3))
     redrawing = dataclasses.replace(
-        redrawing, rollouts=dataclasses.replace(rewarded.rollouts, reward_workers=1)
-    )
+        rewarded, rl=RL(4, flat_for_some, redraws=3),
+        rollouts=dataclasses.replace(rewarded.rollouts, reward_workers=1),
+    )  # fmt: skip
     parts = build(validate(redrawing))
     after = draw(parts, fresh_state(parts).params, 0, 8, 0)
-    assert [calls[prompt] for prompt in order[:2]] == [8, 4]
+    assert calls.count(prompts[0][1]) == 4
+    assert sorted(calls[8:]) == sorted([prompts[1][0]] * 4 + [prompts[2][0]] * 4)
     old, new = np.asarray(before.tokens_bs), np.asarray(after.tokens_bs)
     width = min(old.shape[1], new.shape[1])
     np.testing.assert_array_equal(old[4:, :width], new[4:, :width])
-    assert (old[:4, :width] != new[:4, :width]).any()
+    start = int(after.prompt_length_b[0])
+    assert prompts[2][0] in parts.tokenizer.decode(new[0, :start].tolist())
     assert float(jnp.ptp(after.reward_b[:4])) > 0
-    assert np.asarray(after.draws_b).tolist() == [2] * 4 + [1] * 4
+    assert np.asarray(after.draws_b).tolist() == [3] * 4 + [1] * 4
+    assert after.signal_b.all()
+
+
+def test_redraws_ask_other_problems(rewarded):
+    """Each redraw is a batch of its own order; a run of another seed has others."""
+    problems = build(validate(rewarded)).problems
+    asked = [tuple(problems.batch_at(0, redraw)[1]) for redraw in range(4)]
+    assert len({*asked}) == 4
+    assert len({*sum(asked, ())}) > 4
+    assert asked[1] != tuple(problems._replace(seed=1).batch_at(0, 1)[1])
+
+
+def test_length_alone_is_no_signal(rewarded, monkeypatch):
+    """All answers wrong, and each response longer than the one before: no advantage, and DAPO's
+    mean over tokens holds neither their losses nor their tokens; where answers differ, length
+    counts."""
+    penalty = -np.arange(8) / 8
+    monkeypatch.setattr(feed, "overlong_penalty", lambda *lengths: penalty)
+
+    def drawn(reward):
+        shaped = dataclasses.replace(rewarded, rl=RL(4, reward, overlong_penalty=0.5))
+        parts = build(validate(shaped))
+        return draw(parts, fresh_state(parts).params, 3, 8, 0)
+
+    wrong, right = drawn(nothing), drawn(even_digits)
+    assert not wrong.signal_b.any()
+    np.testing.assert_array_equal(wrong.advantage_bt, 0.0)
+    mask = jnp.ones(wrong.advantage_bt.shape, bool)
+    np.testing.assert_array_equal(with_signal(token_mean)(mask, wrong), 0.0)
+    assert right.signal_b.all()
+    shaped = np.asarray(right.reward_b, np.float64) + 0.5 * penalty
+    wanted = standardized(shaped.reshape(2, 4)).ravel()
+    np.testing.assert_allclose(np.asarray(right.advantage_bt)[:, 0], wanted, atol=1e-5)
+
+
+def test_a_middle_reward_is_part_of_the_signal(rewarded, monkeypatch):
+    """A sample whose advantage is 0, as its reward is its group's mean, is not without signal."""
+    given = iter([0.0, 0.5, 1.0, 0.5] * 2)
+    one = dataclasses.replace(rewarded.rollouts, reward_workers=1)
+    ladder = RL(4, lambda prompt, response, answer: next(given))
+    config = dataclasses.replace(rewarded, steps=1, rl=ladder, rollouts=one)
+    train_module.train(config)
+    assert logged(config)[0]["reward_signal"] == 1.0
 
 
 def test_no_signal_leaves_the_parameters(rewarded):

@@ -17,13 +17,22 @@ from runs import (
     CELLS,
     assert_bitwise_equal,
     assert_interrupted_equals_uninterrupted,
+    even_digits,
     final_state,
     logged,
     padded,
 )
 
-from kdjax import extrapolated, forward_kl, mix, models, policy_gradient, reverse_kl
-from kdjax.config import Checkpointing, Faults, Rollouts, Turn
+from kdjax import (
+    clipped_surrogate,
+    extrapolated,
+    forward_kl,
+    mix,
+    models,
+    policy_gradient,
+    reverse_kl,
+)
+from kdjax.config import RL, Checkpointing, Faults, Rollouts, Turn
 from kdjax.config.timetable import timetable
 from kdjax.errors import ConfigError, DataError, DivergedError, PreemptedError, StorageError
 from kdjax.evaluate import mean_entropy
@@ -130,6 +139,53 @@ def test_a_run_killed_in_a_measurement_resumes_to_the_same_decision(
     if policy == "fall_back":
         assert logged(whole)[-1]["gate_threshold_nats"] == pytest.approx(2 * measured[0])
         chex.assert_trees_all_close(state.params, models.load(whole.student)[1], atol=1e-6)
+
+
+def test_after_a_fall_back_the_abandoned_rollout_is_not_trained_on(tiny):
+    """Of a step of three updates the first returns to the stable parameters, here the start's, and
+    there the step ends: its responses are of the parameters that were left."""
+    curriculum = dataclasses.replace(
+        tiny.curriculum, lengths=(4, 8), policy="fall_back", entropy_threshold_share=2.0
+    )
+    config = dataclasses.replace(
+        tiny, curriculum=curriculum, steps=3, teacher=None, objective=clipped_surrogate(0.2),
+        rl=RL(4, even_digits, epochs=3),
+    )  # fmt: skip
+    train_module.train(config)
+    assert [r.get("gate_decision") for r in logged(config)] == [
+        0,
+        None,
+        DECISIONS.index("fall back"),
+    ]
+    params = final_state(config)[1].params
+    chex.assert_trees_all_close(params, models.load(config.student)[1], atol=1e-6)
+
+
+def test_nothing_is_drawn_ahead_across_a_measurement(tiny, monkeypatch):
+    """The rollout after a decision is of the length and the weights that it left."""
+    curriculum = dataclasses.replace(
+        tiny.curriculum, lengths=(4, 8), policy="fall_back", entropy_threshold_nats=0.3
+    )
+    config = dataclasses.replace(
+        tiny, curriculum=curriculum, steps=7, save_every_steps=7, rollouts=Rollouts(ahead=True)
+    )
+    entropies, lengths = iter([0.5, 0.1, 0.1]), {}
+    monkeypatch.setattr(train_module, "mean_entropy", lambda *_: next(entropies))
+
+    def noting(made):
+        def drawn(parts, params, number, length, *rest):
+            lengths[number] = length
+            return made(parts, params, number, length, *rest)
+
+        return drawn
+
+    for name in ("draw", "draw_own"):
+        monkeypatch.setattr(train_module, name, noting(getattr(train_module, name)))
+    train_module.train(config)
+    records = logged(config)
+    assert [r["gate_length"] for r in records] == [4, 4, 8, 8, 4, 4, 4]
+    assert [r["staleness"] for r in records] == [0, 1, 1, 0, 1, 0, 1]
+    assert [lengths[n] for n in range(7)] == [4] + [r["gate_length"] for r in records[:-1]]
 
 
 def test_unfinished_responses_are_not_measured_where_they_are_masked(tiny, capsys):

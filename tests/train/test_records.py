@@ -76,3 +76,59 @@ def test_several_at_once():
     earlier = [record(n) for n in range(LEAST_RECORDS)]
     bad = record(LEAST_RECORDS, student_entropy=0.0, truncated=1.0, gradient_norm=99.0)
     assert len(warnings(earlier, bad)) == 3
+
+
+def rewarded_records(rewards, signals) -> list[dict]:
+    pairs = enumerate(zip(rewards, signals, strict=True))
+    return [record(n, reward=r, reward_signal=s) for n, (r, s) in pairs]
+
+
+def said_in_all(records: list[dict]) -> list[str]:
+    """The lines of a run with these records, as its notes say them."""
+    lines: list[str] = []
+    for n, new in enumerate(records):
+        found = warnings(records[:n], new)
+        lines += found
+        records[n] = new | {WARNINGS: found}
+    return lines
+
+
+def test_a_reward_that_collapses_is_said_once():
+    """The rewards that configs/methods/grpo.py had at a rate of 1e-3, six problems a step: said
+    when the mean of four falls under a quarter of the first, with the groups that are left."""
+    rewards = [0.4375, 0.083, 0.146, 0.083, 0.188, 0.0625, 0.02, 0.1, 0.1, 0.02, 0.02, 0.0, 0.0]
+    signals = [0.83, 0.33, 0.5, 0.17, 0.33, 0.17, 0.17, 0.17, 0.17, 0.17, 0.17, 0.0, 0.0]
+    (line,) = said_in_all(rewarded_records(rewards, signals))
+    assert line.startswith("step 6: reward collapse: 0.0884, the mean of the last 4 records")
+    assert "of the first 0.438, and 21% of the groups still have signal" in line
+    assert "optimizer.learning_rate" in line
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        [0.4, 0.1, 0.3, 0.1, 0.2, 0.1, 0.3],  # noise of few problems
+        [0.0, 0.0, 0.1, 0.0, 0.0, 0.1, 0.0],  # nothing to fall from
+        [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0],  # rewards that are penalties have no share
+        [0.4, 0.0, 0.0],  # too few to say
+    ],
+)
+def test_rewards_that_have_not_collapsed(rewards):
+    """Nothing is said."""
+    assert said_in_all(rewarded_records(rewards, [0.5] * len(rewards))) == []
+
+
+def test_steps_between_that_earn_nothing_do_not_count():
+    """Records of another method's steps have no reward: the collapse is that of the rewarded."""
+    records = rewarded_records([0.4, 0.0, 0.0, 0.0, 0.0], [0.5] * 5)
+    mixed = [one for pair in zip(records, map(record, range(50, 55)), strict=True) for one in pair]
+    (line,) = said_in_all(mixed)
+    assert line.startswith("step 4: reward collapse: ")
+
+
+def test_groups_without_signal_are_said_once():
+    """Four records in a row: not three, and not where one group in them had it."""
+    start = "step 4: groups without signal: in the last 4 records"
+    (line,) = said_in_all(rewarded_records([0.0] * 8, [0.1, *[0.0] * 7]))
+    assert line.startswith(start)
+    assert said_in_all(rewarded_records([0.0] * 7, [0.0, 0.0, 0.0, 0.1, 0.0, 0.0, 0.0])) == []

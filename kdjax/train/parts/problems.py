@@ -26,9 +26,10 @@ class Problems(NamedTuple):
     batch_size: int
     seed: int
 
-    def batch_at(self, step: int) -> tuple[str, list[int]]:
-        """(tag, rows of the source) of a step's batch."""
-        return batches.batch_at(self.groups, step, self.batch_size, self.seed)
+    def batch_at(self, step: int, redraw: int = 0) -> tuple[str, list[int]]:
+        """(tag, rows of the source) of a step's batch; at each redraw others of the same tag."""
+        seed = self.seed + (redraw << 32)  # another order of the same problems
+        return batches.batch_at(self.groups, step, self.batch_size, seed)
 
 
 def open_problems(config: Config, table: Timetable, tags: Iterable[str]) -> Problems:

@@ -148,7 +148,7 @@ def expected_rollout(config: Config, method: Method, mesh: Mesh) -> Rollout:
         made = made._replace(reference_logp_bt=a_token())
     if method.rewarded:
         made = made._replace(advantage_bt=a_token(), reward_b=a_row(), pass_rate_b=a_row())
-        made = made._replace(draws_b=array(jnp.int32))
+        made = made._replace(draws_b=array(jnp.int32), signal_b=array(jnp.bool_))
         if config.rl.reward is math:
             made = made._replace(not_scored_b=array(jnp.bool_))
         if method.updates > 1:
