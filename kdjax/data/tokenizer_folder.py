@@ -32,7 +32,7 @@ def read_tokenizer(folder: Path) -> Any:
     tokenizer_config.json names. Errors: DataError."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
     from tokenizers import Tokenizer as Backend
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedConfig
 
     files = [path.name for path in folder.iterdir() if not path.is_dir()]
     files += [f"{path.parent.name}/{path.name}" for path in folder.glob(f"{MORE_TEMPLATES}/*")]
@@ -46,7 +46,9 @@ def read_tokenizer(folder: Path) -> Any:
     _check_parts(folder, parts)
     with trusting(folder):
         file = Backend.from_file(str(folder / "tokenizer.json"))
-        hf = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        hf = AutoTokenizer.from_pretrained(  # with a config of its own it does not read the model's
+            folder, local_files_only=True, trust_remote_code=False, config=PreTrainedConfig()
+        )
         backend = getattr(hf, "backend_tokenizer", None)
         if not isinstance(backend, Backend):
             raise DataError(

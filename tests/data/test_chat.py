@@ -278,3 +278,17 @@ def test_thinking_that_the_prompt_opens_is_no_answer(tmp_path, special):
         assert decoded == texts
         graded = [grade(tokenizer.graded_text(text), "5").outcome for text in decoded]
         assert graded == wanted
+
+
+def test_a_tokenizer_is_read_without_its_model_s_config(tokenizer_folder, tmp_path, monkeypatch):
+    """transformers would list a billion layers before anything could refuse them."""
+    from transformers import AutoConfig
+
+    def read(*_, **__):
+        raise AssertionError("config.json is read")
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", read)
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "deep")
+    fields = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
+    (folder / "config.json").write_text(json.dumps(fields))
+    assert load_tokenizer(folder).encode("1+1=")
