@@ -276,11 +276,6 @@ def _permutation(size: int, seed: int, tag: str, epoch: int) -> np.ndarray:
     return np.random.Generator(generator).permutation(size)
 
 
-def encode_prompt(source: Source, index: int, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Token ids of a problem's rendered prompt."""
-    return encode_prompts(source, [index], tokenizer)[0]
-
-
 def encode_prompts(
     source: Source, indices: Sequence[int], tokenizer: Tokenizer
 ) -> list[tuple[int, ...]]:

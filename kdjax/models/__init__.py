@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 from kdjax.base import Model, Params, random_key
 from kdjax.errors import DataError
 from kdjax.models import decoder
-from kdjax.models.config import read_config, to_fields
+from kdjax.models.config import to_fields
 from kdjax.models.decoder import (
     abstract_params,
     build,
@@ -35,6 +35,7 @@ from kdjax.models.identity import identity
 from kdjax.models.quantized import Hold, int8
 from kdjax.models.shape import DecoderConfig, RopeScaling, context_tokens, parameter_count
 from kdjax.models.shards import COPIED_FILES, write_folder
+from kdjax.models.stored import read_config
 from kdjax.models.weights import read_head, read_params
 
 EMBEDDED = Path(__file__).parent / "assets"

@@ -9,28 +9,16 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from kdjax.errors import DataError
 from kdjax.models.families import FAMILIES, Family
 from kdjax.models.shape import DecoderConfig, RopeScaling
-from kdjax.models.tying import as_stored
-from kdjax.runtime.files import json_object, member
 
 Fields = dict[str, Any]
 
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-
-
-def read_config(folder: Path) -> DecoderConfig:
-    """The config of a model folder, as its weights are (tying.py). Errors: DataError naming what is
-    missing or not supported, or is not what the weights are."""
-    if member(folder, "config.json") is None:
-        raise DataError(f"{folder}: no config.json; give a Hugging Face model folder")
-    fields = json_object(folder, "config.json")
-    return as_stored(from_fields(fields, str(folder / "config.json")), folder)
 
 
 def from_fields(fields: Fields, where: str) -> DecoderConfig:

@@ -13,9 +13,9 @@ from jax.typing import DTypeLike
 
 from kdjax.base import Params
 from kdjax.errors import DataError
-from kdjax.models.config import read_config
 from kdjax.models.families import Place, tensors
 from kdjax.models.folder import INDEX_FILE
+from kdjax.models.stored import read_config
 from kdjax.runtime.files import json_object, member, new_folder, one_line
 
 COPIED_FILES = (

@@ -27,7 +27,7 @@ from kdjax.models.families import tensors as expected_tensors
 from kdjax.models.folder import StoredTensor, listed, open_tensors, shown
 from kdjax.models.quantized import Hold
 from kdjax.models.shape import DecoderConfig
-from kdjax.models.tying import HEAD, check_depth
+from kdjax.models.stored import HEAD, check_depth
 from kdjax.numerics import LMHead
 
 BUFFER = re.compile(r"(.*\.)?rotary_emb\.inv_freq")

@@ -43,10 +43,8 @@ def open_account(parts: Parts) -> Cost:
     """
     config, programs = parts.config, parts.programs
     shape, source = parts.roles.student.shape, parts.problems.source
-    tokens = [
-        len(batches.encode_prompt(source, i, parts.tokenizer)) for i in range(min(64, source.size))
-    ]
-    prompt, adapter = float(np.mean(tokens)), 0
+    some = batches.encode_prompts(source, range(min(64, source.size)), parts.tokenizer)
+    prompt, adapter = float(np.mean([len(ids) for ids in some])), 0
     if parts.student.frozen is not None:
         adapter = sum(leaf.size for leaf in jax.tree.leaves(parts.student.trained))
 

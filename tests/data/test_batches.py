@@ -218,6 +218,19 @@ def test_task_source_is_the_task():
         task_source("calc", "train", 0, (2,))
 
 
+def test_a_worked_response_that_brings_its_stop_has_one(tokenizer, tmp_path):
+    """Rows dumped from rendered chats end as all others do; a stop within is text."""
+    rows = ["1+1=2;\\boxed{2}<|im_end|>\n", "1+1=2;\\boxed{2}", "1<|im_end|>2"]
+    lines = [json.dumps({"prompt": "1+1=", "answer": "2", "solution": s}) for s in rows]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    source, stop = file_source(tmp_path / "p.jsonl"), tokenizer.stop_ids[0]
+    batch = encode_batch(source, [0, 1, 2], tokenizer, max_prompt_tokens=40, max_new_tokens=40)
+    ids = [row[:n].tolist() for row, n in zip(*batch[2:4], strict=True)]
+    assert ids[0] == ids[1] == [*tokenizer.encode(rows[1]), stop]
+    assert [row.count(stop) for row in ids] == [1, 1, 1]
+    assert tokenizer.decode(ids[2]) == rows[2]
+
+
 def test_source_key_names_the_wording(tokenizer, tokenizer_folder):
     """Another template, system prompt or thinking switch: trajectories are not each other's."""
     source = task_source("calc", "train", 5, (3,))

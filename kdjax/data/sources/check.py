@@ -85,8 +85,8 @@ def check(
 
 
 def _tokens(dataset: Loaded, student: Tokenizer) -> Tokens:
-    prompts = (dataset.problem(index).prompt for index in range(dataset.size))
-    lengths = sorted(len(student.encode_prompt(prompt)) for prompt in prompts)
+    prompts = [dataset.problem(index).prompt for index in range(dataset.size)]
+    lengths = sorted(map(len, student.encode_prompts(prompts)))
     last = len(lengths) - 1
     return Tokens(lengths[last // 2], lengths[-(-last * 99 // 100)], lengths[last])
 

@@ -17,7 +17,7 @@ from kdjax.losses.combinators import closed_form
 from kdjax.losses.composition import describe
 from kdjax.models import DecoderConfig, context_tokens
 from kdjax.models.quantized import parameter_total
-from kdjax.models.tying import about_untied
+from kdjax.models.stored import about_untied
 from kdjax.runtime.files import json_object
 from kdjax.sharding import (
     data_size,

@@ -1,4 +1,4 @@
-"""What weights say of their config: how many layers, and whether the LM head is the embedding."""
+"""The config of a model folder as its weights are: their layers, and the LM head that is there."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from pathlib import Path
 import numpy as np
 
 from kdjax.errors import DataError
+from kdjax.models.config import from_fields
 from kdjax.models.folder import StoredTensor, has_weights, open_tensors, weight_files
 from kdjax.models.shape import DecoderConfig
 from kdjax.runtime.console import announce
+from kdjax.runtime.files import json_object, member
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 ROWS_AT_A_TIME = 4096
 
 
-def as_stored(config: DecoderConfig, folder: Path) -> DecoderConfig:
-    """The config of a folder as its weights are, where they are there: a head that differs from the
-    embedding is untied, as in transformers, and the terminal says so.
+def read_config(folder: Path) -> DecoderConfig:
+    """The config of a model folder. Where weights are there, a head that differs from the embedding
+    is untied, as in transformers, and the terminal says so.
 
-    Errors: DataError where there are fewer tensors than the layers need.
+    Errors: DataError naming what is missing or not supported, and for more layers than tensors.
     """
+    if member(folder, "config.json") is None:
+        raise DataError(f"{folder}: no config.json; give a Hugging Face model folder")
+    config = from_fields(json_object(folder, "config.json"), str(folder / "config.json"))
     if not has_weights(folder):
         return config
     count, apart = _looked_at(*_state(folder))
