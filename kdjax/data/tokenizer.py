@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdjax.data.chat import Conversation, render
-from kdjax.data.chat.conversations import (
-    Codec,
-    Ending,
-    Rendered,
-    ids_of,
-    render_marked,
-    response_ids,
-    spellings,
-    without_stops,
+from kdjax.data.chat.conversations import Rendered, ids_of
+from kdjax.data.chat.template import (
+    end_of_answers,
+    open_template,
+    response_encoder,
+    shown_prompt,
+    turn_end_id,
 )
 from kdjax.data.tokenizer_folder import identity, read_tokenizer, stop_ids, trusting
 from kdjax.errors import ConfigError, DataError
@@ -115,20 +111,26 @@ def load_tokenizer(
         raise DataError(
             f"{folder}: the tokenizer has no chat template; add chat_template.jinja to the folder"
         )
-    template = _template(folder, hf, wording)
-    codec, shown, end = template.codec, _shown_prompt(template), _end_of_answers(template)
-    turn_end_id = _turn_end_id(template, end)
+    template = open_template(folder, hf, wording.system_prompt, wording.thinking)
+    codec, shown, end = template.codec, shown_prompt(template), end_of_answers(template)
+
+    def prompts(texts: Sequence[str]) -> list[Rendered]:
+        return template.prompts([wording.user_turn(text) for text in texts])
+
+    encode_responses = response_encoder(template, end, stops)
     with trusting(folder):
         size = max(hf.get_vocab().values()) + 1  # ids may have holes
         return Tokenizer(
-            render=lambda prompt: template.prompts([prompt])[0].text,
+            render=lambda prompt: prompts([prompt])[0].text,
             encode=lambda text: codec.encode([text])[0],
-            encode_prompts=lambda prompts: ids_of(template.prompts(prompts), codec),
-            encode_responses=_response_encoder(template, end, turn_end_id, stops),
+            encode_prompts=lambda texts: ids_of(prompts(texts), codec),
+            encode_responses=lambda texts, responses: encode_responses(
+                [wording.user_turn(text) for text in texts], responses
+            ),
             decode=_decoder(hf),
             token=lambda i: hf.convert_ids_to_tokens(i) or f"<no token {i}>",
             stop_ids=stops,
-            turn_end_id=turn_end_id,
+            turn_end_id=turn_end_id(template, end),
             opens_thinking=THINK in shown.rpartition(THOUGHT)[2],
             size=size,
             full_size=size,
@@ -224,79 +226,6 @@ def pieces(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[str, int]]:
 _BYTES_A_CHARACTER = 4  # in UTF-8, at most
 
 
-class _Template(NamedTuple):
-    """The chat template of a tokenizer, which renders prompts of a wording and answers to them."""
-
-    folder: Path
-    hf: Any
-    wording: Wording
-    codec: Codec
-    forgeable: frozenset[int]
-
-    def prompts(self, prompts: Sequence[str]) -> list[Rendered]:
-        """Each prompt up to where its answer begins."""
-        return self._rendered([self.turns(prompt) for prompt in prompts], to_answer=True)
-
-    def answered(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Rendered]:
-        """Each prompt with its answer."""
-        turns = [
-            [*self.turns(prompt), {"role": "assistant", "content": answer}]
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-        return self._rendered(turns, to_answer=False)
-
-    def turns(self, prompt: str) -> Conversation:
-        system = self.wording.system_prompt
-        before = [] if system is None else [{"role": "system", "content": system}]
-        return [*before, {"role": "user", "content": self.wording.user_turn(prompt)}]
-
-    def _rendered(self, conversations: list[Conversation], *, to_answer: bool) -> list[Rendered]:
-        """Errors: DataError."""
-        values = {"tools": None, "documents": None, **self.hf.special_tokens_map}
-        values |= {"add_generation_prompt": to_answer, "enable_thinking": self.wording.thinking}
-        with trusting(self.folder):
-            show = functools.partial(render, self.hf.get_chat_template(), values=values)
-        self._refuse_forged([turn["content"] for turns in conversations for turn in turns])
-        try:
-            return render_marked(show, conversations, self.codec.control)
-        except DataError as error:
-            raise DataError(
-                f"{self.folder}: the chat template can't be rendered ({error})"
-            ) from error
-
-    def _refuse_forged(self, texts: Sequence[str]) -> None:
-        """Errors: DataError for a text that is no control token until the tokenizer normalizes it:
-        it can't be marked."""
-        for text in texts if self.forgeable else ():
-            found = self.forgeable & {*self.codec.encode([text])[0]}
-            if found and not self.codec.control.search(text):
-                token = self.hf.convert_ids_to_tokens(min(found))
-                raise DataError(
-                    f"{self.folder}: the tokenizer reads {token!r} in the text {text[:60]!r};"
-                    " take it out of the text"
-                )
-
-
-def _template(folder: Path, hf: Any, wording: Wording) -> _Template:
-    backend, turn = hf.backend_tokenizer, threading.Lock()
-    special = {i: t for i, t in backend.get_added_tokens_decoder().items() if t.special}
-
-    def read(texts: Sequence[str], as_text: bool) -> list[list[int]]:
-        with turn, trusting(folder):
-            backend.encode_special_tokens = as_text
-            return [backend.encode(text, add_special_tokens=False).ids for text in texts]
-
-    codec = Codec(
-        encode=lambda texts: read(texts, False),
-        plain=lambda text: read([text], True)[0],
-        control=spellings([token.content for token in special.values()]),
-    )
-    normalized = [i for i, token in special.items() if token.normalized]
-    return _Template(
-        folder, hf, wording, codec, frozenset(normalized if backend.normalizer else ())
-    )
-
-
 def _decoder(hf: Any) -> Callable[[list[int]], str]:
     """`Tokenizer.decode`; where the tags of a thinking part are special tokens, the text is cut
     there, as the library would leave them out."""
@@ -312,86 +241,3 @@ def _decoder(hf: Any) -> Callable[[list[int]], str]:
         return text + decode(ids[start:])
 
     return with_tags if tags else decode
-
-
-def _shown_prompt(template: _Template) -> str:
-    """A rendered prompt with placeholders for what users write.
-
-    Errors: DataError unless the template shows the user's text, behind the system prompt where
-    there is one.
-    """
-    wording = template.wording
-    system = None if wording.system_prompt is None else _SYSTEM_PLACEHOLDER
-    placeholders = template._replace(
-        wording=Wording(system_prompt=system, thinking=wording.thinking)
-    )
-    try:
-        text = placeholders.prompts([_PLACEHOLDER])[0].text
-    except DataError as error:
-        if system is None:
-            raise
-        raise _no_place_for_a_system_prompt(template.folder) from error  # refused in many ways
-    before, marker, _ = text.partition(_PLACEHOLDER)
-    if not marker:
-        raise DataError(
-            f"{template.folder}: the chat template does not show the user's text unchanged;"
-            " can't encode prompts safely"
-        )
-    if system is not None and system not in before:
-        raise _no_place_for_a_system_prompt(template.folder)
-    return text
-
-
-def _no_place_for_a_system_prompt(folder: Path) -> DataError:
-    return DataError(
-        f"{folder}: the chat template does not show a system prompt before the user's text; leave"
-        " data.system_prompt out, and write it into data.prompt_template"
-    )
-
-
-_PLACEHOLDER = "\u2063kdjax prompt\u2063"
-_SYSTEM_PLACEHOLDER = "\u2063kdjax system\u2063"
-_ANSWER = "\u2063kdjax answer\u2063"
-
-
-def _end_of_answers(template: _Template) -> str | None:
-    """What the template puts behind an answer; None where it shows none."""
-    try:
-        text = template.answered(["?"], [_ANSWER])[0].text
-    except DataError:  # a template may refuse these turns; their end is then not known
-        return None
-    _, marker, end = text.partition(_ANSWER)
-    return end if marker else None
-
-
-def _turn_end_id(template: _Template, end: str | None) -> int | None:
-    """The first control token after an answer in the template, else the first token of any kind."""
-    ids = template.codec.encode([end])[0] if end else []
-    added = {*template.hf.get_added_vocab().values()}
-    return next((i for i in ids if i in added), ids[0] if ids else None)
-
-
-def _response_encoder(
-    template: _Template, end: str | None, turn_end_id: int | None, stops: Sequence[int]
-) -> Callable[[Sequence[str], Sequence[str]], list[list[int]]]:
-    """`Tokenizer.encode_responses`."""
-    codec = template.codec
-    control = codec.control.search(end or "")
-    ending = Ending(
-        text=end or "",
-        kept=(end or "")[: control.start()] if control else "",
-        stop_id=next((i for i in stops if i == turn_end_id), stops[0]),
-    )
-    names = [template.hf.convert_ids_to_tokens(i) or "" for i in stops]
-
-    def encode(prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
-        bare = [without_stops(response, names) for response in responses]
-        alone = render_marked(_contents, [[{"content": text}] for text in bare], codec.control)
-        whole = alone if end is None else template.answered(prompts, bare)
-        return response_ids(template.prompts(prompts), whole, alone, ending, codec)
-
-    return encode
-
-
-def _contents(conversations: Sequence[Conversation]) -> list[str]:
-    return [turns[0]["content"] for turns in conversations]

@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kdjax.data.chat import Conversation
+from kdjax.errors import DataError
 
-START, END = "\U000f0000", "\U000f0001"
+PRIVATE = (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
+"""Characters of private use."""
 
 
 class Codec(NamedTuple):
@@ -31,23 +33,29 @@ class Codec(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """A text of a template, and whether its control tokens of users' texts are marked."""
+    """A text of a template, and the two marks around control tokens of users' texts ("": none)."""
 
     marked_text: str
-    marked: bool
+    marks: str
 
     @property
     def text(self) -> str:
-        return _MARKS.sub("", self.marked_text) if self.marked else self.marked_text
+        return _bare(self.marked_text, self.marks)
 
     def after(self, start: str) -> Rendered | None:
         """What follows this start, or None where the text begins with another."""
         if not self.marked_text.startswith(start):
             return None
-        return Rendered(self.marked_text[len(start) :], self.marked)
+        return Rendered(self.marked_text[len(start) :], self.marks)
 
 
-_MARKS = re.compile(f"[{START}{END}]")
+def free_marks(texts: Sequence[str]) -> str:
+    """Two characters that stand in none of these texts. Errors: DataError."""
+    used = {*"".join(texts)}
+    free = [c for c in map(chr, PRIVATE[: len(used) + 2]) if c not in used][:2]
+    if len(free) < 2:
+        raise DataError("the prompts hold every character of private use; take some out")
+    return "".join(free)
 
 
 def spellings(control: Sequence[str]) -> re.Pattern[str]:
@@ -64,49 +72,50 @@ def render_marked(
     render: Callable[[list[Conversation]], list[str]],
     conversations: Sequence[Conversation],
     control: re.Pattern[str],
+    marks: str,
 ) -> list[Rendered]:
-    """Each conversation as the template renders it, with marks where users spell control tokens.
+    """Each conversation as the template renders it, with marks (`free_marks` of all its texts)
+    where users spell control tokens.
 
     >>> chat = [{"role": "user", "content": "1</s>"}]
     >>> show = lambda conversations: [c[0]["content"] + "</s>" for c in conversations]
-    >>> (found,) = render_marked(show, [chat], spellings(["</s>"]))
-    >>> found.text, found.marked
-    ('1</s></s>', True)
+    >>> (found,) = render_marked(show, [chat], spellings(["</s>"]), "()")
+    >>> found.text, found.marked_text
+    ('1</s></s>', '1(</s>)</s>')
     """
-    spelled = [any(control.search(_bare(turn["content"])) for turn in one) for one in conversations]
+    put = rf"{marks[0]}\g<0>{marks[1]}"
     marked = [
-        [{**turn, "content": _mark(turn["content"], control)} for turn in one] if spells else one
-        for one, spells in zip(conversations, spelled, strict=True)
+        [{**turn, "content": control.sub(put, turn["content"])} for turn in turns]
+        for turns in conversations
     ]
+    spelled = [marks if a != b else "" for a, b in zip(marked, conversations, strict=True)]
     return list(map(Rendered, render(marked), spelled))
 
 
-def _bare(text: str) -> str:
-    return text.replace(START, "").replace(END, "")
-
-
-def _mark(text: str, control: re.Pattern[str]) -> str:
-    """Marks that stand in the text already are taken out: they could part or join a token."""
-    return control.sub(rf"{START}\g<0>{END}", _bare(text))
+def _bare(text: str, marks: str) -> str:
+    for mark in marks:
+        text = text.replace(mark, "")
+    return text
 
 
 def ids_of(rendered: Sequence[Rendered], codec: Codec) -> list[list[int]]:
     """The ids of each rendered conversation: encoded whole, unless it is marked."""
-    whole = iter(codec.encode([one.marked_text for one in rendered if not one.marked]))
-    return [_parted(one.marked_text, codec) if one.marked else next(whole) for one in rendered]
+    whole = iter(codec.encode([one.marked_text for one in rendered if not one.marks]))
+    return [_parted(*one, codec) if one.marks else next(whole) for one in rendered]
 
 
-def _parted(text: str, codec: Codec) -> list[int]:
+def _parted(text: str, marks: str, codec: Codec) -> list[int]:
     """The template's own control tokens as such, and what stands between them as text."""
-    control = codec.control.pattern
+    control, before, after = codec.control.pattern, marks[0], marks[1]
     ids: list[int] = []
     start = 0
     # one mark is enough: a template that cuts texts may lose the other
-    for found in re.finditer(f"{START}(?:{control})|(?:{control}){END}|({control})", text):
+    for found in re.finditer(f"{before}(?:{control})|(?:{control}){after}|({control})", text):
         if found[1] is not None:
-            ids += codec.plain(_bare(text[start : found.start()])) + codec.encode([found[1]])[0]
+            ids += codec.plain(_bare(text[start : found.start()], marks))
+            ids += codec.encode([found[1]])[0]
             start = found.end()
-    return ids + codec.plain(_bare(text[start:]))
+    return ids + codec.plain(_bare(text[start:], marks))
 
 
 class Ending(NamedTuple):
@@ -143,11 +152,11 @@ def response_ids(
         found = whole.after(prompt.marked_text)
         if found is not None and found.marked_text.endswith(ending.text):
             cut = found.marked_text.removesuffix(ending.text) + ending.kept
-            tails.append(Rendered(cut, found.marked))
+            tails.append(Rendered(cut, found.marks))
         else:
             tails.append(alone)
     wholes = [
-        Rendered(prompt.marked_text + tail.marked_text, prompt.marked or tail.marked)
+        Rendered(prompt.marked_text + tail.marked_text, prompt.marks or tail.marks)
         for prompt, tail in zip(prompts, tails, strict=True)
     ]
     found_ids = []

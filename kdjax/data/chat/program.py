@@ -33,7 +33,8 @@ def main(cpu_seconds: int, memory_mib: int, longest: int) -> None:
 
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
     vars(library)["datetime"] = Clock  # where strftime_now looks
     _refuse_chance()
     # to import transformers is not a template's doing, nor what NumPy reserves for each core

@@ -122,7 +122,7 @@ def _about_shapes(parts: Parts, live: dict[str, Any]) -> Iterator[str]:
     longest = {"curriculum.lengths": parts.config.curriculum.lengths[-1]}
     yield from _about_context(parts.config, shapes, longest)
     yield from evaluation_context(parts)
-    for role in read.values():
+    for role in {role.folder: role for role in read.values()}.values():
         declared = json_object(role.folder, "config.json").get("tie_word_embeddings")
         if declared and not role.shape.tie_word_embeddings:
             yield about_untied(role.folder)
