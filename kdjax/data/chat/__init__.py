@@ -23,7 +23,7 @@ LONGEST = 1 << 20
 
 CPU_SECONDS, WALL_SECONDS, MEMORY_MIB = 3, 120.0, 512
 
-KEPT = ("LD_LIBRARY_PATH", "TZ")
+KEPT = ("LD_LIBRARY_PATH",)
 """What Python needs of the environment; tokens stand there, too."""
 
 Conversation = list[dict[str, str]]
