@@ -38,15 +38,13 @@ def main(cpu_seconds: int, memory_mib: int, longest: int) -> None:
     vars(library)["datetime"] = Clock  # where strftime_now looks
     _refuse_chance()
     # to import transformers is not a template's doing, nor what NumPy reserves for each core
-    resource.setrlimit(resource.RLIMIT_AS, (_address_space() + (memory_mib << 20),) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # no file is written
+    _limit(resource.RLIMIT_AS, _address_space() + (memory_mib << 20))
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, 0)  # no file is written
     print(json.dumps({"value": "ready"}), file=replies, flush=True)
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
 
     def render(conversation: Any, **values: Any) -> str:
-        used = int(time.process_time()) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (used + cpu_seconds, hard))
+        _limit(resource.RLIMIT_CPU, int(time.process_time()) + 1 + cpu_seconds)
         return library.render_jinja_template([conversation], **values)[0][0]
 
     for line in sys.stdin:
@@ -94,6 +92,13 @@ def _refuse_chance() -> None:
 
     filters.FILTERS["random"] = refuse
     defaults.DEFAULT_NAMESPACE["lipsum"] = refuse
+
+
+def _limit(what: int, value: int) -> None:
+    """Limit this process, or leave it at what the system allows where that is less."""
+    most = resource.getrlimit(what)[1]
+    soft = value if most == resource.RLIM_INFINITY else min(value, most)
+    resource.setrlimit(what, (soft, most))
 
 
 def _address_space() -> int:
