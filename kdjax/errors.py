@@ -102,7 +102,7 @@ def first_line(error: BaseException) -> str:
     """
     if isinstance(error, KdjaxError):
         return str(error)
-    text = str(error).strip().partition("\n")[0].strip()
+    text = str(error).strip().partition("\n")[0].strip().rstrip(".")
     text = text if len(text) <= 300 else f"{text[:300]} ..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

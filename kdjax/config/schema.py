@@ -181,12 +181,12 @@ class Rollouts:
     engine: str | None = None
     engine_model: str | None = None
     engine_log_probs: Literal["raw", "tempered", "drawn"] = "raw"
+    reward_workers: int = 4
+    reward_seconds: float = 60.0
     engine_seeds: Literal["rows", "none"] = "rows"
     engine_at_once: int = 32
     engine_timeout_seconds: float = 600.0
     engine_retries: int = 4
-    reward_workers: int = 4
-    reward_seconds: float = 60.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -381,4 +381,8 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _spelled(kind: Any) -> str:
-    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+    return (
+        kind.__name__
+        if isinstance(kind, type)
+        else re.sub(r"(typing|kdjax[\w.]*)\.", "", str(kind))
+    )

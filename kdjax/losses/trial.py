@@ -7,6 +7,7 @@ tried alone (`composition.theirs`), since a combinator hides a wrong shape by br
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -164,7 +165,7 @@ def _check_finite(what: str, function: Callable, given: str, make: Callable, *ar
         return
     place = _named(function)
     try:
-        with jax.debug_nans(True):
+        with jax.debug_nans(True), contextlib.redirect_stdout(None):  # it prints what it does
             make(*args)
     except FloatingPointError as error:
         place = raised_in(error) or place

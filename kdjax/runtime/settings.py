@@ -7,7 +7,7 @@ import jax
 from kdjax.errors import ConfigError
 
 REFUSED = {
-    "jax_enable_x64": "programs compute in float32 or bfloat16 (dtype), whatever is 64 bits wide",
+    "jax_enable_x64": "programs are of float32 or bfloat16 (dtype) and of 32-bit integers",
     "jax_debug_nans": "NaN stands for what was not measured; a loss of your own that makes NaN is"
     " named with its line before step 1, and an update that is not finite is skipped and told",
     "jax_debug_infs": "-inf is the log-probability of a token that can't be",

@@ -255,7 +255,7 @@ def test_objectives_that_do_not_run_are_refused():
         return scores.divergence - scores.divergence.mean(axis=1, keepdims=True)
 
     with pytest.raises(
-        ConfigError, match=r"over_rows \(.*test_trial.py:\d+\): ValueError: axis 1"
+        ConfigError, match=r"over_rows \(.*test_trial.py:\d+\): IndexError: tuple index"
     ) as caught:
         require_per_token(over_rows)
     assert "\n" not in str(caught.value)

@@ -228,12 +228,16 @@ def try_rewards(parts: Parts) -> None:
 
 
 def check_turns(config: Config, table: Timetable, programs: Programs) -> None:
-    """Trace the training steps of a config's turns, which may begin long after the first: a loss
-    that lacks something it needs fails now. Errors: ConfigError."""
+    """Trace the training steps of a config's turns, which may begin long after the first, and the
+    first where functions of the user's own are in it: a loss that lacks something it needs fails
+    now. Errors: ConfigError, and those of the user's functions."""
     if programs.teacher_mesh is not programs.mesh:  # the teacher's given arrays are not here yet
         return
     entropy, own = jax.ShapeDtypeStruct((), jnp.float32), programs.student
     teacher = next(iter(programs.teachers.values()))
-    for step, method in list(zip(teacher.steps, table.methods, strict=True))[1:]:
-        rollout = expected_rollout(config, method, programs.mesh)
-        jax.eval_shape(step, own.state, teacher.params, rollout, entropy, own.frozen)
+    for number, (step, method) in enumerate(zip(teacher.steps, table.methods, strict=True)):
+        functions: list[Callable] = [method.token_loss, method.objective, config.reduction]
+        # what a folder of trajectories brings is not known here
+        if number or (config.trajectories is None and any(theirs(f) for f in functions)):
+            rollout = expected_rollout(config, method, programs.mesh)
+            jax.eval_shape(step, own.state, teacher.params, rollout, entropy, own.frozen)
