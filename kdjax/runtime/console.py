@@ -10,8 +10,15 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
+from rich.table import Column
 from rich.table import Table as Columns
 
 from kdjax.runtime import processes
@@ -26,6 +33,7 @@ SHOWN = {
     "response_length": "length",
 }
 SECONDS_BETWEEN_LINES = 5
+LEAST_WIDTH_OF_A_BAR = 120  # columns; a narrow terminal has room for the numbers' first
 
 Show = Callable[[int, dict[str, float] | None], None]
 """show(step, metrics): `step` steps are done; metrics, if there are new ones, as in SHOWN."""
@@ -39,19 +47,20 @@ def announce(text: str) -> None:
 
 @contextlib.contextmanager
 def training_progress(name: str, steps: int, first: int = 0) -> Iterator[Show]:
-    """From step `first` to `steps`: ETA, response tokens/s, loss, KLs, entropy, length."""
+    """From step `first` to `steps`: ETA, response tokens/s, loss, KLs, entropy, length; what does
+    not fit into a line of the terminal is cut on the right."""
     console = _console()
     if not console.is_terminal:
         yield _lines(console, name, steps, first)
         return
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[numbers]}"),
+    columns: list[ProgressColumn] = [
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+        *([BarColumn(bar_width=16)] if console.width >= LEAST_WIDTH_OF_A_BAR else []),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, max_width=30)),
+        TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True, ratio=1)),
     ]
-    with Bar(*columns, console=console) as bar:
+    with Bar(*columns, console=console, expand=True) as bar:
         task = bar.add_task(name, total=steps, completed=first, numbers="compiling")
         numbers = _numbers(first)
 

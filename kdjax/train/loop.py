@@ -64,12 +64,14 @@ def train(config: Config, profile_steps: int = 0) -> EvalReport:
         )
     parts = build(config)
     about = startup.report(parts)
-    for line in about.splitlines():  # a study's next cell prints only those that differ
-        announce(line)
     run_folder.open_run_folder(folder)
     checkpoints = open_checkpoints(folder / "checkpoints", **as_dict(config.checkpoints))
     try:
-        state, before = start(parts, checkpoints)
+        state, before = start(parts, checkpoints)  # a refusal is all that is printed
+        for line in about.splitlines():  # a study's next cell prints only those that differ
+            announce(line)
+        if int(state.step):
+            announce(f"{config.run}: resuming from step {int(state.step)} of {config.steps}")
         files.write_json(folder / run_folder.CONFIG, as_dict(config))
         files.write_json(folder / run_folder.VERSIONS, run_folder.versions())
         files.write_text(folder / run_folder.STARTUP, about)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from kdjax.runtime import console
 
 METRICS = {
@@ -43,6 +45,19 @@ def test_bar_on_a_terminal(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "10/10" in out
     assert all(said in out for said in SAID)
+
+
+def test_a_narrow_terminal_shows_the_step(capsys, monkeypatch):
+    """Of a line that is too long the steps and the time left stay, and the numbers are cut."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    with console.training_progress("student_reverse/seed_0", 1200) as show:
+        show(300, METRICS)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
+    line = plain.replace("\r", "\n").strip().splitlines()[-1]
+    assert re.match(r" *300/1200 +(--:--|[\d:]+) student_reverse/seed_0 [\d,]+ tokens/s, ", line)
+    assert len(line) <= 80
+    assert line.rstrip().endswith("…")
 
 
 def test_announcements_are_letter_by_letter(capsys):
