@@ -52,9 +52,10 @@ Any field can be overridden: --optimizer.learning_rate 3e-4 --prefix teacher
   --token_loss "mix(forward_kl, reverse_kl, weight=0.8)". `kdjax train CONFIG --help` lists them.
 
 Exit codes: 0 done, 64 wrong config, 65 bad data or model folder, 69 an inference engine failed,
-70 a bug of kdjax, 74 can't read or write, 75 not all processes of the run came in time, 85 told to
-stop (SIGTERM, SIGHUP, Ctrl-C) and saved: the same command resumes, 86 diverged, 124 a step hung
-(faults.step_limit_seconds), 130 interrupted at once, 134 another process of the run was lost.
+70 a bug of kdjax, 71 not enough memory, open files or the like, 74 can't read or write, 75 not all
+processes of the run came in time, 85 told to stop (SIGTERM, SIGHUP, Ctrl-C) and saved: the same
+command resumes, 86 diverged, 124 a step hung (faults.step_limit_seconds), 130 interrupted at once,
+134 another process of the run was lost.
 """
 
 COMMANDS = {
@@ -113,7 +114,7 @@ def help_of(command: str) -> str:
 
 def _guarded(command: str, args: list[str]) -> int:
     """Run a command -> its exit code, once its mistakes have been told in a line."""
-    from kdjax.errors import ConfigError, KdjaxError, first_line, raised_in, without_secrets
+    from kdjax.errors import KdjaxError, Stopped, of_user_code, ordinary, without_secrets
     from kdjax.runtime.signals import stop_at_once
 
     try:
@@ -127,19 +128,23 @@ def _guarded(command: str, args: list[str]) -> int:
             "kdjax: interrupted; the same command resumes from the last checkpoint", file=sys.stderr
         )
         return 130
-    except Exception as error:
+    except Stopped as error:
+        return error.exit_code
+    except (Exception, SystemExit) as error:
         import traceback
 
         from kdjax.runtime import processes
 
-        where = raised_in(error)  # a user's own code is no bug of ours
-        if not where:
+        told = ordinary(error) or of_user_code(error)
+        if told is None and isinstance(error, SystemExit):
+            raise  # the list of fields was asked for
+        if told is None:
             print(without_secrets(traceback.format_exc()), file=sys.stderr, end="")
         if processes.is_lost(error):
             return 134
-        if where:
-            print(f"kdjax: {ConfigError(f'{where}: {first_line(error)}')}", file=sys.stderr)
-            return ConfigError.exit_code
+        if told is not None:
+            print(f"kdjax: {told}", file=sys.stderr)
+            return told.exit_code
         print("kdjax: this is a bug of kdjax; please report the lines above", file=sys.stderr)
         return 70
     return 0

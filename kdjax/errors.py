@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import os
@@ -149,3 +150,69 @@ class EngineError(KdjaxError):
     code 69)."""
 
     exit_code = 69
+
+
+class Stopped(SystemExit):
+    """The process was told to stop, and is on its way out (exit code 85): no `except Exception`
+    takes it for a fault."""
+
+    exit_code = PreemptedError.exit_code
+
+
+class MachineError(KdjaxError):
+    """What this machine lacks: memory, open files, processes, a device or a library (exit code
+    71)."""
+
+    exit_code = 71
+
+
+LACKS = {errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN}
+NO_FILE = (ConnectionError, TimeoutError, ProcessLookupError, ChildProcessError, InterruptedError)
+"""OSErrors that are of no file."""
+NO_LIBRARY = re.compile(r"cannot open shared object|GLIBC\w*_[\d.]+'? not found|image not found")
+TOO_LARGE = (
+    "make batch_size, rollouts.rows or curriculum.lengths smaller or micro_batches larger, or take"
+    " more devices; kdjax plan CONFIG says what fits"
+)
+
+
+def ordinary(error: BaseException | None) -> KdjaxError | None:
+    """What an error that nothing has caught, or what it came from, says of the machine and its
+    files, with its exit code: the one table of faults that are no bug; None for all others.
+
+    >>> ordinary(OSError(errno.ENOSPC, "No space left on device", "runs/mine"))
+    StorageError("can't read or write runs/mine: No space left on device")
+    >>> ordinary(ZeroDivisionError())
+    """
+    while error is not None:
+        said = str(error).strip().partition("\n")[0]
+        if isinstance(error, MemoryError) or said.startswith("RESOURCE_EXHAUSTED"):
+            return MachineError(f"out of memory ({said or 'MemoryError'}); {TOO_LARGE}")
+        if said == "can't start new thread":
+            return MachineError(f"{said}: this user's processes are too many (ulimit -u)")
+        if _raised_in(error, "xla_bridge.py"):
+            platforms = os.environ.get("JAX_PLATFORMS", "")
+            return MachineError(f"JAX finds no device of JAX_PLATFORMS {platforms!r} ({said})")
+        if NO_LIBRARY.search(said):
+            return MachineError(f"{said}: install it, or what needs it anew")
+        if isinstance(error, OSError) and error.errno in LACKS:
+            return MachineError(
+                f"{error.strerror}; end what else runs, or raise the limit (ulimit)"
+            )
+        if isinstance(error, OSError) and error.errno and not isinstance(error, NO_FILE):
+            place = "what it needs" if error.filename is None else error.filename
+            return StorageError(f"can't read or write {place}: {error.strerror}")
+        error = error.__cause__
+    return None
+
+
+def of_user_code(error: BaseException) -> ConfigError | None:
+    """The error, where a user's own code raised it (`raised_in`): also a `sys.exit` there, which
+    would look like the end of the command."""
+    where = raised_in(error)
+    return ConfigError(f"{where}: {first_line(error)}") if where else None
+
+
+def _raised_in(error: BaseException, file: str) -> bool:
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and os.path.basename(frames[-1].f_code.co_filename) == file

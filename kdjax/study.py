@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from kdjax.config.as_json import as_dict
 from kdjax.config.schema import Config, Lora, Study, teacher_models
-from kdjax.errors import ConfigError, KdjaxError, PreemptedError, StorageError
+from kdjax.errors import ConfigError, KdjaxError, PreemptedError, StorageError, ordinary
 from kdjax.export import export
 from kdjax.losses.combinators import weights
 from kdjax.losses.kl import forward_kl, reverse_kl
@@ -159,9 +159,12 @@ def one_by_one(todo: Sequence[Piece]) -> dict[str, Failure]:
             run_piece(piece)
         except PreemptedError:
             raise  # the others were told to stop as well
-        except KdjaxError as error:
-            failures[piece.name] = Failure(error.exit_code, str(error))
-            announce(f"{piece.name}: failed, {error}")
+        except Exception as error:
+            told = error if isinstance(error, KdjaxError) else ordinary(error)
+            if told is None:
+                raise
+            failures[piece.name] = Failure(told.exit_code, str(told))
+            announce(f"{piece.name}: failed, {told}")
     return failures
 
 

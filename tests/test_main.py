@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from commands import CONFIG, fails
+from jax.errors import JaxRuntimeError
 
 from kdjax.__main__ import COMMANDS, HELP, NO_FIELDS, main
+from kdjax.commands import bench
 from kdjax.commands.evaluate import BENCHMARK_TOKENS
 from kdjax.config import Config
 from kdjax.errors import ConfigError
@@ -365,3 +369,59 @@ def test_a_model_is_named_either_way(capsys):
         said.append(capsys.readouterr().err)
     assert said[0] == said[1]
     assert "no model folder nowhere" in said[0]
+
+
+def raises(error: BaseException):
+    """A command of kdjax's own that raises."""
+    found = {"error": error}
+    exec(compile("def run(args): raise error", bench.__file__, "exec"), found)
+    return found["run"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (MemoryError(), 71, "out of memory (MemoryError); make batch_size"),
+        (JaxRuntimeError("RESOURCE_EXHAUSTED: no 8 bytes.\nLong dump"), 71, "no 8 bytes.); make"),
+        (OSError(errno.EMFILE, "Too many open files", "a"), 71, "Too many open files; end what"),
+        (RuntimeError("can't start new thread"), 71, "(ulimit -u)"),
+        (ImportError("libx.so.1: cannot open shared object file"), 71, "libx.so.1: cannot open"),
+        (OSError(errno.ENOSPC, "No space", "runs/a"), 74, "can't read or write runs/a: No space"),
+        (OSError(errno.EDQUOT, "Quota exceeded"), 74, "can't read or write what it needs: Quota"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), 74, "x: Permission denied"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "f/x"), 74, "f/x: Not a directory"),
+    ],
+)
+def test_ordinary_faults_are_no_bugs(monkeypatch, capsys, error, code, says):
+    """Wherever they are raised, one line and the documented code; also where a library has wrapped
+    them."""
+    wrapped = ValueError("a library's own")
+    wrapped.__cause__ = error
+    for raised in (error, wrapped):
+        monkeypatch.setattr(bench, "run", raises(raised))
+        assert says in fails(capsys, code, "bench", "head")
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), ConnectionResetError(104, "reset"), OSError()])
+def test_other_errors_are_bugs(monkeypatch, capsys, error):
+    """They are told with their traceback."""
+    monkeypatch.setattr(bench, "run", raises(error))
+    assert main(["bench", "head"]) == 70
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "this is a bug of kdjax" in said
+
+
+@pytest.mark.parametrize("place", ["", "    "], ids=["file", "get_config"])
+def test_an_exit_in_a_config_is_an_error(tmp_path, capsys, place):
+    """It is no end of the command: a script that looks at the exit code would take it for done."""
+    path = tmp_path / "ends.py"
+    path.write_text(f"import sys\ndef get_config():\n    pass\n{place}sys.exit(0)\n")
+    assert f"{path}:4" in fails(capsys, 64, "train", path)
+
+
+def test_a_model_that_is_too_large(config_file, capsys, monkeypatch):
+    """What XLA says where memory ends, through the whole of a run."""
+    monkeypatch.setattr("kdjax.train.resume.fresh_state", lambda parts: jnp.zeros((1 << 44,)).sum())
+    said = fails(capsys, 71, "train", config_file)
+    assert "kdjax plan CONFIG says what fits" in said

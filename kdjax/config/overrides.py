@@ -18,7 +18,7 @@ import tyro
 
 from kdjax.config.schema import Config, Study
 from kdjax.config.validation import validate, validate_study
-from kdjax.errors import ConfigError, first_line, raised_in
+from kdjax.errors import ConfigError, Stopped, first_line, raised_in
 from kdjax.runtime import processes
 
 T = TypeVar("T")
@@ -55,7 +55,9 @@ def _run_theirs(path: str, function: Callable) -> Any:
     """function(), a config file's. Errors: ConfigError naming where in the file it raised."""
     try:
         return function()
-    except Exception as error:
+    except Stopped:
+        raise
+    except (Exception, SystemExit) as error:
         said = _with_nearest_field(first_line(error))
         raise ConfigError(f"{raised_in(error) or path}: {said}") from error
 

@@ -26,8 +26,8 @@ ANSWERS_A_WORKER = 10_000  # then it is replaced: libraries' caches grow
 
 
 class Reply(NamedTuple):
-    """What a program made of a request, or why there is nothing: deadline, crash, memory, or the
-    name of an exception."""
+    """What a program made of a request, or why there is nothing: deadline, crash (twice), memory,
+    or the name of an exception."""
 
     value: Any
     failure: str = ""
@@ -63,6 +63,16 @@ class _Worker:
         self.process.wait()
 
 
+class _Asked(NamedTuple):
+    """What a call of `map` was asked: the requests, the numbers of those that wait, the replies by
+    number, and the numbers of those that have lost a worker."""
+
+    requests: Sequence[dict[str, Any]]
+    waiting: deque[int]
+    replies: dict[int, Reply]
+    again: set[int]
+
+
 class Workers:
     """`map` gives requests to `count` processes of a command; `close` leaves none behind.
 
@@ -88,13 +98,13 @@ class Workers:
         """The reply to each request, in order. Errors: ConfigError when no worker starts."""
         if not self.close.alive:
             raise ValueError("Workers.map: these workers are closed; open new ones")
-        waiting = deque(range(len(requests)))
-        replies: dict[int, Reply] = {}
+        asked = _Asked(requests, deque(range(len(requests))), {}, set())
+        replies = asked.replies
         try:
             while len(replies) < len(requests):
                 self._fill(min(self._count, len(requests) - len(replies)))
-                self._deal(waiting, requests)
-                self._collect(replies)
+                self._deal(asked)
+                self._collect(asked)
         except BaseException:  # Ctrl-C too: whatever is busy has lost its place
             for worker in list(self._workers):
                 self._drop(worker)
@@ -110,17 +120,17 @@ class Workers:
                 )
             self._workers.append(_Worker(self._command, self._environment))
 
-    def _deal(self, waiting: deque[int], requests: Sequence[dict[str, Any]]) -> None:
+    def _deal(self, asked: _Asked) -> None:
         for worker in self._workers:
-            if waiting and worker.ready and worker.request is None:
-                worker.request = waiting.popleft()
+            if asked.waiting and worker.ready and worker.request is None:
+                worker.request = asked.waiting.popleft()
                 worker.due = time.monotonic() + self._deadline_seconds
-                line = json.dumps(requests[worker.request]).encode() + b"\n"
+                line = json.dumps(asked.requests[worker.request]).encode() + b"\n"
                 with contextlib.suppress(BrokenPipeError):  # its end is seen by _collect
                     worker.requests.write(line)
                     worker.requests.flush()
 
-    def _collect(self, replies: dict[int, Reply]) -> None:
+    def _collect(self, asked: _Asked) -> None:
         """Wait for the next reply, end or deadline of any worker, and take all that came."""
         busy = [w for w in self._workers if w.request is not None or not w.ready]
         with selectors.DefaultSelector() as selector:
@@ -129,17 +139,17 @@ class Workers:
             soonest = min(worker.due for worker in busy)
             found = selector.select(max(0.0, soonest - time.monotonic()))
         for key, _ in found:
-            self._hear(key.data, replies)
+            self._hear(key.data, asked)
         for worker in busy:
             late = worker.request is not None or not worker.ready
             if worker in self._workers and late and time.monotonic() >= worker.due:
-                self._lose(worker, "deadline", replies)
+                self._lose(worker, "deadline", asked)
 
-    def _hear(self, worker: _Worker, replies: dict[int, Reply]) -> None:
+    def _hear(self, worker: _Worker, asked: _Asked) -> None:
         heard = os.read(worker.replies.fileno(), 65_536)
         worker.said += heard
         if not heard:
-            self._lose(worker, "crash", replies)
+            self._lose(worker, "crash", asked)
         elif worker.said.endswith(b"\n"):
             fields = json.loads(worker.said)
             worker.said = b""
@@ -147,14 +157,20 @@ class Workers:
                 worker.ready, self._failed_boots = True, 0
                 return
             if worker.request is not None:
-                replies[worker.request] = Reply(fields.get("value"), fields.get("failure", ""))
+                asked.replies[worker.request] = Reply(
+                    fields.get("value"), fields.get("failure", "")
+                )
             worker.request, worker.answers = None, worker.answers + 1
             if fields.get("failure") == "memory" or worker.answers >= ANSWERS_A_WORKER:
                 self._drop(worker)
 
-    def _lose(self, worker: _Worker, failure: str, replies: dict[int, Reply]) -> None:
-        if worker.request is not None:
-            replies[worker.request] = Reply(None, failure)
+    def _lose(self, worker: _Worker, failure: str, asked: _Asked) -> None:
+        request = worker.request
+        if request is not None and failure == "crash" and request not in asked.again:
+            asked.again.add(request)  # who ended the worker may have been another
+            asked.waiting.appendleft(request)
+        elif request is not None:
+            asked.replies[request] = Reply(None, failure)
         elif not worker.ready:
             self._failed_boots += 1
         self._drop(worker)

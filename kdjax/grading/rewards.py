@@ -124,7 +124,7 @@ def reward_all(
                 return
             try:
                 found.put((row, reward(problem.prompt, response, problem.answer)))
-            except Exception as error:  # told where it can be named
+            except (Exception, SystemExit) as error:  # told where it can be named
                 found.put((row, error))
 
     for _ in range(min(workers, len(waiting))):  # daemons: one that hangs does not hold the process
@@ -153,7 +153,7 @@ def _value(reward: Reward, problem: Problem, value: Any, deadline_seconds: float
             " (rollouts.reward_seconds); make it quicker, or bound it in a process of its own"
         )
     place = place_of(reward)
-    if isinstance(value, Exception):
+    if isinstance(value, BaseException):
         raise ConfigError(
             f"rl.reward: {raised_in(value) or place}: {first_line(value)}, of problem {problem.id};"
             " a reward makes a number of (prompt, response, answer), whatever the response"

@@ -36,7 +36,8 @@ from kdjax.models.quantized import Hold, int8
 from kdjax.models.shape import DecoderConfig, RopeScaling, context_tokens, parameter_count
 from kdjax.models.shards import COPIED_FILES, write_folder
 from kdjax.models.stored import read_config
-from kdjax.models.weights import read_head, read_params
+from kdjax.models.weights import not_finite, read_head, read_params
+from kdjax.runtime.console import announce
 
 EMBEDDED = Path(__file__).parent / "assets"
 EMBEDDED_PREFIX = "kdjax:"
@@ -90,7 +91,13 @@ def load(
     folder = find(name)
     config = read_config(folder)
     model = build(config, dtype, mesh=mesh, **how)
-    return model, read_params(folder, config, params_dtype, mesh, hold)
+    params = read_params(folder, config, params_dtype, mesh, hold)
+    if bad := not_finite(params):
+        announce(
+            f"warning: {name}: {len(bad)} of its arrays hold numbers that are not finite ({bad[0]}"
+            f"{', ...' if bad[1:] else ''}); what it says means nothing: fetch or save it anew"
+        )
+    return model, params
 
 
 def create(

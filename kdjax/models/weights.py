@@ -77,6 +77,23 @@ def read_params(
     return jax.tree_util.tree_map_with_path(read, abstract, final)
 
 
+def not_finite(params: Params) -> list[str]:
+    """The names of parameters that hold NaN or an infinity.
+
+    >>> not_finite({"norm": jnp.array([1.0, jnp.nan]), "head": jnp.ones(2)})
+    ['norm']
+    """
+    named = jax.tree_util.tree_leaves_with_path(params)
+    finite = jax.device_get(_are_finite([leaf for _, leaf in named]))
+    paths = (jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in named)
+    return [path for path, good in zip(paths, finite, strict=True) if not good]
+
+
+@jax.jit
+def _are_finite(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [jnp.isfinite(leaf).all() for leaf in leaves]
+
+
 def read_head(
     folder: Folder,
     config: DecoderConfig,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +22,9 @@ ROWS = 512
 
 CACHE_BYTES = 2**30
 """The default limit of the KV cache on a device."""
+
+Drawn = Callable[[int, int], None]
+"""drawn(ended, tokens): of the responses of a draw so many have ended; all have so many tokens."""
 
 
 def generate(
@@ -54,6 +57,7 @@ def open_sampler(
     mesh: Mesh | None = None,
     rows: int = ROWS,
     cache_bytes: float = CACHE_BYTES,
+    drawn: Drawn = lambda ended, tokens: None,
 ) -> Sampler:
     """A sampler of a model whose parameters are `models.unstacked`; its Samples are on the host.
 
@@ -67,6 +71,7 @@ def open_sampler(
         mesh: rows are sharded over its data axes.
         rows: decoded at a time, at most.
         cache_bytes: the most that the KV cache takes of a device.
+        drawn: told after every check of the host how far a draw is.
 
     Errors: ConfigError for invalid sampling, no stop id or one beyond the vocabulary, and, when it
     draws, for an empty prompt, an unknown token or a limit under 1.
@@ -83,7 +88,7 @@ def open_sampler(
     devices = 1 if mesh is None else data_size(mesh)
 
     def draw(params: Params, batch: Batch, key: Key, max_new_tokens: int) -> Samples:
-        work = _Work(programs, params, key, mesh, devices, np.asarray(stop_ids))
+        work = _Work(programs, params, key, mesh, devices, np.asarray(stop_ids), drawn)
         growing = _begin(batch, max_new_tokens, vocabulary)
         width = bucket(int(growing.prompt_length_b.max()), growing.prompt_bp.shape[1])
         for level in levels(max_new_tokens):
@@ -111,6 +116,7 @@ class _Work(NamedTuple):
     mesh: Mesh | None
     devices: int
     stop_ids: np.ndarray
+    drawn: Drawn
 
     def place(self, tree: Any) -> Any:
         return jax.device_put(tree, None if self.mesh is None else batch_spec(self.mesh))
@@ -135,6 +141,11 @@ class _Growing(NamedTuple):
             self.tokens_bt, self.length_b, self.logp_bt, self.sampler_logp_bt, self.entropy_bt,
             self.stop_b,
         )  # fmt: skip
+
+    @property
+    def ended(self) -> int:
+        """Responses that will not grow."""
+        return int(((self.stop_b >= 0) | (self.length_b == self.tokens_bt.shape[1])).sum())
 
     def prefix(self, row: int) -> np.ndarray:
         """Prompt and response so far."""
@@ -205,6 +216,7 @@ def _advance(work: _Work, growing: _Growing, group: np.ndarray, level: Level, wi
         state, drawn = programs.decode(work.params, state, work.key, pointer, position, level.steps)
         drawn = jax.tree.map(np.asarray, drawn)
         lanes = _record(growing, lanes, drawn, level.first + done, level.last, work.stop_ids)
+        work.drawn(growing.ended, int(growing.length_b.sum()))
         if (lanes < 0).all():
             return
         which = _survivors(lanes)

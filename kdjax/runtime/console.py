@@ -5,13 +5,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
+from rich.table import Column
 from rich.table import Table as Columns
 
 from kdjax.runtime import processes
@@ -26,6 +34,7 @@ SHOWN = {
     "response_length": "length",
 }
 SECONDS_BETWEEN_LINES = 5
+LEAST_WIDTH_OF_A_BAR = 120  # columns; a narrow terminal has room for the numbers' first
 
 Show = Callable[[int, dict[str, float] | None], None]
 """show(step, metrics): `step` steps are done; metrics, if there are new ones, as in SHOWN."""
@@ -39,28 +48,87 @@ def announce(text: str) -> None:
 
 @contextlib.contextmanager
 def training_progress(name: str, steps: int, first: int = 0) -> Iterator[Show]:
-    """From step `first` to `steps`: ETA, response tokens/s, loss, KLs, entropy, length."""
-    console = _console()
-    if not console.is_terminal:
-        yield _lines(console, name, steps, first)
-        return
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=16),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[numbers]}"),
-    ]
-    with Bar(*columns, console=console) as bar:
-        task = bar.add_task(name, total=steps, completed=first, numbers="compiling")
-        numbers = _numbers(first)
+    """From step `first` to `steps`: ETA, response tokens/s, loss, KLs, entropy, length; what does
+    not fit into a line of the terminal is cut on the right."""
+    numbers = _numbers(first)
+    with _progress(name, "step", steps, first, 0.0) as told:
 
         def show(step: int, metrics: dict[str, float] | None) -> None:
-            bar.update(task, completed=step)
-            if metrics is not None:
-                bar.update(task, numbers=numbers(step, metrics))
+            told(step, None if metrics is None else lambda: numbers(step, metrics))
 
         yield show
+
+
+class Tally(NamedTuple):
+    """What becomes of responses: drawn(ended, tokens) of the chunk at hand so far, scored(n) more
+    of it, finished(n, tokens) it was, by now or in an earlier call."""
+
+    drawn: Callable[[int, int], None]
+    scored: Callable[[int], None]
+    finished: Callable[[int, int], None]
+
+
+@contextlib.contextmanager
+def response_progress(name: str, responses: int) -> Iterator[Tally]:
+    """How many of so many responses are drawn and scored, tokens, and those a second of this call;
+    in lines, nothing of what is over in a few seconds."""
+    began, found_tokens = time.perf_counter(), 0
+    before, now = Counter[str](), Counter[str]()
+    with _progress(name, "response", responses, 0, SECONDS_BETWEEN_LINES) as told:
+
+        def tell() -> None:
+            told((before + now)["drawn"], numbers)
+
+        def numbers() -> str:
+            sums = before + now
+            rate = (sums["tokens"] - found_tokens) / max(time.perf_counter() - began, 1e-9)
+            return f"{sums['scored']} scored, {sums['tokens']:,} tokens, {rate:,.0f} tokens/s"
+
+        def drawn(ended: int, tokens: int) -> None:
+            now.update(drawn=ended - now["drawn"], tokens=tokens - now["tokens"])
+            tell()
+
+        def scored(count: int) -> None:
+            now.update(scored=count)
+            tell()
+
+        def finished(count: int, tokens: int) -> None:
+            nonlocal found_tokens
+            found_tokens += 0 if now["scored"] else tokens
+            now.clear()
+            before.update(drawn=count, scored=count, tokens=tokens)
+            tell()
+
+        yield Tally(drawn, scored, finished)
+
+
+Told = Callable[[int, Callable[[], str] | None], None]
+"""told(done, numbers): so many are done; makes the text of the numbers, if there are new ones."""
+
+
+@contextlib.contextmanager
+def _progress(name: str, unit: str, total: int, first: int, patience: float) -> Iterator[Told]:
+    """A bar on a terminal; elsewhere lines, the first after the seconds of patience."""
+    console = _console()
+    if not console.is_terminal:
+        yield _lines(console, f"{name}: {unit}", total, first, patience)
+        return
+    columns: list[ProgressColumn] = [
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+        *([BarColumn(bar_width=16)] if console.width >= LEAST_WIDTH_OF_A_BAR else []),
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, max_width=30)),
+        TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True, ratio=1)),
+    ]
+    with Bar(*columns, console=console, expand=True) as bar:
+        task = bar.add_task(name, total=total, completed=first, numbers="compiling")
+
+        def told(done: int, numbers: Callable[[], str] | None) -> None:
+            bar.update(task, completed=done)
+            if numbers is not None:
+                bar.update(task, numbers=numbers())
+
+        yield told
 
 
 def _console() -> Console:
@@ -68,21 +136,23 @@ def _console() -> Console:
     return Console(quiet=not processes.is_first())
 
 
-def _lines(console: Console, name: str, steps: int, first: int) -> Show:
-    numbers, began = _numbers(first), time.perf_counter()
-    printed = began - SECONDS_BETWEEN_LINES
+def _lines(console: Console, what: str, total: int, first: int, patience: float) -> Told:
+    """Lines some seconds apart, and without patience one at the end."""
+    began = time.perf_counter()
+    printed = began + patience - SECONDS_BETWEEN_LINES
 
-    def show(step: int, metrics: dict[str, float] | None) -> None:
+    def told(done: int, numbers: Callable[[], str] | None) -> None:
         nonlocal printed
         now = time.perf_counter()
-        if metrics is None or (now - printed < SECONDS_BETWEEN_LINES and step < steps):
+        ends = done == total and patience == 0
+        if numbers is None or (now - printed < SECONDS_BETWEEN_LINES and not ends):
             return
         printed = now
-        left = (now - began) / (step - first) * (steps - step)
-        line = f"{name}: step {step}/{steps}, {left:.0f} s left, {numbers(step, metrics)}"
+        left = f"{(now - began) / (done - first) * (total - done):.0f}" if done > first else "?"
+        line = f"{what} {done}/{total}, {left} s left, {numbers()}"
         console.print(line, highlight=False, soft_wrap=True)
 
-    return show
+    return told
 
 
 def _numbers(first: int) -> Callable[[int, dict[str, float]], str]:

@@ -195,7 +195,7 @@ LOST = "gloo|nccl|connection (reset|closed)|coordination service|heartbeat|unava
 """What JAX's errors of several kinds say where a collective has lost a process."""
 
 
-def is_lost(error: Exception) -> bool:
+def is_lost(error: BaseException) -> bool:
     """Whether an error means that another process is gone. JAX's service says which as soon as it
     has not heard of it for HEARTBEAT_SECONDS, and ends this process; that is waited for."""
     if not jax.distributed.is_initialized() or not re.search(LOST, str(error), re.IGNORECASE):

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from kdjax.errors import PreemptedError
+from kdjax.errors import PreemptedError, Stopped
 from kdjax.runtime.output import say
 
 Asked = Callable[[int], bool]
@@ -44,16 +44,16 @@ class _MainThread:
 
 @contextlib.contextmanager
 def stop_at_once() -> Iterator[None]:
-    """A SIGTERM ends the process with exit code 85, through its `finally` blocks: what was saved is
-    what the same command goes on from. It is a SystemExit, which no `except Exception` takes for a
-    fault. Where the main thread does not hear it in time the process ends without them."""
+    """A SIGTERM ends the process with exit code 85 (`Stopped`), through its `finally` blocks: what
+    was saved is what the same command goes on from. Where the main thread does not hear it in time
+    the process ends without them."""
 
     def leave(number: int, frame: Any) -> None:
         if _MainThread.leaves.is_set():  # what is ending is not ended again
             return
         _MainThread.leaves.set()
         say(_stopped(number))
-        raise SystemExit(PreemptedError.exit_code)
+        raise Stopped(Stopped.exit_code)
 
     handlers: dict[int, Handler] = dict.fromkeys(STOPS, leave)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -174,7 +174,7 @@ def _listen(heard: int) -> None:
         if number == signal.SIGINT and (not patient or _MainThread.interrupts > 1):
             code, line = 130, "interrupted; the same command resumes from what was saved"
         elif number in STOPS and not patient:
-            code, line = PreemptedError.exit_code, _stopped(number)
+            code, line = Stopped.exit_code, _stopped(number)
         else:
             continue
         if not _MainThread.leaves.wait(SECONDS_TO_OBEY):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import platform
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from kdjax.errors import DataError, StorageError
 from kdjax.runtime import processes
+from kdjax.runtime.console import announce
 from kdjax.runtime.files import read_json, read_text, write_json, write_text
 from kdjax.storage.trackers import open_trackers
 
@@ -87,11 +87,6 @@ def read_evaluation(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     return saved["report"] if saved.get("key") == json.loads(json.dumps(key)) else None
 
 
-def chunks_in(folder: Path) -> int:
-    """How many chunks `write_chunk` has kept there, from the first on."""
-    return next(n for n in itertools.count() if not _chunk_file(folder, n).exists())
-
-
 def read_chunk(folder: Path, number: int) -> Any:
     """The JSON value that `write_chunk` kept; None where there is none, or it is damaged."""
     file = _chunk_file(folder, number)
@@ -126,7 +121,7 @@ def open_metrics(folder: Path, from_step: int, wandb_project: str | None = None)
         file = path.open("a", buffering=1)
     except OSError as error:
         raise StorageError(f"can't write metrics to {folder}: {error}") from error
-    trackers = open_trackers(folder, from_step, wandb_project)
+    trackers = open_trackers(folder, from_step, wandb_project, announce)
 
     def write(step: int, values: dict[str, Any]) -> None:
         try:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdjax.errors import ConfigError
-from kdjax.runtime.console import announce
 
 SECONDS_TO_CLOSE = 30.0
 """What the last records may take to be written and sent."""
 SECONDS_BETWEEN_FLUSHES = 30.0
+
+
+Say = Callable[[str], None]
+"""Tells the user a line."""
 
 
 class Tracker(NamedTuple):
@@ -24,29 +27,36 @@ class Tracker(NamedTuple):
     close: Callable[[], None]
 
 
-def open_trackers(folder: Path, from_step: int, wandb_project: str | None) -> list[Tracker]:
+def open_trackers(
+    folder: Path, from_step: int, wandb_project: str | None, say: Say
+) -> list[Tracker]:
     """TensorBoard for the run of a folder and, where a project is named, W&B, of the steps after
     `from_step`; each as `beside` makes it. Errors: ConfigError where W&B is not installed."""
     opened = {"TensorBoard": lambda: _open_tensorboard(folder / "tensorboard", from_step)}
     if wandb_project is not None:
         wandb = _import_wandb()
         opened["W&B"] = lambda: _open_wandb(wandb, folder, wandb_project)
-    return list(_opened(opened))
+    return list(_opened(opened, say))
 
 
-def _opened(makers: dict[str, Callable[[], Tracker]]) -> Iterator[Tracker]:
+def _opened(makers: dict[str, Callable[[], Tracker]], say: Say) -> Iterator[Tracker]:
     for name, make in makers.items():
         try:
-            yield beside(make(), name)
+            yield beside(make(), name, say)
         except Exception as error:  # each library has kinds of its own
-            announce(f"{name} can't be started ({_why(error)}); training goes on without it")
+            say(f"{name} can't be started ({_why(error)}); training goes on without it")
 
 
-def beside(tracker: Tracker, name: str, seconds_to_close: float = SECONDS_TO_CLOSE) -> Tracker:
+def beside(
+    tracker: Tracker, name: str, say: Say, seconds_to_close: float = SECONDS_TO_CLOSE
+) -> Tracker:
     """A tracker that may fail and may hang -> one that does neither: its records go through a
     thread. A failure is said, and the last; what is not done in time when it is closed is left.
 
-    >>> beside(Tracker(lambda step, numbers: None, lambda: None), "none").write(1, {"loss": 0.5})
+    >>> tracker = beside(Tracker(lambda step, numbers: print(numbers), lambda: None), "a", print)
+    >>> tracker.write(1, {"loss": 0.5}), tracker.close()
+    {'loss': 0.5}
+    (None, None)
     """
     records: queue.SimpleQueue = queue.SimpleQueue()
 
@@ -56,7 +66,7 @@ def beside(tracker: Tracker, name: str, seconds_to_close: float = SECONDS_TO_CLO
                 tracker.write(*record)
             tracker.close()
         except Exception as error:
-            announce(f"{name} ends here ({_why(error)}); training goes on without it")
+            say(f"{name} ends here ({_why(error)}); training goes on without it")
 
     thread = threading.Thread(target=work, name=name, daemon=True)
     thread.start()
@@ -69,7 +79,7 @@ def beside(tracker: Tracker, name: str, seconds_to_close: float = SECONDS_TO_CLO
         records.put(None)
         thread.join(seconds_to_close)
         if thread.is_alive():
-            announce(f"{name} did not end within {seconds_to_close:g} s; it may lack records")
+            say(f"{name} did not end within {seconds_to_close:g} s; it may lack records")
 
     return Tracker(write, close)
 

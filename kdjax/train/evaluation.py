@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax.base import Params, Rollout, Scores
+from kdjax.base import Batch, Key, Params, Rollout, Samples, Scores
 from kdjax.config.as_json import as_dict
 from kdjax.config.schema import WHERE_IT_RUNS, Config
 from kdjax.config.timetable import timetable
@@ -24,8 +24,9 @@ from kdjax.grading.eval_report import EvalReport
 from kdjax.grading.symbolic import open_lenient, open_symbolic
 from kdjax.report.folder import write_report
 from kdjax.report.results import Cell, Row, to_json
+from kdjax.rollouts.sampler import Drawn
 from kdjax.runtime import processes
-from kdjax.runtime.console import announce, training_progress
+from kdjax.runtime.console import announce, response_progress
 from kdjax.runtime.files import digest
 from kdjax.sharding import data_size, rows_on_host, shard_batch
 from kdjax.storage import run_folder
@@ -64,20 +65,34 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     """The config's evaluation of any parameters of the student's shapes (an adapter merged); its
     KLs and entropy follow the config's stop policy, as the loss's do."""
     config, settings, programs = parts.config, parts.config.evaluation, parts.programs
-    params = _placed(parts, params)
-    draw, tokenizer = _evaluation_draw(parts, params), parts.tokenizer
+    params, tokenizer = _placed(parts, params), parts.tokenizer
     source = test_source(config.data, settings)
+    responses = source.size * settings.samples
     multiple = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
-    batch = -(-settings.batch_size // multiple) * multiple
-    chunk = -(-CHUNK_BATCHES * config.rollouts.rows // batch) * batch
-    weights, chunks = fingerprint(params), -(-source.size * settings.samples // chunk)
+    chunk, batch = sizes(responses, config.rollouts.rows, settings.batch_size, multiple)
+    weights = fingerprint(params)
     with (
         GRADERS[settings.grader]() as grader,
-        _keeping(config, {"weights": weights, "chunk_rows": chunk}, chunks) as keep,
+        response_progress("evaluation", responses) as tally,
+        _keeping(config, {"weights": weights, "chunk_rows": chunk}, chunk < responses) as keep,
     ):
+        score = _scorer(parts, params, source)
+
+        def scored(rollout: Rollout, problems: Sequence[int]) -> Scores:
+            scores = score(rollout, problems)
+            tally.scored(len(problems))
+            return scores
+
+        def kept(number: int, make: Callable[[], Chunk]) -> Chunk:
+            found = keep(number, make)
+            tally.finished(
+                len(found["records"]), sum(record["tokens"] for record in found["records"])
+            )
+            return found
+
         result, records = evaluate(
-            draw,
-            _scorer(parts, params, source),
+            _evaluation_draw(parts, params, tally.drawn),
+            scored,
             source,
             tokenizer,
             run_key(config.seed, EVALUATE),
@@ -90,39 +105,52 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
             batch_size=batch,
             chunk_rows=chunk,
             seed=config.seed,
-            keep=keep,
+            keep=kept,
         )
     return result._replace(weights=weights), records
 
 
 CHUNK_BATCHES = 4
-"""Batches of the sampler (rollouts.rows) that are drawn and stored together: its later levels have
-full batches of the long responses of all of them."""
+"""Batches of the sampler (rollouts.rows) that are drawn and stored together, at most: its later
+levels have full batches of the long responses of all of them."""
+
+
+def sizes(responses: int, rows: int, batch_size: int, multiple: int) -> tuple[int, int]:
+    """(responses drawn and stored together, those scored at a time), whose parts are nearly equal,
+    so that little is padding: of an evaluation a quarter is drawn together, at least `rows` and at
+    most CHUNK_BATCHES times as many.
+
+    Args:
+        responses: of the evaluation.
+        rows: that the sampler decodes at a time.
+        batch_size: the most that are scored at a time, if it is a multiple.
+        multiple: what the rows of a batch are a multiple of.
+
+    >>> sizes(20, 512, 128, 1), sizes(2048, 512, 128, 1), sizes(1000, 512, 128, 8)
+    ((20, 20), (512, 128), (512, 128))
+    """
+    most = max(rows, min(CHUNK_BATCHES * rows, -(-responses // 4)))
+    together = -(-responses // -(-responses // most))
+    batch = -(-together // -(-together // batch_size))
+    batch = -(-batch // multiple) * multiple
+    return -(-together // batch) * batch, batch
 
 
 @contextlib.contextmanager
-def _keeping(config: Config, besides: dict[str, Any], chunks: int) -> Iterator[Keep]:
+def _keeping(config: Config, besides: dict[str, Any], stores: bool) -> Iterator[Keep]:
     """A `Keep` that stores finished chunks in the cache until the evaluation ends, under all that
     decides them, so that a killed one continues after them. A single chunk is not stored."""
-    if chunks == 1:
+    if not stores:
         yield lambda number, make: make()
         return
     key = evaluation_key(config) | besides | {"versions": run_folder.versions()}
     folder = Path(config.cache) / "evaluations" / digest(key)
-    first = processes.from_first(lambda: run_folder.chunks_in(folder))
-    with training_progress("evaluation", chunks, first) as show:
 
-        def keep(number: int, make: Callable[[], Chunk]) -> Chunk:
-            chunk = processes.from_first(lambda: run_folder.read_chunk(folder, number))
-            if chunk is None:
-                chunk = run_folder.write_chunk(folder, number, make())
-            tokens = [record["tokens"] for record in chunk["records"]]
-            if number >= first:
-                mean = float(np.mean(tokens))
-                show(number + 1, {"response_tokens": sum(tokens), "response_length": mean})
-            return chunk
+    def keep(number: int, make: Callable[[], Chunk]) -> Chunk:
+        chunk = processes.from_first(lambda: run_folder.read_chunk(folder, number))
+        return run_folder.write_chunk(folder, number, make()) if chunk is None else chunk
 
-        yield keep
+    yield keep
     if processes.is_first():
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -174,7 +202,9 @@ def _placed(parts: Parts, params: Params) -> Params:
     return jax.device_put(params, places)
 
 
-def _evaluation_draw(parts: Parts, params: Params):
+def _evaluation_draw(
+    parts: Parts, params: Params, drawn: Drawn = lambda ended, tokens: None
+) -> Callable[[Batch, Key, int], Samples]:
     """draw(batch, key, length) of a student with these parameters, as the evaluation samples."""
     config, programs = parts.config, parts.programs
     draw = sampler_of(
@@ -184,6 +214,7 @@ def _evaluation_draw(parts: Parts, params: Params):
         config.evaluation.sampling,
         parts.tokenizer.stop_ids,
         parts.tokenizer.size,
+        drawn,
     )
     return functools.partial(draw, programs.student.to_sampler(params))
 

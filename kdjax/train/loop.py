@@ -43,7 +43,7 @@ from kdjax.train.parts import startup
 from kdjax.train.parts.build import Parts, build
 from kdjax.train.parts.problems import MEASURE, encode, heldout_source, run_key
 from kdjax.train.records import check_gap, open_notes, record_of
-from kdjax.train.resume import about_step, start
+from kdjax.train.resume import about_step, check_resumable, start
 
 HELDOUT_RESPONSES = {"all": all_responses, "finished": finished_responses}
 """The responses that the gate measures, by the config's `curriculum.heldout_responses`."""
@@ -62,14 +62,17 @@ def train(config: Config, profile_steps: int = 0) -> EvalReport:
             "rollouts.engine has weights of its own, which do not follow the student's: leave it"
             " out, or draw once by `kdjax rollouts` and train from that folder (trajectories)"
         )
+    check_resumable(config, folder / "checkpoints")  # a refusal is all that is printed
     parts = build(config)
     about = startup.report(parts)
-    for line in about.splitlines():  # a study's next cell prints only those that differ
-        announce(line)
     run_folder.open_run_folder(folder)
     checkpoints = open_checkpoints(folder / "checkpoints", **as_dict(config.checkpoints))
     try:
         state, before = start(parts, checkpoints)
+        for line in about.splitlines():  # a study's next cell prints only those that differ
+            announce(line)
+        if int(state.step):
+            announce(f"{config.run}: resuming from step {int(state.step)} of {config.steps}")
         files.write_json(folder / run_folder.CONFIG, as_dict(config))
         files.write_json(folder / run_folder.VERSIONS, run_folder.versions())
         files.write_text(folder / run_folder.STARTUP, about)

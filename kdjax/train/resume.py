@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
+from pathlib import Path
 from typing import Any
 
 from kdjax.base import TrainState
 from kdjax.config.as_json import as_dict
-from kdjax.config.schema import WHERE_IT_RUNS
+from kdjax.config.schema import WHERE_IT_RUNS, Config
+from kdjax.config.timetable import timetable
 from kdjax.errors import ConfigError, DataError
+from kdjax.runtime import processes
 from kdjax.runtime.files import differences
 from kdjax.storage.checkpoints import Checkpoints
-from kdjax.train.parts.build import Parts, fresh_state
+from kdjax.storage.restore import DamagedError, read_about, saved_steps
+from kdjax.train.parts.build import Parts, fresh_state, identities
 
 
 def start(parts: Parts, checkpoints: Checkpoints) -> tuple[TrainState, dict[str, Any]]:
     """(a fresh state, or that of the newest intact checkpoint; the checkpoint's record of the
     steps before, by `about_step`). Errors: as `_check_same`."""
-    found = checkpoints.newest(parts.programs.student.state, functools.partial(_check_same, parts))
+
+    def accept(about: dict[str, Any]) -> None:
+        _check_same(parts.config, parts.identities, about)
+
+    found = checkpoints.newest(parts.programs.student.state, accept)
     return found if found is not None else (fresh_state(parts), {"seconds": 0.0})
 
 
-def _check_same(parts: Parts, about: dict[str, Any]) -> None:
+def check_resumable(config: Config, folder: Path) -> None:
+    """Refuse a config that is not that of a folder's newest checkpoint, before models are loaded.
+    Errors: as `_check_same`."""
+    for step in sorted(processes.from_first(lambda: saved_steps(folder)), reverse=True):
+        with contextlib.suppress(DamagedError):  # `start` says it, and takes the one before
+            about = read_about(folder, step)
+            _check_same(config, identities(config, timetable(config)), about)
+            return
+
+
+def _check_same(config: Config, identities: dict[str, str], about: dict[str, Any]) -> None:
     """Errors: ConfigError where a checkpoint is of another config, of other weights or data."""
-    run = parts.config.run
-    changed = differences(_trained_by(about["config"]), _trained_by(as_dict(parts.config)))
+    run = config.run
+    changed = differences(_trained_by(about["config"]), _trained_by(as_dict(config)))
     if changed:
         raise ConfigError(
             f"{run} was started with another config: {'; '.join(changed)}."
             " Choose another --run, or the old values"
         )
-    if about["identities"] != parts.identities:
-        other = "; ".join(differences(about["identities"], parts.identities))
+    if about["identities"] != identities:
+        other = "; ".join(differences(about["identities"], identities))
         raise ConfigError(f"{run} was trained with other weights or data: {other}")
-    if about["position"] != about["step"] * parts.config.batch_size:
+    if about["position"] != about["step"] * config.batch_size:
         raise DataError(f"{run}: the checkpoint's data position does not belong to its step")
 
 

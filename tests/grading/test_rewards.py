@@ -64,6 +64,7 @@ def raising(prompt, response, answer):
     ("reward", "says"),
     [
         (raising, HERE.format("raising") + ": ZeroDivisionError: oh, of problem p/0; a reward"),
+        (lambda p, r, a: sys.exit(0), HERE.format("<lambda>") + ": SystemExit: 0, of problem p/0"),
         (lambda p, r, a: None, HERE.format("<lambda>") + " made None of problem p/0; it must be"),
         (lambda p, r, a: float("nan"), HERE.format("<lambda>") + " made nan of problem p/0"),
         (lambda p, r, a: np.ones(3), HERE.format("<lambda>") + r" made array\(.* of problem p/0"),

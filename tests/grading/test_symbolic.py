@@ -92,6 +92,20 @@ def test_a_crash_is_one_failure(stub):
     assert stub.map(asked("g", "exit", "g")) == [Reply(True), Reply(None, "crash"), Reply(True)]
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_worker_that_something_else_ends(stub, busy):
+    """What it was asked is asked of another, idle or busy as it was."""
+    pid = stub.map(asked("pid"))[0].value
+    if busy:
+        timer = threading.Timer(0.2, os.kill, (pid, signal.SIGKILL))
+        timer.start()
+        assert stub.map(asked("nap")) == [Reply("slept")]
+        timer.join()
+    else:
+        os.kill(pid, signal.SIGKILL)
+        assert stub.map(asked("g", "x")) == [Reply(True), Reply(False)]
+
+
 def test_memory_has_a_limit(stub):
     """A memory bomb fails in its worker, which is replaced."""
     first, bomb, after = stub.map(asked("pid", "memory", "pid"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -80,6 +81,22 @@ def test_parameters_lie_where_the_rules_say(family, tmp_path, shape, sizes):
     for w, like in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert w.sharding == like.sharding
     assert not found["layers"]["q_proj"]["kernel"].sharding.is_fully_replicated
+
+
+def test_weights_that_are_not_finite_are_said(student_folder, tmp_path, capsys):
+    """A NaN anywhere is said where a model is loaded, with the array that has it."""
+    folder = tmp_path / "model"
+    shutil.copytree(student_folder, folder)
+    models.load(folder)
+    assert "not finite" not in capsys.readouterr().out
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = np.inf
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = np.nan
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    models.load(folder)
+    said = capsys.readouterr().out
+    assert f"warning: {folder}: 2 of its arrays hold numbers that are not finite (" in said
+    assert "layers.up_proj.kernel, ...)" in said
 
 
 @pytest.mark.parametrize("devices", [None, (8, 1, 1), (8, 2, 1)], ids=str)

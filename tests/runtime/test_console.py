@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from kdjax.runtime import console
 
 METRICS = {
@@ -43,6 +45,52 @@ def test_bar_on_a_terminal(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "10/10" in out
     assert all(said in out for said in SAID)
+
+
+def test_a_narrow_terminal_shows_the_step(capsys, monkeypatch):
+    """Of a line that is too long the steps and the time left stay, and the numbers are cut."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    with console.training_progress("student_reverse/seed_0", 1200) as show:
+        show(300, METRICS)
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().out)
+    line = plain.replace("\r", "\n").strip().splitlines()[-1]
+    assert re.match(r" *300/1200 +(--:--|[\d:]+) student_reverse/seed_0 [\d,]+ tokens/s, ", line)
+    assert len(line) <= 80
+    assert line.rstrip().endswith("…")
+
+
+def test_responses_are_counted(capsys, monkeypatch):
+    """Over chunks, of which one was finished by an earlier call: its tokens are in the sum, and not
+    in those a second."""
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(console.time, "perf_counter", lambda: next(clock))
+    with console.response_progress("evaluation", 30) as tally:
+        tally.finished(10, 100)
+        tally.drawn(0, 40)
+        tally.drawn(4, 80)
+        tally.scored(4)
+        tally.finished(20, 200)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" left, ")[0].split(",")[0] for line in lines] == [
+        f"evaluation: response {done}/30" for done in (10, 10, 14, 14, 30)
+    ]
+    assert [re.search(r"\d+ scored, \d+ tokens", line)[0] for line in lines] == [
+        "10 scored, 100 tokens", "10 scored, 140 tokens", "10 scored, 180 tokens",
+        "14 scored, 180 tokens", "30 scored, 300 tokens",
+    ]  # fmt: skip
+    rates = [float(re.search(r"([\d.]+) tokens/s", line)[1]) for line in lines]
+    assert rates[0] == 0
+    assert all(rate > 0 for rate in rates[1:])
+
+
+def test_what_is_over_soon_is_not_said(capsys):
+    """An evaluation of a moment has no lines."""
+    with console.response_progress("evaluation", 2) as tally:
+        tally.drawn(2, 8)
+        tally.scored(2)
+        tally.finished(2, 8)
+    assert capsys.readouterr().out == ""
 
 
 def test_announcements_are_letter_by_letter(capsys):

@@ -122,8 +122,6 @@ def test_chunks_are_kept(tmp_path):
     run_folder.write_chunk(folder, 1, 3)
     assert run_folder.read_chunk(folder, 1) == 3
     assert run_folder.read_chunk(folder, 2) is None
-    assert run_folder.chunks_in(folder) == 2
-    assert run_folder.chunks_in(tmp_path) == 0
     file = folder / "chunk-00000"
     whole = file.read_bytes()
     for damaged in (whole.replace(b"0.3", b"0.4"), whole[:-1], b"", b"x", b"\xff"):
@@ -146,7 +144,6 @@ run_folder.write_chunk(folder, 2, ["chunk", 2])
 """
     child = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=120)
     assert child.returncode == -signal.SIGKILL
-    assert run_folder.chunks_in(tmp_path) == 2
     assert [run_folder.read_chunk(tmp_path, n) for n in range(3)] == [
         ["chunk", 0],
         ["chunk", 1],

@@ -53,7 +53,7 @@ def test_tensorboard_reads_what_is_written(tmp_path):
 def test_a_tracker_that_hangs_is_left_behind(capsys):
     """Neither its records nor its end are waited for longer than is said."""
     let_go = threading.Event()
-    tracker = beside(Tracker(lambda step, numbers: bool(let_go.wait()), print), "slow", 0.02)
+    tracker = beside(Tracker(lambda step, numbers: bool(let_go.wait()), print), "slow", print, 0.02)
     for step in range(3):
         tracker.write(step, NUMBERS)
     tracker.close()
@@ -67,6 +67,7 @@ def test_records_come_in_order_and_before_the_end():
     tracker = beside(
         Tracker(lambda step, numbers: shown.append((step, numbers)), lambda: shown.append("end")),
         "list",
+        print,
     )
     for step in range(100):
         tracker.write(step, {"loss": step})

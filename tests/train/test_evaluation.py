@@ -12,6 +12,7 @@ from kdjax import evaluate as evaluate_module
 from kdjax.config import Config, Data, Evaluation, Rollouts
 from kdjax.grading.eval_report import EvalReport
 from kdjax.losses.objectives import negative_log_likelihood
+from kdjax.runtime import console
 from kdjax.train import evaluation
 from kdjax.train.parts.build import Parts, build
 
@@ -35,8 +36,12 @@ def numbers(result: EvalReport) -> EvalReport:
 def test_killed_and_gone_on_with(parts, tmp_path, monkeypatch, capsys):
     """The chunk in flight is drawn again, finished ones are not; report and records are those of an
     evaluation that nothing stopped, bit for bit; nothing is left behind."""
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0)
     whole = evaluation.evaluate_params(parts, parts.student.trained)
-    assert "evaluation: step 3/3, 0 s left" in capsys.readouterr().out
+    lines = [line for line in capsys.readouterr().out.splitlines() if "response" in line]
+    assert lines[0].startswith("evaluation: response 8/80, ")
+    assert ", 0 scored, " in lines[0]
+    assert lines[-1].startswith("evaluation: response 80/80, 0 s left, 80 scored, ")
     assert [*(tmp_path / "cache" / "evaluations").iterdir()] == []
     scored, calls = evaluate_module._scored, []
 
@@ -76,7 +81,7 @@ def test_chunks_of_others_are_not_taken(parts, tmp_path, monkeypatch):
         parts,
         parts._replace(config=dataclasses.replace(config, seed=1)),
         parts._replace(config=dataclasses.replace(config, evaluation=warm)),
-        parts._replace(config=dataclasses.replace(config, rollouts=Rollouts(rows=12))),
+        parts._replace(config=dataclasses.replace(config, rollouts=Rollouts(rows=40))),
     ]
     for each in others:
         with pytest.raises(KeyboardInterrupt):
@@ -89,7 +94,26 @@ def test_chunks_of_others_are_not_taken(parts, tmp_path, monkeypatch):
 
 def test_one_chunk_is_not_written(parts):
     """A small evaluation leaves no trace in the cache."""
-    small = dataclasses.replace(parts.config.evaluation, problems=2)
-    alone = parts._replace(config=dataclasses.replace(parts.config, evaluation=small))
+    config = dataclasses.replace(parts.config, rollouts=Rollouts(rows=80))
+    alone = parts._replace(config=config)
     evaluation.evaluate_params(alone, parts.student.trained)
     assert not Path(parts.config.cache).exists()
+
+
+def test_few_responses_are_scored_as_few(parts, monkeypatch):
+    """Ten responses are one batch of sixteen rows, on eight devices, whatever the batch may be."""
+    small = dataclasses.replace(parts.config.evaluation, samples=1, k=(1,), batch_size=128)
+    config = dataclasses.replace(parts.config, evaluation=small, rollouts=Rollouts(rows=64))
+    scorer, shapes = evaluation._scorer, []
+
+    def seen(*args):
+        score = scorer(*args)
+        return lambda rollout, problems: (
+            shapes.append(len(rollout.tokens_bs)),
+            score(rollout, problems),
+        )[1]
+
+    monkeypatch.setattr(evaluation, "_scorer", seen)
+    _, records = evaluation.evaluate_params(parts._replace(config=config), parts.student.trained)
+    assert shapes == [16]
+    assert len(records) == 10

@@ -39,6 +39,7 @@ from kdjax.evaluate import mean_entropy
 from kdjax.export import load_run
 from kdjax.losses.objectives import negative_log_likelihood
 from kdjax.losses.trial import TOKENS
+from kdjax.runtime.console import announce
 from kdjax.sharding import make_mesh
 from kdjax.step.gate import DECISIONS
 from kdjax.step.optimizer import gate_state, guard_state
@@ -323,9 +324,12 @@ def test_plain_sft_learns(tiny):
     assert result.forward_kl is None
 
 
-def test_changed_config_is_refused_with_its_differences(tiny):
-    """Resuming with another loss or rate lists what differs; nothing is overwritten."""
+def test_changed_config_is_refused_with_its_differences(tiny, capsys):
+    """Resuming with another loss or rate lists what differs, and nothing else is said or
+    overwritten."""
     train_module.train(tiny)
+    announce.cache_clear()
+    capsys.readouterr()
     before = (Path(tiny.run) / "config.json").read_bytes()
     changed = dataclasses.replace(
         tiny, token_loss=mix(forward_kl, reverse_kl, weight=0.5), batch_size=16
@@ -333,6 +337,7 @@ def test_changed_config_is_refused_with_its_differences(tiny):
     with pytest.raises(ConfigError, match=r"batch_size: 8 -> 16; token_loss: forward_kl -> mix\("):
         train_module.train(changed)
     assert (Path(tiny.run) / "config.json").read_bytes() == before
+    assert capsys.readouterr().out == ""
 
 
 def test_finished_run_is_not_trained_again(tiny):
@@ -501,7 +506,7 @@ def test_a_run_goes_on_after_bad_updates(tiny, capsys):
         assert printed.count(line) == 1
 
 
-def test_a_run_told_to_stop_saves_and_resumes(tiny, tmp_path, monkeypatch):
+def test_a_run_told_to_stop_saves_and_resumes(tiny, tmp_path, monkeypatch, capsys):
     """SIGTERM in the second step of five, whose update is skipped: it is saved, between records and
     regular checkpoints, and what is resumed has the bits, metrics, warnings and FLOPs of an
     undisturbed run."""
@@ -523,6 +528,7 @@ def test_a_run_told_to_stop_saves_and_resumes(tiny, tmp_path, monkeypatch):
     assert final_state(halves)[0] == 2
     assert logged(halves) == []
     train_module.train(halves)
+    assert f"{halves.run}: resuming from step 2 of 5" in capsys.readouterr().out
     assert_bitwise_equal(final_state(whole)[1], final_state(halves)[1])
     assert logged(whole) == logged(halves)
     assert any("step 2: loss is nan" in line for line in logged(halves)[0]["warnings"])

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from kdjax import models
 from kdjax.base import Model, Params, Sampler, Sampling
 from kdjax.config.schema import Rollouts
-from kdjax.rollouts.sampler import CACHE_BYTES, open_sampler
+from kdjax.rollouts.sampler import CACHE_BYTES, Drawn, open_sampler
 from kdjax.runtime import topology
 from kdjax.sharding import (
     on_own_devices,
@@ -54,13 +54,14 @@ def sampler_of(
     sampling: Sampling,
     stop_ids: Sequence[int],
     vocabulary: int,
+    drawn: Drawn = lambda ended, tokens: None,
 ) -> Sampler:
     """A model's sampler on the `sampler_mesh` of a mesh.
 
     Args:
         rollouts: the config's: rows at a time, and the cache's memory.
         mesh: the model's.
-        model, sampling, stop_ids, vocabulary: as in `open_sampler`.
+        model, sampling, stop_ids, vocabulary, drawn: as in `open_sampler`.
     """
     return open_sampler(
         model,
@@ -70,6 +71,7 @@ def sampler_of(
         mesh=sampler_mesh(mesh),
         rows=rollouts.rows,
         cache_bytes=cache_bytes(rollouts.cache_gib, mesh),
+        drawn=drawn,
     )
 
 
