@@ -53,9 +53,9 @@ Any field can be overridden: --optimizer.learning_rate 3e-4 --prefix teacher
 
 Exit codes: 0 done, 64 wrong config, 65 bad data or model folder, 69 an inference engine failed,
 70 a bug of kdjax, 71 not enough memory, open files or the like, 74 can't read or write, 75 not all
-processes of the run came in time, 85 told to stop (SIGTERM, SIGHUP, Ctrl-C) and saved: the same
-command resumes, 86 diverged, 124 a step hung (faults.step_limit_seconds), 130 interrupted at once,
-134 another process of the run was lost.
+processes of the run came in time, or another run trains in its folder, 85 told to stop (SIGTERM,
+SIGHUP, Ctrl-C) and saved: the same command resumes, 86 diverged, 124 a step hung
+(faults.step_limit_seconds), 130 interrupted at once, 134 another process of the run was lost.
 """
 
 COMMANDS = {

@@ -126,6 +126,13 @@ class RendezvousError(KdjaxError):
     exit_code = 75
 
 
+class BusyError(KdjaxError):
+    """A folder that another process trains in (exit code 75): the same command works when that one
+    has ended."""
+
+    exit_code = 75
+
+
 class PreemptedError(KdjaxError):
     """Training was told to stop, and has saved where it was: the same command resumes (exit code
     85)."""

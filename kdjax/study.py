@@ -187,14 +187,20 @@ def run_piece(piece: Piece) -> None:
         return
     if not piece.is_reference:
         train(piece.config)  # resumes, or evaluates anew, or says what differs
-        if piece.starts_others and not (Path(piece.config.run) / STUDENT).exists():
-            export(piece.config.run, Path(piece.config.run) / STUDENT)
+        if piece.starts_others:
+            _export_student(Path(piece.config.run))
         return
     announce(f"{piece.name}: evaluating {piece.config.student}")
     parts = build(piece.config)
     result, records = evaluate_params(parts, parts.student.trained)
     key = evaluation_key(piece.config)
     run_folder.write_evaluation(Path(piece.config.run), key, to_json(result), records)
+
+
+def _export_student(run: Path) -> None:
+    with run_folder.open_run_folder(run):
+        if not (run / STUDENT).exists():
+            export(run, run / STUDENT)
 
 
 def _place(folder: Path, reference: str) -> Path:

@@ -8,7 +8,7 @@ from kdjax.errors import ConfigError, StorageError
 
 
 def first(args: list[str], usage: str) -> tuple[str, list[str]]:
-    if not args or args[0].startswith("-"):
+    if not args or not args[0] or args[0].startswith("-"):
         raise ConfigError(f"usage: {usage} [--field VALUE ...] (kdjax --help)")
     return args[0], list(args[1:])
 
@@ -21,7 +21,7 @@ def option(rest: list[str], name: str) -> str | None:
     if name not in rest:
         return None
     at = rest.index(name)
-    if at + 1 == len(rest):
+    if not "".join(rest[at + 1 : at + 2]):
         raise ConfigError(f"{name} needs a value")
     value = rest[at + 1]
     del rest[at : at + 2]

@@ -11,7 +11,7 @@ from kdjax.errors import ConfigError
 def run(args: list[str]) -> None:
     rest = list(args)
     out = option(rest, "--out")
-    if len(rest) != 2 or any(arg.startswith("-") for arg in rest):
+    if len(rest) != 2 or any(not arg or arg.startswith("-") for arg in rest):
         raise ConfigError("usage: kdjax compare A B [--out FILE.json] (kdjax --help)")
     file = new_file(out)
     from kdjax.report.compare import compare, read_result, table, to_json

@@ -11,7 +11,7 @@ def run(args: list[str]) -> None:
 
     rest = list(args)
     dtype, step = option(rest, "--dtype") or "float32", option(rest, "--step") or NEWEST
-    if len(rest) != 2 or dtype not in ("float32", "bfloat16"):
+    if len(rest) != 2 or not all(rest) or dtype not in ("float32", "bfloat16"):
         raise ConfigError(
             "usage: kdjax export RUN OUT [--dtype float32|bfloat16] [--step newest|best|N]"
         )
@@ -25,7 +25,7 @@ def run_adapter(args: list[str]) -> None:
 
     rest = list(args)
     step = option(rest, "--step") or NEWEST
-    if len(rest) != 2:
+    if len(rest) != 2 or not all(rest):
         raise ConfigError("usage: kdjax export-adapter RUN OUT [--step newest|best|N]")
     run, out = rest
     export_adapter(run, out, step)

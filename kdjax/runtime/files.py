@@ -102,7 +102,8 @@ def write_text(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial:
-            partial.write_text(text)
+            with partial.open("x", encoding="utf-8") as file:
+                file.write(text)
     except OSError as error:
         raise StorageError(f"can't write {path}: {error}") from error
 
@@ -140,7 +141,7 @@ def beside(place: Path) -> Path:
 
 def remove_partials(folder: Path) -> None:
     """Delete what processes that were killed left of a folder: what they did not finish."""
-    left = re.compile(re.escape(folder.name) + r"(\.[0-9a-f]+)?\.partial")
+    left = re.compile(re.escape(folder.name) + r"\.[0-9a-f]{8}\.partial")
     for place in folder.parent.glob("*.partial"):
         if left.fullmatch(place.name):
             shutil.rmtree(place, ignore_errors=True)

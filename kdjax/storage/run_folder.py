@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from kdjax.errors import DataError, StorageError
 from kdjax.runtime import processes
 from kdjax.runtime.console import announce
-from kdjax.runtime.files import read_json, read_text, write_json, write_text
+from kdjax.runtime.files import read_json, read_text, strict_json, write_json, write_text
+from kdjax.storage.hold import LOCK, hold
 from kdjax.storage.trackers import open_trackers
 
 CONFIG, VERSIONS, METRICS = "config.json", "versions.json", "metrics.jsonl"
@@ -25,8 +26,13 @@ EVALUATION, SAMPLES, PAGE = "evaluation.json", "samples.jsonl", "report.html"
 MARKDOWN, TABLE = "report.md", "report.csv"
 
 FILES = (CONFIG, VERSIONS, STARTUP, METRICS, EVALUATION, SAMPLES, PAGE, MARKDOWN, TABLE)
-UNFINISHED = re.compile(rf"({'|'.join(map(re.escape, FILES))})(\.[0-9a-f]{{8}})?\.partial")
+NAMES = "|".join(map(re.escape, FILES))
+OWN = re.compile(rf"{NAMES}|{LOCK}|stacks_\d+\.txt")
+"""The files of a run folder."""
+UNFINISHED = re.compile(rf"({NAMES})\.[0-9a-f]{{8}}\.partial")
 """What a killed process may leave of a file that it was writing (`files.whole_file`)."""
+BEFORE_CONFIG = {"checkpoints", VERSIONS, STARTUP, LOCK}
+"""What a run may have in its folder before its config."""
 
 
 class MetricsWriter(NamedTuple):
@@ -37,25 +43,57 @@ class MetricsWriter(NamedTuple):
     close: Callable[[], None]
 
 
-def open_run_folder(folder: Path) -> None:
-    """Make the folder of a run, or find one; files that a killed process left unfinished are
-    deleted. Errors: StorageError if it holds something else."""
+@contextlib.contextmanager
+def open_run_folder(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run for the `with` block, a new one or one that is there; files that a
+    killed process left unfinished are deleted.
+
+    Errors: StorageError if it holds something else, or has links where files are to be; BusyError
+    where another run trains in it. Nothing is touched then.
+    """
+    _check_is_run(folder)
+    with hold(folder):
+        remove_unfinished(folder)
+        yield
+
+
+def _check_is_run(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        found = {path.name for path in folder.iterdir()}
-        unfinished = {name for name in found if UNFINISHED.fullmatch(name)}
-        foreign = found - unfinished - {"checkpoints", VERSIONS, STARTUP}
+        found = {path.name: path for path in folder.iterdir()} if folder.exists() else {}
+        links = sorted(n for n, path in found.items() if OWN.fullmatch(n) and path.is_symlink())
     except OSError as error:
         raise StorageError(
             f"can't write the run folder {folder}: {error}; choose another --run"
         ) from error
-    if foreign and CONFIG not in foreign:
+    foreign = {n for n in found if not UNFINISHED.fullmatch(n)} - BEFORE_CONFIG
+    if foreign and not _is_run(folder):
         raise StorageError(
             f"{folder} holds {sorted(foreign)[:3]} but no run; choose another --run,"
             " nothing was overwritten"
         )
-    for name in unfinished if processes.is_first() else ():
-        (folder / name).unlink(missing_ok=True)
+    if links:
+        raise StorageError(
+            f"{folder / links[0]} is a link; a run's files are files of its own: put the file itself"
+            " there, or delete the link"
+        )
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is a run's: by the fields of its config.json (a model has one as well), or
+    by what lies beside it where that can't be read."""
+    try:
+        config = strict_json(folder / CONFIG)
+    except (OSError, ValueError):
+        beside = (folder / CONFIG, folder / VERSIONS, folder / "checkpoints")
+        return all(path.exists() for path in beside)
+    return isinstance(config, dict) and config.keys() >= {"student", "token_loss", "steps"}
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what killed processes left of the files that they were writing in a folder."""
+    left = [p for p in folder.iterdir() if UNFINISHED.fullmatch(p.name)] if folder.is_dir() else ()
+    for path in left if processes.is_first() else ():
+        path.unlink(missing_ok=True)
 
 
 def run_name(folder: Path) -> str:

@@ -62,10 +62,14 @@ def train(config: Config, profile_steps: int = 0) -> EvalReport:
             "rollouts.engine has weights of its own, which do not follow the student's: leave it"
             " out, or draw once by `kdjax rollouts` and train from that folder (trajectories)"
         )
+    with run_folder.open_run_folder(folder):
+        return _train(config, folder, profile_steps)
+
+
+def _train(config: Config, folder: Path, profile_steps: int) -> EvalReport:
     check_resumable(config, folder / "checkpoints")  # a refusal is all that is printed
     parts = build(config)
     about = startup.report(parts)
-    run_folder.open_run_folder(folder)
     checkpoints = open_checkpoints(folder / "checkpoints", **as_dict(config.checkpoints))
     try:
         state, before = start(parts, checkpoints)

@@ -49,9 +49,10 @@ def test_a_folder_is_whole_or_absent(tmp_path):
 
 
 def test_what_the_killed_left_is_of_its_folder_alone(tmp_path):
-    """Partials of this folder go, of others they stay, also of names that begin alike."""
-    own = {"model.partial", "model.1a2b3c4d.partial"}
-    others = {"model", "model2.partial", "model.v2.1a2b3c4d.partial", "amodel.partial"}
+    """Partials of this folder go, of others they stay, also of names that begin alike, and what a
+    user has named so."""
+    own = {"model.00000000.partial", "model.1a2b3c4d.partial"}
+    others = {"model", "model.partial", "model2.1a2b3c4d.partial", "model.v2.1a2b3c4d.partial"}
     for name in own | others:
         (tmp_path / name).mkdir()
     files.remove_partials(tmp_path / "model")
@@ -60,8 +61,8 @@ def test_what_the_killed_left_is_of_its_folder_alone(tmp_path):
 
 def test_a_model_folder_clears_what_was_left(tmp_path):
     """Before it is written: what a killed export left may be as large as the model."""
-    (tmp_path / "model.partial").mkdir()
-    (tmp_path / "model.partial" / "half").write_text("killed")
+    (tmp_path / "model.1a2b3c4d.partial").mkdir()
+    (tmp_path / "model.1a2b3c4d.partial" / "half").write_text("killed")
     with files.new_folder(tmp_path / "model") as partial:
         assert {p.name for p in tmp_path.iterdir()} == {partial.name}
     with pytest.raises(StorageError, match=r"can't write the model folder .*half"):

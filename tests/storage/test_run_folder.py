@@ -13,6 +13,7 @@ import pytest
 from kdjax.errors import ConfigError, DataError, StorageError
 from kdjax.runtime import files
 from kdjax.storage import run_folder
+from kdjax.storage.hold import LOCK
 
 
 def test_metrics_survive_an_interruption(tmp_path):
@@ -46,21 +47,70 @@ def test_metrics_that_can_not_be_written(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def opened(folder) -> None:
+    """A run folder is opened, and closed again."""
+    with run_folder.open_run_folder(folder):
+        pass
+
+
 def test_what_a_kill_left_unfinished_is_no_foreign_file(tmp_path):
-    """A process that was killed in its very first write has begun a run, and leaves nothing."""
+    """A process that was killed in its very first write has begun a run, and leaves nothing; what
+    only has such a name, as kdjax has never made it, stays."""
     (tmp_path / "config.json.0a1b2c3d.partial").write_text('{"run": ')
-    run_folder.open_run_folder(tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    opened(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
     (tmp_path / "film.mkv.partial").write_text("a download of the user's")
     (tmp_path / "config.json.0a1b2c3d.partial").write_text('{"run": ')
     with pytest.raises(StorageError, match=r"holds \['film.mkv.partial'\] but no run"):
-        run_folder.open_run_folder(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
-    (tmp_path / run_folder.CONFIG).write_text("{}")
+        opened(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+    (tmp_path / run_folder.CONFIG).write_text(json.dumps(RUN))
     (tmp_path / "exported.0a1b2c3d.partial").mkdir()
-    run_folder.open_run_folder(tmp_path)
-    kept = {"film.mkv.partial", "config.json", "exported.0a1b2c3d.partial"}
-    assert {path.name for path in tmp_path.iterdir()} == kept
+    (tmp_path / "report.html.partial").symlink_to(tmp_path / "film.mkv.partial")
+    opened(tmp_path)
+    others = {"film.mkv.partial", "exported.0a1b2c3d.partial", "report.html.partial"}
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK, "config.json", *others}
+    assert (tmp_path / "film.mkv.partial").read_text() == "a download of the user's"
+
+
+RUN = {"run": "r", "student": "s", "token_loss": "forward_kl", "steps": 3}
+
+
+@pytest.mark.parametrize(
+    "config", [{"model_type": "qwen3", "architectures": []}, {}, [RUN], RUN, None]
+)
+def test_a_config_is_a_runs_by_its_fields(tmp_path, config):
+    """A model folder has a config.json too: it is no run, and is left as it is. A run whose config
+    is damaged is known by what lies beside it."""
+    place = tmp_path / run_folder.CONFIG
+    place.write_text("{" if config is None else json.dumps(config))
+    if config is None:
+        with pytest.raises(StorageError, match=r"holds \['config.json'\] but no run"):
+            opened(tmp_path)
+        (tmp_path / run_folder.VERSIONS).write_text("{}")
+        (tmp_path / "checkpoints").mkdir()
+    if config in (RUN, None):
+        return opened(tmp_path)
+    with pytest.raises(StorageError, match=r"holds \['config.json'\] but no run"):
+        opened(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("name", [run_folder.METRICS, run_folder.EVALUATION, "stacks_0.txt", LOCK])
+def test_the_files_of_a_run_are_no_links(tmp_path, name):
+    """What is elsewhere would be read as the run's own, or written over; a folder may be a link."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    (run / run_folder.CONFIG).write_text(json.dumps(RUN))
+    (tmp_path / "disk").mkdir()
+    (run / "checkpoints").symlink_to(tmp_path / "disk")
+    opened(run)
+    other.write_text("text")
+    (run / LOCK).unlink()
+    (run / name).symlink_to(other)
+    with pytest.raises(StorageError, match=f"{name} is a link; a run's files are files of its own"):
+        opened(run)
+    assert other.read_text() == "text"
 
 
 def test_files_are_whole_or_absent(tmp_path):
@@ -135,6 +185,7 @@ def test_a_kill_loses_the_chunk_in_flight_alone(tmp_path):
     code = """
 import os, pathlib, signal, sys
 from kdjax.storage import run_folder
+from kdjax.storage.hold import LOCK
 
 folder = pathlib.Path(sys.argv[1])
 run_folder.write_chunk(folder, 0, ["chunk", 0])

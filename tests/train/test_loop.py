@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -34,7 +35,14 @@ from kdjax import (
 )
 from kdjax.config import RL, Checkpointing, Faults, Rollouts, Turn
 from kdjax.config.timetable import timetable
-from kdjax.errors import ConfigError, DataError, DivergedError, PreemptedError, StorageError
+from kdjax.errors import (
+    BusyError,
+    ConfigError,
+    DataError,
+    DivergedError,
+    PreemptedError,
+    StorageError,
+)
 from kdjax.evaluate import mean_entropy
 from kdjax.export import load_run
 from kdjax.losses.objectives import negative_log_likelihood
@@ -46,6 +54,7 @@ from kdjax.step.optimizer import gate_state, guard_state
 from kdjax.step.update import init_state, make_step
 from kdjax.storage import run_folder
 from kdjax.storage.checkpoints import open_checkpoints
+from kdjax.storage.hold import hold
 from kdjax.storage.restore import read_params, saved_steps
 from kdjax.train import loop as train_module
 from kdjax.train.parts import build as parts_module
@@ -431,6 +440,22 @@ def test_other_weights_on_resume_are_refused(tiny, tmp_path):
         train_module.train(config)
 
 
+def test_a_folder_that_is_in_use_or_a_models_is_left_alone(tiny, tmp_path, monkeypatch):
+    """Before anything is loaded: one that another run trains in, and a model's, whose config.json
+    is no run's."""
+    monkeypatch.setattr(train_module, "build", lambda config: pytest.fail("it was begun"))
+    folder, model = Path(tiny.run), tmp_path / "model"
+    shutil.copytree(tiny.student, model)
+    before = sorted((path, path.read_bytes()) for path in model.iterdir())
+    with hold(folder), pytest.raises(BusyError, match=f"process {os.getpid()} on .* trains in"):
+        train_module.train(tiny)
+    with pytest.raises(StorageError, match="but no run; choose another --run"):
+        train_module.train(dataclasses.replace(tiny, run=str(model)))
+    assert sorted((path, path.read_bytes()) for path in model.iterdir()) == before
+    with pytest.raises(ConfigError, match="run must name a folder"):
+        train_module.train(dataclasses.replace(tiny, run=""))
+
+
 def test_a_failed_start_does_not_pin_the_run(tiny):
     """A run that failed before its first checkpoint starts again with the corrected config."""
     wrong = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, max_prompt_tokens=5))
@@ -639,7 +664,7 @@ def test_one_compile_a_length(tiny, monkeypatch):
     counting = teacher._replace(programs=teacher.programs._replace(steps=(jax.jit(counted),)))
     parts = parts._replace(teachers={"": counting})
     folder = Path(config.run)
-    run_folder.open_run_folder(folder)
+    folder.mkdir()
     checkpoints = open_checkpoints(folder / "checkpoints")
     train_module._loop(
         parts, parts_module.fresh_state(parts), {"seconds": 0.0}, folder, checkpoints

@@ -104,7 +104,7 @@ def _limit(what: int, value: int) -> None:
 def _address_space() -> int:
     """Bytes that this process has mapped; 0 where no system says so."""
     try:
-        with open("/proc/self/statm") as file:
+        with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[0]) * resource.getpagesize()
     except OSError:
         return 0
