@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,7 @@ class Checkpoints:
     ):
         self._folder, self._keep, self._failed_save = folder, keep, failed_save
         self._writer: Writer | None = None
+        self._written: os.stat_result | None = None  # the folder that the writer was opened in
         self._pending: int | None = None  # the step that is being written
         self._tests: Tests = {}
 
@@ -60,6 +62,7 @@ class Checkpoints:
             _require(self._folder.is_dir, "the folder is gone")
             if self._writer is None:
                 self._tests.update(measured(self._folder))
+                self._written = self._folder.stat() if processes.is_first() else None
                 self._writer = open_writer(
                     self._folder, lambda steps: self._keep(steps, self._tests)
                 )
@@ -110,16 +113,26 @@ class Checkpoints:
         if self._writer is not None:
             with contextlib.suppress(Exception):
                 self._writer.close()
-        processes.by_first(lambda: remove_partial(folder, step))
+        gone = processes.from_first(self._is_gone)
+        processes.by_first(lambda: remove_partial(folder, step, folder_too=gone))
         self._writer, good = None, saved_steps(folder)
         left = f"the last good one is {good[-1]}" if good else "there is no other"
-        told = f"step {step} was not saved to {folder} ({reason(error)}); {left}"
+        why = "the folder is gone" if gone else reason(error)
+        told = f"step {step} was not saved to {folder} ({why}); {left}"
         if self._failed_save == "stop":
             raise StorageError(
                 f"{told}. The same command goes on from there; with checkpoints.failed_save go_on"
                 " training would not have stopped"
             ) from error
         announce(f"{told}. Training goes on, as checkpoints.failed_save says")
+
+    def _is_gone(self) -> bool:
+        """Whether the folder was deleted, also where Orbax has made it anew as it went on."""
+        try:
+            now = self._folder.stat()
+        except OSError:
+            return True
+        return self._written is not None and not os.path.samestat(now, self._written)
 
 
 def open_checkpoints(

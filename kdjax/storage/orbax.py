@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import shutil
@@ -75,15 +76,19 @@ def open_writer(folder: Path, keep: Callable[[list[int]], set[int]]) -> Writer:
     return Writer(save, wait, manager.close)
 
 
-def remove_partial(folder: Path, step: int) -> None:
+def remove_partial(folder: Path, step: int, *, folder_too: bool) -> None:
     """Delete what a save that failed has written, so that a full disk has room for other files; for
-    a few seconds again and again, as writes that Orbax left behind may add to it meanwhile."""
+    a few seconds again and again, as writes that Orbax left behind may add to it meanwhile. Of a
+    folder that was deleted under it (folder_too), also what it has made anew of that."""
     limit = time.monotonic() + 5
     while left := list(folder.glob(f"{step}.orbax-checkpoint-tmp*")):
         for place in left:
             shutil.rmtree(place, ignore_errors=True)
         if time.monotonic() > limit:
             break
+    for place in (folder / DELETED, folder) if folder_too else ():
+        with contextlib.suppress(OSError):
+            place.rmdir()
 
 
 class _Policy(NamedTuple):
