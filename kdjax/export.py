@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,7 @@ from jax.typing import DTypeLike
 
 from kdjax import models
 from kdjax.base import Params
-from kdjax.config.as_json import from_dict
+from kdjax.config.as_json import from_dict, trained_by
 from kdjax.config.schema import Config
 from kdjax.config.validation import check_types
 from kdjax.errors import ConfigError, DataError
@@ -20,7 +23,14 @@ from kdjax.runtime import files
 from kdjax.runtime.console import announce
 from kdjax.sharding import make_mesh
 from kdjax.storage import run_folder
-from kdjax.storage.restore import DamagedError, measured, read_params, saved_steps
+from kdjax.storage.restore import (
+    About,
+    DamagedError,
+    measured,
+    read_about,
+    read_params,
+    saved_steps,
+)
 from kdjax.storage.retention import best_step
 
 NEWEST, BEST = "newest", "best"
@@ -63,12 +73,12 @@ def load_run(run: str | Path, step: str = NEWEST) -> tuple[Config, Params]:
 
 def _restore(run: str | Path, step: str) -> tuple[Config, DecoderConfig, Student, Params]:
     """(config, the student's shapes, its parameters split into trained and frozen, the trained
-    ones)."""
+    ones). Errors: DataError, also where config or initial model are not those of the training."""
     folder = Path(run)
     if not (folder / "checkpoints").is_dir():
         raise DataError(f"{folder} is not a run: it holds no checkpoints")
     try:
-        check_types(config := from_dict(files.read_json(folder / run_folder.CONFIG)))
+        check_types(config := from_dict(fields := files.read_json(folder / run_folder.CONFIG)))
     except ConfigError as error:
         raise DataError(f"{folder / run_folder.CONFIG} is damaged: {error}") from error
     mesh, decoder = make_mesh(1), models.read_config(models.find(config.student))
@@ -77,21 +87,48 @@ def _restore(run: str | Path, step: str) -> tuple[Config, DecoderConfig, Student
     if lora is not None:
         like = adapter_of(like)
         _, frozen = models.load(config.student)
-    trained = _params(folder, step, config.checkpoints.best, like)
+    check = functools.partial(_check_same, folder, fields, config.student)
+    trained = _params(folder, step, config.checkpoints.best, like, check)
     return config, decoder, Student(trained, frozen, lora), trained
 
 
-def _params(run: Path, step: str, best: str | None, like: Params) -> Params:
+def _check_same(run: Path, fields: dict[str, Any], student: str, about: About) -> None:
+    """Errors: DataError where a checkpoint is of another config, or of another initial model."""
+    changed = files.differences(trained_by(about["config"]), trained_by(fields))
+    if changed:
+        raise DataError(
+            f"{run / run_folder.CONFIG} is not what the run was trained by: {'; '.join(changed)}."
+            " Put the old values back"
+        )
+    saved, now = about["identities"]["student"], models.identity(models.find(student))
+    if saved != now:
+        raise DataError(
+            f"{run} was trained from another student: the files of {student} were {saved} and are"
+            f" {now}. Put those back"
+        )
+
+
+def _params(
+    run: Path, step: str, best: str | None, like: Params, check: Callable[[About], None]
+) -> Params:
+    """The parameters of a checkpoint that check(about) has not refused."""
     folder = run / "checkpoints"
     steps = saved_steps(folder)
     if not steps:
         raise DataError(f"{run} holds no checkpoint yet; let it train to its first save")
+
+    def read(number: int) -> Params:
+        check(read_about(folder, number))
+        return read_params(folder, number, like)
+
     if step != NEWEST:
-        return read_params(folder, _chosen(folder, step, best, steps), like)
+        return read(_chosen(folder, step, best, steps))
     for newest in reversed(steps):
         try:
-            return read_params(folder, newest, like)
+            return read(newest)
         except DamagedError as error:
+            if newest not in saved_steps(folder):  # a run that trains has deleted it meanwhile
+                return _params(run, step, best, like, check)
             announce(f"{error}; the one before it is tried")
     raise DataError(f"{folder} holds no intact checkpoint, of steps {steps}")
 

@@ -7,7 +7,7 @@ import typing
 from typing import Any
 
 from kdjax.config.names import names_others, parse, require_named
-from kdjax.config.schema import FUNCTIONS, Config, Turn
+from kdjax.config.schema import FUNCTIONS, WHERE_IT_RUNS, Config, Turn
 from kdjax.errors import ConfigError
 from kdjax.losses.composition import describe
 from kdjax.runtime.console import announce
@@ -27,6 +27,16 @@ def from_dict(fields: dict[str, Any]) -> Config:
     does not have, which is said. Errors: ConfigError for what no config says.
     """
     return _build(Config, fields)
+
+
+def trained_by(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a config as JSON that decide what is trained; among them, with rollouts drawn
+    ahead, the steps of checkpoints."""
+    decisive = {name: value for name, value in fields.items() if name not in WHERE_IT_RUNS}
+    rollouts = dict(fields.get("rollouts", {}))
+    if rollouts.get("ahead"):
+        decisive["save_every_steps"] = fields.get("save_every_steps")
+    return decisive | {"rollouts": {name: rollouts.get(name) for name in ("kv_cache", "ahead")}}
 
 
 def _plain(value: Any) -> Any:

@@ -103,8 +103,9 @@ def _loop(
     """
     config, timed = parts.config, parts.profile.timed
     first, name = int(state.step), run_folder.run_name(folder)
+    records = run_folder.restored_metrics(folder, first, before.get("records"))
     metrics = run_folder.open_metrics(folder, first, config.wandb_project)
-    notes = open_notes(parts, state, run_folder.read_metrics(folder), before.get("unsaid", ()))
+    notes = open_notes(parts, state, records, before.get("unsaid", ()))
     began = time.perf_counter() - before["seconds"]
     pool, drawn = ThreadPoolExecutor(1), None
     try:
@@ -148,7 +149,7 @@ def _loop(
                     )
                 if saves or fault is not None:
                     about = about_step(parts, done, time.perf_counter() - began, record or {})
-                    about |= {"unsaid": notes.unsaid()}
+                    about |= notes.kept()
                     timed("checkpoint", checkpoints.save, done, state, about)
                 if fault is not None:
                     raise fault

@@ -66,6 +66,9 @@ def check_gap(config: Config, record: dict[str, float], step: int) -> None:
 
 Record = Mapping[str, Any]
 
+MOST_RECORDS = 20_000
+"""Of a run that has more, a checkpoint keeps none: they are some 700 bytes each, in every one."""
+
 COLLAPSED = 0.1  # of the first entropy
 COLLAPSED_REWARD = 0.25  # of the first reward
 FEW = 4  # records whose mean smooths the noise of rewards
@@ -183,12 +186,13 @@ None."""
 class Notes(NamedTuple):
     """What is kept of steps between two records. updated(step, metrics of each update);
     completed(step, record) -> (the record with the costs so far and what there is to say, which is
-    said, and the error that ends the run after it, if there is one); unsaid() -> what there is to
-    say of the steps since the last record, for a run that is stopped between two."""
+    said, and the error that ends the run after it, if there is one); kept() -> what a checkpoint
+    keeps of them: the records so far (None where they are over MOST_RECORDS) and, for a run that is
+    stopped between two, what there is to say of the steps since the last."""
 
     updated: Callable[[int, Sequence[Metrics]], None]
     completed: Callable[[int, dict[str, Any]], tuple[dict[str, Any], KdjaxError | None]]
-    unsaid: Callable[[], list[str]]
+    kept: Callable[[], dict[str, Any]]
 
 
 def open_notes(
@@ -225,10 +229,11 @@ def open_notes(
         records.append({"step": step, **record})
         return record, fault
 
-    def unsaid_now() -> list[str]:
-        return before + skipped_lines(held)
+    def kept() -> dict[str, Any]:
+        few = records if len(records) <= MOST_RECORDS else None
+        return {"unsaid": before + skipped_lines(held), "records": few}
 
-    return Notes(updated, completed, unsaid_now)
+    return Notes(updated, completed, kept)
 
 
 def _diverged(

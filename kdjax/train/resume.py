@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kdjax.base import TrainState
-from kdjax.config.as_json import as_dict
-from kdjax.config.schema import WHERE_IT_RUNS, Config
+from kdjax.config.as_json import as_dict, trained_by
+from kdjax.config.schema import Config
 from kdjax.config.timetable import timetable
 from kdjax.errors import ConfigError, DataError
 from kdjax.runtime import processes
@@ -26,7 +26,7 @@ def start(parts: Parts, checkpoints: Checkpoints) -> tuple[TrainState, dict[str,
         _check_same(parts.config, parts.identities, about)
 
     found = checkpoints.newest(parts.programs.student.state, accept)
-    return found if found is not None else (fresh_state(parts), {"seconds": 0.0})
+    return found if found is not None else (fresh_state(parts), {"seconds": 0.0, "records": []})
 
 
 def check_resumable(config: Config, folder: Path) -> None:
@@ -42,7 +42,7 @@ def check_resumable(config: Config, folder: Path) -> None:
 def _check_same(config: Config, identities: dict[str, str], about: dict[str, Any]) -> None:
     """Errors: ConfigError where a checkpoint is of another config, of other weights or data."""
     run = config.run
-    changed = differences(_trained_by(about["config"]), _trained_by(as_dict(config)))
+    changed = differences(trained_by(about["config"]), trained_by(as_dict(config)))
     if changed:
         raise ConfigError(
             f"{run} was started with another config: {'; '.join(changed)}."
@@ -53,17 +53,6 @@ def _check_same(config: Config, identities: dict[str, str], about: dict[str, Any
         raise ConfigError(f"{run} was trained with other weights or data: {other}")
     if about["position"] != about["step"] * config.batch_size:
         raise DataError(f"{run}: the checkpoint's data position does not belong to its step")
-
-
-def _trained_by(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields that decide what is trained; among them, with rollouts drawn ahead, the steps of
-    checkpoints."""
-    fields = {name: value for name, value in config.items() if name not in WHERE_IT_RUNS}
-    rollouts = dict(config.get("rollouts", {}))
-    if rollouts.get("ahead"):
-        fields["save_every_steps"] = config["save_every_steps"]
-    decisive = {name: rollouts.get(name) for name in ("kv_cache", "ahead")}
-    return fields | {"rollouts": decisive}
 
 
 def about_step(parts: Parts, done: int, seconds: float, record: dict[str, Any]) -> dict[str, Any]:

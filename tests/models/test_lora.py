@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import chex
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from release import by_default
 from runs import assert_bitwise_equal, assert_interrupted_equals_uninterrupted, logged
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from tiny import lively, random_rollout, tiny_config
 
 from kdjax import forward_kl, make_optimizer, models
@@ -320,7 +321,11 @@ def test_samples_are_those_of_merged_weights(small):
 
 def test_an_exported_run_is_the_adapted_student(small, tmp_path):
     """The folder of merged weights, and base with the folder of the adapter, have the logits that
-    the checkpoint's adapter has. The run goes on with the rank it was started with alone."""
+    the checkpoint's adapter has. The run goes on with the rank it was started with alone, and is
+    exported with the base and the config that it was trained by alone."""
+    base_folder = tmp_path / "base"
+    shutil.copytree(small.student, base_folder)
+    small = dataclasses.replace(small, student=str(base_folder))
     loop.train(small)
     with pytest.raises(ConfigError, match=r"lora\.rank: 2 -> 3"):
         loop.train(dataclasses.replace(small, lora=Lora(rank=3, alpha=4.0)))
@@ -346,6 +351,24 @@ def test_an_exported_run_is_the_adapted_student(small, tmp_path):
     kernel = base["layers"]["down_proj"]["kernel"][1] + about["lora_alpha"] / about["r"] * (b @ a).T
     merged = models.load(tmp_path / "merged")[1]["layers"]["down_proj"]["kernel"][1]
     np.testing.assert_allclose(kernel, merged, atol=1e-6)
+    _refuses_what_changed_since(small, tmp_path)
+
+
+def _refuses_what_changed_since(run: Config, tmp_path) -> None:
+    """It would be merged without a word: another alpha in config.json, a base of other weights."""
+    config, weights = Path(run.run) / run_folder.CONFIG, Path(run.student) / "model.safetensors"
+    text = config.read_text()
+    config.write_text(text.replace('"alpha": 4.0', '"alpha": 5.0'))
+    with pytest.raises(DataError, match=r"not what the run was trained by: lora\.alpha: 4\.0 -> 5"):
+        load_run(run.run)
+    config.write_text(text)
+    tensors = load_file(weights)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 2
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(DataError, match=r"trained from another student: the files of .* Put those"):
+        export(run.run, tmp_path / "again")
+    with pytest.raises(DataError, match="trained from another student"):
+        export_adapter(run.run, tmp_path / "adapter again")
 
 
 def test_no_adapter_to_export(tiny, tmp_path):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import pytest
 from checkpoint_states import bits, initial, like, state_of
 
+from kdjax import export as export_module
 from kdjax.errors import ConfigError, DataError, StorageError
 from kdjax.storage import restore
 from kdjax.storage.checkpoints import QUARANTINE, open_checkpoints
@@ -246,15 +247,16 @@ def test_after_a_full_disk_a_run_that_goes_on_saves_again(tmp_path, full_disk, c
     assert bits(read_state(tmp_path, 5, like())) == bits(state_of(5))
 
 
-@pytest.mark.parametrize("when", ["before a save", "after it"])
+@pytest.mark.parametrize("when", ["before a save", "during it", "after it"])
 def test_a_vanished_folder(tmp_path, when, capfd):
     """It is not made anew, as a disk that is no longer mounted would be; training goes on."""
     folder = save(tmp_path / "run", 1)
     checkpoints = open_checkpoints(folder, failed_save="go_on")
-    if when == "after it":
+    if when != "before a save":
         checkpoints.save(2, state_of(2), {})
+    if when == "after it":
         written()
-    shutil.rmtree(folder)
+    folder.rename(tmp_path / "elsewhere")  # at once, as to delete it file by file is not
     for step in (3, 4):
         checkpoints.save(step, state_of(step), {})
     checkpoints.close()
@@ -267,6 +269,24 @@ def test_a_vanished_folder(tmp_path, when, capfd):
     shutil.rmtree(folder)
     with pytest.raises(StorageError, match="the folder is gone"):
         stops.save(5, state_of(5), {})
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_read(tmp_path, monkeypatch, capsys):
+    """By the run, which trains on and keeps newer ones: the newest that is there then is exported,
+    not one before, and no word of damage is said."""
+    folder = save(tmp_path / "checkpoints", 1, 2)
+
+    def read(folder, step, like):
+        if step == 2:
+            save(folder, 3, last=3)
+            shutil.rmtree(folder / "2")
+        return read_params(folder, step, like)
+
+    monkeypatch.setattr(export_module, "read_params", read)
+    found = export_module._params(tmp_path, "newest", None, like().params, anything)
+    assert bits(found) == bits(state_of(3).params)
+    assert capsys.readouterr().out == ""
+    assert saved_steps(folder) == [1, 3]
 
 
 def test_a_save_that_is_declined_is_an_error(tmp_path, monkeypatch):
