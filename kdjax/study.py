@@ -41,6 +41,7 @@ from kdjax.train.parts.build import build
 from kdjax.train.parts.roles import title
 
 REFERENCES, LOGS, STUDENT = "references", "logs", "student"
+RESULTS, TABLE, LINES = "results.md", "table.csv", "table.json"
 RESERVED = (REFERENCES, LOGS, "start", "teacher")
 
 
@@ -81,6 +82,7 @@ def run_study(
     """
     began, folder = time.perf_counter(), Path(study.folder)
     todo = pieces(study)
+    run_folder.remove_unfinished(folder, (run_folder.PAGE, RESULTS, TABLE, LINES))
     for depth in range(1 + max(piece.depth for piece in todo)):
         wave = [piece for piece in todo if piece.depth == depth and not _is_finished(piece)]
         failures = (run or one_by_one)(wave)
@@ -95,8 +97,8 @@ def run_study(
         "minutes of this call": round((time.perf_counter() - began) / 60, 1),
     }
     name = f"Study {folder.name}"
-    write_report(folder, name, cells, about, verdicts, markdown="results.md", table="table.csv")
-    files.write_json(folder / "table.json", to_lines(cells))
+    write_report(folder, name, cells, about, verdicts, markdown=RESULTS, table=TABLE)
+    files.write_json(folder / LINES, to_lines(cells))
     return cells, verdicts
 
 
@@ -190,6 +192,7 @@ def run_piece(piece: Piece) -> None:
         if piece.starts_others:
             _export_student(Path(piece.config.run))
         return
+    run_folder.remove_unfinished(Path(piece.config.run))
     announce(f"{piece.name}: evaluating {piece.config.student}")
     parts = build(piece.config)
     result, records = evaluate_params(parts, parts.student.trained)
@@ -234,8 +237,21 @@ def _check(study: Study) -> None:
             )
     for claim in study.claims:
         _check_claim(study, claim)
+    _check_folder(study)
+
+
+def _check_folder(study: Study) -> None:
+    if not study.folder.strip():
+        raise ConfigError(f"the study's folder must be a folder's name, got {study.folder!r}")
     if (Path(study.folder) / run_folder.CONFIG).exists():
         raise StorageError(f"{study.folder} is the folder of a run; choose another --folder")
+    place = Path(study.folder)
+    found = {path.name for path in place.iterdir()} if place.is_dir() else set()
+    if found and not found & {REFERENCES, LOGS, *study.cells}:
+        raise StorageError(
+            f"{place} holds {sorted(found)[:3]} but no study; choose another --folder, nothing was"
+            " overwritten"
+        )
 
 
 def _check_claim(study: Study, claim) -> None:

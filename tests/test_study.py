@@ -30,9 +30,10 @@ from kdjax.config import Config, Study
 from kdjax.config.as_json import as_dict
 from kdjax.config.claims import Claim
 from kdjax.config.overrides import load_file
-from kdjax.errors import ConfigError, DivergedError
+from kdjax.errors import ConfigError, DivergedError, StorageError
 from kdjax.export import load_run
 from kdjax.report.results import Cell
+from kdjax.runtime.jobs import Failure
 from kdjax.storage import run_folder
 from kdjax.storage.run_folder import git_commit
 
@@ -167,6 +168,24 @@ def test_what_a_study_can_t_be(changes, says):
     with pytest.raises(ConfigError) as caught:
         study_module.pieces(dataclasses.replace(Study("runs/x", {"a": Config()}), **changes))
     assert says in str(caught.value)
+
+
+def test_a_folder_that_is_no_studys_is_left_alone(study, tmp_path):
+    """Its results.md would be written over; what a killed study left of its own files goes."""
+    notes, left = tmp_path / "notes", Path(study.folder) / "results.md.0a1b2c3d.partial"
+    for folder in (notes, left.parent / "logs"):
+        folder.mkdir(parents=True)
+    (notes / "results.md").write_text("mine")
+    with pytest.raises(StorageError, match=r"holds \['results.md'\] but no study"):
+        study_module.run_study(dataclasses.replace(study, folder=str(notes)))
+    with pytest.raises(ConfigError, match="the study's folder must be a folder's name"):
+        study_module.run_study(dataclasses.replace(study, folder=""))
+    assert [path.name for path in notes.iterdir()] == ["results.md"]
+    left.touch()
+    failing = Failure(70, "not run")
+    with pytest.raises(study_module.CellError, match="not run"):
+        study_module.run_study(study, lambda wave: {wave[0].name: failing})
+    assert [path.name for path in left.parent.iterdir()] == ["logs"]
 
 
 ROOT = Path(__file__).parent.parent
