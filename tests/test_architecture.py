@@ -71,6 +71,33 @@ def test_files_and_functions_are_short():
         assert folders.count(folder) <= (24 if folder.name == "models" else 12), folder
 
 
+def test_text_is_utf8_whatever_the_locale():
+    """Who opens a file or a pipe as text says in which encoding."""
+    unsaid = [f"{n}: {ast.unparse(call)}" for n, p in FILES.items() for call in _opens_text(p)]
+    assert unsaid == []
+
+
+def _opens_text(path: Path) -> list[ast.Call]:
+    """The calls that open text in the locale's encoding (`files.read_text` has its own)."""
+    found = []
+    for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(call, ast.Call) or any(k.arg == "encoding" for k in call.keywords):
+            continue
+        owner, _, name = ast.unparse(call.func).rpartition(".")
+        binary = any("b" in a.value for a in call.args if _is_mode(a))
+        binary |= (owner, name) == ("os", "open")
+        methods = {"read_text", "write_text"} if owner not in ("", "files") else set()
+        pipe = owner == "subprocess" and any(k.arg == "text" for k in call.keywords)
+        if pipe or (name in {"open", "fdopen"} | methods and not binary):
+            found.append(call)
+    return found
+
+
+def _is_mode(node: ast.AST) -> bool:
+    text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return text and set(node.value) <= set("rwxab+t")
+
+
 def test_public_names_have_one_home():
     """No file hands on another's names, but for the front pages that users import from."""
     front = {"kdjax.config", "kdjax.models", "kdjax.tasks", "kdjax.claims"}

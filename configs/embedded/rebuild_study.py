@@ -48,8 +48,10 @@ def ending_differently(config: Config) -> Config:
                 "tokenizer_config.json": {"eos_token": BASE_STOP},
                 "generation_config.json": {"eos_token_id": end},
             }.items():
-                found = json.loads((partial / name).read_text())
-                (partial / name).write_text(json.dumps(found | fields, indent=2) + "\n")
+                found = json.loads((partial / name).read_text(encoding="utf-8"))
+                (partial / name).write_text(
+                    json.dumps(found | fields, indent=2) + "\n", encoding="utf-8"
+                )
     return dataclasses.replace(config, run=f"{config.run}-endoftext", student=str(folder))
 
 

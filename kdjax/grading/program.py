@@ -24,7 +24,7 @@ def serve(judge: Callable[..., Any], deadline_seconds: float, memory_mib: int) -
     A reply is {"value": ...} or {"failure": reason}. Whatever a judge prints is dropped. A worker
     whose parent is gone ends itself: at the end of its input, or after twice the deadline.
     """
-    replies = os.fdopen(os.dup(1), "w")
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)

@@ -108,7 +108,7 @@ def create(
     fields = to_fields(config)
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary)
-        (source / "config.json").write_text(json.dumps(fields, indent=2))
+        (source / "config.json").write_text(json.dumps(fields, indent=2), encoding="utf-8")
         for name in COPIED_FILES:
             if (Path(tokenizer_folder) / name).is_file():
                 shutil.copyfile(Path(tokenizer_folder) / name, source / name)

@@ -134,7 +134,9 @@ def write_adapter(
     }
     with new_folder(folder) as partial:
         (partial / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
-        (partial / "adapter_config.json").write_text(json.dumps(about, indent=2) + "\n")
+        (partial / "adapter_config.json").write_text(
+            json.dumps(about, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _peft_tensors(adapter: Params, config: DecoderConfig):

@@ -119,4 +119,4 @@ def _tensor(params: Params, place: Place, dtype: np.dtype) -> np.ndarray:
 
 
 def _write_json(path: Path, fields: dict) -> None:
-    path.write_text(json.dumps(fields, indent=2) + "\n")
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -24,7 +24,7 @@ def render_page(
     import jinja2
 
     looks = styles(cells)
-    template = (Path(__file__).parent / "templates" / "report.html").read_text()
+    template = (Path(__file__).parent / "templates" / "report.html").read_text(encoding="utf-8")
     return (
         jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
         .from_string(template)

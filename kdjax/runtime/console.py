@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -132,7 +134,10 @@ def _progress(name: str, unit: str, total: int, first: int, patience: float) -> 
 
 
 def _console() -> Console:
-    """Of several processes the first speaks."""
+    """Of several processes the first speaks. What the terminal's encoding does not have is printed
+    as an escape, as it is on standard error, and does not end the run."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
     return Console(quiet=not processes.is_first())
 
 
@@ -180,7 +185,7 @@ def print_lines(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
         printed.add_column(name, justify="right" if place else "left", no_wrap=True)
     for line in lines:
         printed.add_row(*line)
-    console = Console(quiet=not processes.is_first())
+    console = _console()
     console.width = max(console.width, WIDEST_TABLE)  # a narrow terminal wraps, nothing is cut
     console.print(printed)
 

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +101,9 @@ def write_text(path: Path, text: str) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as partial:
-            with partial.open("x", encoding="utf-8") as file:
-                file.write(text)
+        data = text.encode(errors="backslashreplace")  # JSON's own escape of a lone surrogate
+        with whole_file(path) as partial, partial.open("xb") as file:
+            file.write(data)
     except OSError as error:
         raise StorageError(f"can't write {path}: {error}") from error
 
@@ -139,11 +139,20 @@ def beside(place: Path) -> Path:
     return place.with_name(f"{place.name}.{uuid.uuid4().hex[:8]}.partial")
 
 
+def is_partial(name: str, of: Sequence[str]) -> bool:
+    """Whether `beside` gives this name for one of these.
+
+    >>> is_partial("a.txt.0123abcd.partial", ["a.txt"]), is_partial("a.txt.partial", ["a.txt"])
+    (True, False)
+    """
+    found = re.fullmatch(r"(.+)\.[0-9a-f]{8}\.partial", name)
+    return found is not None and found[1] in of
+
+
 def remove_partials(folder: Path) -> None:
     """Delete what processes that were killed left of a folder: what they did not finish."""
-    left = re.compile(re.escape(folder.name) + r"\.[0-9a-f]{8}\.partial")
     for place in folder.parent.glob("*.partial"):
-        if left.fullmatch(place.name):
+        if is_partial(place.name, [folder.name]):
             shutil.rmtree(place, ignore_errors=True)
 
 

@@ -38,7 +38,9 @@ def slots(jobs: int) -> list[Slot]:
     shared out among them. Errors: ConfigError for more jobs than GPUs, and on other devices."""
     if jobs < 1:
         raise ConfigError(f"--jobs must be at least 1, got {jobs}")
-    asked = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
+    asked = subprocess.run(
+        [sys.executable, "-c", PROBE], capture_output=True, encoding="utf-8", errors="replace"
+    )
     if asked.returncode:
         raise ConfigError(f"--jobs {jobs}: JAX finds no devices ({_last_line(asked.stderr)})")
     backend, count = asked.stdout.split()[-2:]
@@ -75,7 +77,7 @@ def run_commands(
                 process, slot = running.pop(name)
                 free.append(slot)
                 if process.returncode:
-                    text = log_of(logs, name).read_text()
+                    text = log_of(logs, name).read_text(encoding="utf-8", errors="replace")
                     failures[name] = Failure(process.returncode, _last_line(text))
                 left = len(waiting) + len(running)
                 announce(f"{name}: {'failed' if name in failures else 'done'}, {left} to go")
@@ -116,7 +118,7 @@ def _wait_for_end(pipe: int) -> None:
 def _start(command: Sequence[str], slot: Slot, pipe: int, log: Path) -> subprocess.Popen:
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        file = log.open("w")
+        file = log.open("w", encoding="utf-8")
     except OSError as error:
         raise StorageError(f"can't write {log}: {error}") from error
     with file:
@@ -125,7 +127,7 @@ def _start(command: Sequence[str], slot: Slot, pipe: int, log: Path) -> subproce
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **slot},
+            env={**os.environ, "PYTHONIOENCODING": "utf-8", **slot},
             pass_fds=(pipe,),
             start_new_session=True,  # a terminal's Ctrl-C is ours to pass on, once
         )

@@ -78,7 +78,9 @@ def devices(target: str) -> list[jax.Device]:
         )
     try:
         if gpu:
-            described = (Path(__file__).parent / "targets" / f"{gpu[1]}.txtpb").read_text()
+            described = (Path(__file__).parent / "targets" / f"{gpu[1]}.txtpb").read_text(
+                encoding="utf-8"
+            )
             facts = "\n".join(line for line in described.splitlines() if not line.startswith("#"))
             found = topologies.get_topology_desc(
                 platform="cuda", target_config=facts, topology=f"1x1x{gpu[2] or 1}"

@@ -173,7 +173,7 @@ def _dump(file: Path, line: str) -> str:
     def write() -> None:
         nonlocal said
         try:
-            with file.open("a") as out:
+            with file.open("a", encoding="utf-8") as out:
                 out.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
                 out.flush()
                 faulthandler.dump_traceback(out, all_threads=True)

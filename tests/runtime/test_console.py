@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 
 from kdjax.runtime import console
 
@@ -11,6 +13,17 @@ METRICS = {
     "response_length": 30.0, "response_tokens": 100.0,
 }  # fmt: skip
 SAID = ("tokens/s", "loss 0.5", "KL(t|s) 0.25", "KL(s|t) 0.125", "entropy 0.75", "length 30")
+
+
+def test_what_a_terminal_can_not_print_is_escaped(monkeypatch):
+    """Words and tables of a run do not end it where the locale has no such letter."""
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii"))
+    console.announce("KL(s\u2016t) of a terminal")
+    console.print_lines(["\u00e4"], [["\u4e2d"]])
+    sys.stdout.flush()
+    assert b"KL(s\\u2016t)" in printed.getvalue()
+    assert b"\\u4e2d" in printed.getvalue()
 
 
 def test_lines_without_a_terminal(capsys):

@@ -32,6 +32,13 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
+def test_text_is_utf8(tmp_path):
+    """Half of a surrogate pair, which UTF-8 has not, is as JSON escapes it."""
+    files.write_text(tmp_path / "a", '["\u2016\u00e4\ud800"]')
+    assert (tmp_path / "a").read_bytes() == b'["\xe2\x80\x96\xc3\xa4\\ud800"]'
+    assert files.read_json(tmp_path / "a") == ["\u2016\u00e4\ud800"]
+
+
 def test_a_folder_is_whole_or_absent(tmp_path):
     """A writer that fails leaves nothing; one that finds a full folder in the place does not touch
     it, and an empty one is filled."""

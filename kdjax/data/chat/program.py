@@ -31,7 +31,7 @@ def main(cpu_seconds: int, memory_mib: int, longest: int) -> None:
     """
     import transformers.utils.chat_template_utils as library
 
-    replies = os.fdopen(os.dup(1), "w")
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the parent's to handle
         signal.signal(number, signal.SIG_IGN)
