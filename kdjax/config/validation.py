@@ -38,7 +38,7 @@ from kdjax.step.gate import entropy_gate
 def validate(config: Config) -> Config:
     """The config itself, or a ConfigError naming the field, what it got and the remedy."""
     check_types(config)
-    for name in ("run", "cache"):  # what an unset variable of a shell gives would be the present one
+    for name in ("run", "cache"):  # an empty one would be the present folder
         if not getattr(config, name).strip():
             raise ConfigError(f"{name} must name a folder, got {getattr(config, name)!r}")
     positive = (

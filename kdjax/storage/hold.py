@@ -52,12 +52,9 @@ def _take(folder: Path, ends: contextlib.ExitStack) -> None:
         made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         file = _locked(folder)
-        ends.callback(os.close, file)
-        if made:
-            ends.callback(_remove_unused, folder)
+        ends.callback(_let_go, file, folder if made else None)
         _tell(folder, os.read(file, 1000))
         own = {"process": os.getpid(), "host": socket.gethostname(), "since": _now()}
-        ends.callback(os.ftruncate, file, 0)
         os.ftruncate(file, 0)
         os.pwrite(file, json.dumps(own).encode(), 0)
         os.fsync(file)  # for readers on other hosts
@@ -122,9 +119,12 @@ def _now() -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
 
 
-def _remove_unused(folder: Path) -> None:
-    """Remove a folder that has nothing but LOCK in it (while it is held)."""
+def _let_go(file: int, made: Path | None) -> None:
+    """Empty LOCK and close it; a folder that was made, and got nothing else, is removed first."""
     with contextlib.suppress(OSError):
-        if os.listdir(folder) == [LOCK]:
-            (folder / LOCK).unlink()
-            folder.rmdir()
+        os.ftruncate(file, 0)
+        if made is not None and os.listdir(made) == [LOCK]:
+            (made / LOCK).unlink()
+            made.rmdir()
+    with contextlib.suppress(OSError):
+        os.close(file)

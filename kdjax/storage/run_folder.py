@@ -9,14 +9,21 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdjax.errors import DataError, StorageError
 from kdjax.runtime import processes
 from kdjax.runtime.console import announce
-from kdjax.runtime.files import read_json, read_text, strict_json, write_json, write_text
+from kdjax.runtime.files import (
+    is_partial,
+    read_json,
+    read_text,
+    strict_json,
+    write_json,
+    write_text,
+)
 from kdjax.storage.hold import LOCK, hold
 from kdjax.storage.trackers import open_trackers
 
@@ -26,11 +33,8 @@ EVALUATION, SAMPLES, PAGE = "evaluation.json", "samples.jsonl", "report.html"
 MARKDOWN, TABLE = "report.md", "report.csv"
 
 FILES = (CONFIG, VERSIONS, STARTUP, METRICS, EVALUATION, SAMPLES, PAGE, MARKDOWN, TABLE)
-NAMES = "|".join(map(re.escape, FILES))
-OWN = re.compile(rf"{NAMES}|{LOCK}|stacks_\d+\.txt")
+OWN = re.compile(rf"{'|'.join(map(re.escape, FILES))}|{LOCK}|stacks_\d+\.txt")
 """The files of a run folder."""
-UNFINISHED = re.compile(rf"({NAMES})\.[0-9a-f]{{8}}\.partial")
-"""What a killed process may leave of a file that it was writing (`files.whole_file`)."""
 BEFORE_CONFIG = {"checkpoints", VERSIONS, STARTUP, LOCK}
 """What a run may have in its folder before its config."""
 
@@ -65,7 +69,7 @@ def _check_is_run(folder: Path) -> None:
         raise StorageError(
             f"can't write the run folder {folder}: {error}; choose another --run"
         ) from error
-    foreign = {n for n in found if not UNFINISHED.fullmatch(n)} - BEFORE_CONFIG
+    foreign = {n for n in found if not is_partial(n, FILES)} - BEFORE_CONFIG
     if foreign and not _is_run(folder):
         raise StorageError(
             f"{folder} holds {sorted(foreign)[:3]} but no run; choose another --run,"
@@ -73,8 +77,8 @@ def _check_is_run(folder: Path) -> None:
         )
     if links:
         raise StorageError(
-            f"{folder / links[0]} is a link; a run's files are files of its own: put the file itself"
-            " there, or delete the link"
+            f"{folder / links[0]} is a link; a run's files are files of its own: put the file"
+            " itself there, or delete the link"
         )
 
 
@@ -89,9 +93,9 @@ def _is_run(folder: Path) -> bool:
     return isinstance(config, dict) and config.keys() >= {"student", "token_loss", "steps"}
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Delete what killed processes left of the files that they were writing in a folder."""
-    left = [p for p in folder.iterdir() if UNFINISHED.fullmatch(p.name)] if folder.is_dir() else ()
+def remove_unfinished(folder: Path, names: Sequence[str] = FILES) -> None:
+    """Delete what killed processes left in a folder of files of these names."""
+    left = [p for p in folder.iterdir() if is_partial(p.name, names)] if folder.is_dir() else ()
     for path in left if processes.is_first() else ():
         path.unlink(missing_ok=True)
 
@@ -129,7 +133,7 @@ def read_chunk(folder: Path, number: int) -> Any:
     """The JSON value that `write_chunk` kept; None where there is none, or it is damaged."""
     file = _chunk_file(folder, number)
     try:
-        digest, _, value = file.read_text().partition("\n")
+        digest, _, value = file.read_text(encoding="utf-8").partition("\n")
     except (OSError, ValueError):
         return None
     return json.loads(value) if digest == hashlib.sha256(value.encode()).hexdigest() else None
@@ -153,10 +157,9 @@ def open_metrics(folder: Path, from_step: int, wandb_project: str | None = None)
     if not processes.is_first():
         return MetricsWriter(lambda step, values: None, lambda: None)
     path = folder / METRICS
-    kept = [r for r in read_metrics(folder) if r["step"] <= from_step]
-    write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+    write_text(path, _lines(r for r in read_metrics(folder) if r["step"] <= from_step))
     try:
-        file = path.open("a", buffering=1)
+        file = path.open("a", buffering=1, encoding="utf-8")
     except OSError as error:
         raise StorageError(f"can't write metrics to {folder}: {error}") from error
     trackers = open_trackers(folder, from_step, wandb_project, announce)
@@ -177,6 +180,30 @@ def open_metrics(folder: Path, from_step: int, wandb_project: str | None = None)
             tracker.close()
 
     return MetricsWriter(write, close)
+
+
+def restored_metrics(
+    folder: Path, step: int, kept: list[dict[str, Any]] | None
+) -> list[dict[str, Any]]:
+    """The records up to a step: those that its checkpoint has kept (None: it has none), of which
+    metrics.jsonl is written anew where it holds others. Errors: as `read_metrics`."""
+    if kept is None:
+        return [r for r in read_metrics(folder) if r["step"] <= step]
+    try:
+        found: list[dict[str, Any]] | None = read_metrics(folder)[: len(kept)]
+    except DataError:
+        found = None
+    if found != kept and processes.is_first():
+        announce(
+            f"{folder / METRICS} was not what this run has written; up to step {step} it is written"
+            " anew, from the checkpoint"
+        )
+        write_text(folder / METRICS, _lines(kept))
+    return list(kept)
+
+
+def _lines(records: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -233,15 +260,19 @@ def versions() -> dict[str, str]:
 
 def git_commit() -> str:
     """The commit of the checkout that this package runs from, with + when it has changes; or
-    'unknown'."""
-    here = Path(__file__).parent
+    'unknown', also where it is installed below another project's checkout."""
+    home = Path(__file__).parents[2].resolve()
+    others = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*args: str) -> str:
+        command = ["git", "-C", str(home), *args]
         return subprocess.run(
-            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True, env=others
         ).stdout
 
     try:
+        if Path(git("rev-parse", "--show-toplevel").strip()).resolve() != home:
+            return "unknown"
         dirty = git("status", "--porcelain", "--untracked-files=no").strip()
         return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if dirty else "")
     except (OSError, subprocess.CalledProcessError):

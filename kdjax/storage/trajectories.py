@@ -98,7 +98,8 @@ def open_folder(path: Path, settings: dict[str, Any]) -> None:
                 " nothing was overwritten"
             )
         with whole_file(path / SETTINGS) as partial:
-            partial.write_text(json.dumps(settings, sort_keys=True, indent=2) + "\n")
+            text = json.dumps(settings, sort_keys=True, indent=2) + "\n"
+            partial.write_text(text, encoding="utf-8")
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -290,7 +291,7 @@ def _write(folder: Path, rows: np.ndarray, kept: Trajectories) -> None:
     table = datasets.Dataset(table_of(rows, kept))
     table.save_to_disk(str(folder), num_shards=1)
     sums = {path.name: _digest(path) for path in sorted(folder.iterdir())}
-    (folder / SUMS).write_text(json.dumps(sums, indent=2) + "\n")
+    (folder / SUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
 
 
 def _load(place: Path, settings: dict[str, Any]):

@@ -60,7 +60,7 @@ def test_two_in_one_process(tmp_path):
 
 
 def test_a_folder_that_got_nothing_is_removed(tmp_path):
-    """A run that fails before it has written anything leaves no folder; one that was there stays."""
+    """A run that fails before it has written anything leaves no folder; an old one stays."""
     old = tmp_path / "old"
     old.mkdir()
     for folder in (tmp_path / "new", old):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import resource
 import signal
 import subprocess
@@ -12,6 +14,7 @@ import pytest
 
 from kdjax.errors import ConfigError, DataError, StorageError
 from kdjax.runtime import files
+from kdjax.runtime.console import announce
 from kdjax.storage import run_folder
 from kdjax.storage.hold import LOCK
 
@@ -90,10 +93,11 @@ def test_a_config_is_a_runs_by_its_fields(tmp_path, config):
         (tmp_path / run_folder.VERSIONS).write_text("{}")
         (tmp_path / "checkpoints").mkdir()
     if config in (RUN, None):
-        return opened(tmp_path)
-    with pytest.raises(StorageError, match=r"holds \['config.json'\] but no run"):
         opened(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    else:
+        with pytest.raises(StorageError, match=r"holds \['config.json'\] but no run"):
+            opened(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize("name", [run_folder.METRICS, run_folder.EVALUATION, "stacks_0.txt", LOCK])
@@ -131,6 +135,51 @@ def test_reading_what_is_not_there(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DataError, match="damaged"):
         files.read_json(tmp_path / "config.json")
+
+
+def test_metrics_are_what_the_checkpoint_has_kept(tmp_path, capsys):
+    """A digit that changed, a line that is gone or no record, and no file: each is told, and the
+    file written anew; what comes after the checkpoint is no damage."""
+    announce.cache_clear()
+    kept = [{"step": step, "loss": float(step)} for step in (1, 2, 3)]
+    whole = "".join(json.dumps(record) + "\n" for record in kept)
+    place = tmp_path / run_folder.METRICS
+    for text in (whole, whole + '{"step": 4, "loss": 0.0}\n{"st'):
+        place.write_text(text)
+        assert run_folder.restored_metrics(tmp_path, 3, kept) == kept
+        assert place.read_text() == text
+    assert capsys.readouterr().out == ""
+    for text in (whole.replace("2.0", "2.5"), whole[:26] + whole[52:], "}\n" + whole, "", None):
+        place.unlink() if text is None else place.write_text(text)
+        assert run_folder.restored_metrics(tmp_path, 3, kept) == kept
+        assert place.read_text() == whole
+        assert "was not what this run has written; up to step 3" in capsys.readouterr().out
+        announce.cache_clear()
+    assert run_folder.restored_metrics(tmp_path, 2, None) == kept[:2]
+    place.write_text("}\n}\n")  # of a run that has saved nothing
+    assert run_folder.restored_metrics(tmp_path, 0, []) == run_folder.read_metrics(tmp_path) == []
+
+
+def test_the_commit_is_of_the_packages_own_checkout(tmp_path, monkeypatch):
+    """A package in the environment of another project has not the project's commit, and what the
+    shell says of git is not asked."""
+    environment = {name: value for name, value in os.environ.items() if name[:4] != "GIT_"}
+
+    def repository(folder, *more):
+        folder.mkdir(exist_ok=True)
+        name = ["-c", "user.name=n", "-c", "user.email=e"]
+        for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "m", "--allow-empty"]):
+            subprocess.run(["git", "-C", folder, *name, *command], check=True, env=environment)
+
+    project, package = tmp_path / "project", tmp_path / "project" / "lib" / "kdjax" / "storage"
+    repository(project)
+    package.mkdir(parents=True)
+    monkeypatch.setattr(run_folder, "__file__", str(package / "run_folder.py"))
+    assert run_folder.git_commit() == "unknown"
+    monkeypatch.setenv("GIT_DIR", str(project / ".git"))
+    assert run_folder.git_commit() == "unknown"
+    repository(project / "lib")
+    assert re.fullmatch("[0-9a-f]{12}", run_folder.git_commit())
 
 
 def test_wandb_is_used_only_when_asked_for(tmp_path, monkeypatch):

@@ -89,6 +89,8 @@ def assert_interrupted_equals_uninterrupted(
         with pytest.raises(KeyboardInterrupt):
             train_module.train(halves)
     assert checkpoints_of(halves)[-1] == 2
+    metrics = Path(halves.run) / run_folder.METRICS
+    metrics.write_text(metrics.read_text().replace(".1", ".2"))  # the checkpoint knows better
     train_module.train(halves)
     assert checkpoints_of(halves)[-1] == checkpoints_of(whole)[-1] == 4
     assert_bitwise_equal(state_of(whole), state_of(halves))
