@@ -59,7 +59,7 @@ class Checkpoints:
         self._wait()
         beside = about_of(step, state, about)
         try:
-            _require(self._folder.is_dir, "the folder is gone")
+            _require(lambda: not self._is_gone(), "the folder is gone")
             if self._writer is None:
                 self._tests.update(measured(self._folder))
                 self._written = self._folder.stat() if processes.is_first() else None
@@ -127,12 +127,14 @@ class Checkpoints:
         announce(f"{told}. Training goes on, as checkpoints.failed_save says")
 
     def _is_gone(self) -> bool:
-        """Whether the folder was deleted, also where Orbax has made it anew as it went on."""
+        """Whether the folder was deleted, also where Orbax, which went on, has made it anew (a disk
+        that is mounted again has its steps)."""
         try:
             now = self._folder.stat()
         except OSError:
             return True
-        return self._written is not None and not os.path.samestat(now, self._written)
+        same = self._written is None or os.path.samestat(now, self._written)
+        return not same and not saved_steps(self._folder)
 
 
 def open_checkpoints(

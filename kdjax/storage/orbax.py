@@ -81,7 +81,8 @@ def remove_partial(folder: Path, step: int, *, folder_too: bool) -> None:
     a few seconds again and again, as writes that Orbax left behind may add to it meanwhile. Of a
     folder that was deleted under it (folder_too), also what it has made anew of that."""
     limit = time.monotonic() + 5
-    while left := list(folder.glob(f"{step}.orbax-checkpoint-tmp*")):
+    steps = "*" if folder_too else str(step)
+    while left := list(folder.glob(f"{steps}.orbax-checkpoint-tmp*")):
         for place in left:
             shutil.rmtree(place, ignore_errors=True)
         if time.monotonic() > limit:
