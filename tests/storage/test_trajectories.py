@@ -115,7 +115,7 @@ def test_a_killed_write_is_not_read(tmp_path):
     """A half-written chunk that a killed run left is ignored: its rows are drawn and kept."""
     read_with(tmp_path, Teacher(), [0])
     (folder,) = folders(tmp_path)
-    (folder / "chunk-00000").rename(folder / "chunk-00000.4321.partial")
+    (folder / "chunk-00000").rename(folder / "chunk-00000.4321abcd.partial")
     teacher = Teacher()
     assert_same_samples(read_with(tmp_path, teacher, [2]), [2])
     assert teacher.asked == [[0, 1, 2, 3]]
