@@ -4,6 +4,7 @@ with the setting to change. Metrics in, records and lines out."""
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -243,7 +244,7 @@ def _diverged(
             learning rate is not to blame.
     """
     skipped = f"{config.faults.skipped_in_a_row} updates in a row were skipped"
-    first = next((line for line in never if line.startswith("step 1: ")), None)
+    first = next((line for line in never if re.match("step 1: .* was skipped$", line)), None)
     if first is None:
         return DivergedError(
             f"{config.run}: {skipped} ({last}); the state is saved, without them: lower"
