@@ -92,6 +92,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     together = code in (0, PreemptedError.exit_code)  # all processes have come to the same end
     processes.end() if together else processes.abandon(code)
+    if arguments is None:  # nobody comes after
+        from kdjax.runtime.signals import end_in_time
+
+        sys.stdout.flush()
+        end_in_time(code)
     return code
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One run in several processes on this machine: one a GPU, or on CPU as many as --processes says (2).
 #   launch/local.sh [--processes N] CONFIG [--field VALUE ...]
-# The first that fails ends the others, and gives the exit code; SIGTERM and SIGINT are passed on to all of them.
+# The first that fails ends the others, and gives the exit code; SIGTERM and SIGINT are passed on to all of them, and
+# they end by themselves when this script is killed outright.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
@@ -46,10 +47,17 @@ pids=() stopping=false
 signal_all() { stopping=true; kill -s "$1" "${pids[@]}" 2>/dev/null || true; }
 trap "signal_all INT" INT
 trap "signal_all TERM" TERM HUP
+pipe="$(mktemp -u)"
+mkfifo "$pipe"
+exec {both}<>"$pipe"  # or the next two wait for one another
+exec {told}>"$pipe" {lives}<"$pipe"  # told is held here alone: lives ends with this script
+exec {both}>&-
+rm "$pipe"
+export KDJAX_PARENT="$lives"
 set -m  # a process group each: Ctrl-C reaches this script alone, which passes it on once
 for ((i = 0; i < processes; i++)); do
   command_of "$i"
-  "${command[@]}" </dev/null &
+  "${command[@]}" </dev/null {told}>&- &
   pids+=($!)
 done
 
@@ -63,7 +71,7 @@ while ((${#pids[@]} > 0)); do
     code=$status
     if ((${#pids[@]} > 0)); then
       $stopping || { echo "kdjax: a process ended with $code; the others are ended" >&2; signal_all TERM; }
-      { sleep "$grace" && kill -s KILL -- "${pids[@]/#/-}"; } 2>/dev/null &  # with their own children
+      { exec {told}>&-; sleep "$grace" && kill -s KILL -- "${pids[@]/#/-}"; } 2>/dev/null &  # with their own children
       killer=$!
     fi
   fi

@@ -232,6 +232,20 @@ def test_signals_reach_every_process(programs, tmp_path, name):
     assert run.returncode == 85
 
 
+def test_processes_are_told_when_the_script_is_killed(programs, tmp_path):
+    """Outright, so that it can tell none of them: each reads the end of a pipe."""
+    programs("kdjax", 'echo waits; read -r -u "$KDJAX_PARENT" || touch "$ENDED/${*: -1}"')
+    run = subprocess.Popen(
+        [ROOT / "launch" / "local.sh", "c.py"],
+        env=programs.environment | {"ENDED": str(tmp_path)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert [run.stdout.readline() for _ in range(2)] == ["waits\n", "waits\n"]
+    before = {path.name for path in tmp_path.iterdir()}
+    run.kill()
+    run.communicate(timeout=10)  # the processes hold its output, too
+    assert {path.name for path in tmp_path.iterdir()} - before == {"0", "1"}
+
+
 SLICE = [
     "--name", "run-1", "--image", "here.pkg.dev/x/kdjax:1", "--claim", "runs",
     "--accelerator", "tpu-v5-lite-podslice", "--topology", "4x4",

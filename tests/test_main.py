@@ -412,6 +412,14 @@ def test_other_errors_are_bugs(monkeypatch, capsys, error):
     assert "this is a bug of kdjax" in said
 
 
+def test_an_out_that_can_not_be_is_refused_first(tmp_path, capsys):
+    """Before the hours of an evaluation, not after them."""
+    file = tmp_path / "file"
+    file.write_text("")
+    said = fails(capsys, 74, "evaluate", "nowhere", "--out", file / "deep" / "r.json")
+    assert f"r.json: {file} is no folder that takes files" in said
+
+
 @pytest.mark.parametrize("place", ["", "    "], ids=["file", "get_config"])
 def test_an_exit_in_a_config_is_an_error(tmp_path, capsys, place):
     """It is no end of the command: a script that looks at the exit code would take it for done."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from kdjax.errors import ConfigError, StorageError
@@ -29,7 +30,13 @@ def option(rest: list[str], name: str) -> str | None:
 
 
 def new_file(out: str | None) -> Path | None:
-    """Where --out writes. Errors: StorageError where something is there already."""
-    if out is not None and Path(out).exists():
+    """Where --out writes, at the end of what may take hours. Errors: StorageError where something
+    is there already, or nothing can be made."""
+    if out is None:
+        return None
+    if Path(out).exists():
         raise StorageError(f"{out} exists; choose another --out, nothing was overwritten")
-    return None if out is None else Path(out)
+    place = next(parent for parent in Path(out).absolute().parents if os.path.lexists(parent))
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise StorageError(f"can't write {out}: {place} is no folder that takes files")
+    return Path(out)

@@ -28,5 +28,5 @@ def run(args: list[str]) -> None:
         raise ConfigError(f"unknown bench {what!r}; there are {', '.join(benches)}")
     out = option(rest, "--out")
     default, measure = benches[what]
-    sizes = override(default, rest, f"kdjax bench {what}")
-    show_figures(measure(sizes), sizes, new_file(out))
+    sizes, file = override(default, rest, f"kdjax bench {what}"), new_file(out)
+    show_figures(measure(sizes), sizes, file)

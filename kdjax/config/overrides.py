@@ -78,6 +78,8 @@ def override(config: T, arguments: list[str], program: str) -> T:
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             config = _parse(config, arguments, program)
+    except Stopped:
+        raise
     except SystemExit as error:
         raise ConfigError(_one_line(output.getvalue())) from error
     if isinstance(config, Config):

@@ -32,6 +32,8 @@ STOPS = (signal.SIGTERM, signal.SIGHUP)
 SECONDS_TO_OBEY = 2.0
 """After which a main thread that does not come back to Python (it compiles, or waits for a device)
 is not waited for."""
+SECONDS_TO_EXIT = 60.0
+"""What threads and libraries may take when a command has come to its end."""
 
 
 class _MainThread:
@@ -89,6 +91,19 @@ def stop_between_steps() -> Iterator[Asked]:
                 _MainThread.leaves.set()
     if told.is_set():
         raise PreemptedError("stopped after the last step; the same command goes on from there")
+
+
+def end_in_time(code: int) -> None:
+    """From here on the process ends by itself, or after SECONDS_TO_EXIT with this code: Python
+    waits for threads, and libraries (W&B) for their servers, for ever."""
+
+    def end() -> None:
+        say(f"something did not end within {SECONDS_TO_EXIT:g} s, and is left")
+        os._exit(code)
+
+    timer = threading.Timer(SECONDS_TO_EXIT, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _first(act: Callable[[], Any]) -> Handler:

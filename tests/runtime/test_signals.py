@@ -163,6 +163,21 @@ def test_another_thread_takes_no_signals():
     assert told == [False]
 
 
+def test_what_does_not_end_is_left():
+    """A thread that Python would wait for, and one more thing at its exit."""
+    code = """
+import atexit, threading, time
+from kdjax.runtime import signals
+signals.SECONDS_TO_EXIT = 0.2
+atexit.register(time.sleep, 60)
+threading.Thread(target=time.sleep, args=(60,)).start()
+signals.end_in_time(86)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert ended.returncode == 86
+    assert ended.stderr == "kdjax: something did not end within 0.2 s, and is left\n"
+
+
 PARENT = """
 import sys
 from pathlib import Path
