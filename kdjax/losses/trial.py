@@ -88,7 +88,8 @@ def try_reduction(reduction: Reduction) -> None:
         for name in Rollout._fields
         if not name.startswith("teacher_")
     }
-    fields["truncated_b"] = fields["not_scored_b"] = np.array([True, False])
+    for name in ("truncated_b", "not_scored_b", "signal_b"):
+        fields[name] = np.array([True, False])
     for name in ("prompt_length_b", "response_length_b", "staleness_b", "draws_b"):
         fields[name] = np.array([2, 3], np.int32)
     fields["tokens_bs"] = np.ones((rows, 5), np.int32)

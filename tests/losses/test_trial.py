@@ -161,6 +161,7 @@ def test_a_right_reduction_passes():
     """One of the user's own that reads the rollout."""
     try_reduction(lambda mask, rollout: token_mean(mask) * (1 - rollout.pass_rate_b)[:, None])
     try_reduction(lambda mask, rollout: mask)
+    try_reduction(lambda mask, rollout: token_mean(mask & rollout.signal_b[:, None]))
 
 
 def test_an_objective_that_branches_is_named():
