@@ -78,7 +78,7 @@ def _named_or_file(
 ) -> batches.Source | None:
     if name is not None:
         return batches.named_source(name, use, columns)
-    return None if file is None else batches.file_source(file, columns)
+    return None if file is None else batches.file_source(file, columns, use)
 
 
 def encode(
