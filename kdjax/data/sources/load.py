@@ -91,6 +91,11 @@ def load_name(text: str, columns: Sequence[str], use: str) -> Loaded:
         near = next((one for one in KNOWN if text.lower() in one.lower()), None)
         hint = f"; did you mean {near}?" if near else ""
         raise ConfigError(f"{text!r} is no dataset's name; it is written {GRAMMAR}{hint}")
+    if name["revision"] and name["path"]:
+        raise ConfigError(
+            f"{text}: a revision is of the hub, and {name['path']} is read as it is; leave out"
+            f" @{name['revision']}"
+        )
     dataset = name["dataset"]
     mapping = _mapping(dataset, columns)
     split = name["split"] or getattr(mapping, use)

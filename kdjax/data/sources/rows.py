@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from kdjax.data.sources.files import BATCH_ROWS, KINDS, Row, Rows, chain, holders, read_file
 from kdjax.data.sources.guard import check_saved
-from kdjax.errors import DataError
+from kdjax.errors import DataError, StorageError
 from kdjax.runtime.files import one_line
 
 
@@ -27,10 +28,15 @@ def read_local(path: Path, split: str | None = None) -> Rows:
     raise DataError(f"{path}: give an existing {_kinds()} file, or a folder of them")
 
 
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT)
+"""What the system says of a cache folder that can't be made or written."""
+
+
 def read_hub(dataset: str, config: str | None, split: str, revision: str | None) -> Rows:
     """The rows of a split of a dataset of the hub, or of the library's cache of it.
 
-    Errors: DataError saying what was looked for, why it can't be had, and the way without a hub.
+    Errors: DataError saying what was looked for, why it can't be had, and the way without a hub;
+    StorageError for a cache that can't be written.
     """
     import datasets
 
@@ -38,6 +44,11 @@ def read_hub(dataset: str, config: str | None, split: str, revision: str | None)
     try:
         return _of_dataset(datasets.load_dataset(dataset, config, split=split, revision=revision))
     except Exception as error:  # the library raises many kinds: network, rights, names, formats
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise StorageError(
+                f"{dataset}: the cache {datasets.config.HF_DATASETS_CACHE} can't be written"
+                f" ({one_line(error)}); set HF_HOME to a folder that can be written"
+            ) from error
         raise DataError(
             f"{dataset}: looked on the hub for split {split} at revision {revision or 'main'}:"
             f" {_reason(error)}; or download it elsewhere and give its file or folder:"
