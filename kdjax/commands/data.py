@@ -26,6 +26,6 @@ def run(args: list[str]) -> None:
         wording = Wording(asked.prompt_template, asked.system_prompt, asked.thinking)
         student = load_tokenizer(models.find(asked.student), wording)
     found = check(target, asked.columns, asked.against, student)
-    show(found)
     if file is not None:
-        files.write_json(file, to_json(found))
+        files.write_json(file, to_json(found))  # first: who reads the table may stop reading
+    show(found)

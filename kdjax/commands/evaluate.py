@@ -48,14 +48,13 @@ def run(args: list[str]) -> None:
     from kdjax.storage import run_folder
     from kdjax.train.evaluation import evaluate_params, write_results
     from kdjax.train.parts.build import build
-    from kdjax.train.parts.problems import test_source
     from kdjax.train.parts.startup import evaluation_context
 
     parts = build(dataclasses.replace(config, prefix="student", trajectories=None, lora=Lora()))
     for line in evaluation_context(parts):
         announce(line)
     settings = parts.config.evaluation
-    problems = test_source(parts.config.data, settings).size
+    problems = parts.problems.test.size
     announce(
         f"{target}: evaluating on {problems} problems, {settings.samples} samples each, of up to"
         f" {settings.max_new_tokens} tokens"

@@ -65,6 +65,8 @@ class Data:
 
     columns: which columns of the file are what, each "field=column"; they count for
     curriculum's held-out problems too.
+    overlong_prompts: where a prompt, of training, gate or test, has more than max_prompt_tokens, a
+    run is refused at its start, or such problems are left out and counted.
     prompt_template, system_prompt and thinking (Qwen3's switch in the chat template) are how every
     prompt is put, in training, gate and evaluation, to student and teacher; {prompt} stands for the
     problem, and other braces are text.
@@ -77,6 +79,7 @@ class Data:
     file: str | None = None
     columns: tuple[str, ...] = ()
     max_prompt_tokens: int = 28
+    overlong_prompts: Literal["refuse", "leave_out"] = "refuse"
     prompt_template: str = "{prompt}"
     system_prompt: str | None = None
     thinking: bool = False

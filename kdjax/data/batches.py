@@ -47,13 +47,14 @@ def task_source(task: str, split: str, size: int, terms: Sequence[int]) -> Sourc
     )
 
 
-def file_source(path: str | Path, columns: Sequence[str] = ()) -> Source:
+def file_source(path: str | Path, columns: Sequence[str] = (), use: str = "train") -> Source:
     """Problems of a local file or folder (JSONL, CSV, Parquet, Arrow): columns prompt and answer;
-    if it has them, solution and tag. `columns` ("field=column") gives other names.
+    if it has them, solution and tag. `columns` ("field=column") gives other names. Of a folder of
+    several splits, that of this use: "train" or "test".
 
     Errors: DataError when it is missing, unreadable, or nothing in it can be used.
     """
-    return _source(load_path(path, columns))
+    return _source(load_path(path, columns, use))
 
 
 def named_source(name: str, use: str, columns: Sequence[str] = ()) -> Source:

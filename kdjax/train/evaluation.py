@@ -66,7 +66,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     KLs and entropy follow the config's stop policy, as the loss's do."""
     config, settings, programs = parts.config, parts.config.evaluation, parts.programs
     params, tokenizer = _placed(parts, params), parts.tokenizer
-    source = test_source(config.data, settings)
+    source = parts.problems.test
     responses = source.size * settings.samples
     multiple = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
     chunk, batch = sizes(responses, config.rollouts.rows, settings.batch_size, multiple)
@@ -187,7 +187,7 @@ def progress_of(parts: Parts, params: Params, step: int) -> dict[str, Any]:
     with GRADERS[settings.grader]() as grader:
         return progress(
             _evaluation_draw(parts, _placed(parts, parts.student.whole(params))),
-            test_source(config.data, settings),
+            parts.problems.test,
             parts.tokenizer,
             run_key(config.seed, PROGRESS, step),
             samples=settings.samples_during_training,

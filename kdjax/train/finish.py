@@ -18,15 +18,13 @@ from kdjax.storage.retention import best_step
 from kdjax.train.cost import open_account, spent
 from kdjax.train.evaluation import evaluate_params, evaluation_key
 from kdjax.train.parts.build import Parts
-from kdjax.train.parts.problems import test_source
 
 
 def finish(parts: Parts, state: TrainState, seconds: float, folder: Path) -> EvalReport:
     """Evaluate the trained student and write the run's results."""
     name, metrics = run_folder.run_name(folder), run_folder.read_metrics(folder)
     flops = spent(open_account(parts), metrics)
-    source = test_source(parts.config.data, parts.config.evaluation)
-    announce(f"{name}: evaluating on {source.size} test problems")
+    announce(f"{name}: evaluating on {parts.problems.test.size} test problems")
     result, records = evaluate_params(parts, parts.student.whole(state.params))
     result = result._replace(
         training_flops=sum(flops.values()), flops_by_part=flops, training_seconds=seconds

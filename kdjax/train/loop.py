@@ -41,7 +41,7 @@ from kdjax.train.feed import (
 from kdjax.train.finish import finish
 from kdjax.train.parts import startup
 from kdjax.train.parts.build import Parts, build
-from kdjax.train.parts.problems import MEASURE, encode, heldout_source, run_key
+from kdjax.train.parts.problems import MEASURE, encode, run_key
 from kdjax.train.records import check_gap, open_notes, record_of
 from kdjax.train.resume import about_step, check_resumable, start
 
@@ -235,7 +235,8 @@ def _measure_entropy(parts: Parts, state: TrainState, number: int) -> float:
     config = parts.config
     if number not in parts.table.measured:
         return float("nan")
-    length, source = length_of(parts, state), heldout_source(config.data, config.curriculum)
+    length, source = length_of(parts, state), parts.problems.heldout
+    assert source is not None, "a gate that measures has problems"
     reads, key = parts.sampler_params(state.params), run_key(config.seed, MEASURE, number)
     most = config.data.max_prompt_tokens
 

@@ -308,7 +308,7 @@ def directory(path):
         ("empty.jsonl", "", "the dataset is empty"),
         ("empty.csv", "", "the dataset is empty"),
         ("empty.parquet", "", "the dataset is empty"),
-        ("header.csv", "prompt,answer\n", "no data"),
+        ("header.csv", "prompt,answer\n", "the dataset is empty"),
         (
             "columns.jsonl",
             '{"question": "1", "answer": "1"}\n',

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdjax.__main__ import main
+from kdjax.data.sources import show
 from kdjax.data.sources.check import WORDS, Contamination, check, contamination, word_runs
 from kdjax.data.sources.load import load_path
+from kdjax.data.sources.show import table_rows
 
 LONG = "If a train leaves at noon and goes 60 miles an hour, when is it 90 miles away?"
 
@@ -38,8 +40,8 @@ def test_contamination_by_hand(tmp_path):
     bench = prompts(tmp_path / "bench.jsonl", LONG, "What is 1+1?")
     other = prompts(tmp_path / "other.jsonl", "Nothing of it.")
     assert contamination(dataset, [("bench", bench), ("other", other)]) == (
-        Contamination("bench", 2, 1, tuple(f"train.jsonl/{n}" for n in (0, 4, 1))),
-        Contamination("other", 0, 0, ()),
+        Contamination("bench", 2, 1, ("train.jsonl/0", "train.jsonl/4"), ("train.jsonl/1",)),
+        Contamination("other", 0, 0, (), ()),
     )
 
 
@@ -103,6 +105,27 @@ def test_the_command(files, tmp_path, capsys, tokenizer_folder):
     assert (against["exact"], against["overlap"]) == (1, 1)
     assert written["prompt_tokens"]["longest"] >= written["prompt_tokens"]["median"] > 20
     assert len(written["examples"]) == written["problems"] == 3
+
+
+def test_an_example_is_of_what_its_row_counts(tmp_path):
+    """A row that counts none names none, and the other names its own."""
+    dataset, bench = write(tmp_path / "a.jsonl", [{"prompt": "So: " + LONG, "answer": 1}]), LONG
+    named = write(tmp_path / "b.jsonl", [{"problem": bench, "answer": 1}])
+    rows = table_rows(check(dataset, (), [f"HuggingFaceH4/MATH-500={named}"], None))
+    assert [count for text, count in rows if text.endswith("exact")] == [0]
+    assert [count for text, count in rows if text.endswith("overlap, such as a.jsonl/0")] == [1]
+
+
+def test_the_file_is_written_before_the_table(tmp_path, monkeypatch):
+    """Whoever reads the table may stop reading: the program ends there, and the file is whole."""
+    path = write(tmp_path / "a.jsonl", [{"prompt": "1+1=", "answer": 2}])
+
+    def closed(report):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(show, "show", closed)
+    main(["data", "check", path, "--out", str(tmp_path / "check.json")])
+    assert json.loads((tmp_path / "check.json").read_text())["problems"] == 1
 
 
 def test_prompts_are_counted_in_tokens(tmp_path, tokenizer):

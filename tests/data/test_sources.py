@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 
 import datasets
@@ -19,7 +20,7 @@ from kdjax.data.batches import file_source, named_source
 from kdjax.data.sources.known import KNOWN
 from kdjax.data.sources.load import _load, is_path, load, load_name, load_path
 from kdjax.data.sources.survey import Counts
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import ConfigError, DataError, StorageError
 from kdjax.train.parts import problems as parts_problems
 
 BEFORE = (
@@ -407,6 +408,7 @@ def test_a_benchmark_without_answers(tmp_path):
         ("org/other", ("question=a",), "train", 'each is written "field=column" once, with the'),
         ("org/other", ("prompt=",), "train", "got 'prompt='"),
         ("org/other", ("prompt=a", "prompt=b"), "train", "got 'prompt=b'"),
+        ("openai/gsm8k@v2=a.jsonl", (), "train", "a.jsonl is read as it is; leave out @v2"),
         ("gsm8k", (), "train", "'gsm8k' is no dataset's name; it is written ORG/DATASET[@REV"),
     ],
 )
@@ -466,6 +468,21 @@ def test_what_the_hub_refuses(monkeypatch, error, says):
     """Its reason, on the same line."""
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: (_ for _ in ()).throw(error))
     assert says in refusal(DataError, f"openai/gsm8k@{says[:2]}", (), "test")
+
+
+def test_a_cache_that_cannot_be_written_is_named(monkeypatch):
+    """It is no fault of the data: 74, with the setting that moves it."""
+    error = PermissionError(errno.EACCES, "Permission denied", "/somewhere")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: (_ for _ in ()).throw(error))
+    message = refusal(StorageError, "openai/gsm8k", (), "test")
+    assert "set HF_HOME to a folder that can be written" in message
+
+
+def test_a_local_file_needs_no_cache(monkeypatch, tmp_path):
+    """What is read from a file is read by the library never."""
+    monkeypatch.setattr(datasets, "load_dataset", None)
+    path = parquet(tmp_path / "a.parquet", [{"prompt": "q", "answer": "1"}])
+    assert file_source(path).size == 1
 
 
 def test_a_path_or_a_name(tmp_path, monkeypatch):

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import re
+from decimal import Decimal
 from typing import Any
 
 from kdjax.grading.answers import extract_answer
 from kdjax.grading.equivalence import is_equivalent
 
+LONGEST_NUMBER = 10_000
+"""Digits of a number that is written out; 1e999999999 is no number that a problem has."""
+
 
 def text(value: Any) -> str | None:
-    """Text and numbers as text, integral floats without their point; None for anything else, for a
-    number that is not finite, and for blank text.
+    """Text and numbers as text: numbers exactly, whole ones without their point. None for anything
+    else, for a number that is not finite, and for blank text.
 
-    >>> text(27.0), text(" x "), text(0.5), text(""), text(float("nan")), text(True)
-    ('27', 'x', '0.5', None, None, None)
+    >>> text(27.0), text(" x "), text(Decimal("0.50")), text(""), text(float("nan")), text(True)
+    ('27', 'x', '0.50', None, None, None)
     """
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    if isinstance(value, str):
+        return value.strip() or None
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return None
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return None
-        value = int(value) if value.is_integer() else value
-    return str(value).strip() or None
+    number = Decimal(str(value)) if isinstance(value, float) else Decimal(value)
+    if not number.is_finite() or abs(number.adjusted()) > LONGEST_NUMBER:
+        return None
+    whole = number.to_integral_value()
+    return format(whole if whole == number else number, "f")
 
 
 def verbatim(value: Any) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from kdjax.data.sources.load import Loaded, load
@@ -24,12 +24,13 @@ RULE = (
 
 class Contamination(NamedTuple):
     """The problems of a dataset that are in a benchmark too: how many by each test of RULE, and the
-    ids of the first few."""
+    ids of the first few of each."""
 
     benchmark: str
     exact: int
     overlap: int
-    first: tuple[str, ...]
+    first_exact: tuple[str, ...]
+    first_overlap: tuple[str, ...]
 
 
 class Tokens(NamedTuple):
@@ -106,9 +107,13 @@ def contamination(
             elif not runs.isdisjoint(theirs):
                 overlap.append(problem.id)
     return tuple(
-        Contamination(name, len(exact), len(overlap), tuple((exact + overlap)[:EXAMPLES]))
+        Contamination(name, len(exact), len(overlap), *_first(exact, overlap))
         for (name, _, _), (exact, overlap) in zip(known, found, strict=True)
     )
+
+
+def _first(*ids: list[str]) -> Iterator[tuple[str, ...]]:
+    return (tuple(some[:EXAMPLES]) for some in ids)
 
 
 def word_runs(prompt: str) -> list[int]:

@@ -8,13 +8,14 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kdjax.base import Problem
 from kdjax.data.sources import rows as reading
+from kdjax.data.sources.files import KINDS, Rows
 from kdjax.data.sources.known import KNOWN
 from kdjax.data.sources.mapping import Mapping, mapping_of, needed
-from kdjax.data.sources.survey import Counts, in_words, read_row, survey
+from kdjax.data.sources.survey import Counts, in_words, survey
 from kdjax.errors import ConfigError, DataError
 
 NAME = re.compile(
@@ -28,7 +29,7 @@ Cut = tuple[int | None, int | None]
 
 
 class Loaded(NamedTuple):
-    """The problems of a dataset: problem(index), index < size, each read when it is asked for.
+    """The problems of a dataset, held in memory as text: problem(index), index < size.
 
     identity is equal for equal problems in equal order; about is a text on what was left out, note
     on what a user should know.
@@ -49,7 +50,7 @@ def load(text: str, columns: Sequence[str], use: str) -> Loaded:
     Errors: as `load_name`.
     """
     if is_path(text):
-        return load_path(text, columns)
+        return load_path(text, columns, use)
     name = NAME.fullmatch(text)
     known = KNOWN.get(name["dataset"]) if name else None
     if known is not None and getattr(known, use) is None:
@@ -65,14 +66,17 @@ def is_path(text: str) -> bool:
     """
     if "=" in text and NAME.fullmatch(text):
         return False
-    known_kind = Path(text).suffix in reading.READERS
+    known_kind = Path(text).suffix in KINDS
     return known_kind or Path(text).exists() or not NAME.fullmatch(text)
 
 
-def load_path(path: str | Path, columns: Sequence[str] = ()) -> Loaded:
-    """The problems of a file or folder with named columns (see `mapping_of`)."""
+def load_path(path: str | Path, columns: Sequence[str] = (), use: str = "train") -> Loaded:
+    """The problems of a file or folder with named columns (see `mapping_of`); of a folder of
+    several splits, that of this use ("train" or "test")."""
     mapping, path = mapping_of(columns), Path(path)
-    return _load(mapping, path.name, path, _stamp(path), None, (None, None), None)
+    split = reading.split_for(path, use)
+    title = f"{path.name}:{split}" if split else path.name
+    return _load(mapping, title, path, _stamp(path), split, (None, None), None)
 
 
 def load_name(text: str, columns: Sequence[str], use: str) -> Loaded:
@@ -87,6 +91,11 @@ def load_name(text: str, columns: Sequence[str], use: str) -> Loaded:
         near = next((one for one in KNOWN if text.lower() in one.lower()), None)
         hint = f"; did you mean {near}?" if near else ""
         raise ConfigError(f"{text!r} is no dataset's name; it is written {GRAMMAR}{hint}")
+    if name["revision"] and name["path"]:
+        raise ConfigError(
+            f"{text}: a revision is of the hub, and {name['path']} is read as it is; leave out"
+            f" @{name['revision']}"
+        )
     dataset = name["dataset"]
     mapping = _mapping(dataset, columns)
     split = name["split"] or getattr(mapping, use)
@@ -104,15 +113,18 @@ def load_name(text: str, columns: Sequence[str], use: str) -> Loaded:
     return _load(mapping, f"{dataset}:{split}", path, stamp, split, (first, last), revision)
 
 
-def read_problems(mapping: Mapping, title: str, rows: Any, cut: Cut = (None, None)) -> Loaded:
-    """The problems of the rows of a `datasets.Dataset`, counted; of those that are used,
-    [first:last].
+def read_problems(mapping: Mapping, title: str, rows: Rows, cut: Cut = (None, None)) -> Loaded:
+    """The problems of these rows, counted; of those that are used, [first:last].
 
     Errors: DataError for a missing column, for a row that contradicts itself (it is named), and
     where no problem is left.
     """
-    rows = reading.columns_only(rows, needed(mapping, reading.column_names(rows), title))
-    found = survey(mapping, title, rows)
+    if not rows.columns:
+        raise DataError(f"{title}: the dataset is empty; it needs at least one row")
+    names = needed(mapping, rows.columns, title)
+    found = survey(mapping, title, rows.each(names))
+    if not found.counts.rows:
+        raise DataError(f"{title}: the dataset is empty; it needs at least one row")
     if not found.kept:
         raise DataError(f"{title}: no row can be used: {in_words(found.counts)}")
     places = slice(*cut)
@@ -120,17 +132,9 @@ def read_problems(mapping: Mapping, title: str, rows: Any, cut: Cut = (None, Non
     asked = f"[{'' if cut[0] is None else cut[0]}:{'' if cut[1] is None else cut[1]}]"
     if not kept:
         raise DataError(f"{title}{asked}: that is none of its {found.counts.used} problems")
-
-    @functools.lru_cache(maxsize=4096)
-    def problem(index: int) -> Problem:
-        row = kept[index]
-        read = read_row(mapping, title, row, rows[row])
-        assert isinstance(read, Problem), f"{title}/{row} could be used before"
-        return read
-
     return Loaded(
         size=len(kept),
-        problem=problem,
+        problem=kept.__getitem__,
         counts=found.counts,
         identity="rows:" + hashlib.sha256(b"".join(found.digests[places])).hexdigest()[:16],
         about=f"{title}: {in_words(found.counts)}" + ("" if places == slice(None) else asked),
@@ -168,14 +172,14 @@ def _load(
     except DataError as error:
         if path is None:
             raise
-        said = str(error).removeprefix(f"{title}: ") if title == path.name else str(error)
-        raise DataError(f"{path}: {said}") from error
+        said = str(error).removeprefix(f"{title}: ")
+        raise DataError(said if said.startswith(str(path)) else f"{path}: {said}") from error
     if path is None:
         loaded = loaded._replace(about=f"{loaded.about}, revision {revision or 'main'}")
     expected = dict(mapping.rows).get(split or "")
-    if expected in (None, len(rows)):
+    if expected in (None, loaded.counts.rows):
         return loaded
-    surprise = f"{len(rows)} rows, where {expected} were expected"
+    surprise = f"{loaded.counts.rows} rows, where {expected} were expected"
     return loaded._replace(note="; ".join(part for part in (surprise, loaded.note) if part))
 
 
@@ -194,6 +198,7 @@ def _mapping(dataset: str, columns: Sequence[str]) -> Mapping:
 
 
 def _stamp(path: Path) -> tuple:
-    """A value that changes when the files do."""
+    """A value that changes when the files do: also where times are set back, which ctime tells."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    return tuple((str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.exists())
+    states = ((str(f), f.stat()) for f in files if f.exists())
+    return tuple((f, s.st_ino, s.st_ctime_ns, s.st_mtime_ns, s.st_size) for f, s in states)

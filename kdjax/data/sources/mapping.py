@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from kdjax.data.sources import cells
+from kdjax.data.sources.files import Row
 from kdjax.errors import ConfigError, DataError
-
-Row = dict[str, Any]
 
 
 class Column(NamedTuple):
@@ -101,12 +100,21 @@ def mapping_of(columns: Sequence[str]) -> Mapping:
     )
 
 
+MOST_COLUMNS = 10_000
+"""A table of more, fields of structs counted, is no table of problems."""
+
+SHOWN_COLUMNS = 20
+
+
 def needed(mapping: Mapping, there: Iterable[str], name: str) -> list[str]:
     """The columns to read of those that are `there` (structs' fields by dotted names).
 
-    Errors: DataError naming a column that is missing and the one most like it.
+    Errors: DataError naming a column that is missing and the one most like it, and for more than
+    MOST_COLUMNS.
     """
     there = list(there)
+    if len(there) > MOST_COLUMNS:
+        raise DataError(f"{name}: {len(there)} columns, and at most {MOST_COLUMNS} are read")
     for column in mapping.columns:
         missing = [one for one in column.names if one not in there]
         of_it = column.optional if column in (mapping.prompt, mapping.answer) else ()
@@ -122,15 +130,16 @@ def _nearest(name: str, there: list[str]) -> str:
     lower = {one.lower(): one for one in there}
     near = difflib.get_close_matches(name.lower(), lower, n=1)
     hint = f"did you mean {lower[near[0]]}? " if near else ""
-    return f"; {hint}it has {', '.join(there)} (say which by columns: prompt=... answer=...)"
+    more = f" and {len(there) - SHOWN_COLUMNS} more" if len(there) > SHOWN_COLUMNS else ""
+    shown = ", ".join(there[:SHOWN_COLUMNS]) + more
+    return f"; {hint}it has {shown} (say which by columns: prompt=... answer=...)"
 
 
 def _cell(row: Row, name: str) -> Any:
-    if name in row:
-        return row[name]
+    """A cell; bytes, which some writers make of text, as the text."""
     value: Any = row
-    for part in name.split("."):
+    for part in [name] if name in row else name.split("."):
         if not isinstance(value, dict):
             return None
         value = value.get(part)
-    return value
+    return value.decode() if isinstance(value, bytes) else value

@@ -2,69 +2,53 @@
 
 from __future__ import annotations
 
-import glob
+import errno
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdjax.data.sources.guard import check_file, check_saved
-from kdjax.errors import DataError
+from kdjax.data.sources.files import BATCH_ROWS, KINDS, Row, Rows, chain, holders, read_file
+from kdjax.data.sources.guard import check_saved
+from kdjax.errors import DataError, StorageError
 from kdjax.runtime.files import one_line
 
-READERS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
-BATCH_ROWS = 1000
-KINDS = ".jsonl, .json, .csv, .parquet or .arrow"
 
+def read_local(path: Path, split: str | None = None) -> Rows:
+    """The rows of a file or a folder: a folder of `save_to_disk`, or one of files, of which those
+    of the split (`split_files`).
 
-def read_local(path: Path, split: str | None = None):
-    """The rows of a file or a folder: a folder of `save_to_disk`, or one of files, of which only
-    those of the split are read where their names contain splits.
-
-    Errors: DataError when it is missing, unreadable or empty.
+    Errors: DataError when it is missing or unreadable.
     """
-    import datasets
-
-    datasets.disable_progress_bars()
     if path.is_dir():
-        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            return _not_empty(path, _saved(path, split))
-        files = _files(path, split)
-    elif path.is_file() and path.suffix in READERS:
-        files = [path]
-    else:
-        raise DataError(f"{path}: give an existing {KINDS} file, or a folder of them")
-    if all(file.stat().st_size == 0 for file in files):
-        raise DataError(f"{path}: the dataset is empty; it needs at least one row")
-    reader = READERS[files[0].suffix]
-    for file in files:
-        check_file(file)
-    names = [glob.escape(str(file)) for file in files]  # the library reads them as patterns
-    try:
-        rows = datasets.load_dataset(reader, data_files=names, split="train")
-    except Exception as error:  # the library raises many kinds; all mean an unreadable file
-        reason = one_line(error.__cause__ or error)
-        raise DataError(f"{path}: can't read it as {reader} ({reason})") from error
-    return _not_empty(path, rows)
+        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+        return _saved(path, split) if saved else chain(list(map(read_file, _files(path, split))))
+    if path.is_file() and path.suffix in KINDS:
+        return read_file(path)
+    raise DataError(f"{path}: give an existing {_kinds()} file, or a folder of them")
 
 
-def read_hub(dataset: str, config: str | None, split: str, revision: str | None):
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT)
+"""What the system says of a cache folder that can't be made or written."""
+
+
+def read_hub(dataset: str, config: str | None, split: str, revision: str | None) -> Rows:
     """The rows of a split of a dataset of the hub, or of the library's cache of it.
 
-    Errors: DataError saying what was looked for, why it can't be had, and the way without a hub.
+    Errors: DataError saying what was looked for, why it can't be had, and the way without a hub;
+    StorageError for a cache that can't be written.
     """
     import datasets
 
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(dataset, config, split=split, revision=revision)
+        return _of_dataset(datasets.load_dataset(dataset, config, split=split, revision=revision))
     except Exception as error:  # the library raises many kinds: network, rights, names, formats
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise StorageError(
+                f"{dataset}: the cache {datasets.config.HF_DATASETS_CACHE} can't be written"
+                f" ({one_line(error)}); set HF_HOME to a folder that can be written"
+            ) from error
         raise DataError(
             f"{dataset}: looked on the hub for split {split} at revision {revision or 'main'}:"
             f" {_reason(error)}; or download it elsewhere and give its file or folder:"
@@ -72,86 +56,121 @@ def read_hub(dataset: str, config: str | None, split: str, revision: str | None)
         ) from error
 
 
-def column_names(rows) -> list[str]:
-    """The names of columns, and of the fields of structs, dotted."""
+def _of_dataset(rows: Any) -> Rows:
+    """The rows of a `datasets.Dataset`, read in batches."""
 
-    def names(features: Mapping[str, Any], prefix: str) -> Iterator[str]:
-        for name, kind in features.items():
-            yield prefix + name
-            if isinstance(kind, dict):
-                yield from names(kind, f"{prefix}{name}.")
+    def each(names: Iterable[str]) -> Iterator[Row]:
+        wanted = holders(names, rows.column_names)
+        for name in wanted:
+            if _opens_files(rows.features[name]):
+                raise DataError(f"column {name} holds {rows.features[name]}; a text is needed")
+        held = rows.select_columns(sorted(wanted))
+        for first in range(0, len(held), BATCH_ROWS):
+            batch = held[first : first + BATCH_ROWS]
+            for values in zip(*batch.values(), strict=True):
+                yield dict(zip(batch, values, strict=True))
 
-    return list(names(rows.features, ""))
+    return Rows(tuple(_column_names(rows.features)), each)
 
 
-def columns_only(rows, names: Sequence[str]):
-    """The rows with these columns alone; of a dotted name, the struct that holds it.
-
-    Errors: DataError for a column of images or the like, which the library would open from any path
-    or address that a row names.
-    """
-    whole = rows.column_names
-    wanted = sorted({name if name in whole else name.split(".")[0] for name in names})
-    for name in wanted:
-        if _opens_files(rows.features[name]):
-            raise DataError(f"column {name} holds {rows.features[name]}; a text is needed")
-    return rows.select_columns(wanted)
+def _column_names(features: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, kind in features.items():
+        yield prefix + name
+        if isinstance(kind, dict):
+            yield from _column_names(kind, f"{prefix}{name}.")
 
 
 def _opens_files(kind: Any) -> bool:
+    """Whether a column is of images or the like, which the library would open from any path or
+    address that a row names."""
     inner = kind.values() if isinstance(kind, dict) else kind if isinstance(kind, list) else ()
     beneath = [*inner, *([kind.feature] if hasattr(kind, "feature") else [])]
     own = hasattr(kind, "decode") and type(kind).__name__ != "Json"
     return own or any(map(_opens_files, beneath))
 
 
-def every_row(rows) -> Iterator[dict[str, Any]]:
-    """Rows in their order, read in batches."""
-    for first in range(0, len(rows), BATCH_ROWS):
-        batch = rows[first : first + BATCH_ROWS]
-        names = list(batch)
-        for values in zip(*batch.values(), strict=True):
-            yield dict(zip(names, values, strict=True))
-
-
-def _saved(path: Path, split: str | None):
+def _saved(path: Path, split: str | None) -> Rows:
     import datasets
 
     check_saved(path)
     try:
         found = datasets.load_from_disk(str(path))
+        if isinstance(found, datasets.DatasetDict):
+            if split not in found:
+                raise DataError(f"{path}: no split {split}; it has {', '.join(found)}")
+            found = found[split]
+        found.data.validate(full=True)  # offsets that point elsewhere would be followed
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"{path}: can't read it ({one_line(error)})") from error
-    if not isinstance(found, datasets.DatasetDict):
-        return found
-    if split not in found:
-        raise DataError(f"{path}: no split {split}; it has {', '.join(found)}")
-    return found[split]
+    return _of_dataset(found)
 
 
-def _files(path: Path, split: str | None) -> list[Path]:
-    """The files of a split in a folder, all of one kind."""
-    found = sorted(p for p in path.rglob("*") if p.suffix in READERS and p.is_file())
-    named = {p: re.findall(r"train|validation|test", p.name) for p in found}
-    if split is not None and any(named.values()):
-        found = [p for p in found if re.match(rf"{re.escape(split)}(?![a-z])", p.name)]
+def split_for(path: Path, use: str) -> str | None:
+    """The split of a path for a use ("train" or "test"): that of the use where it is a folder of
+    several, by its own table or by the names of its files; else none, as all of it is read."""
+    if (path / "dataset_dict.json").is_file():
+        return use
+    several = path.is_dir() and len({_said(parts) for parts in _listed(path).values()} - {None}) > 1
+    return use if several else None
+
+
+def _files(folder: Path, split: str | None) -> list[Path]:
+    """The files in a folder, all of one kind; where names say splits, those of this one."""
+    found = _listed(folder)
+    has = sorted({said for said in map(_said, found.values()) if said})
+    if split is not None and has:
+        found = {path: parts for path, parts in found.items() if _is_of(split, parts)}
     if not found:
-        of = f" of split {split}" if split else ""
-        raise DataError(f"{path}: the folder holds no {KINDS} file{of}; give one that does")
-    kinds = sorted({p.suffix for p in found})
+        of = f" of split {split}; it has {', '.join(has)}" if has else "; give one that does"
+        raise DataError(f"{folder}: the folder holds no {_kinds()} file{of}")
+    kinds = sorted({path.suffix for path in found})
     if len(kinds) > 1:
-        raise DataError(f"{path}: holds {' and '.join(kinds)} files; give one file of them")
-    return found
+        raise DataError(f"{folder}: holds {' and '.join(kinds)} files; give one file of them")
+    return list(found)
 
 
-def _not_empty(path: Path, rows):
-    if len(rows) == 0:
-        raise DataError(f"{path}: the dataset is empty; it needs at least one row")
-    try:
-        rows.data.validate(full=True)  # offsets that point elsewhere would be followed
-    except Exception as error:
-        raise DataError(f"{path}: its values are damaged ({one_line(error)})") from error
-    return rows
+def _listed(folder: Path) -> dict[Path, tuple[str, ...]]:
+    """The data files in a folder with the names on the way to each; what begins with a dot is an
+    editor's or a system's, and no data."""
+    ways = {path: path.relative_to(folder).parts for path in sorted(folder.rglob("*"))}
+    return {
+        path: way
+        for path, way in ways.items()
+        if path.suffix in KINDS and not any(n.startswith(".") for n in way) and path.is_file()
+    }
+
+
+SPLIT = re.compile(
+    r"(?<![a-z])(?:(?P<train>train)(?:ing|set)?|(?P<test>test)(?:ing|set)?"
+    r"|(?P<validation>validation|valid|val|dev)(?:set)?)(?![a-z])"
+)
+
+
+def _said(way: tuple[str, ...]) -> str | None:
+    """The split that a file's name says, or else a folder's.
+
+    >>> _said(("test", "gsm8kTrain.jsonl")), _said(("dev", "0.csv")), _said(("latest.csv",))
+    ('train', 'validation', None)
+    """
+    words = (re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower() for name in reversed(way))
+    found = next(filter(None, map(SPLIT.search, words)), None)
+    return found.lastgroup if found else None
+
+
+def _is_of(split: str, way: tuple[str, ...]) -> bool:
+    """Whether a file is of a split, which may have any name."""
+    known = _said((split,))
+    if known is not None:
+        return _said(way) == known
+    word = rf"(?<![a-z]){re.escape(split.lower())}(?![a-z])"
+    return any(re.search(word, name.lower()) for name in way)
+
+
+def _kinds() -> str:
+    *most, last = KINDS
+    return f"{', '.join(most)} or {last}"
 
 
 def _reason(error: Exception) -> str:

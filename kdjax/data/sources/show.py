@@ -59,9 +59,10 @@ def table_rows(report: Report) -> list[tuple[str, int]]:
     counts = report.dataset.counts
     rows = [(MEANING[name], getattr(counts, name)) for name in Counts._fields]
     for one in report.against:
-        of = f", such as {one.first[0]}" if one.first else ""
-        rows.append((f"in {one.benchmark} too, exact{of}", one.exact))
-        rows.append((f"in {one.benchmark} too, overlap", one.overlap))
+        for test in ("exact", "overlap"):
+            first = getattr(one, f"first_{test}")
+            of = f", such as {first[0]}" if first else ""
+            rows.append((f"in {one.benchmark} too, {test}{of}", getattr(one, test)))
     return [*rows, ("problems that are used", report.dataset.size)]
 
 

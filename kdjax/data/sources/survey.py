@@ -7,11 +7,12 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from kdjax.base import Problem
-from kdjax.data.sources.mapping import Column, Mapping, Row
-from kdjax.data.sources.rows import every_row
+from kdjax.data.sources.files import Row
+from kdjax.data.sources.mapping import Column, Mapping
 from kdjax.errors import DataError
 from kdjax.grading.answers import extract_answer
 from kdjax.grading.equivalence import is_equivalent
@@ -73,22 +74,23 @@ def in_words(counts: Counts) -> str:
 
 
 class Survey(NamedTuple):
-    """The numbers of the rows that are used, a digest of each, and the counts of all rows."""
+    """The problems of the rows that are used, a digest of each, and the counts of all rows."""
 
-    kept: list[int]
+    kept: list[Problem]
     digests: list[bytes]
     counts: Counts
 
 
-def survey(mapping: Mapping, title: str, rows: Any) -> Survey:
-    """The survey of a `datasets.Dataset`, every row read once. Errors: DataError naming a row that
-    contradicts itself."""
-    found: Counter[str] = Counter(rows=len(rows))
+def survey(mapping: Mapping, title: str, rows: Iterable[Row]) -> Survey:
+    """The survey of rows, each read once. Errors: DataError naming a row that contradicts
+    itself."""
+    found: Counter[str] = Counter()
     result = Survey([], [], Counts())
     answers: dict[bytes, str] = {}  # the first one of each prompt
     seen: set[bytes] = set()
     again: dict[bytes, list[str]] = {}  # cells -> the counts of a row that repeats them
-    for index, row in enumerate(every_row(rows)):
+    for index, row in enumerate(rows):
+        found["rows"] += 1
         cells = _digest(repr(row))
         if cells in again:  # nothing new to read: of DAPO's rows, 99 in 100
             found.update(again[cells])
@@ -110,7 +112,7 @@ def survey(mapping: Mapping, title: str, rows: Any) -> Survey:
         seen.add(same)
         traces = mapping.traces.of(row) if mapping.traces else 0
         found.update(oddities(read, traces))
-        result.kept.append(index)
+        result.kept.append(read)
         result.digests.append(whole)
     return result._replace(counts=Counts(**found))
 
@@ -126,13 +128,9 @@ def read_row(mapping: Mapping, title: str, index: int, row: Row) -> Problem | st
         answer = mapping.answer.of(row)
         if answer is None:
             return "no_answer"
-        return Problem(
-            f"{title}/{index}",
-            prompt,
-            answer,
-            _field(mapping.solution, row),
-            _field(mapping.tag, row) or "",
-        )
+        solution, tag = _field(mapping.solution, row), _field(mapping.tag, row) or ""
+        (prompt + answer + (solution or "") + tag).encode()  # half a character has no bytes
+        return Problem(f"{title}/{index}", prompt, answer, solution, tag)
     except ValueError as error:
         raise DataError(f"{title}/{index}: {error}; fix that row") from error
 

@@ -98,7 +98,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     meshes = choose_meshes(config, devices or jax.devices(), shapes)
     programs = compose(config, table, meshes, shapes)
     check_turns(config, table, programs)
-    problems = open_problems(config, table, roles.teachers)
+    problems = open_problems(config, table, roles.teachers, roles.student.tokenizer)
     student = load_student(roles.student, programs, config.dtype, run_key(config.seed, ADAPTER))
     teachers = load_teachers(roles, programs, config.dtype, config.teacher_weights)
     draw = sampler_of(

@@ -11,6 +11,7 @@ from kdjax.base import Batch, Key, random_key
 from kdjax.config.schema import Config, Curriculum, Data, Evaluation
 from kdjax.config.timetable import Timetable
 from kdjax.data import batches
+from kdjax.data.fitting import within, without_overlong
 from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import ConfigError
 
@@ -18,10 +19,13 @@ ROLLOUT, MEASURE, EVALUATE, TRAJECTORIES, ADAPTER, PROGRESS = range(6)  # purpos
 
 
 class Problems(NamedTuple):
-    """The training problems of a run, its rows by tag, and the batch of each step: batch_size
-    different problems, one a row, or one a group where every step is rewarded."""
+    """The problems of a run: those of training, their rows by tag, and the batch of each step,
+    batch_size different ones, one a row or one a group where every step is rewarded; the gate's,
+    where it measures; the evaluation's."""
 
     source: batches.Source
+    heldout: batches.Source | None
+    test: batches.Source
     groups: batches.Groups
     batch_size: int
     seed: int
@@ -32,10 +36,24 @@ class Problems(NamedTuple):
         return batches.batch_at(self.groups, step, self.batch_size, seed)
 
 
-def open_problems(config: Config, table: Timetable, tags: Iterable[str]) -> Problems:
-    """The training problems of a config, for teachers of these tags. Errors: ConfigError for fewer
-    than a batch of some tag, DataError for a worked response that is missing."""
-    source = training_source(config.data, table)
+def open_problems(
+    config: Config, table: Timetable, tags: Iterable[str], tokenizer: Tokenizer
+) -> Problems:
+    """The problems of a config, for teachers of these tags, with all prompts measured by the
+    student's tokenizer. Errors: ConfigError for fewer than a batch of some tag, DataError for a
+    worked response that is missing and for a prompt that is too long."""
+
+    def fitting(source: batches.Source, what: str) -> batches.Source:
+        limit = config.data.max_prompt_tokens
+        if config.data.overlong_prompts == "leave_out":
+            return without_overlong(source, tokenizer, limit)
+        return within(source, tokenizer, limit, what)
+
+    source = fitting(training_source(config.data, table), "training problems")
+    test = fitting(test_source(config.data, config.evaluation), "test problems")
+    heldout = None
+    if len(config.curriculum.lengths) > 1:
+        heldout = fitting(heldout_source(config.data, config.curriculum), "held-out problems")
     groups = batches.group_by_tag(source, list(tags))
     rewarded = all(method.rewarded for method in table.methods)
     asked = config.batch_size // (config.rl.group_size if rewarded else 1)
@@ -48,7 +66,7 @@ def open_problems(config: Config, table: Timetable, tags: Iterable[str]) -> Prob
             )
     if table.draws("dataset"):
         batches.require_solutions(source, [0])
-    return Problems(source, groups, asked, config.seed)
+    return Problems(source, heldout, test, groups, asked, config.seed)
 
 
 def training_source(data: Data, table: Timetable) -> batches.Source:
@@ -78,7 +96,7 @@ def _named_or_file(
 ) -> batches.Source | None:
     if name is not None:
         return batches.named_source(name, use, columns)
-    return None if file is None else batches.file_source(file, columns)
+    return None if file is None else batches.file_source(file, columns, use)
 
 
 def encode(

@@ -11,6 +11,7 @@ import numpy as np
 
 from kdjax.base import Model, Params, Rollout
 from kdjax.config.schema import Config
+from kdjax.data.fitting import about_shared
 from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import DataError
 from kdjax.losses.combinators import closed_form
@@ -31,7 +32,6 @@ from kdjax.step.score import HeadPlan
 from kdjax.step.stops import Stops
 from kdjax.train.parts import precomputed
 from kdjax.train.parts.build import Parts
-from kdjax.train.parts.problems import test_source
 from kdjax.train.parts.programs import StudentPrograms, jitted_score
 from kdjax.train.parts.roles import title
 
@@ -107,10 +107,12 @@ def _about_problems(parts: Parts) -> Iterator[str]:
         if tag and teacher.role is not None:
             rows = len(parts.problems.groups[tag])
             yield f"{title(tag)}: {teacher.role.name}, for {rows} problems"
-    test = test_source(parts.config.data, parts.config.evaluation)
-    for what, source in {"problems": parts.problems.source, "test problems": test}.items():
-        if source.about:
+    trained, heldout, test = parts.problems.source, parts.problems.heldout, parts.problems.test
+    of = {"problems": trained, "held-out problems": heldout, "test problems": test}
+    for what, source in of.items():
+        if source is not None and source.about:
             yield f"{what}: {source.about}"
+    yield from about_shared({"trained on": trained, "held out": heldout, "tested on": test})
 
 
 def _about_shapes(parts: Parts, live: dict[str, Any]) -> Iterator[str]:
