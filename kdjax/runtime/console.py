@@ -43,7 +43,7 @@ Show = Callable[[int, dict[str, float] | None], None]
 @functools.cache
 def announce(text: str) -> None:
     """Say what is being done, once, where it takes long enough to wonder; letter by letter."""
-    _console().print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    _console().print(text, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -117,8 +117,12 @@ def _progress(name: str, unit: str, total: int, first: int, patience: float) -> 
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
         *([BarColumn(bar_width=16)] if console.width >= LEAST_WIDTH_OF_A_BAR else []),
-        TextColumn("{task.description}", table_column=Column(no_wrap=True, max_width=30)),
-        TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True, ratio=1)),
+        TextColumn(
+            "{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=30)
+        ),
+        TextColumn(
+            "{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=True, ratio=1)
+        ),
     ]
     with Bar(*columns, console=console, expand=True) as bar:
         task = bar.add_task(name, total=total, completed=first, numbers="compiling")
@@ -132,8 +136,8 @@ def _progress(name: str, unit: str, total: int, first: int, patience: float) -> 
 
 
 def _console() -> Console:
-    """Of several processes the first speaks."""
-    return Console(quiet=not processes.is_first())
+    """Of several processes the first speaks. Text is what it is: a name in brackets is no style."""
+    return Console(quiet=not processes.is_first(), markup=False, emoji=False)
 
 
 def _lines(console: Console, what: str, total: int, first: int, patience: float) -> Told:
@@ -180,7 +184,7 @@ def print_lines(header: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
         printed.add_column(name, justify="right" if place else "left", no_wrap=True)
     for line in lines:
         printed.add_row(*line)
-    console = Console(quiet=not processes.is_first())
+    console = _console()
     console.width = max(console.width, WIDEST_TABLE)  # a narrow terminal wraps, nothing is cut
     console.print(printed)
 
