@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from kdjax.errors import DataError, StorageError
 from kdjax.runtime import processes
 from kdjax.runtime.console import announce
-from kdjax.runtime.files import read_json, read_text, write_json, write_text
+from kdjax.runtime.files import as_json, read_json, read_text, write_json, write_text
 from kdjax.storage.trackers import open_trackers
 
 CONFIG, VERSIONS, METRICS = "config.json", "versions.json", "metrics.jsonl"
@@ -72,7 +72,7 @@ def write_evaluation(
     folder: Path, key: dict[str, Any], report: dict[str, Any], samples: Iterable[dict[str, Any]]
 ) -> None:
     """Keep an evaluation with the key of everything that decides it; the report is written last."""
-    text = "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples)
+    text = "".join(as_json(s, ensure_ascii=False) + "\n" for s in samples)
     write_text(folder / SAMPLES, text)
     write_json(folder / EVALUATION, {"key": key, "report": report})
 
@@ -116,7 +116,7 @@ def open_metrics(folder: Path, from_step: int, wandb_project: str | None = None)
         return MetricsWriter(lambda step, values: None, lambda: None)
     path = folder / METRICS
     kept = [r for r in read_metrics(folder) if r["step"] <= from_step]
-    write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+    write_text(path, "".join(as_json(r) + "\n" for r in kept))
     try:
         file = path.open("a", buffering=1)
     except OSError as error:
@@ -125,7 +125,7 @@ def open_metrics(folder: Path, from_step: int, wandb_project: str | None = None)
 
     def write(step: int, values: dict[str, Any]) -> None:
         try:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(as_json({"step": step, **values}) + "\n")
         except OSError as error:
             raise StorageError(f"can't write {path}: {error}") from error
         numbers = {n: value for n, value in values.items() if not isinstance(value, list)}
