@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -23,7 +22,6 @@ from kdjax.report.results import (
     WARNINGS,
     Cell,
     Row,
-    Verdict,
     at_equal_flops,
     bounds_of,
     differing,
@@ -32,65 +30,8 @@ from kdjax.report.results import (
     shared_k,
     values_of,
 )
-from kdjax.report.verdicts import VERDICTS, verdict_table
 from kdjax.runtime.console import Table
 
-
-class Section(NamedTuple):
-    """A table with what a reader has to know of it."""
-
-    title: str
-    note: str
-    table: Table
-
-
-def sections(cells: Sequence[Cell], verdicts: Sequence[Verdict] = ()) -> list[Section]:
-    """Every table that there is data for. Readings at equal cost need the start as first cell."""
-    trained = [cell for cell in cells if cell.runs[0].report.training_flops is not None]
-    found = [
-        Section("Verdicts", VERDICTS, verdict_table(verdicts)),
-        Section("Comparison", setting_of(cells), comparison(cells)),
-        Section("More samples", MORE_SAMPLES, more_samples(cells)),
-        Section("Responses", RESPONSES, responses(cells)),
-    ]
-    alike = [cell for cell in trained if are_comparable(cell, trained[0])]
-    if len(alike) > 1:
-        found.append(Section(f"Differences to {alike[0].name}", DIFFERENCES, differences(alike)))
-        tested = all(_is_tested(run) for cell in alike for run in cell.runs)
-        if tested and cells[0] not in trained and are_comparable(cells[0], alike[0]):
-            readings = equal_readings(alike, cells[0].runs[0])
-            found.append(Section("At equal steps and at equal FLOPs", READINGS, readings))
-    found.append(Section("Training FLOPs by part", FLOPS, flops_by_part(trained)))
-    found.append(Section("Warnings", WARNED, warned(cells)))
-    return [section for section in found if section.table[1]]
-
-
-def _is_tested(run: Row) -> bool:
-    """Whether it was tested during training: from start and end alone, a reading at equal cost
-    would be a straight line."""
-    return any("test_correct" in record for record in run.metrics)
-
-
-MORE_SAMPLES = (
-    "In percent, with 95 % intervals over problems (and seeds, where there are several). Pass@k:"
-    " one of k samples is right, unbiased. Maj@k: the most frequent answer of k is, in runs of k in"
-    " the order drawn (of several seeds the mean alone)."
-)
-RESPONSES = (
-    "Every response is one of the first four, in percent; a truncated one may be any of them."
-    " A length of 90 %: nine of ten responses are no longer, in tokens (means over seeds)."
-)
-DIFFERENCES = (
-    "Paired by problem and seed, with 95 % intervals over problems (and seeds, where there are"
-    " several), each by itself: of many, one in twenty leaves out 0 by chance."
-)
-READINGS = (
-    "Avg of the finished students, and at the FLOPs of the cheapest of them (by seed, interpolated"
-    " between the tests during training, which may draw fewer samples and so scatter more). The"
-    " FLOPs of a student that began as another's hold what that one cost, and so does its line."
-)
-FLOPS = "Of the models, of real tokens, mean over seeds; what a teacher computed once counts once."
-WARNED = "Updates that were skipped, and each kind of warning where it was first due."
 MOST_WARNINGS = 20
 
 
@@ -168,8 +109,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 def comparison(cells: Sequence[Cell]) -> Table:
     """A line a cell; gains are paired with the first cell over the same problems."""
-    k, found = shared_k(cells), [cell.runs[0].report.samples for cell in cells]
-    n = found[0] if len({*found}) == 1 else "n"
+    k, n = shared_k(cells), _samples(cells)
     header = ["run", *(name.format(n=n, k=k) for name, _ in COLUMNS)]
     lines = [[cell.name, *(show(summarise(cell, k)) for _, show in COLUMNS)] for cell in cells]
     if len(cells) > 1:
@@ -177,6 +117,12 @@ def comparison(cells: Sequence[Cell]) -> Table:
         for line, cell in zip(lines, cells, strict=True):
             line.insert(2, "" if cell is cells[0] else gain(cell, cells[0]))
     return header, lines
+
+
+def _samples(cells: Sequence[Cell]) -> int | str:
+    """The n of Avg@n, where all cells have one."""
+    found = {cell.runs[0].report.samples for cell in cells}
+    return found.pop() if len(found) == 1 else "n"
 
 
 def are_comparable(cell: Cell, other: Cell) -> bool:
@@ -215,7 +161,7 @@ def more_samples(cells: Sequence[Cell]) -> Table:
     first = cells[0].runs[0].report
     columns: list[tuple[str, Callable[[Cell], str]]] = [
         (
-            f"Avg@{first.samples}",
+            f"Avg@{_samples(cells)}",
             lambda cell: ranged("avg", interval(values_of(cell, "avg"), (0, 1))),
         )
     ]
@@ -301,27 +247,3 @@ def warned(cells: Sequence[Cell]) -> Table:
                 rest = f"and {len(said) - MOST_WARNINGS} more, in metrics.jsonl"
                 lines.append([cell.name, str(run.report.seed), rest])
     return ["run", "seed", "what was said during training"], lines
-
-
-def setting_of(cells: Sequence[Cell]) -> str:
-    """What the numbers of a comparison are, in words."""
-    report, seeds = cells[0].runs[0].report, max(len(cell.runs) for cell in cells)
-    errors = "problems" if seeds == 1 else f"problems and {seeds} seeds"
-    return (
-        f"{report.problems} test problems ({report.source}), {report.samples} samples a problem,"
-        f" {report.sampling}, at most {report.max_new_tokens} tokens, graded {report.grader}."
-        f" {_ungraded(cells)} Shares in percent, lengths in"
-        f" tokens, ± one standard error over {errors}; gains are paired over the same problems."
-        " Entropy and both KLs are token means in nats over a model's own responses, exact over the"
-        " vocabulary: KL(t‖s) is forward, KL(s‖t) reverse. FLOPs and seconds hold those of what a"
-        " cell began as, seconds also what was compiled."
-    )
-
-
-def _ungraded(cells: Sequence[Cell]) -> str:
-    """Why answers were not scored, over all runs; most often none was."""
-    reasons: Counter[str] = Counter()
-    for run in (run for cell in cells for run in cell.runs):
-        reasons.update(run.report.not_scored_reasons)
-    said = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-    return f"Not scored: {said}." if said else "All answers were scored."

@@ -16,7 +16,8 @@ import numpy as np
 from kdjax.grading.intervals import over_problems_and_seeds
 from kdjax.report.numbers import METRICS
 from kdjax.report.results import Cell, Row, Verdict, named, shared_k, values_of
-from kdjax.report.tables import MEANS, mean_of, sections, table
+from kdjax.report.sections import sections
+from kdjax.report.tables import MEANS, mean_of, table
 from kdjax.runtime import processes
 from kdjax.runtime.console import markdown_table, print_lines
 

@@ -26,17 +26,6 @@ from kdjax.report.results import (
 )
 from kdjax.runtime.console import Table
 
-VERDICTS = (
-    "The difference is the mean of the first cells less that of the others, paired by problem and"
-    " seed, with a 95 % interval of its own. p is that of no difference (or of just what the claim"
-    " allows to lose), corrected for the number of claims in this table (Holm). A claim is"
-    " supported where p is under 0.05 and the difference on its side, contradicted where it is on"
-    " the other, and undecided otherwise, even where its own interval leaves out 0. Could be seen:"
-    " the smallest difference that such a table shows in 80 % of all cases, where seeds and"
-    " problems scatter as here. Of one seed all this is over problems alone: of these students,"
-    " not of training again. One problem decides nothing."
-)
-
 
 def judge(claims: Sequence[Claim], cells: Sequence[Cell]) -> list[Verdict]:
     """The verdicts on all claims of a study, about cells that stand in the order of their seeds.

@@ -62,20 +62,7 @@ def open_account(parts: Parts) -> Cost:
     def kinds(first: int, last: int) -> Counter[tuple[str, str, bool, int]]:
         return Counter(kind_at(number) for number in range(first, last))
 
-    visited: tuple[int, set[int]] = 0, set()
-
-    def first_visits(first: int, last: int) -> Counter[str]:
-        """By tag, the problems whose teacher's response is first asked for in these steps."""
-        nonlocal visited
-        done, seen = visited if visited[0] <= first else (0, set())
-        new: Counter[str] = Counter()
-        for number in range(done, last):
-            if kind_at(number)[1] == "teacher":
-                tag, rows = parts.problems.batch_at(number)
-                new[tag] += len({*rows} - seen) if number >= first else 0
-                seen.update(rows)
-        visited = last, seen
-        return new
+    first_visits = _first_visits(parts)
 
     def cost(first: int, last: int, record: Mapping[str, Any]) -> dict[str, float]:
         length, draws = record["response_length"], record.get("draws", 1.0)
@@ -111,6 +98,26 @@ def open_account(parts: Parts) -> Cost:
         return spent
 
     return cost
+
+
+def _first_visits(parts: Parts) -> Callable[[int, int], Counter[str]]:
+    """visits(first, last) -> by tag, for how many problems the steps first .. last - 1 are the
+    first to ask for the teacher's response."""
+    visited: tuple[int, set[int]] = 0, set()
+
+    def visits(first: int, last: int) -> Counter[str]:
+        nonlocal visited
+        done, seen = visited if visited[0] <= first else (0, set())
+        new: Counter[str] = Counter()
+        for number in range(done, last):
+            if parts.table.at(number).prefix == "teacher":
+                tag, rows = parts.problems.batch_at(number)
+                new[tag] += len({*rows} - seen) if number >= first else 0
+                seen.update(rows)
+        visited = last, seen
+        return new
+
+    return visits
 
 
 def spent(cost: Cost, metrics: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -56,8 +56,10 @@ def simulated(seeds: int, problems: int, effect: float, studies: int = STUDIES) 
         difficulty = rng.normal(*DIFFICULTY, problems)
         one, other = (counts(rng, difficulty, seeds, effect) for _ in range(2))
         better = counts(rng, difficulty, seeds, effect, GAIN)
-        errors += p_value(one - other, 0.0, (-1, 1)) < 0.05
-        seen += p_value(better - one, 0.0, (-1, 1)) < 0.05
+        _, low, high = interval(one - other, (-1, 1))  # holds what p_value does not reject
+        errors += low > 0 or high < 0
+        _, low, high = interval(better - one, (-1, 1))
+        seen += low > 0 or high < 0
         _, low, high = interval(one, (0, 1))
         covered += low <= truth <= high
     return Found(errors / studies, covered / studies, seen / studies)

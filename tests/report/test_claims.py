@@ -20,7 +20,13 @@ from kdjax.report.results import (
     problem_values,
     values_of,
 )
-from kdjax.report.tables import comparison, differences, equal_readings, flops_by_part
+from kdjax.report.tables import (
+    comparison,
+    differences,
+    equal_readings,
+    flops_by_part,
+    more_samples,
+)
 from kdjax.report.text import render_results, to_csv, to_lines
 from kdjax.report.verdicts import judge
 
@@ -146,6 +152,15 @@ def test_pass_at_other_k_is_not_compared():
     for line in to_lines([one, other]):
         expected = pass_at_k(right.sum(axis=1).tolist(), 8, 2).mean
         assert line["pass_at_2"] == pytest.approx(expected)
+
+
+def test_avg_of_other_samples_has_no_number_of_them():
+    """Cells of 4 and of 8 samples a problem: neither column says that it is of 4 alone."""
+    cells = [Cell(name, [a_run(np.ones((3, n)))]) for name, n in (("four", 4), ("eight", 8))]
+    for made in (comparison, more_samples):
+        assert made(cells[:1])[0][1] == "Avg@4"
+        assert made(cells)[0][1] == "Avg@n"
+    assert {"avg_at_4", "avg_at_8"} <= {*to_csv(cells).splitlines()[0].split(",")}
 
 
 def test_sides_are_means_of_their_cells():

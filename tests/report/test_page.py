@@ -18,12 +18,12 @@ from kdjax.report.draw import COLOURS, MOST_POINTS, Figure, Series, draw, style,
 from kdjax.report.figures import curve, figures, styles
 from kdjax.report.page import MOST_CHARACTERS, SHADES, by_outcome, legend, render_page, shade
 from kdjax.report.results import Cell, Row
+from kdjax.report.sections import sections
 from kdjax.report.tables import (
     comparison,
     gain,
     more_samples,
     responses,
-    sections,
     summarise,
     table,
 )

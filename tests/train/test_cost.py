@@ -88,7 +88,7 @@ def test_groups_that_are_drawn_anew(tiny):
 def test_the_teacher_draws_for_what_it_is_asked(tiny):
     """A turn of half of the steps: drawn once for each problem that those steps visit, however the
     steps are divided, and not for as many as there are visits."""
-    half = dataclasses.replace(tiny, turns=(Turn(share=0.5, prefix="teacher"),))
+    half = dataclasses.replace(tiny, steps=6, turns=(Turn(share=0.5, prefix="teacher"),))
     parts = build(half)
     asked = [n for n in range(6) if parts.table.at(n).prefix == "teacher"]
     rows = [row for n in asked for row in parts.problems.batch_at(n)[1]]
