@@ -120,7 +120,8 @@ def interval(values_sp: np.ndarray, bounds: Bounds = None) -> Interval:
 
     Args:
         values_sp: [seeds, problems].
-        bounds: of the values, such as (0, 1) of shares and (-1, 1) of their differences.
+        bounds: of the values, such as (0, 1) of shares and (-1, 1) of their differences; a mean
+            that lies beyond them has none.
 
     >>> low, high = interval(np.ones((1, 30)), (0, 1))[1:]
     >>> round(low, 3), high  # 30 of 30: as Wilson's interval, with Student's t
@@ -135,7 +136,7 @@ def interval(values_sp: np.ndarray, bounds: Bounds = None) -> Interval:
         low, high = bounds or (math.nan, math.nan)
         mean = found.mean
         return Interval(mean, mean - unseen * (mean - low), mean + unseen * (high - mean))
-    if bounds is None:
+    if bounds is None or _room(found.mean, bounds) <= 0:
         return Interval(found.mean, found.mean - width, found.mean + width)
     return Interval(found.mean, *_wilson(found.mean, width, bounds))
 
@@ -169,7 +170,7 @@ def p_value(values_sp: np.ndarray, null: float = 0.0, bounds: Bounds = None) -> 
             return math.nan if bounds is None else 1.0
         unseen = distance / abs(mean - (bounds[0] if mean > null else bounds[1]))
         return _tail(found.problems - 1, math.sqrt(found.problems * unseen / (1 - unseen)))
-    if bounds is not None:  # Wilson's variance is that at the null
+    if bounds is not None and _room(mean, bounds) > 0:  # Wilson's variance is that at the null
         distance *= math.sqrt(_room(mean, bounds) / _room(null, bounds))
     return _solve(lambda level: half_width(found, level), distance)
 

@@ -169,6 +169,13 @@ def test_the_p_value_is_where_the_interval_ends(bounds, seeds):
     assert p_value(same, high, DIFFERENCES) == pytest.approx(0.05)
 
 
+def test_a_mean_beyond_its_bounds_has_none():
+    """An engine that returns more tokens than it was asked for: the plain interval."""
+    values = np.array([[7.0, 9.0, 11.0]])
+    assert interval(values, (0, 8)) == interval(values)
+    assert p_value(values, 5.0, (0, 8)) == p_value(values, 5.0)
+
+
 def test_what_can_not_be_is_rejected():
     """A loss of more than all is no hypothesis."""
     assert p_value(np.array([[0.1, 0.2, 0.0]]), -1.5, DIFFERENCES) == 0.0
