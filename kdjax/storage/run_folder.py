@@ -84,7 +84,7 @@ def read_evaluation(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     saved = read_json(folder / EVALUATION)
     if not isinstance(saved, dict) or not isinstance(saved.get("report"), dict):
         raise DataError(f"{folder / EVALUATION} is damaged (no report); delete it to evaluate anew")
-    return saved["report"] if saved.get("key") == json.loads(json.dumps(key)) else None
+    return saved["report"] if saved.get("key") == json.loads(as_json(key)) else None
 
 
 def read_chunk(folder: Path, number: int) -> Any:
