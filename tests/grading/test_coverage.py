@@ -113,9 +113,13 @@ def test_errors_of_a_family():
 
 
 if __name__ == "__main__":
-    print("| seeds | problems | seed effect, logits | rejected, % | covered, % | gain seen, % |")
-    print("|---|---|---|---|---|---|")
-    for case in GRID:
-        if case[1] > 1:
-            rates = " | ".join(f"{100 * rate:.1f}" for rate in simulated(*case, studies=2000))
-            print(f"| {' | '.join(map(str, case))} | {rates} |", flush=True)
+    print("| seeds | problems | " + " | ".join(f"effect {effect}" for effect in EFFECTS) + " |")
+    print("|---|---|" + "---|" * len(EFFECTS))
+    for seeds in SEEDS:
+        for problems in PROBLEMS[1:]:
+            rates = [
+                " / ".join(f"{100 * rate:.1f}" for rate in simulated(*case, studies=2000))
+                for case in ((seeds, problems, effect) for effect in EFFECTS)
+                if case in GRID
+            ] + [""] * (2 * (seeds == 1))
+            print(f"| {seeds} | {problems} | {' | '.join(rates)} |", flush=True)
