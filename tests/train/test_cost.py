@@ -88,20 +88,20 @@ def test_groups_that_are_drawn_anew(tiny):
 def test_the_teacher_draws_for_what_it_is_asked(tiny):
     """A turn of half of the steps: drawn once for each problem that those steps visit, however the
     steps are divided, and not for as many as there are visits."""
-    half = dataclasses.replace(tiny, steps=6, turns=(Turn(share=0.5, prefix="teacher"),))
+    half = dataclasses.replace(tiny, steps=8, turns=(Turn(share=0.5, prefix="teacher"),))
     parts = build(half)
-    asked = [n for n in range(6) if parts.table.at(n).prefix == "teacher"]
+    asked = [n for n in range(8) if parts.table.at(n).prefix == "teacher"]
     rows = [row for n in asked for row in parts.problems.batch_at(n)[1]]
     distinct = len({*rows})
-    assert len(asked) == 3
-    assert distinct < len(rows)
+    assert 0 < distinct < len(rows) < 8 * 8
     cost, six = open_account(parts), {"response_length": 6.0}
-    whole = cost(0, 6, six)["flops_sampling"]
+    whole = cost(0, 8, six)["flops_sampling"]
     student, teacher = (models.read_config(Path(n)) for n in (half.student, half.teacher))
     drawn = flops.response(teacher, *sizes_of(half, distinct, 6.0))
-    assert whole - flops.response(student, *sizes_of(half, 3 * 8, 6.0)) == pytest.approx(drawn)
-    for cut in range(1, 6):
-        divided = [cost(*steps, six)["flops_sampling"] for steps in ((0, cut), (cut, 6))]
+    own = flops.response(student, *sizes_of(half, 8 * 8 - len(rows), 6.0))
+    assert whole == pytest.approx(own + drawn)
+    for cut in range(1, 8):
+        divided = [cost(*steps, six)["flops_sampling"] for steps in ((0, cut), (cut, 8))]
         assert sum(divided) == pytest.approx(whole)
 
 
