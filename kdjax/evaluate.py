@@ -102,7 +102,7 @@ def evaluate(
         reverse_kl=sums["reverse_kl"] / sums["tokens"] if "reverse_kl" in sums else None,
         seconds=sums["seconds"],
         template=tokenizer.render("{prompt}"),
-        **_estimates(records, samples, k),
+        **_estimates(records, samples, k, max_new_tokens),
     )
     return report, records
 
@@ -134,7 +134,10 @@ def progress(
         len(rows),
     )
     found = _estimates(
-        list(_records(source, tokenizer, grader, rows, samples, drawn)), samples, (1,)
+        list(_records(source, tokenizer, grader, rows, samples, drawn)),
+        samples,
+        (1,),
+        max_new_tokens,
     )
     means = {f"test_{name}": found[name].mean for name in ("avg", "length", "truncated")}
     return means | {
@@ -201,8 +204,11 @@ def _token_sums(scores: Scores, rows: int) -> dict[str, float]:
     return sums
 
 
-def _estimates(records: list[dict[str, Any]], samples: int, k: tuple[int, ...]) -> dict[str, Any]:
-    """The counted fields of a report, from records in (problem, sample) order."""
+def _estimates(
+    records: list[dict[str, Any]], samples: int, k: tuple[int, ...], limit: int
+) -> dict[str, Any]:
+    """The counted fields of a report, from records in (problem, sample) order of responses of at
+    most `limit` tokens."""
 
     def a_problem(name: str) -> np.ndarray:
         return np.array([r[name] for r in records], float).reshape(-1, samples)
@@ -224,7 +230,11 @@ def _estimates(records: list[dict[str, Any]], samples: int, k: tuple[int, ...]) 
         "pass_at": {n: means[f"pass_at_{n}"] for n in k},
         "majority_at": {n: means[f"majority_at_{n}"] for n in k} if majorities else None,
         "length_quantiles": _quantiles([r["tokens"] for r in records]),
-        "intervals": {name: interval(v[None]) for name, v in values.items() if len(v) > 1},
+        "intervals": {
+            name: interval(v[None], (0, limit if name == "length" else 1))
+            for name, v in values.items()
+            if len(v) > 1
+        },
         "not_scored_reasons": dict(Counter(r["reason"] for r in records if r["not_scored"])),
         "correct": correct,
         "tokens": counts("tokens"),
@@ -313,8 +323,8 @@ SHOWN_PROBLEMS, SHOWN_TOKENS = 4, 300
 def readings(
     tokenizer, rows, samples: int, problems: int, drawn: Samples, scores: Scores
 ) -> Iterator[dict[str, Any]]:
-    """The fields that scoring adds to the records: the response's entropy, and the pieces of shown
-    samples.
+    """The fields that scoring adds to the records: the response's entropy and the tokens that it is
+    the mean of (a masked stop token is none of them), and the pieces of shown samples.
 
     Args:
         tokenizer: the model's.
@@ -324,10 +334,10 @@ def readings(
         drawn, scores: of the rows.
     """
     shown = {*range(0, problems, -(-problems // SHOWN_PROBLEMS))}
-    entropies = _mean_entropies(scores)
+    entropies, scored = _mean_entropies(scores), np.asarray(scores.mask).sum(axis=1).tolist()
     for position, row in enumerate(rows):
         problem, sample = divmod(int(row), samples)
-        found: dict[str, Any] = {"entropy": entropies[position]}
+        found: dict[str, Any] = {"entropy": entropies[position], "scored_tokens": scored[position]}
         if sample == 0 and problem in shown:
             ids = drawn.tokens_bt[position, : int(drawn.length_b[position])].tolist()
             found["pieces"] = _pieces(tokenizer, ids, _log_ratios(scores, position))

@@ -26,10 +26,11 @@ from kdjax.export import export
 from kdjax.losses.combinators import weights
 from kdjax.losses.kl import forward_kl, reverse_kl
 from kdjax.losses.objectives import divergence
-from kdjax.report.compare import as_report, judge
+from kdjax.report.compare import as_report
 from kdjax.report.folder import write_report
-from kdjax.report.results import Cell, Row, Verdict, to_json
+from kdjax.report.results import Cell, Row, Verdict, charged, to_json
 from kdjax.report.text import to_lines
+from kdjax.report.verdicts import judge
 from kdjax.runtime import files
 from kdjax.runtime.console import announce
 from kdjax.runtime.jobs import Failure, run_commands, slots
@@ -89,7 +90,7 @@ def run_study(
         if failures:
             raise CellError(failures)
     cells = _cells(study, todo)
-    verdicts = [judge(claim, cells) for claim in study.claims]
+    verdicts = judge(study.claims, cells)
     about = _about(todo) | {
         "seeds": ", ".join(map(str, study.seeds)),
         "command": command,
@@ -281,6 +282,11 @@ def _check_claim(study: Study, claim) -> None:
 def _cells(study: Study, done: Sequence[Piece]) -> list[Cell]:
     """References, then the study's cells, each with its runs in the order of the seeds."""
     rows = {piece.name: _row(piece) for piece in done}
+    for piece in sorted(done, key=lambda piece: piece.depth):  # what it began as comes before
+        cell, _, seed = piece.name.rpartition("/")
+        if not piece.is_reference and cell in study.starts:
+            began = rows[f"{study.starts[cell]}/{seed}"]
+            rows[piece.name] = charged(rows[piece.name], began)
     references = [Cell(p.name, [rows[p.name]]) for p in done if p.is_reference]
     weights = sweep(study)
     return references + [
@@ -337,4 +343,9 @@ def _about(done: Sequence[Piece]) -> dict[str, Any]:
 
 
 def _training_seconds(cells: Sequence[Cell]) -> float:
-    return sum(run.report.training_seconds or 0.0 for cell in cells for run in cell.runs)
+    """Of all runs, each once."""
+
+    def of(run: Row | None) -> float:
+        return (run.report.training_seconds or 0.0) if run else 0.0
+
+    return sum(of(run) - of(run.began) for cell in cells for run in cell.runs)

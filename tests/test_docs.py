@@ -321,8 +321,12 @@ def test_the_shipped_models_have_the_size_they_are_said_to_have():
     ],
 )
 def test_the_studies_verdicts_are_those_of_their_reports(study, table):
-    """docs/study.md repeats, in order, the verdicts and differences of each study's report."""
+    """docs/study.md repeats, in order, each study's verdicts, differences, p-values and what could
+    have been seen."""
     said = rows("docs/study.md", table)
     made = rows(f"docs/study_{study}/results.md", "| claim | verdict")
-    plain = [[verdict.strip("*"), difference] for _, verdict, difference in said]
-    assert [[v, re.sub(r"(?<=[( ])\+", "", d)] for _, v, d, *_ in made] == plain
+    plain = [[verdict.strip("*"), *numbers] for _, verdict, *numbers in said]
+    assert [
+        [verdict, re.sub(r"(?<=[( ])\+", "", difference), p, least]
+        for _, verdict, _, difference, p, least, *_ in made
+    ] == plain

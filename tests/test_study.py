@@ -323,7 +323,7 @@ def test_a_cell_begins_as_another(study, monkeypatch):
     cells = study.cells | {"second": study.cells["reverse"], "third": study.cells["forward"]}
     starts = {"third": "second", "second": "forward"}
     chain = dataclasses.replace(study, cells=cells, seeds=(0,), claims=(), starts=starts)
-    study_module.run_study(chain)
+    reported = study_module.run_study(chain)[0]
     folder, trained = Path(study.folder), []
     for name, parent in starts.items():
         config = json.loads((folder / name / "seed_0/config.json").read_text())
@@ -331,11 +331,23 @@ def test_a_cell_begins_as_another(study, monkeypatch):
         begun = models.load(folder / parent / "seed_0/student")[1]
         chex.assert_trees_all_equal(begun, load_run(folder / parent / "seed_0")[1])
     assert not (folder / "third/seed_0/student").exists()
+    _check_costs(folder, {cell.name: cell.runs[0].report for cell in reported}, starts)
     monkeypatch.setattr(study_module, "train", lambda config: trained.append(config.run))
     shutil.rmtree(folder / "forward/seed_0/student")
     study_module.run_study(chain)
     assert trained == [str(folder / "forward/seed_0")]
     assert (folder / "forward/seed_0/student").exists()
+
+
+def _check_costs(folder: Path, reports, starts) -> None:
+    """A cell costs what its run did and what it began as, whose cost holds its own start's."""
+    for name, report in reports.items():
+        if report.training_flops is not None:
+            saved = json.loads((folder / name / "seed_0/evaluation.json").read_text())["report"]
+            own, parent = saved["training_flops"], starts.get(name)
+            before = reports[parent].training_flops if parent else 0.0
+            assert report.training_flops == pytest.approx(own + before)
+            assert report.training_flops == pytest.approx(sum(report.flops_by_part.values()))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,6 @@ def run(args: list[str]) -> None:
     first, second = (read_result(Path(each)) for each in rest)
     found = compare(first, second, names=(rest[0], rest[1]))
     print_lines(*table(found))
-    print("A: {}, B: {}; B less A is paired by problem, with its 95 % interval".format(*rest))
+    print("A: {}, B: {}; B less A, paired by problem, 95 % interval over problems".format(*rest))
     if file is not None:
         files.write_json(file, to_json(found))

@@ -25,6 +25,7 @@ def run(args: list[str]) -> None:
     if folder is not None:
         study = dataclasses.replace(study, folder=folder)
     from kdjax.report.text import print_table
+    from kdjax.report.verdicts import verdict_line
     from kdjax.study import find_piece, run_piece, run_study, side_by_side
 
     if only is not None:
@@ -38,5 +39,5 @@ def run(args: list[str]) -> None:
         [run._replace(name=cell.name) if one_seed else run for cell in cells for run in cell.runs]
     )
     for verdict in verdicts:
-        print(f"{verdict.outcome:12} {verdict.claim.statement}")
+        print(verdict_line(verdict))
     print(f"report: {Path(study.folder) / 'report.html'}")

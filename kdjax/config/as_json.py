@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from typing import Any
 
@@ -44,6 +45,8 @@ def _plain(value: Any) -> Any:
         return as_dict(value)
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no infinity
     if not callable(value):
         return value
     require_named(value)
@@ -69,5 +72,7 @@ def _build(kind: Any, fields: Any) -> Any:
                 if not names_others(value):
                     announce(f"config: {name}: {error}; the default stands in for it")
                 continue
+        elif hint in (float, float | None) and value in ("inf", "-inf", "nan"):
+            value = float(value)
         values[name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)

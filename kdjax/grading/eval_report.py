@@ -25,8 +25,9 @@ class EvalReport(NamedTuple):
     - correct, tokens, cut: for each problem, its right responses, their tokens, those truncated.
     - majority_at: majority@k for the same k as pass_at; None where the verifier returns no answers.
     - length_quantiles: the least length that 10, 50, 90 % of all responses don't exceed.
-    - intervals: 95 % bootstrap intervals over problems, by the names avg, pass_at_K, majority_at_K,
-      length, truncated, no_answer and not_scored; none for a single problem.
+    - intervals: 95 % intervals over problems (`kdjax.grading.intervals`), by the names avg,
+      pass_at_K, majority_at_K, length, truncated, no_answer and not_scored; none for a single
+      problem.
     - weights: a hash of the parameters that were evaluated (`kdjax.storage.fingerprint`).
     - flops_by_part: what training_flops consists of (`kdjax.train.cost`).
 

@@ -62,7 +62,8 @@ def rollout_phase(config: Config, prefix: str, programs: Programs, shapes: Shape
     weights, cache = device_gib(params), device_gib(state.cache)
     total = flops.response(model.config, rows * prompt, rows * response, prompt + response)
     chip = topology.chip(mesh.devices.flat[0])
-    moved = batches * response * (weights + cache / 2) * GIB  # all weights and half a cache a token
+    filled = (prompt + response / 2) / (prompt + response)  # of a row, in the mean over its tokens
+    moved = batches * response * (weights + cache * filled) * GIB
     floor = chip and max(total / mesh.size / (chip.tflops * 1e12), moved / (chip.memory_gbps * 1e9))
     temporaries = max(p.memory_analysis().temp_size_in_bytes for p in (decode, prefill))
     return Phase(

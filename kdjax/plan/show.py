@@ -52,7 +52,7 @@ def show(made: Plan) -> None:
     floors = [phase.floor_seconds for phase in phases]
     table.add_row("floor, s", *("" if f is None else f"{f:.2f}" for f in floors))
     table.add_row("compiled in, s", *(f"{phase.compile_seconds:.0f}" for phase in phases))
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.width = max(console.width, 100)
     console.print(table)
     print(

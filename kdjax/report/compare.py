@@ -5,28 +5,19 @@ Shares in 0..1, lengths in tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from kdjax.config.claims import Claim, Metric
+from kdjax.config.claims import Metric
 from kdjax.errors import ConfigError, DataError
 from kdjax.grading.eval_report import EvalReport
 from kdjax.grading.intervals import Estimate, Interval, interval
 from kdjax.grading.passk import pass_by_problem
-from kdjax.report.results import (
-    Cell,
-    Outcome,
-    Verdict,
-    at_equal_flops,
-    differing,
-    from_json,
-    values_of,
-)
-from kdjax.report.tables import between, shown
+from kdjax.report.numbers import between, shown
+from kdjax.report.results import bounds_of, differing, from_json, of_difference
 from kdjax.runtime import files
 from kdjax.runtime.console import Table
 from kdjax.storage import run_folder
@@ -46,7 +37,7 @@ def compare(first: EvalReport, second: EvalReport, names: tuple[str, str]) -> li
     """Avg@n, Pass@k for every k of both, and, where both reports say them by problem, length and
     truncation. names: what they are called in an error.
 
-    The intervals are over problems, which are drawn with the values of both. Errors: ConfigError
+    The intervals are over problems, and of one problem they are not known. Errors: ConfigError
     naming what differs besides the model: problems, samples, sampling, limit or verifier.
     """
     changed = differing(first, second)
@@ -61,7 +52,13 @@ def compare(first: EvalReport, second: EvalReport, names: tuple[str, str]) -> li
         )
     values = [_by_problem(each) for each in (first, second)]
     return [
-        Difference(name, metric, float(a.mean()), float(b.mean()), interval((b - a)[None]))
+        Difference(
+            name,
+            metric,
+            float(a.mean()),
+            float(b.mean()),
+            interval((b - a)[None], of_difference(bounds_of(metric, first))),
+        )
         for name, (metric, a) in values[0].items()
         if name in values[1]
         for b in [values[1][name][1]]
@@ -103,6 +100,8 @@ def as_report(fields: Any, file: Path) -> EvalReport:
         estimates += [*found.pass_at.values(), *(found.majority_at or {}).values()]
         if not all(isinstance(n, int | float) for estimate in estimates for n in estimate):
             raise ValueError("not all estimates are numbers")
+        if any(isnan(estimate.mean) for estimate in estimates):
+            raise ValueError("not all means are numbers")
         if len(found.correct) != found.problems:
             raise ValueError(f"correct has {len(found.correct)} of {found.problems} problems")
         for counts in (found.correct, found.cut or []):
@@ -138,38 +137,3 @@ def to_json(found: list[Difference]) -> dict[str, Any]:
         }
         for d in found
     }
-
-
-def judge(claim: Claim, cells: Sequence[Cell]) -> Verdict:
-    """The verdict on a claim about some of the cells, which stand in the order of their seeds.
-
-    supported: the whole 95 % interval of more - less is above -margin; contradicted: below it;
-    otherwise undecided. Errors: ConfigError where the cells were evaluated differently.
-    """
-    by_name = {cell.name: cell for cell in cells}
-    chosen = [by_name[name] for name in (*claim.more, *claim.less)]
-    for cell in chosen[1:]:
-        _check_comparable(claim, chosen[0], cell)
-    values = (
-        [values_of(cell, claim.metric) for cell in chosen]
-        if claim.reading == "steps"
-        else at_equal_flops(chosen, by_name["start"].runs[0])
-    )
-    more, less = values[: len(claim.more)], values[len(claim.more) :]
-    found = interval(np.mean(more, axis=0) - np.mean(less, axis=0))
-    return Verdict(claim, *found, outcome=_outcome(found, -claim.margin))
-
-
-def _outcome(found: Interval, bound: float) -> Outcome:
-    if found.low > bound:
-        return "supported"
-    return "contradicted" if found.high < bound else "undecided"
-
-
-def _check_comparable(claim: Claim, first: Cell, other: Cell) -> None:
-    changed = differing(first.runs[0].report, other.runs[0].report)
-    if changed:
-        raise ConfigError(
-            f"claim {claim.name}: cells {first.name} and {other.name} were evaluated with another"
-            f" {' and '.join(changed)}; give them one evaluation"
-        )

@@ -42,7 +42,8 @@ def _entropies(cell: Cell) -> Figure:
     records = [(run.report.seed, _measured(run.metrics)) for run in cell.runs]
 
     def read(name: str, found: Sequence[Record]) -> tuple[list[float], list[float]]:
-        return [r["step"] for r in found], [r[name] for r in found]
+        known = [r for r in found if r[name] is not None]
+        return [r["step"] for r in known], [r[name] for r in known]
 
     lines = [
         Series(f"seed {seed}", *read("heldout_entropy", found), "line") for seed, found in records
@@ -107,23 +108,20 @@ def pass_at_k(cells: Sequence[Cell]) -> Figure:
 
 
 def accuracy_at_equal_cost(cells: Sequence[Cell]) -> list[Figure]:
-    """The same accuracy at equal steps, at equal FLOPs and at equal seconds."""
+    """The same accuracy at equal steps and at equal FLOPs. Seconds hold compilation, and all else
+    that the machine had to do."""
     trained = [cell for cell in cells if cell.runs[0].metrics]
     most = max((s.training_flops or 0.0 for s in map(summarise, trained)), default=0.0)
     factor, unit = si_unit(most)
     steps = [curve(cell, _read("step"), _read("test_avg"), 100) for cell in trained]
     compute = [curve(cell, flops_so_far, _read("test_avg"), 100, factor) for cell in trained]
-    seconds = [curve(cell, _read("seconds"), _read("test_avg"), 100) for cell in trained]
     for s in map(summarise, trained):
         if s.training_flops is not None:
             compute.append(_point(s.name, factor * s.training_flops, s.avg, 100))
-        if s.training_seconds is not None:
-            seconds.append(_point(s.name, s.training_seconds, s.avg, 100))
     label = "Avg (%)"
     return [
         Figure("Accuracy at equal steps", STEP, label, steps),
         Figure("Accuracy at equal FLOPs", f"training compute ({unit})", label, compute),
-        Figure("Accuracy at equal time", "training time (seconds)", label, seconds),
     ]
 
 

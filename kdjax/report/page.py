@@ -10,7 +10,7 @@ from typing import Any, get_args
 from kdjax.report.draw import draw, table_of
 from kdjax.report.figures import figures, styles
 from kdjax.report.results import Cell, Outcome, Record, Verdict
-from kdjax.report.tables import sections
+from kdjax.report.sections import sections
 
 SHADES = (0.1, 0.3, 1.0, 3.0)
 """A token's colour deepens where its log-ratio passes one of these, in nats."""

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from kdjax.config.claims import Metric
 from kdjax.grading.intervals import over_problems_and_seeds
-from kdjax.report.results import Cell, Row, Verdict, values_of
-from kdjax.report.tables import MEANS, METRICS, mean_of, sections, table
+from kdjax.report.numbers import METRICS
+from kdjax.report.results import Cell, Row, Verdict, named, shared_k, values_of
+from kdjax.report.sections import sections
+from kdjax.report.tables import MEANS, mean_of, table
 from kdjax.runtime import processes
 from kdjax.runtime.console import markdown_table, print_lines
 
@@ -31,14 +32,14 @@ def print_table(rows: Sequence[Row]) -> None:
 def to_lines(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """The numbers of every run, and after each cell's a line over its seeds ("all"), with standard
     errors over problems, and over seeds where there are several."""
-    lines = []
+    lines, k = [], shared_k(cells)
     for cell in cells:
         runs = [(str(run.report.seed), [run]) for run in cell.runs]
         for seed, own in [*runs, ("all", cell.runs)]:
             line: dict[str, Any] = {"cell": cell.name, "seed": seed}
             for metric in METRICS:
-                found = over_problems_and_seeds(values_of(Cell(cell.name, own), metric))
-                name = _title(metric, own[0])
+                found = over_problems_and_seeds(values_of(Cell(cell.name, own), metric, k))
+                name = named(metric, own[0].report, k).lower().replace("@", "_at_")
                 line |= {name: found.mean, f"{name}_standard_error": found.standard_error}
             lines.append(line | _costs(own))
     return lines
@@ -47,9 +48,10 @@ def to_lines(cells: Sequence[Cell]) -> list[dict[str, Any]]:
 def to_csv(cells: Sequence[Cell]) -> str:
     """`to_lines` as CSV; empty where there is no value."""
     lines, text = to_lines(cells), io.StringIO()
-    writer = csv.DictWriter(text, list(lines[-1]), lineterminator="\n")
+    names = dict.fromkeys(name for line in lines[::-1] for name in line)
+    writer = csv.DictWriter(text, list(names), restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({n: "" if x != x else x for n, x in line.items()} for line in lines)  # NaN
     return text.getvalue()
 
 
@@ -69,9 +71,3 @@ def _costs(runs: Sequence[Row]) -> dict[str, Any]:
     parts = [run.report.flops_by_part or {} for run in runs]
     found = {name: mean_of(runs, name) for name in MEANS}
     return found | {name: float(np.mean([p[name] for p in parts])) for name in parts[0]}
-
-
-def _title(metric: Metric, run: Row) -> str:
-    report = run.report
-    at = {"avg": f"avg_at_{report.samples}", "pass": f"pass_at_{max(report.pass_at)}"}
-    return at.get(metric, metric)

@@ -45,7 +45,7 @@ Show = Callable[[int, dict[str, float] | None], None]
 @functools.cache
 def announce(text: str) -> None:
     """Say what is being done, once, where it takes long enough to wonder; letter by letter."""
-    _console().print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    _console().print(text, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -119,8 +119,12 @@ def _progress(name: str, unit: str, total: int, first: int, patience: float) -> 
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
         *([BarColumn(bar_width=16)] if console.width >= LEAST_WIDTH_OF_A_BAR else []),
-        TextColumn("{task.description}", table_column=Column(no_wrap=True, max_width=30)),
-        TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True, ratio=1)),
+        TextColumn(
+            "{task.description}", markup=False, table_column=Column(no_wrap=True, max_width=30)
+        ),
+        TextColumn(
+            "{task.fields[numbers]}", markup=False, table_column=Column(no_wrap=True, ratio=1)
+        ),
     ]
     with Bar(*columns, console=console, expand=True) as bar:
         task = bar.add_task(name, total=total, completed=first, numbers="compiling")
@@ -134,11 +138,12 @@ def _progress(name: str, unit: str, total: int, first: int, patience: float) -> 
 
 
 def _console() -> Console:
-    """Of several processes the first speaks. What the terminal's encoding does not have is printed
-    as an escape, as it is on standard error, and does not end the run."""
+    """Of several processes the first speaks. Text is what it is: a name in brackets is no style,
+    and what the terminal's encoding does not have is printed as an escape, as it is on standard
+    error, and does not end the run."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
-    return Console(quiet=not processes.is_first())
+    return Console(quiet=not processes.is_first(), markup=False, emoji=False)
 
 
 def _lines(console: Console, what: str, total: int, first: int, patience: float) -> Told:

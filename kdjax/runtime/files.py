@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -90,9 +91,26 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def as_json(value: Any, **how: Any) -> str:
+    """A value as JSON that every reader takes: null for a number that is not finite.
+
+    >>> as_json({"error": float("nan"), "of": (1, 2)})
+    '{"error": null, "of": [1, 2]}'
+    """
+    return json.dumps(_finite(value), allow_nan=False, **how)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all. Errors: StorageError."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Write a JSON file (`as_json`) whole or not at all. Errors: StorageError."""
+    write_text(path, as_json(value, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,6 +17,7 @@ from kdjax.errors import DataError, StorageError
 from kdjax.runtime import processes
 from kdjax.runtime.console import announce
 from kdjax.runtime.files import (
+    as_json,
     is_partial,
     read_json,
     read_text,
@@ -114,7 +115,7 @@ def write_evaluation(
     folder: Path, key: dict[str, Any], report: dict[str, Any], samples: Iterable[dict[str, Any]]
 ) -> None:
     """Keep an evaluation with the key of everything that decides it; the report is written last."""
-    text = "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples)
+    text = "".join(as_json(s, ensure_ascii=False) + "\n" for s in samples)
     write_text(folder / SAMPLES, text)
     write_json(folder / EVALUATION, {"key": key, "report": report})
 
@@ -126,7 +127,7 @@ def read_evaluation(folder: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     saved = read_json(folder / EVALUATION)
     if not isinstance(saved, dict) or not isinstance(saved.get("report"), dict):
         raise DataError(f"{folder / EVALUATION} is damaged (no report); delete it to evaluate anew")
-    return saved["report"] if saved.get("key") == json.loads(json.dumps(key)) else None
+    return saved["report"] if saved.get("key") == json.loads(as_json(key)) else None
 
 
 def read_chunk(folder: Path, number: int) -> Any:
@@ -166,7 +167,7 @@ def open_metrics(folder: Path, from_step: int, wandb_project: str | None = None)
 
     def write(step: int, values: dict[str, Any]) -> None:
         try:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(as_json({"step": step, **values}) + "\n")
         except OSError as error:
             raise StorageError(f"can't write {path}: {error}") from error
         numbers = {n: value for n, value in values.items() if not isinstance(value, list)}
@@ -203,7 +204,7 @@ def restored_metrics(
 
 
 def _lines(records: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(record) + "\n" for record in records)
+    return "".join(as_json(record) + "\n" for record in records)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

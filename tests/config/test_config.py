@@ -119,6 +119,17 @@ def test_the_full_example_leaves_no_field_at_its_default():
     assert same == set()
 
 
+def test_what_is_infinite_is_read_back():
+    """No limit on the norm or the gap: strict JSON, and the same config."""
+    unbounded = dataclasses.replace(
+        Config(),
+        optimizer=dataclasses.replace(Config().optimizer, clip_norm=math.inf),
+        rollouts=dataclasses.replace(Config().rollouts, gap_limit_nats=math.inf),
+    )
+    text = json.dumps(as_dict(unbounded), allow_nan=False)
+    assert from_dict(json.loads(text)) == unbounded
+
+
 @pytest.mark.parametrize("config", [Config(), FULL], ids=["default", "full"])
 def test_round_trip_through_json(config):
     """from_dict(as_dict(c)) = c through a JSON file, composed losses by their text."""

@@ -12,19 +12,23 @@ from kdjax.base import Sampling
 from kdjax.errors import ConfigError, DataError
 from kdjax.grading.intervals import interval
 from kdjax.report.compare import compare, read_result, table
+from kdjax.report.compare import to_json as to_json_of
 from kdjax.report.results import to_json
+from kdjax.runtime import files
 
 NAMES = ("one", "other")
 COUNTED = dict(tokens=[8, 12, 20], cut=[0, 1, 4])
 
 
 def test_a_result_less_itself_is_nothing():
-    """0, from 0 to 0, in every metric."""
+    """0 in every metric, as far to one side as to the other: of three problems little is known."""
     result = a_report([0, 1, 3], **COUNTED)
     found = compare(result, result, NAMES)
     names = ["Avg@4", "Pass@1", "Pass@2", "Pass@4", "length", "truncated"]
     assert [d.name for d in found] == names
-    assert all(d.difference == (0.0, 0.0, 0.0) for d in found)
+    for difference, low, high in (d.difference for d in found):
+        assert difference == 0.0
+        assert -low == high > 0
 
 
 def test_by_hand():
@@ -35,9 +39,9 @@ def test_by_hand():
     )
     found = {d.name: d for d in compare(first, second, NAMES)}
     assert (found["Avg@4"].first, found["Avg@4"].second) == pytest.approx((1 / 3, 2 / 3))
-    assert found["Avg@4"].difference == interval(np.array([[0.5, 0.25, 0.25]]))
+    assert found["Avg@4"].difference == interval(np.array([[0.5, 0.25, 0.25]]), (-1, 1))
     assert found["Pass@4"].difference.estimate == pytest.approx(1 / 3)
-    assert found["length"].difference == interval(np.array([[-1.0, -1.0, -5.0]]))
+    assert found["length"].difference == interval(np.array([[-1.0, -1.0, -5.0]]), (-8, 8))
     assert found["truncated"].difference.estimate == pytest.approx(-5 / 12)
     for d in compare(second, first, NAMES):
         assert d.difference.estimate == -found[d.name].difference.estimate
@@ -47,11 +51,22 @@ def test_by_hand():
 
 
 def test_pairing_is_by_problem():
-    """A constant gain has no uncertainty, however different the problems are."""
-    found = compare(a_report([0, 1, 3]), a_report([1, 2, 4]), NAMES)
-    assert found[0].difference == (0.25, 0.25, 0.25)
-    unpaired = compare(a_report([0, 1, 3]), a_report([4, 1, 2]), NAMES)
-    assert unpaired[0].difference.low < unpaired[0].difference.high
+    """A constant gain is surer than one that is not, however different the problems are."""
+    first, gains = [0, 1, 3] * 20, [1, 2, 4] * 20
+    estimate, low, _ = compare(a_report(first), a_report(gains), NAMES)[0].difference
+    assert estimate == 0.25
+    assert low > 0.15
+    unpaired = compare(a_report(first), a_report([4, 1, 2] * 20), NAMES)[0].difference
+    assert unpaired.estimate == 0.25
+    assert unpaired.low < 0.15
+
+
+def test_one_problem_has_no_interval():
+    """One problem: the difference alone."""
+    found = compare(a_report([1]), a_report([2]), NAMES)
+    assert found[0].difference.estimate == 0.25
+    assert np.isnan(found[0].difference[1:]).all()
+    assert table(found)[1][0] == ["Avg@4", "25.0", "50.0", "+25.0"]
 
 
 def test_what_a_report_lacks_is_left_out():
@@ -84,6 +99,27 @@ def test_results_are_read_from_folders_and_files(tmp_path):
     (tmp_path / "evaluation.json").write_text(json.dumps({"key": {}, "report": fields}))
     (tmp_path / "r.json").write_text(json.dumps(fields))
     assert read_result(tmp_path) == read_result(tmp_path / "r.json") == result
+
+
+def test_what_one_problem_does_not_know_is_null(tmp_path):
+    """One problem's errors are null in JSON and not known when it is read again; a mean that is
+    null is no evaluation."""
+    result = a_report([1], tokens=[8], cut=[0])
+    assert np.isnan(result.avg.standard_error)
+    file = tmp_path / "one.json"
+    files.write_json(file, to_json(result))
+    assert '"standard_error": null' in file.read_text()
+    found = read_result(file)
+    assert found.avg.mean == 0.25
+    assert np.isnan([found.avg.standard_error, found.pass_at[2].standard_error]).all()
+    compared = to_json_of(compare(found, found, NAMES))
+    files.write_json(tmp_path / "compared.json", compared)
+    saved = json.loads((tmp_path / "compared.json").read_text(), parse_constant=pytest.fail)
+    assert saved["Avg@4"]["low"] is None
+    text = file.read_text().replace('"mean": 0.25', '"mean": null', 1)
+    file.write_text(text)
+    with pytest.raises(DataError, match="not all means are numbers"):
+        read_result(file)
 
 
 @pytest.mark.parametrize(

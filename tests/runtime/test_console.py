@@ -6,6 +6,8 @@ import io
 import re
 import sys
 
+import pytest
+
 from kdjax.runtime import console
 
 METRICS = {
@@ -104,6 +106,22 @@ def test_what_is_over_soon_is_not_said(capsys):
         tally.scored(2)
         tally.finished(2, 8)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_brackets_in_names_are_text(capsys, monkeypatch, terminal):
+    """Runs that differ in a bracket differ on the screen, and one that looks like the end of a
+    style is no error: in tables, in the bar and in plain lines."""
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("NO_COLOR", "1")
+        monkeypatch.setenv("COLUMNS", "200")
+    names = ["lr3[seed0]", "lr3[seed1]", "[/x]", "[bold]a:smile:"]
+    console.print_lines(["run", "[red]"], [[name, "1"] for name in names])
+    with console.training_progress("lr3[seed2]", 2) as show:
+        show(2, METRICS)
+    out = capsys.readouterr().out
+    assert all(name in out for name in [*names, "[red]", "lr3[seed2]"])
 
 
 def test_announcements_are_letter_by_letter(capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 
 import pytest
@@ -16,6 +18,15 @@ def fail_in(place, write, kind=ValueError):
     with place as partial:
         write(partial)
         raise kind("half")
+
+
+def test_what_is_no_number_is_null(tmp_path):
+    """JSON has no NaN and no infinity: null, however deep it stands; all else as it was."""
+    value = {"a": [math.nan, 1.5, (math.inf, "NaN")], "b": {"c": -math.inf, "d": None, "e": True}}
+    files.write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text()
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found == {"a": [None, 1.5, [None, "NaN"]], "b": {"c": None, "d": None, "e": True}}
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):

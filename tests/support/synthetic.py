@@ -130,11 +130,14 @@ def a_study(cells: int = 12, seeds: int = 3, pieces=PIECES) -> list[Cell]:
 VERDICTS = (
     Verdict(
         Claim("KL direction", "reverse KL has a higher Avg than forward KL at equal steps", "avg",
-              ("student_reverse",), ("student_forward",)), 0.031, 0.012, 0.05, "supported"),
+              ("student_reverse",), ("student_forward",)), 0.031, 0.012, 0.05, "supported",
+        "Avg@4", 0.012, 0.028, 3, 40),
     Verdict(
         Claim("training length", "a long fixed horizon lengthens responses", "length",
-              ("fixed_long",), ("fixed_short",)), -3.2, -5.0, -1.4, "contradicted"),
+              ("fixed_long",), ("fixed_short",)), -3.2, -5.0, -1.4, "contradicted",
+        "length", 0.0002, 3.1, 3, 40),
     Verdict(
         Claim("prefix source", "student prefixes keep more entropy than the teacher's", "entropy",
-              ("student_forward",), ("teacher_forward",)), 0.004, -0.01, 0.018, "undecided"),
+              ("student_forward",), ("teacher_forward",)), 0.004, -0.01, 0.018, "undecided",
+        "entropy", 0.61, 0.02, 3, 40),
 )  # fmt: skip

@@ -85,6 +85,41 @@ def test_groups_that_are_drawn_anew(tiny):
     assert plain | {"flops_sampling": 0} == redrawn | {"flops_sampling": 0}
 
 
+def test_the_teacher_draws_for_what_it_is_asked(tiny):
+    """A turn of half of the steps: drawn once for each problem that those steps visit, however the
+    steps are divided, and not for as many as there are visits."""
+    half = dataclasses.replace(tiny, steps=8, turns=(Turn(share=0.5, prefix="teacher"),))
+    parts = build(half)
+    asked = [n for n in range(8) if parts.table.at(n).prefix == "teacher"]
+    rows = [row for n in asked for row in parts.problems.batch_at(n)[1]]
+    distinct = len({*rows})
+    assert 0 < distinct < len(rows) < 8 * 8
+    cost, six = open_account(parts), {"response_length": 6.0}
+    whole = cost(0, 8, six)["flops_sampling"]
+    student, teacher = (models.read_config(Path(n)) for n in (half.student, half.teacher))
+    drawn = flops.response(teacher, *sizes_of(half, distinct, 6.0))
+    own = flops.response(student, *sizes_of(half, 8 * 8 - len(rows), 6.0))
+    assert whole == pytest.approx(own + drawn)
+    for cut in range(1, 8):
+        divided = [cost(*steps, six)["flops_sampling"] for steps in ((0, cut), (cut, 8))]
+        assert sum(divided) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_old_policy_is_read_where_nothing_brings_it(tiny, ahead):
+    """Two updates over one rollout: a forward pass more for the policy that drew, but for rollouts
+    that were drawn ahead, which have its log-probabilities."""
+    rollouts = dataclasses.replace(tiny.rollouts, ahead=ahead)
+    grpo = dataclasses.replace(tiny, objective=clipped_surrogate(0.2), rollouts=rollouts)
+    once, twice = (
+        open_account(build(dataclasses.replace(grpo, rl=RL(4, epochs=epochs))))(
+            0, 4, {"response_length": 6.0}
+        )["flops_student_forward"]
+        for epochs in (1, 2)
+    )
+    assert twice == pytest.approx((2 if ahead else 3) * once)
+
+
 def with_tests(config: Config, run: Path) -> Config:
     """The run with three samples of each problem after every step."""
     evaluation = dataclasses.replace(config.evaluation, every_steps=1, samples_during_training=3)

@@ -29,10 +29,10 @@ def show(report: Report) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console, dataset = Console(), report.dataset
+    console, dataset = Console(markup=False, emoji=False), report.dataset
 
     def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
+        console.print(text, highlight=False, soft_wrap=True)
 
     say(dataset.about)
     if dataset.note:
