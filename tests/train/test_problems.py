@@ -20,12 +20,12 @@ FIELDS = {"training": "data.file", "held-out": "heldout_file", "test": "evaluati
 
 @pytest.fixture
 def config(tmp_path) -> Config:
-    """Four problems for each purpose, all of short prompts."""
+    """Nine problems for each purpose, all of short prompts."""
     for name in FIELDS:
         write(tmp_path, name, "2+2=")
     return validate(
         Config(
-            batch_size=2,
+            batch_size=8,
             data=Data(file=str(tmp_path / "training.jsonl")),
             curriculum=Curriculum((8, 16), 0.1, heldout_file=str(tmp_path / "held-out.jsonl")),
             evaluation=Evaluation(file=str(tmp_path / "test.jsonl")),
@@ -35,7 +35,7 @@ def config(tmp_path) -> Config:
 
 
 def write(folder, name, last):
-    prompts = ["1+1=", "1+2=", "1+3=", last]
+    prompts = [*(f"1+{n}=" for n in range(8)), last]
     rows = "".join(json.dumps({"prompt": p, "answer": "1"}) + "\n" for p in prompts)
     (folder / f"{name}.jsonl").write_text(rows)
 
@@ -45,16 +45,16 @@ def test_one_overlong_prompt_of_any_purpose(config, tmp_path, tokenizer, purpose
     """Refused at once, whichever source it is in and however late its turn would be; or left out of
     it, which the source then says."""
     write(tmp_path, purpose, "1+" * 30 + "1=")
-    with pytest.raises(DataError, match=f"1 of 4 {purpose} problems have prompts over data.max_p"):
+    with pytest.raises(DataError, match=f"1 of 9 {purpose} problems have prompts over data.max_p"):
         open_problems(config, timetable(config), [""], tokenizer)
     data = dataclasses.replace(config.data, overlong_prompts="leave_out")
     asked = dataclasses.replace(config, data=data)
     found = open_problems(asked, timetable(asked), [""], tokenizer)
     sources = dict(zip(FIELDS, (found.source, found.heldout, found.test), strict=True))
     assert {name: source.size for name, source in sources.items()} == {
-        name: 3 if name == purpose else 4 for name in FIELDS
+        name: 8 if name == purpose else 9 for name in FIELDS
     }
-    assert "1 of 4 left out: prompts over" in sources[purpose].about
+    assert "1 of 9 left out: prompts over" in sources[purpose].about
     assert len(found.groups[""]) == found.source.size
 
 
