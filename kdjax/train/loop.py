@@ -249,6 +249,7 @@ def _measure_entropy(parts: Parts, state: TrainState, number: int) -> float:
     if math.isnan(entropy):
         announce(
             f"{config.run}: a held-out entropy was not measured, as no stop token ended a response;"
-            " the gate waits (curriculum.heldout_responses all measures truncated ones too)"
+            " the gate waits, and a threshold that is a share refers to the first entropy that is"
+            " measured (curriculum.heldout_responses all measures truncated ones too)"
         )
     return entropy
