@@ -64,7 +64,7 @@ def test_wrong_config_is_64(config_file, capsys, tmp_path, overrides, says):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["--data.max_prompt_tokens", "5"], "the limit is 5 (data.max_prompt_tokens)"),
+        (["--data.max_prompt_tokens", "5"], "prompts over data.max_prompt_tokens 5"),
         (["--student", "nowhere"], "no model folder nowhere"),
         (["--data.problems", "0"], "has no problems"),
     ],

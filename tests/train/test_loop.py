@@ -459,7 +459,7 @@ def test_a_folder_that_is_in_use_or_a_models_is_left_alone(tiny, tmp_path, monke
 def test_a_failed_start_does_not_pin_the_run(tiny):
     """A run that failed before its first checkpoint starts again with the corrected config."""
     wrong = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, max_prompt_tokens=5))
-    with pytest.raises(DataError, match="the limit is 5"):
+    with pytest.raises(DataError, match=r"prompts over data\.max_prompt_tokens 5,"):
         train_module.train(wrong)
     train_module.train(tiny)
     saved = json.loads((Path(tiny.run) / "config.json").read_text())

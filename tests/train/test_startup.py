@@ -331,6 +331,7 @@ def test_the_wording_reaches_both_and_the_report(tiny, tokenizer):
     """Template and system prompt are in what student and teacher see, and in the report; the key of
     an evaluation tells them apart."""
     worded = dataclasses.replace(tiny.data, system_prompt="Add.", prompt_template="Q: {prompt}")
+    worded = dataclasses.replace(worded, max_prompt_tokens=40)
     config = dataclasses.replace(tiny, data=worded)
     parts = build(config)
     for rendered in (t.render("1") for t in (parts.tokenizer, parts.teachers[""].role.tokenizer)):
