@@ -263,7 +263,7 @@ def test_what_does_not_fit_together_is_refused(tiny, tmp_path):
     with pytest.raises(ConfigError, match="16 is over the 12 training problems of tag 'sub'"):
         build_with(batch_size=16)
     with pytest.raises(DataError, match="calc/train/0 has the tag '', and teachers have"):
-        build_with(data=dataclasses.replace(tiny.data, file=None))
+        build_with(data=dataclasses.replace(tiny.data, file=None, max_prompt_tokens=28))
 
 
 def test_each_teacher_s_tokenizer_is_checked(tiny, tmp_path, other_folder):
