@@ -79,9 +79,7 @@ def unread(report: EvalReport, records: Sequence[dict[str, Any]]) -> str | None:
     asked = r"\boxed" in report.template
     remedy = "" if asked else r"; ask for \boxed{} in data.prompt_template"
     if report.grader == "exact":
-        remedy += (
-            f"{',' if remedy else ';'} or read other forms by evaluation.grader exact_flexible"
-        )
+        remedy += f"{',' if remedy else ';'} or grade by exact_flexible, which reads other forms"
     return (
         f"{none} of {len(ended)} responses that ended by themselves have no answer that"
         f" evaluation.grader {report.grader} reads{remedy}"

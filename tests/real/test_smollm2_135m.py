@@ -19,8 +19,8 @@ from real import FOLDER
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdjax import models
-from kdjax.base import Sampling
-from kdjax.data.batches import Batch
+from kdjax.base import Batch, Sampling, random_key
+from kdjax.data.chat import render
 from kdjax.data.tokenizer import Wording, load_tokenizer
 from kdjax.numerics import project
 from kdjax.rollouts.sampler import generate
@@ -91,6 +91,30 @@ def test_prompts_are_the_templates(hf, thinking):
             assert own.encode_prompt(text) == wanted, (system, text)
 
 
+CHATS = [
+    [
+        {"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"},
+        {"role": "user", "content": " And 1,024 more? "},
+    ],
+    [
+        {"role": "system", "content": "Отвечай кратко."}, {"role": "user", "content": "価格は？\n"},
+        {"role": "assistant", "content": "<think>12</think> １２円 "},
+        {"role": "user", "content": "🦆"}, {"role": "assistant", "content": ""},
+        {"role": "user", "content": TEXTS[2]},
+    ],
+]  # fmt: skip
+
+
+def test_several_turns_are_the_templates(hf):
+    """Rendered here and encoded whole: the ids of apply_chat_template."""
+    values = {"tools": None, "documents": None, "add_generation_prompt": True}
+    texts = render(hf.get_chat_template(), CHATS, values | hf.special_tokens_map)
+    own = load_tokenizer(FOLDER)
+    for chat, text in zip(CHATS, texts, strict=True):
+        wanted = hf.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        assert own.encode(text) == wanted
+
+
 def logits(model, params, ids: np.ndarray) -> np.ndarray:
     compute = jax.jit(lambda p, ids: project(model.hidden(p, ids), model.head(p)))
     return np.asarray(compute(params, ids))
@@ -123,7 +147,7 @@ def test_greedy_text(hf, reference, loaded):
     none = np.zeros(2, np.int32)
     batch = Batch(ids, lengths, none[:, None], none, none > 0, np.arange(2, dtype=np.int32))
     drawn = generate(
-        *loaded, batch, jax.random.key(0), max_new_tokens=64, stop_ids=own.stop_ids,
+        *loaded, batch, random_key(0), max_new_tokens=64, stop_ids=own.stop_ids,
         sampling=Sampling(0.0),
     )  # fmt: skip
     for row, prompt in enumerate(prompts):

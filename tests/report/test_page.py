@@ -142,7 +142,7 @@ def test_a_response_that_cant_be_seen_is_said():
         {**a_sample("a", [["  ", 0.1], ["\n", 0.2]], correct=False), "entropy": 0.5},
         {**a_sample("b", [], correct=False), "entropy": 0.5},
     ]
-    page = render_page("Run", [Cell("c", [Row("c", a_report([0, 0]), [], made)])], ABOUT)
+    page = render_page("Run", [Cell("c", [Row("c", a_report([0], samples=2), [], made)])], ABOUT)
     for said in ("(3 characters of white space alone)", "(no text)"):
         assert page.count(said) == 2
 
@@ -162,7 +162,7 @@ def test_axes_end_where_values_can(label, values, low, high):
     assert x_limits[0] == 0
     assert low <= y_limits[0] <= min(values)
     assert max(values) <= y_limits[1] <= high
-    assert (y_limits[0] < 0) is (min(values) < 0)
+    assert (y_limits[0] < 0) == (min(values) < 0)
 
 
 def limits_of(figure: Figure) -> list[tuple[float, float]]:

@@ -143,7 +143,7 @@ def test_a_pair_that_differs_in_what_may_differ(tiny, tokenizer):
     assert "(gradients by autodiff from chunk logits)" in said["loss 0"]
     precision = "computes in bfloat16, trained parameters float32, the teacher's bfloat16"
     assert said["precision 0"] == precision
-    assert f" teacher {2 * count(tiny.teacher) / 2**20:.1f}," in said["size 0"]
+    assert f" teacher {2 * count(tiny.teacher) / 2**20:.1f};" in said["size 0"]
     assert said["self-test 0"] == "the teacher as its own student has KL 0"
 
 
@@ -285,6 +285,7 @@ def test_step_and_evaluation_take_the_policy(tiny, tokenizer, monkeypatch):
     monkeypatch.setattr(
         examine_module, "evaluate", lambda _, scorer, *a, **k: (a_report([1]), scorer(None, [0]))
     )
+    monkeypatch.setattr(examine_module, "unread", lambda *_: None)
     monkeypatch.setattr(examine_module, "jitted_score", lambda *args: args)
     monkeypatch.setattr(examine_module, "rows_on_host", lambda scores: scores)
     scored = examine_module.evaluate_params(parts, parts.student.trained)[1]
@@ -304,8 +305,9 @@ def test_a_teacher_reads_the_student_s_prompt(tiny, tokenizer, monkeypatch):
     )
     monkeypatch.setattr(prefixes_module, "sampler_of", lambda *a: taken.append(a[4]) or drawn(*a))
     parts = build(dataclasses.replace(tiny, prefix="teacher"))
+    rows = parts.problems.batch_at(0)[1][:1]
     batch = problems.encode(
-        parts.problems.source, parts.tokenizer, [3], tiny.data.max_prompt_tokens, 8
+        parts.problems.source, parts.tokenizer, rows, tiny.data.max_prompt_tokens, 8
     )
     parts.responses.sources[parts.config.prefix][""](batch, parts.student.trained, None, 8)
     asked, stop_ids = taken
@@ -369,7 +371,8 @@ def test_memory_of_drawing_and_of_a_step(tiny):
     assert rows_at_once(own.sampler, mesh, Rollouts(rows=16), 99, 24, 8) == 16
     one, two = (activation_bytes(parts.programs, rows, 32) for rows in (8, 16))
     hidden = 4 * 32 * 16  # of a row a device, in float32
-    assert two == 2 * one > 8 * hidden * 2
+    assert two == pytest.approx(2 * one, rel=0.01)
+    assert two > 8 * hidden * 2
     full = build(dataclasses.replace(tiny, remat="full"))
     assert 2 * hidden <= activation_bytes(full.programs, 8, 32) < one / 3
 

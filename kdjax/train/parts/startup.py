@@ -329,22 +329,19 @@ def _of_draws(parts: Parts) -> dict[str, dict[str, float]]:
     drawn = {m.prefix for m in table.methods if config.trajectories is None}
     drawn = drawn if config.rollouts.engine is None else set()
     test = parts.problems.test.size * config.evaluation.samples
-    limits = config.curriculum.lengths[-1], config.evaluation.max_new_tokens
+    length, last = config.curriculum.lengths[-1], config.evaluation.max_new_tokens
     student = programs.student.sampler, programs.student.params, programs.mesh
-    draws = {"the evaluation": (*student, test, limits[1])}
+    taught = next(iter(programs.teachers.values()))
+    teacher = taught.sampler, taught.params, programs.teacher_mesh
+    draws = {"the evaluation": (student, test, last)}
     if "student" in drawn:
-        draws["a rollout"] = (*student, config.batch_size, limits[0])
-    if "teacher" in drawn:
-        taught = next(iter(programs.teachers.values()))
-        teacher = taught.sampler, taught.params, programs.teacher_mesh
-        draws["drawing the teacher's responses"] = (*teacher, CHUNK_ROWS, limits[0])
+        draws["a rollout"] = student, config.batch_size, length
+    if "teacher" in drawn and taught.sampler is not None:
+        draws["drawing the teacher's responses"] = teacher, CHUNK_ROWS, length
     found = {}
-    for name, (model, params, mesh, rows, response) in draws.items():
+    for name, ((model, params, mesh), rows, response) in draws.items():
         prompt = config.data.max_prompt_tokens
-        assert model is not None
         size = rows_at_once(model, mesh, config.rollouts, rows, prompt, response)
-        slots = levels(response)[-1].slots(prompt)
-        found[name] = sampling_bytes(
-            model, params, mesh, config.dtype, size, slots, programs.head.vocabulary
-        )
+        slots, columns = levels(response)[-1].slots(prompt), parts.roles.student.tokenizer.size
+        found[name] = sampling_bytes(model, params, mesh, config.dtype, size, slots, columns)
     return found
