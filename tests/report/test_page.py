@@ -129,6 +129,7 @@ def test_most_answers_unread_is_said():
     )
     asked = unread(a_report([1], template=r"Put it into \boxed{}.", grader="math"), made)
     assert asked.endswith("that evaluation.grader math reads")
+    made = [{**sample, "entropy": 0.5} for sample in made]
     cell = Cell("c", [Row("c", a_report([1]), [{"step": 1, "warnings": ["w"]}], made)])
     (warnings,) = (s for s in sections([cell]) if s.title == "Warnings")
     assert [line[:2] for line in warnings.table[1]] == [["c", "0"]] * 2

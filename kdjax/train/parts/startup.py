@@ -333,7 +333,7 @@ def _of_draws(parts: Parts) -> dict[str, dict[str, float]]:
     student = programs.student.sampler, programs.student.params, programs.mesh
     taught = next(iter(programs.teachers.values()))
     teacher = taught.sampler, taught.params, programs.teacher_mesh
-    draws = {"the evaluation": (student, test, last)}
+    draws: dict[str, tuple[Any, int, int]] = {"the evaluation": (student, test, last)}
     if "student" in drawn:
         draws["a rollout"] = student, config.batch_size, length
     if "teacher" in drawn and taught.sampler is not None:
