@@ -369,6 +369,9 @@ def test_memory_of_drawing_and_of_a_step(tiny):
     }  # fmt: skip
     assert rows_at_once(own.sampler, mesh, Rollouts(), 5, 24, 8) == 8
     assert rows_at_once(own.sampler, mesh, Rollouts(rows=16), 99, 24, 8) == 16
+    drawn = startup._of_draws(build(dataclasses.replace(tiny, prefix="teacher")))
+    cache = drawn["drawing the teacher's responses"]["KV cache"]
+    assert cache == 3 * 2 * 2 * 8 * 32 * 4  # one row a device of the step's 8, not of a chunk's 256
     one, two = (activation_bytes(parts.programs, rows, 32) for rows in (8, 16))
     hidden = 4 * 32 * 16  # of a row a device, in float32
     assert two == pytest.approx(2 * one, rel=0.01)

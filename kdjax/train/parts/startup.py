@@ -33,7 +33,7 @@ from kdjax.step.score import HeadPlan
 from kdjax.step.stops import Stops
 from kdjax.storage.trajectories import CHUNK_ROWS
 from kdjax.train.parts import precomputed
-from kdjax.train.parts.build import Parts
+from kdjax.train.parts.build import Parts, rows_needed
 from kdjax.train.parts.memory import activation_bytes, rows_at_once, sampling_bytes
 from kdjax.train.parts.programs import jitted_score
 from kdjax.train.parts.roles import title
@@ -337,7 +337,8 @@ def _of_draws(parts: Parts) -> dict[str, dict[str, float]]:
     if "student" in drawn:
         draws["a rollout"] = student, config.batch_size, length
     if "teacher" in drawn and taught.sampler is not None:
-        draws["drawing the teacher's responses"] = teacher, CHUNK_ROWS, length
+        most = max(len(rows_needed(parts, tag)) for tag in parts.teachers)
+        draws["drawing the teacher's responses"] = teacher, min(CHUNK_ROWS, most), length
     found = {}
     for name, ((model, params, mesh), rows, response) in draws.items():
         prompt = config.data.max_prompt_tokens
