@@ -36,6 +36,9 @@ kdjax: distillation of language models in JAX, where a method is two choices
   kdjax export RUN OUT [--dtype bfloat16] [--step newest|best|N]
                                              write a run's student as a Hugging Face folder
   kdjax export-adapter RUN OUT [--step N]    write a run's LoRA adapter as peft reads it
+  kdjax init-student TEACHER OUT --layers 10|0,3,6 [--fresh [--seed 0]]
+                                             write a student of some of a teacher's layers (10: as
+                                             many, evenly spaced); --fresh: its widths, new weights
   kdjax data check NAME_OR_FILE [--against BENCHMARK ...] [--columns FIELD=COLUMN ...]
                    [--student MODEL] [--out FILE]
                                              what a dataset holds: duplicates, answers that can't be
@@ -66,6 +69,7 @@ COMMANDS = {
     "study": "study.run",
     "export": "export.run",
     "export-adapter": "export.run_adapter",
+    "init-student": "init_student.run",
     "data": "data.run",
     "plan": "plan.run",
     "bench": "bench.run",

@@ -31,6 +31,28 @@ install() {
   fi
 }
 
+# torch, at the version of pyproject's [parity], where it has a CPU build (CUDA builds bring gigabytes); 1 where not.
+install_torch() {
+  local venv="${1:-.venv}" torch="torch==2.13.0"
+  if "$venv/bin/python" -c 'import torch' 2>/dev/null; then return; fi
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --dry-run --no-deps \
+    --report "$venv/torch.json" "$torch" >/dev/null 2>&1 || true
+  if "$venv/bin/python" - "$venv/torch.json" <<'PY'
+import json, sys
+try:
+    wheel = json.load(open(sys.argv[1]))["install"][0]["metadata"]
+except (OSError, ValueError, LookupError):
+    sys.exit(1)
+sys.exit(sys.platform == "linux" and any("nvidia" in r or "cuda" in r for r in wheel.get("requires_dist", [])))
+PY
+  then
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$torch"
+  else
+    echo "No CPU build of $torch for $("$venv/bin/python" -V)" >&2
+    return 1
+  fi
+}
+
 # What the scripts for several processes share: compute nodes install nothing, they use what is there.
 mistake() { echo "kdjax: $1" >&2; exit 64; }
 number() { if [[ $2 =~ ^[0-9]+$ ]]; then echo "$2"; else mistake "$1 needs a whole number, got '$2'"; fi; }

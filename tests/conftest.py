@@ -31,6 +31,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from real import HAS_REAL, NO_REAL
 from slurm import CAN_INSTALL, HAS_SLURM, NO_SLURM
 from tiny import HAS_MATH_VERIFY, NO_MATH_VERIFY, tiny_config
 
@@ -42,14 +43,15 @@ LEFT_OUT = (
     "LEFT OUT: parity with transformers in torch (torch is not installed; launch/test.sh says why)"
 )
 
-collect_ignore = [] if HAS_TORCH else ["models/test_parity.py"]
+collect_ignore = [] if HAS_TORCH else ["models/test_parity.py", "test_smollm2.py"]
+collect_ignore += [] if HAS_REAL else ["real"]
 
 LEFT_FOR_RELEASE = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--all", action="store_true", help="also what is left for a release (tests/release, marks)"
+        "--all", action="store_true", help="also what is left for a release (folders and marks)"
     )
 
 
@@ -57,7 +59,7 @@ def pytest_collection_modifyitems(config, items):
     """Without --all, what is for a release is left out, unless it is named."""
     if config.getoption("all"):
         return
-    named = tuple(arg for arg in config.args if "::" in arg or arg.startswith("tests/release"))
+    named = tuple(arg for arg in config.args if "::" in arg or arg.startswith(FOR_RELEASE))
     asked = [item for item in items if not _for_release(item) or item.nodeid.startswith(named)]
     left, items[:] = len(items) - len(asked), asked
     config.stash[LEFT_FOR_RELEASE] = left
@@ -71,8 +73,11 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 10, 10)
 
 
+FOR_RELEASE = ("tests/release", "tests/real")
+
+
 def _for_release(item) -> bool:
-    return item.nodeid.startswith("tests/release/") or item.get_closest_marker("release")
+    return item.nodeid.startswith(FOR_RELEASE) or item.get_closest_marker("release")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -93,7 +98,7 @@ def pytest_configure(config):
 
 def pytest_terminal_summary(terminalreporter):
     missing = [LEFT_OUT] * (not HAS_TORCH) + [NO_MATH_VERIFY] * (not HAS_MATH_VERIFY)
-    missing += [NO_SLURM] * (not HAS_SLURM)
+    missing += [NO_SLURM] * (not HAS_SLURM) + [NO_REAL] * (not HAS_REAL)
     if left := terminalreporter.config.stash.get(LEFT_FOR_RELEASE, 0):
         missing += [f"LEFT OUT: {left} tests for a release: kills, Slurm, ...; add --all"]
     if missing:

@@ -134,6 +134,9 @@ def test_a_pod_s_workers(programs, python):
         ),
         ("tpu_pod.sh", ["--tpu", "pod", "c.py"], {}, "usage: launch/tpu_pod.sh"),
         ("gke.sh", ["c.py"], {}, "usage: launch/gke.sh"),
+        ("real.sh", ["--device", "tpu"], {}, "--device is cpu or gpu, got tpu"),
+        ("real.sh", ["--data", "x"], {}, "unknown option --data; usage: launch/real.sh"),
+        ("real.sh", ["--train"], {}, "--train needs a value"),
         ("gke.sh", ["--name", "a\nb", "c.py"], {}, "--name needs a plain word"),
     ],
 )  # fmt: skip

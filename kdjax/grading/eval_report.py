@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kdjax.grading.intervals import Estimate, Interval
 
@@ -63,3 +64,23 @@ class EvalReport(NamedTuple):
     length_quantiles: dict[int, int] | None = None
     intervals: dict[str, Interval] | None = None
     weights: str = ""
+
+
+def unread(report: EvalReport, records: Sequence[dict[str, Any]]) -> str | None:
+    """What to do where most of the responses that ended by themselves hold no answer that the
+    verifier reads, in words; None where they do.
+
+    records: of the evaluation's samples.
+    """
+    ended = [record for record in records if not record.get("truncated")]
+    none = sum(bool(record.get("no_answer")) for record in ended)
+    if 2 * none <= len(ended):
+        return None
+    asked = r"\boxed" in report.template
+    remedy = "" if asked else r"; ask for \boxed{} in data.prompt_template"
+    if report.grader == "exact":
+        remedy += f"{',' if remedy else ';'} or grade by exact_flexible, which reads other forms"
+    return (
+        f"{none} of {len(ended)} responses that ended by themselves have no answer that"
+        f" evaluation.grader {report.grader} reads{remedy}"
+    )

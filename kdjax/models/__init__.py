@@ -7,9 +7,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +31,7 @@ from kdjax.models.hub import is_hub_name, snapshot
 from kdjax.models.identity import identity
 from kdjax.models.quantized import Hold, int8
 from kdjax.models.shape import DecoderConfig, RopeScaling, context_tokens, parameter_count
-from kdjax.models.shards import COPIED_FILES, write_folder
+from kdjax.models.shards import write_folder
 from kdjax.models.stored import read_config
 from kdjax.models.weights import not_finite, read_head, read_params
 from kdjax.runtime.console import announce
@@ -105,15 +102,8 @@ def create(
 ) -> None:
     """Write a new folder with random weights, so that a model to train from scratch is loaded like
     any other."""
-    fields = to_fields(config)
-    with tempfile.TemporaryDirectory() as temporary:
-        source = Path(temporary)
-        (source / "config.json").write_text(json.dumps(fields, indent=2), encoding="utf-8")
-        for name in COPIED_FILES:
-            if (Path(tokenizer_folder) / name).is_file():
-                shutil.copyfile(Path(tokenizer_folder) / name, source / name)
-        made = jax.jit(decoder.init_params, static_argnums=0)(config, random_key(seed))
-        write_folder(Path(folder), made, source)
+    made = jax.jit(decoder.init_params, static_argnums=0)(config, random_key(seed))
+    write_folder(Path(folder), made, Path(tokenizer_folder), fields=to_fields(config))
 
 
 __all__ = [

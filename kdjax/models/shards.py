@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jax.typing import DTypeLike
 
 from kdjax.base import Params
 from kdjax.errors import DataError
+from kdjax.models.config import from_fields
 from kdjax.models.families import Place, tensors
 from kdjax.models.folder import INDEX_FILE
 from kdjax.models.stored import read_config
@@ -37,6 +39,7 @@ def write_folder(
     source: Path,
     dtype: DTypeLike = jnp.float32,
     shard_bytes: int = SHARD_BYTES,
+    fields: dict[str, Any] | None = None,
 ) -> None:
     """Write a Hugging Face folder: parameters with the config and tokenizer of another.
 
@@ -49,12 +52,16 @@ def write_folder(
         source: the folder whose config and tokenizer are copied.
         dtype: that of the file.
         shard_bytes: of one file, unless one tensor is larger.
+        fields: the config.json to write in place of that of `source`.
 
     Errors: StorageError; DataError where `source` is of another shape.
     """
-    fields, config = json_object(source, "config.json"), read_config(source)
-    if config.tie_word_embeddings != fields.get("tie_word_embeddings", False):
-        fields["tie_word_embeddings"] = config.tie_word_embeddings
+    if fields is None:
+        fields, config = json_object(source, "config.json"), read_config(source)
+        if config.tie_word_embeddings != fields.get("tie_word_embeddings", False):
+            fields["tie_word_embeddings"] = config.tie_word_embeddings
+    else:
+        config = from_fields(fields, str(source))
     places = tensors(config)
     _check_paths(params, places, source)
     dtype = np.dtype(dtype)

@@ -15,13 +15,13 @@ from kdjax.config.schema import Config
 from kdjax.models import flops
 from kdjax.plan.phase import GIB, Phase, compiled_program, device_gib, largest_teacher, sent_gib
 from kdjax.rollouts.decoding import Prompts, decoder
-from kdjax.rollouts.levels import Level, levels, prefill_rows, rounded_up, rows_within
-from kdjax.rollouts.sampler import row_bytes
+from kdjax.rollouts.levels import Level, levels, prefill_rows
 from kdjax.runtime import topology
 from kdjax.sharding import batch_spec, data_size, replicated, rollout_mesh
 from kdjax.storage.trajectories import CHUNK_ROWS
+from kdjax.train.parts.memory import rows_at_once
 from kdjax.train.parts.programs import Programs
-from kdjax.train.parts.sampling import cache_bytes, to_sampler
+from kdjax.train.parts.sampling import to_sampler
 from kdjax.train.parts.shapes import Shapes
 
 
@@ -36,14 +36,8 @@ def rollout_phase(config: Config, prefix: str, programs: Programs, shapes: Shape
     params = _placed(jax.eval_shape(convert, source), converted.output_shardings)
 
     level = levels(response)[-1]
-    slots, devices = level.slots(prompt), data_size(mesh)
-    most = rows_within(
-        cache_bytes(config.rollouts.cache_gib, places),
-        row_bytes(model, slots, mesh),
-        config.rollouts.rows,
-        devices,
-    )
-    size = min(most, rounded_up(rows, devices))
+    slots = level.slots(prompt)
+    size = rows_at_once(model, places, config.rollouts, rows, prompt, response)
     draws = decoder(model, config.sampling, shapes.vocabulary, mesh)
     made = compiled_program(draws.empty.lower(params, size, slots))
     state = _placed(made.out_info, made.output_shardings)

@@ -8,16 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kdjax.base import Model
 from kdjax.config.schema import Config
 from kdjax.config.timetable import Method
 from kdjax.models import flops
-from kdjax.models.lora import join
 from kdjax.plan.phase import GIB, Phase, compiled_program, largest_teacher, sent_gib
 from kdjax.runtime import topology
 from kdjax.sharding import data_size, replicated
+from kdjax.train.parts.memory import activation_bytes
 from kdjax.train.parts.programs import Programs, jitted_logp
 from kdjax.train.parts.shapes import Shapes, expected_rollout
 
@@ -42,7 +41,7 @@ def step_phase(
     compiled = compiled_program(
         teacher.steps[number].lower(own.state, teacher.params, rollout, entropy, own.frozen)
     )
-    activations = _activation_gib(programs, rows // config.micro_batches, length)
+    activations = activation_bytes(programs, rows // config.micro_batches, length) / GIB
     temporaries = compiled.memory_analysis().temp_size_in_bytes / GIB
     decoder = teacher.model and teacher.model.config
     sizes = rows * prompt, rows * response, length
@@ -104,25 +103,3 @@ def _phase(
         chip and total / mesh.size / (chip.tflops * 1e12),
         time.perf_counter() - began,
     )
-
-
-def _activation_gib(programs: Programs, rows: int, length: int) -> float:
-    """GiB of activations on a device that the student's layers save for the backward pass: the
-    residuals that have a micro-batch's rows, sharded like them."""
-    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-        (programs.student.state.params, programs.student.frozen or {}),
-    )
-
-    def residuals(trained, frozen, tokens):
-        hidden = programs.student.learner.hidden
-        return jax.vjp(lambda t: hidden(join(frozen, t), tokens), trained)[1]
-
-    kept = jax.eval_shape(residuals, *shapes, tokens)
-    total = sum(
-        np.prod(leaf.shape, dtype=float) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(kept)
-        if (rows, length) in zip(leaf.shape, leaf.shape[1:], strict=False)
-    )
-    return total / data_size(programs.mesh) / GIB

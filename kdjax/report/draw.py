@@ -254,12 +254,42 @@ def _dress(axes, figure: Figure) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(0.06)
+    _within_range(axes, figure)
     axes.yaxis.set_major_formatter(lambda y, _: number(y))
     axes.xaxis.set_major_formatter(lambda x, _: number(x))
     if figure.x_ticks is not None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(figure.x_ticks, [number(x) for x in figure.x_ticks])
         axes.minorticks_off()
+    else:
+        _thin(axes)
+
+
+def _within_range(axes, figure: Figure) -> None:
+    """The margins end where values do: at 0, and percents at 100, unless an error bar is beyond."""
+    for way, label in (("x", figure.x_label), ("y", figure.y_label)):
+        low, high = axes.dataLim.get_points()[:, "xy".index(way)]
+        first, last = getattr(axes, f"get_{way}lim")()
+        last = min(last, 100) if label.endswith("(%)") and high <= 100 else last
+        first = max(first, 0) if low >= 0 else first
+        if first < last:
+            getattr(axes, f"set_{way}lim")(first, last)
+    for line in axes.get_lines():
+        line.set_clip_on(line.get_marker() == "None")  # a marker on the edge is whole
+
+
+_LETTER = 7.5
+"""The width of a tick's letter, about, in the SVG's units."""
+
+
+def _thin(axes) -> None:
+    """As few marks on the x axis as its numbers have room for."""
+    for bins in (9, 7, 5, 4, 3, 2, 1):
+        axes.locator_params(axis="x", nbins=bins)
+        low, high = axes.get_xlim()
+        ticks = [number(x) for x in axes.get_xticks() if low <= x <= high]
+        if sum(len(tick) + 1 for tick in ticks) * _LETTER <= _WIDTH - 76:
+            return
 
 
 _GRID, _INK = 254, 253

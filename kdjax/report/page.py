@@ -39,6 +39,7 @@ def render_page(
             },
             problems=side_by_side(cells),
             outcome=outcome,
+            blank=blank,
             kinds=by_outcome(cells),
             most=MOST_OF_A_KIND,
             legend=legend(),
@@ -95,6 +96,17 @@ def by_outcome(
             chosen = [*reversed(firsts.values())][:MOST_OF_A_KIND]
             found[name] += [(cell.name, sample, _end(sample["response"])) for sample in chosen]
     return [(name, counts[name], found[name]) for name in OUTCOMES if counts[name]]
+
+
+def blank(text: str) -> str:
+    """What to say of a text that can't be seen.
+
+    >>> blank("4"), blank(""), blank(" \\n ")
+    ('', 'no text', '3 characters of white space alone')
+    """
+    if text.strip():
+        return ""
+    return f"{len(text)} characters of white space alone" if text else "no text"
 
 
 def _end(text: str) -> str:

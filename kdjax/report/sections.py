@@ -22,11 +22,12 @@ from kdjax.runtime.console import Table
 
 
 class Section(NamedTuple):
-    """A table with what a reader has to know of it."""
+    """A table with what a reader has to know of it. words: its last column is sentences."""
 
     title: str
     note: str
     table: Table
+    words: bool = False
 
 
 def sections(cells: Sequence[Cell], verdicts: Sequence[Verdict] = ()) -> list[Section]:
@@ -46,7 +47,7 @@ def sections(cells: Sequence[Cell], verdicts: Sequence[Verdict] = ()) -> list[Se
             readings = equal_readings(alike, cells[0].runs[0])
             found.append(Section("At equal steps and at equal FLOPs", READINGS, readings))
     found.append(Section("Training FLOPs by part", FLOPS, flops_by_part(trained)))
-    found.append(Section("Warnings", WARNED, warned(cells)))
+    found.append(Section("Warnings", WARNED, warned(cells), words=True))
     return [section for section in found if section.table[1]]
 
 
@@ -85,7 +86,10 @@ READINGS = (
     " FLOPs of a student that began as another's hold what that one cost, and so does its line."
 )
 FLOPS = "Of the models, of real tokens, mean over seeds; what a teacher computed once counts once."
-WARNED = "Updates that were skipped, and each kind of warning where it was first due."
+WARNED = (
+    "Updates that were skipped, each kind of warning where it was first due, and what of the"
+    " evaluation is to be doubted."
+)
 
 
 def setting_of(cells: Sequence[Cell]) -> str:

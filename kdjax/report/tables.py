@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kdjax.config.claims import Metric
-from kdjax.grading.eval_report import QUANTILES, EvalReport
+from kdjax.grading.eval_report import QUANTILES, EvalReport, unread
 from kdjax.grading.intervals import Estimate, Interval, interval, over_problems_and_seeds
 from kdjax.grading.passk import pass_by_problem
 from kdjax.report.numbers import METRICS, between, optional, ranged, shown
@@ -237,7 +237,7 @@ def flops_by_part(cells: Sequence[Cell]) -> Table:
 
 
 def warned(cells: Sequence[Cell]) -> Table:
-    """What was said during training, the first MOST_WARNINGS of each run."""
+    """What was said during training, the first MOST_WARNINGS of each run, and of its responses."""
     lines = []
     for cell in cells:
         for run in cell.runs:
@@ -246,4 +246,6 @@ def warned(cells: Sequence[Cell]) -> Table:
             if len(said) > MOST_WARNINGS:
                 rest = f"and {len(said) - MOST_WARNINGS} more, in metrics.jsonl"
                 lines.append([cell.name, str(run.report.seed), rest])
-    return ["run", "seed", "what was said during training"], lines
+            if found := unread(run.report, run.samples):
+                lines.append([cell.name, str(run.report.seed), found])
+    return ["run", "seed", "what was said"], lines

@@ -60,7 +60,7 @@ def render_results(
 ) -> str:
     """A run or a study as Markdown: what the page says, without its plots."""
     parts = [f"# {name}"]
-    for title, note, found in sections(cells, verdicts):
+    for title, note, found, _ in sections(cells, verdicts):
         parts += [f"## {title}", note, markdown_table(*found)]
     parts += ["## What made this", markdown_table(["setting", "value"], about.items())]
     return "\n\n".join(parts) + "\n"

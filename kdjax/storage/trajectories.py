@@ -2,8 +2,10 @@
 
     FOLDER/settings.json    everything that decides the contents
     FOLDER/chunk-00000/     `chunk_rows` problems: Arrow files, and sha256.json of them
+    FOLDER/rows-a1b2.../    a piece: problems in the order of a run that needed them, likewise
 
-A chunk is written beside its place and renamed: a killed process loses at most the chunk in flight.
+`fill` draws every chunk; a run that draws for itself draws pieces, of what it needs alone. Each is
+written beside its place and renamed: a killed process loses at most the one in flight.
 A row is as long as its response. bfloat16, which Arrow does not know, is kept as uint16, bit for
 bit.
 """
@@ -39,6 +41,8 @@ from kdjax.runtime.files import (
 from kdjax.storage.arrow import check_table, padded, row_of, table_of
 
 CHUNK_ROWS = 256
+"""Problems that are drawn at once: many enough to decode in full batches, few enough to wait for.
+"""
 SETTINGS, SUMS = "settings.json", "sha256.json"
 MANY = 2**31 - 1
 LIMITS = {"rows": MANY, "chunk_rows": MANY, "max_new_tokens": 2**20}
@@ -60,18 +64,53 @@ def place_of(cache: Path, settings: dict[str, Any]) -> Path:
     return cache / "trajectories" / digest(settings)
 
 
-def open_trajectories(path: Path, settings: dict[str, Any], draw: Draw) -> Draw:
-    """read(places) -> Trajectories as host arrays; missing chunks are drawn when first asked for.
+def open_trajectories(
+    path: Path, settings: dict[str, Any], draw: Draw, needed: Callable[[], np.ndarray]
+) -> Draw:
+    """read(places) -> Trajectories as host arrays, of the places that are `needed`; a piece that is
+    not there is drawn when it is first asked for.
 
     Errors: as `open_folder`, and as `reader`.
     """
 
     @functools.cache
-    def read_chunks() -> Draw:
+    def read_needed() -> Draw:
         open_folder(path, settings)
-        return reader(path, settings, draw)
+        return reader(path, settings, pieces_of(path, settings, needed()), draw)
 
-    return lambda places: read_chunks()(places)
+    return lambda places: read_needed()(places)
+
+
+def pieces_of(path: Path, settings: dict[str, Any], needed: np.ndarray) -> list[np.ndarray]:
+    """The places that a run needs, in its order, without those that chunks of the folder hold, cut
+    into what is drawn at once: the same at every start of the run, as the last bits of a response
+    may depend on those that it was drawn with."""
+    rows = settings["chunk_rows"]
+    chunks = {n for n in np.unique(needed // rows).tolist() if _chunk_place(path, n).is_dir()}
+    left = needed[~np.isin(needed // rows, [*chunks])]
+    return [left[first : first + rows] for first in range(0, len(left), rows)]
+
+
+def fill_pieces(
+    path: Path,
+    settings: dict[str, Any],
+    draw: Draw,
+    needed: np.ndarray,
+    share: tuple[int, int],
+) -> list[np.ndarray]:
+    """Draw this process's share of the pieces that a folder lacks; returns all of them. Errors: as
+    `fill`."""
+    open_folder(path, settings)
+    pieces, (index, count) = pieces_of(path, settings, needed), share
+    for number in range(len(pieces))[index::count]:
+        if not _piece_place(path, pieces[number]).is_dir():
+            _draw_piece(path, draw, pieces, number)
+    return pieces
+
+
+def lacking(path: Path, pieces: Sequence[np.ndarray]) -> int:
+    """How many of these pieces are not there."""
+    return sum(not _piece_place(path, piece).is_dir() for piece in pieces)
 
 
 def open_folder(path: Path, settings: dict[str, Any]) -> None:
@@ -137,7 +176,6 @@ def fill(
     *,
     share: tuple[int, int] = (0, 1),
     redo: bool = False,
-    numbers: Sequence[int] | None = None,
 ) -> int:
     """Draw the chunks that a folder lacks; returns how many were drawn.
 
@@ -147,24 +185,23 @@ def fill(
         share: (index, count): every count-th chunk from the index-th on, so that count processes
             fill a folder together.
         redo: finished chunks are read through too, and the damaged ones drawn anew.
-        numbers: of these chunks alone.
 
     Errors: as `open_folder`; StorageError where a chunk can't be written, what is finished stays.
     """
     open_folder(path, settings)
     index, count = share
     drawn, total = 0, _chunks(settings)
-    for number in (range(total) if numbers is None else numbers)[index::count]:
-        place = _chunk_place(path, number)
+    for number in range(total)[index::count]:
+        place, rows = _chunk_place(path, number), _rows(settings, number)
         if redo and place.is_dir():
             try:
-                _load(place, settings)
+                _load(place, rows, settings)
             except DataError as error:
                 announce(f"{path}: drawing anew: {error}")
                 _remove(place)
         if not place.is_dir():
             announce(f"{path}: drawing chunk {number + 1} of {total}")
-            _keep(place, _rows(settings, number), draw)
+            _keep(place, rows, draw)
             drawn += 1
     return drawn
 
@@ -181,16 +218,6 @@ def require_complete(path: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def chunks_of(places: np.ndarray, settings: dict[str, Any]) -> list[int]:
-    """The numbers of the chunks that hold these places."""
-    return np.unique(places // settings["chunk_rows"]).tolist()
-
-
-def missing(path: Path, numbers: Sequence[int]) -> list[int]:
-    """Those of these chunks that are not there."""
-    return [n for n in numbers if not _chunk_place(path, n).is_dir()]
-
-
 def identity(path: Path) -> str:
     """A text that is equal for equal settings and responses: of the sums kept with the chunks.
 
@@ -205,24 +232,40 @@ def identity(path: Path) -> str:
     return whole.hexdigest()[:16]
 
 
-def reader(path: Path, settings: dict[str, Any], draw: Draw | None = None) -> Draw:
-    """read(places) -> Trajectories as host arrays, right-padded to max_new_tokens; a chunk that is
-    missing is drawn, if `draw` is given.
+def reader(
+    path: Path,
+    settings: dict[str, Any],
+    pieces: Sequence[np.ndarray] = (),
+    draw: Draw | None = None,
+) -> Draw:
+    """read(places) -> Trajectories as host arrays, right-padded to max_new_tokens: from the piece
+    that holds a place, else from its chunk. A piece that is missing is drawn, if `draw` is given.
 
-    Rows are read from the disk when they are asked for; the first row of a chunk has its sums
-    verified. Errors: DataError naming a damaged or missing chunk, StorageError.
+    Rows are read from the disk when they are asked for; the first row of a chunk or piece has its
+    sums verified. Errors: DataError naming a damaged or missing one, StorageError.
     """
+    homes = {int(p): (n, at) for n, piece in enumerate(pieces) for at, p in enumerate(piece)}
 
     @functools.cache
     def chunk(number: int):
-        place = _chunk_place(path, number)
+        return _load(_chunk_place(path, number), _rows(settings, number), settings)
+
+    @functools.cache
+    def piece(number: int):
+        place = _piece_place(path, pieces[number])
         if not place.is_dir() and draw is not None:
-            _keep(place, _rows(settings, number), draw)
-        return _load(place, settings)
+            _draw_piece(path, draw, pieces, number)
+        return _load(place, pieces[number], settings)
+
+    def one(place: int):
+        if place in homes:
+            number, at = homes[place]
+            return row_of(piece(number)[at])
+        number, at = divmod(place, settings["chunk_rows"])
+        return row_of(chunk(number)[at])
 
     def read(places: np.ndarray) -> Trajectories:
-        numbers, offsets = np.divmod(places, settings["chunk_rows"])
-        rows = [row_of(chunk(int(n))[int(o)]) for n, o in zip(numbers, offsets, strict=True)]
+        rows = [one(int(place)) for place in places]
         fields = {
             name: padded([row[name] for row in rows], settings["max_new_tokens"])
             for name in rows[0]
@@ -247,6 +290,17 @@ def _rows(settings: dict[str, Any], number: int) -> np.ndarray:
 
 def _chunk_place(path: Path, number: int) -> Path:
     return path / f"chunk-{number:05d}"
+
+
+def _piece_place(path: Path, piece: np.ndarray) -> Path:
+    return path / f"rows-{digest(piece.tolist())}"
+
+
+def _draw_piece(path: Path, draw: Draw, pieces: Sequence[np.ndarray], number: int) -> None:
+    before, needed = sum(map(len, pieces[:number])), sum(map(len, pieces))
+    last = before + len(pieces[number])
+    announce(f"{path}: drawing responses {before + 1} to {last} of the {needed} that are needed")
+    _keep(_piece_place(path, pieces[number]), pieces[number], draw)
 
 
 @contextlib.contextmanager
@@ -294,9 +348,9 @@ def _write(folder: Path, rows: np.ndarray, kept: Trajectories) -> None:
     (folder / SUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
 
 
-def _load(place: Path, settings: dict[str, Any]):
-    """A chunk as a table on the disk, once its files are those that were written, and hold what a
-    chunk does."""
+def _load(place: Path, rows: np.ndarray, settings: dict[str, Any]):
+    """A chunk, or piece, of these rows as a table on the disk, once its files are those that were
+    written, and hold what it does."""
     import datasets
 
     try:
@@ -309,8 +363,7 @@ def _load(place: Path, settings: dict[str, Any]):
             raise ValueError(f"{', '.join(changed)} is not what was written")
         check_saved(place)
         found = datasets.load_from_disk(str(place)).with_format("arrow")
-        number = int(place.name.removeprefix("chunk-"))
-        check_table(found[:], len(_rows(settings, number)), settings["max_new_tokens"])
+        check_table(found[:], len(rows), settings["max_new_tokens"])
         return found
     except Exception as error:  # the library raises many kinds; all mean a damaged folder
         raise _damaged(place, error) from error

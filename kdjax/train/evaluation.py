@@ -20,7 +20,7 @@ from kdjax.config.timetable import timetable
 from kdjax.data import batches
 from kdjax.evaluate import Chunk, Keep, evaluate, progress
 from kdjax.grading.answers import Grader, grade_boxed, grade_flexible
-from kdjax.grading.eval_report import EvalReport
+from kdjax.grading.eval_report import EvalReport, unread
 from kdjax.grading.symbolic import open_lenient, open_symbolic
 from kdjax.report.folder import write_report
 from kdjax.report.results import Cell, Row, to_json
@@ -107,6 +107,8 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
             seed=config.seed,
             keep=kept,
         )
+    if said := unread(result, records):
+        announce(f"evaluation: {said}")
     return result._replace(weights=weights), records
 
 

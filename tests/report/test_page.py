@@ -13,7 +13,9 @@ import pytest
 from browser import BROWSER, measure
 from synthetic import PIECES, VERDICTS, a_report, a_run, a_sample, a_study
 
+from kdjax.grading.eval_report import unread
 from kdjax.grading.intervals import Estimate, Interval
+from kdjax.report import draw as draw_module
 from kdjax.report.draw import COLOURS, MOST_POINTS, Figure, Series, draw, style, table_of
 from kdjax.report.figures import curve, figures, styles
 from kdjax.report.page import MOST_CHARACTERS, SHADES, by_outcome, legend, render_page, shade
@@ -110,6 +112,81 @@ def test_majorities_quantiles_and_intervals_are_shown():
     assert lines[1][5:] == ["-", "-", "-"]
     two = Cell("two", [cells[0].runs[0], cells[0].runs[0]._replace(report=a_report([1, 1]))])
     assert more_samples([two])[1][0][5:] == ["-", "-"]
+
+
+def test_most_answers_unread_is_said():
+    """Where most finished responses have no answer, the warnings name the remedy of the grader and
+    the template: not where answers were read, nor of truncated ones."""
+    silent = dict(correct=False, no_answer=True)
+    made = [a_sample(str(n), **silent) for n in range(3)] + [a_sample("3")]
+    cut = [a_sample(str(n), truncated=True, **silent) for n in range(9)]
+    assert unread(a_report([1]), cut) is unread(a_report([1]), [*made[2:], *cut]) is None
+    said = unread(a_report([1]), [*made, *cut])
+    assert said == (
+        "3 of 4 responses that ended by themselves have no answer that evaluation.grader exact"
+        r" reads; ask for \boxed{} in data.prompt_template, or grade by exact_flexible, which reads"
+        " other forms"
+    )
+    asked = unread(a_report([1], template=r"Put it into \boxed{}.", grader="math"), made)
+    assert asked.endswith("that evaluation.grader math reads")
+    made = [{**sample, "entropy": 0.5} for sample in made]
+    cell = Cell("c", [Row("c", a_report([1]), [{"step": 1, "warnings": ["w"]}], made)])
+    (warnings,) = (s for s in sections([cell]) if s.title == "Warnings")
+    assert [line[:2] for line in warnings.table[1]] == [["c", "0"]] * 2
+    assert [line[2] for line in warnings.table[1]] == ["w", unread(a_report([1]), made)]
+    assert '<table class="sentences">' in render_page("Run", [cell], ABOUT)
+
+
+def test_a_response_that_cant_be_seen_is_said():
+    """White space alone, and no text at all, in both lists of samples."""
+    made = [
+        {**a_sample("a", [["  ", 0.1], ["\n", 0.2]], correct=False), "entropy": 0.5},
+        {**a_sample("b", [], correct=False), "entropy": 0.5},
+    ]
+    page = render_page("Run", [Cell("c", [Row("c", a_report([0], samples=2), [], made)])], ABOUT)
+    for said in ("(3 characters of white space alone)", "(no text)"):
+        assert page.count(said) == 2
+
+
+@pytest.mark.parametrize(
+    ("label", "values", "low", "high"),
+    [
+        ("Avg (%)", [0.0, 100.0], 0, 100), ("Avg (%)", [0.0, 0.0], 0, 1),
+        ("Avg (%)", [100.0, 100.0], 90, 100), ("loss (nats)", [0.0, 150.0], 0, 200),
+        ("difference (points)", [-1.0, 1.0], -1.2, 1.2),
+    ],
+)  # fmt: skip
+def test_axes_end_where_values_can(label, values, low, high):
+    """No percent below 0 or above 100, no step or entropy below 0; what can be negative is."""
+    series = Series("a", [0.0, 1.0], values, "curve")
+    x_limits, y_limits = limits_of(Figure("f", "entropy (nats)", label, [series]))
+    assert x_limits[0] == 0
+    assert low <= y_limits[0] <= min(values)
+    assert max(values) <= y_limits[1] <= high
+    assert (y_limits[0] < 0) == (min(values) < 0)
+
+
+def limits_of(figure: Figure) -> list[tuple[float, float]]:
+    """The limits of the x and the y axis, as `draw` sets them."""
+    seen = []
+    dress = draw_module._dress
+
+    def spy(axes, figure):
+        dress(axes, figure)
+        seen.append((axes.get_xlim(), axes.get_ylim()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draw_module, "_dress", spy)
+        draw(figure, {})
+    return seen[0]
+
+
+def test_marks_of_long_numbers_are_few():
+    """Tiny entropies: the marks on the x axis have room beside each other."""
+    tiny = Series("a", [1.0e-6, 1.13e-6, 1.57e-6], [1.0, 2.0, 3.0], "scatter")
+    svg = draw(Figure("f", "entropy (nats)", "Avg (%)", [tiny]), {})
+    marks = [text for text in re.findall(r">([^<>\n]+)</text>", svg) if "e-06" in text]
+    assert 2 <= len(marks) <= 5
 
 
 def test_what_is_not_comparable_is_not_compared():

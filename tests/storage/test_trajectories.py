@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,9 @@ from kdjax.base import Samples, TopK, Trajectories
 from kdjax.errors import ConfigError, DataError, StorageError
 from kdjax.storage.trajectories import (
     fill,
+    fill_pieces,
     identity,
+    lacking,
     open_trajectories,
     place_of,
     read_settings,
@@ -58,9 +61,16 @@ class Teacher:
         return Trajectories(samples_of(rows, self.salt))
 
 
-def read_with(cache, teacher, rows, settings=SETTINGS) -> Samples:
-    read = open_trajectories(place_of(cache, settings), settings, teacher)
-    return read(np.array(rows)).samples
+def read_with(cache, teacher, rows, settings=SETTINGS, needed=range(SIZE)) -> Samples:
+    place, places = place_of(cache, settings), np.array(needed)
+    return open_trajectories(place, settings, teacher, lambda: places)(np.array(rows)).samples
+
+
+def piece_with(folder, row: int) -> Path:
+    """The piece of a cache's folder that was drawn for this row."""
+    pieces = [p for p in folder.glob("rows-*") if not p.name.endswith(".partial")]
+    (found,) = (p for p in pieces if row in datasets.load_from_disk(str(p))["row"])
+    return found
 
 
 def assert_same_samples(found: Samples, rows, salt: int = 0):
@@ -79,19 +89,47 @@ def test_rows_come_back_to_the_bit_in_the_order_asked(tmp_path):
     assert_same_samples(read_with(tmp_path, Teacher(), rows), rows)
 
 
-def test_chunks_are_drawn_once_and_when_needed(tmp_path):
-    """Each chunk is drawn whole when first asked for; a second reader, later, draws nothing."""
-    teacher = Teacher()
-    read = open_trajectories(place_of(tmp_path, SETTINGS), SETTINGS, teacher)
-    read(np.array([5]))
-    assert teacher.asked == [[4, 5, 6, 7]]
-    read(np.array([4, 9, 7]))
-    assert teacher.asked == [[4, 5, 6, 7], [8, 9]]
-    again = Teacher(salt=1)
-    assert_same_samples(read_with(tmp_path, again, [6, 8]), [6, 8])
+NEEDED = [9, 0, 5, 3, 7, 1, 8]
+
+
+def test_what_a_run_needs_is_drawn_in_its_order(tmp_path, capsys):
+    """A chunk's number of rows at a time, in the order of the run, when the first of them is asked
+    for, and told; nothing that the run does not need. A second reader, later, draws the rest."""
+    teacher, asked = Teacher(), np.array(NEEDED)
+    read = open_trajectories(place_of(tmp_path, SETTINGS), SETTINGS, teacher, lambda: asked)
+    assert_same_samples(read(np.array([0, 9])).samples, [0, 9])
+    assert teacher.asked == [[9, 0, 5, 3]]
+    assert "drawing responses 1 to 4 of the 7 that are needed" in capsys.readouterr().out
+    again = Teacher()
+    assert_same_samples(read_with(tmp_path, again, [3, 5, 0], needed=NEEDED), [3, 5, 0])
     assert again.asked == []
-    read_with(tmp_path, again, [0])
-    assert again.asked == [[0, 1, 2, 3]]
+    assert_same_samples(read_with(tmp_path, again, [8, 9], needed=NEEDED), [8, 9])
+    assert again.asked == [[7, 1, 8]]
+
+
+def test_chunks_that_are_kept_are_read(tmp_path):
+    """What `kdjax rollouts`, or a run of an earlier version, has filled is not drawn again; nor are
+    two runs' pieces the same ones."""
+    fill(place_of(tmp_path, SETTINGS), SETTINGS, Teacher(), share=(0, 2))  # rows 0 to 3, 8 and 9
+    teacher = Teacher(salt=1)
+    assert_same_samples(read_with(tmp_path, teacher, [0, 8, 9], needed=NEEDED), [0, 8, 9])
+    assert teacher.asked == []
+    assert_same_samples(read_with(tmp_path, teacher, [7], needed=NEEDED), [7], salt=1)
+    assert teacher.asked == [[5, 7]]
+    read_with(tmp_path, teacher, [7], needed=[0, 7])
+    assert teacher.asked == [[5, 7], [7]]
+
+
+def test_processes_draw_their_shares(tmp_path):
+    """Piece n belongs to process n % count; each knows all pieces, and how many it lacks."""
+    place, asked, teachers = tmp_path / "shared", np.array(NEEDED), [Teacher(), Teacher()]
+    pieces = fill_pieces(place, SETTINGS, teachers[0], asked, (0, 2))
+    assert [piece.tolist() for piece in pieces] == [[9, 0, 5, 3], [7, 1, 8]]
+    assert lacking(place, pieces) == 1
+    fill_pieces(place, SETTINGS, teachers[1], asked, (1, 2))
+    assert [t.asked for t in teachers] == [[[9, 0, 5, 3]], [[7, 1, 8]]]
+    assert lacking(place, pieces) == 0
+    assert_same_samples(reader(place, SETTINGS, pieces)(asked).samples, NEEDED)
 
 
 @pytest.mark.parametrize(
@@ -112,18 +150,19 @@ def test_other_settings_draw_anew(tmp_path, changed):
 
 
 def test_a_killed_write_is_not_read(tmp_path):
-    """A half-written chunk that a killed run left is ignored: its rows are drawn and kept."""
+    """A half-written piece that a killed run left is ignored: its rows are drawn and kept."""
     read_with(tmp_path, Teacher(), [0])
     (folder,) = folders(tmp_path)
-    (folder / "chunk-00000").rename(folder / "chunk-00000.4321abcd.partial")
+    piece = piece_with(folder, 0)
+    piece.rename(folder / f"{piece.name}.4321abcd.partial")
     teacher = Teacher()
     assert_same_samples(read_with(tmp_path, teacher, [2]), [2])
     assert teacher.asked == [[0, 1, 2, 3]]
-    assert sorted(p.name for p in folder.iterdir()) == ["chunk-00000", "settings.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [piece.name, "settings.json"]
 
 
-def test_a_teacher_that_fails_leaves_no_chunk(tmp_path):
-    """An error while drawing comes through, and the next reader draws the chunk."""
+def test_a_teacher_that_fails_leaves_nothing(tmp_path):
+    """An error while drawing comes through, and the next reader draws the piece."""
 
     def failing(rows):
         raise RuntimeError("out of memory")
@@ -162,15 +201,16 @@ DAMAGES = [truncate_arrow, drop_state, empty, flip_a_bit]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda f: f.__name__)
-def test_a_damaged_chunk_is_named(tmp_path, damage):
-    """A chunk that can't be read is a DataError with its folder, never drawn over in silence."""
+def test_a_damaged_piece_is_named(tmp_path, damage):
+    """A piece that can't be read is a DataError with its folder, never drawn over in silence."""
     read_with(tmp_path, Teacher(), [5])
     (folder,) = folders(tmp_path)
-    damage(folder / "chunk-00001")
+    piece = piece_with(folder, 5)
+    damage(piece)
     teacher = Teacher()
     with pytest.raises(DataError) as caught:
         read_with(tmp_path, teacher, [5])
-    assert str(folder / "chunk-00001") in str(caught.value)
+    assert str(piece) in str(caught.value)
     assert "delete that folder" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert teacher.asked == []

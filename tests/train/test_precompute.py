@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -248,6 +249,35 @@ def test_the_cache_is_such_a_folder(tiny, tmp_path):
     train_module.train(tiny)
     assert {p: p.stat().st_mtime_ns for p in place.rglob("*")} == ages
     assert list(place.parent.iterdir()) == [place]
+
+
+def test_a_run_draws_what_its_steps_need(tiny, tmp_path, capsys):
+    """One step of 8 rows draws 8 of the 24 responses, and says so; a longer run draws the others
+    that it needs, a chunk's number at a time, in the order of its steps."""
+    build_one = build(dataclasses.replace(tiny, steps=1))
+    _rows_of(build_one, [0])
+    (place,) = (tmp_path / "cache" / "trajectories").iterdir()
+    assert [len(rows) for rows in _pieces(place)] == [8]
+    assert "drawing responses 1 to 8 of the 8 that are needed" in capsys.readouterr().out
+    parts = build(dataclasses.replace(tiny, steps=2))
+    first, second = _rows_of(parts, [0]), _rows_of(parts, [0, 1])
+    assert sorted(map(len, _pieces(place))) == [6, 8, 10]
+    drawn = {row for rows in _pieces(place) for row in rows}
+    wanted = [row for step in (0, 1) for row in parts.problems.batch_at(step)[1]]
+    assert drawn == {*wanted}
+    assert len(drawn) == 16
+    assert_bitwise_equal(first, jax.tree.map(lambda x: x[:8], second))
+
+
+def _rows_of(parts, steps):
+    """The teacher's responses to the problems of these steps."""
+    rows = [row for step in steps for row in parts.problems.batch_at(step)[1]]
+    batch = encode(parts.problems.source, parts.tokenizer, rows, 24, 8)
+    return parts.responses.sources["teacher"][""](batch, None, None, 8)
+
+
+def _pieces(place: Path) -> list[list[int]]:
+    return [datasets.load_from_disk(str(p))["row"][:] for p in place.glob("rows-*")]
 
 
 @pytest.mark.release

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tiny import tiny_config
 
 from kdjax import forward_kl, models
 from kdjax.base import Rollout, Sampling
-from kdjax.config import Config, Curriculum, Data, Evaluation
+from kdjax.config import Config, Curriculum, Data, Evaluation, Rollouts
 from kdjax.data.tokenizer import load_tokenizer
 from kdjax.errors import ConfigError, DataError
 from kdjax.losses.combinators import at_temperature
@@ -32,6 +33,7 @@ from kdjax.train.parts import precompute as prefixes_module
 from kdjax.train.parts import problems, startup
 from kdjax.train.parts import programs as programs_module
 from kdjax.train.parts.build import build
+from kdjax.train.parts.memory import activation_bytes, rows_at_once, sampling_bytes
 
 
 @pytest.fixture
@@ -71,6 +73,7 @@ def test_an_agreeing_pair(tiny, tokenizer):
         tiny, token_loss=at_temperature(forward_kl, 2.0), sampling=Sampling(0.9), head_memory_mib=1
     )
     said = facts(config)
+    size_line = said.pop("size 0")
     end, pad = tokenizer.stop_ids
     stops = f"{end} '<|im_end|>', {pad} '<|endoftext|>'; its template ends an answer with {end} "
     size, chunk = tokenizer.size, 256
@@ -91,12 +94,22 @@ def test_an_agreeing_pair(tiny, tokenizer):
         "layers 0": "attention auto, remat none",
         "precision 0": "computes in float32, trained parameters float32, the teacher's float32",
         "devices 0": "8 x cpu, mesh data 8, fsdp 1, tensor 1",
-        "size 0": f"student {student:,} parameters, teacher {teacher:,} parameters; at least"
-        f" {sum(parts):.1f} MiB a device (what is trained, its gradient and Adam moments"
-        f" {parts[0]:.1f}, teacher {parts[1]:.1f}, head chunk of {chunk} tokens {parts[2]:.1f};"
-        " activations and caches come on top)",
         "self-test 0": "the teacher as its own student has KL 0",
     }
+    assert f"student {student:,} parameters, teacher {teacher:,} parameters; at least" in size_line
+    held = f"what is trained, its gradient and Adam moments {parts[0]:.1f}, teacher {parts[1]:.1f}"
+    assert (
+        f"MiB a device (held: {held}; a step adds activations of 8 rows of 32 tokens" in size_line
+    )
+    assert f", head chunk of {chunk} tokens {parts[2]:.1f}; " in size_line
+    for draw in ("the evaluation", "a rollout"):
+        assert re.search(rf"; {draw} adds sampler's weights [\d.]+, KV cache [\d.]+, ", size_line)
+    total, inside = re.fullmatch(r".*at least ([\d.]+) MiB a device \((.*)\)", size_line).groups()
+    held, *phases, _ = (
+        sum(float(n) for n in re.findall(r"[a-z] ([\d.]+)(?:,|$)", part))
+        for part in inside.split("; ")
+    )
+    assert float(total) == pytest.approx(held + max(phases), abs=0.3)
 
 
 def test_a_pair_that_differs_in_what_may_differ(tiny, tokenizer):
@@ -130,7 +143,7 @@ def test_a_pair_that_differs_in_what_may_differ(tiny, tokenizer):
     assert "(gradients by autodiff from chunk logits)" in said["loss 0"]
     precision = "computes in bfloat16, trained parameters float32, the teacher's bfloat16"
     assert said["precision 0"] == precision
-    assert f" teacher {2 * count(tiny.teacher) / 2**20:.1f}," in said["size 0"]
+    assert f" teacher {2 * count(tiny.teacher) / 2**20:.1f};" in said["size 0"]
     assert said["self-test 0"] == "the teacher as its own student has KL 0"
 
 
@@ -272,6 +285,7 @@ def test_step_and_evaluation_take_the_policy(tiny, tokenizer, monkeypatch):
     monkeypatch.setattr(
         examine_module, "evaluate", lambda _, scorer, *a, **k: (a_report([1]), scorer(None, [0]))
     )
+    monkeypatch.setattr(examine_module, "unread", lambda *_: None)
     monkeypatch.setattr(examine_module, "jitted_score", lambda *args: args)
     monkeypatch.setattr(examine_module, "rows_on_host", lambda scores: scores)
     scored = examine_module.evaluate_params(parts, parts.student.trained)[1]
@@ -291,8 +305,9 @@ def test_a_teacher_reads_the_student_s_prompt(tiny, tokenizer, monkeypatch):
     )
     monkeypatch.setattr(prefixes_module, "sampler_of", lambda *a: taken.append(a[4]) or drawn(*a))
     parts = build(dataclasses.replace(tiny, prefix="teacher"))
+    rows = parts.problems.batch_at(0)[1][:1]
     batch = problems.encode(
-        parts.problems.source, parts.tokenizer, [3], tiny.data.max_prompt_tokens, 8
+        parts.problems.source, parts.tokenizer, rows, tiny.data.max_prompt_tokens, 8
     )
     parts.responses.sources[parts.config.prefix][""](batch, parts.student.trained, None, 8)
     asked, stop_ids = taken
@@ -340,6 +355,29 @@ def test_the_wording_reaches_both_and_the_report(tiny, tokenizer):
     assert repr(parts.tokenizer.render("1+1=")) in startup.report(parts)
     keys = [examine_module.evaluation_key(c) for c in (tiny, config)]
     assert keys[0] != keys[1]
+
+
+def test_memory_of_drawing_and_of_a_step(tiny):
+    """Counted by hand: a float32 copy of the weights; keys and values of 2 layers with 2 heads of 8
+    in 32 slots; two numbers a row and token. Residuals grow with rows, and remat drops most."""
+    parts = build(tiny)
+    own, mesh = parts.programs.student, parts.mesh
+    found = sampling_bytes(own.sampler, own.params, mesh, "float32", 16, 32, 279)
+    assert found == {
+        "sampler's weights": 4 * count(tiny.student), "KV cache": 2 * 2 * 2 * 2 * 8 * 32 * 4,
+        "logits": 2 * 2 * 4 * 279,
+    }  # fmt: skip
+    assert rows_at_once(own.sampler, mesh, Rollouts(), 5, 24, 8) == 8
+    assert rows_at_once(own.sampler, mesh, Rollouts(rows=16), 99, 24, 8) == 16
+    drawn = startup._of_draws(build(dataclasses.replace(tiny, prefix="teacher")))
+    cache = drawn["drawing the teacher's responses"]["KV cache"]
+    assert cache == 3 * 2 * 2 * 8 * 32 * 4  # one row a device of the step's 8, not of a chunk's 256
+    one, two = (activation_bytes(parts.programs, rows, 32) for rows in (8, 16))
+    hidden = 4 * 32 * 16  # of a row a device, in float32
+    assert two == pytest.approx(2 * one, rel=0.01)
+    assert two > 8 * hidden * 2
+    full = build(dataclasses.replace(tiny, remat="full"))
+    assert 2 * hidden <= activation_bytes(full.programs, 8, 32) < one / 3
 
 
 def test_memory_of_dealt_parameters():

@@ -192,10 +192,12 @@ def prefix_sources(parts: Parts, prefix: Prefix) -> dict[str, PrefixSource]:
 
 
 def rows_needed(parts: Parts, tag: str) -> np.ndarray:
-    """The rows of the source whose responses a run needs from the teacher of a tag."""
+    """The rows of the source whose responses a run needs from the teacher of a tag, in the order in
+    which its steps come to them."""
     steps = (step for step in range(parts.config.steps) if parts.table.at(step).prefix == "teacher")
     batches = (parts.problems.batch_at(step) for step in steps)
-    return np.unique([row for owner, rows in batches for row in rows if owner == tag])
+    needed = dict.fromkeys(row for owner, rows in batches for row in rows if owner == tag)
+    return np.array([*needed], np.int64)
 
 
 def fresh_state(parts: Parts) -> TrainState:

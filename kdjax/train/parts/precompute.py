@@ -113,19 +113,22 @@ def settings_of(asked: Asked, keep: Keep) -> dict[str, Any]:
 
 
 def from_cache(asked: Asked, needed: Callable[[], np.ndarray]) -> PrefixSource:
-    """The teacher's responses, drawn into the cache once for all runs that need the same: one
-    process draws them when they are first asked for; several draw those to the rows of the source
-    that are `needed`, together, before the run begins."""
+    """The teacher's responses, drawn into the cache once for all runs that need the same, in the
+    order of the rows of the source that are `needed`: one process draws some hundreds at a time, as
+    the steps come to them; several draw all of them together, before the run begins."""
 
     together = owners(asked.programs.mesh) > 1
 
     def open_cache() -> folders.Draw:
         settings = settings_of(asked, NOTHING)
         place = folders.place_of(Path(asked.config.cache), settings)
-        if not together:
-            return folders.open_trajectories(place, settings, drawer(asked, NOTHING))
-        _fill_together(asked, place, settings, np.searchsorted(asked.rows, needed()))
-        return folders.reader(place, settings)
+
+        def places() -> np.ndarray:
+            return np.searchsorted(asked.rows, needed())
+
+        if together:
+            return _fill_together(asked, place, settings, places())
+        return folders.open_trajectories(place, settings, drawer(asked, NOTHING), places)
 
     read = functools.cache(open_cache)
     if together:
@@ -166,25 +169,25 @@ def from_stored(asked: Asked, stored: Stored) -> PrefixSource:
 
 def _fill_together(
     asked: Asked, folder: Path, settings: dict[str, Any], places: np.ndarray
-) -> None:
-    """Every process draws its share of the chunks of these places; returns when all have.
+) -> folders.Draw:
+    """Every process draws its share of the pieces of these places; the reader of all, once all
+    have.
 
-    Errors: DataError where the chunks of another process can't be seen here.
+    Errors: DataError where the pieces of another process can't be seen here.
     """
     reads = None
     if asked.teacher.params is not None:
         reads = _teacher_reads(asked)  # once: it takes all processes, and they draw by themselves
     draw = drawer(asked, NOTHING, reads)
     share = jax.process_index(), jax.process_count()
-    numbers = folders.chunks_of(places, settings)
-    folders.fill(folder, settings, draw, share=share, numbers=numbers)
+    pieces = folders.fill_pieces(folder, settings, draw, places, share)
     processes.gather(None)
-    missing = folders.missing(folder, numbers)
-    if missing:
+    if missing := folders.lacking(folder, pieces):
         raise DataError(
-            f"{folder}: {len(missing)} chunks that other processes drew are not seen here;"
+            f"{folder}: {missing} pieces that other processes drew are not seen here;"
             " set --cache to a folder that all of them see"
         )
+    return folders.reader(folder, settings, pieces)
 
 
 def fill(

@@ -19,6 +19,7 @@ from kdjax.losses.composition import describe
 from kdjax.models import DecoderConfig, context_tokens
 from kdjax.models.quantized import parameter_total
 from kdjax.models.stored import about_untied
+from kdjax.rollouts.levels import levels
 from kdjax.runtime.files import json_object
 from kdjax.sharding import (
     data_size,
@@ -30,9 +31,11 @@ from kdjax.sharding import (
 )
 from kdjax.step.score import HeadPlan
 from kdjax.step.stops import Stops
+from kdjax.storage.trajectories import CHUNK_ROWS
 from kdjax.train.parts import precomputed
-from kdjax.train.parts.build import Parts
-from kdjax.train.parts.programs import StudentPrograms, jitted_score
+from kdjax.train.parts.build import Parts, rows_needed
+from kdjax.train.parts.memory import activation_bytes, rows_at_once, sampling_bytes
+from kdjax.train.parts.programs import jitted_score
 from kdjax.train.parts.roles import title
 
 PROMPT = "1+1="
@@ -63,7 +66,7 @@ def report(parts: Parts) -> str:
         *_about_shapes(parts, live),
         _about_vocabulary(read, own.size),
         *_about_method(parts, bool(live)),
-        _about_sizes(read, programs.student, plan, heads),
+        _about_sizes(parts, read, heads),
     ]
     if programs.teacher_mesh is not programs.mesh:
         more = programs.teacher_mesh.size
@@ -271,29 +274,75 @@ def _about_vocabulary(models: dict[str, Any], size: int) -> str:
     return f"vocabulary: {size} tokens in use; rows beyond have no probability ({shown} rows)"
 
 
-def _about_sizes(
-    models: dict[str, Any], student: StudentPrograms, plan: HeadPlan, heads: list[Params]
-) -> str:
-    """Parameters, and the memory on a device of training state, models and loss head."""
+def _about_sizes(parts: Parts, models: dict[str, Any], heads: list[Params]) -> str:
+    """Parameters, and the memory on a device that shapes tell: what is held, what a step adds, and
+    what drawing does."""
     counts = {name: parameter_total(params) for name, (_, params) in models.items()}
     shown = ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
+    held = _held(parts, models, heads)
+    phases = {"a step": _of_step(parts, len(models) > 1 or bool(heads))} | _of_draws(parts)
+    total = sum(held.values()) + max(sum(own.values()) for own in phases.values())
+    said = "; ".join(f"{name} adds {_mebibytes(own)}" for name, own in phases.items())
+    return (
+        f"size: {shown}; at least {total / 2**20:,.1f} MiB a device (held: {_mebibytes(held)};"
+        f" {said}; what compiled programs take beside these comes on top: kdjax plan counts it)"
+    )
+
+
+def _mebibytes(parts: dict[str, float]) -> str:
+    return ", ".join(f"{name} {count / 2**20:,.1f}" for name, count in parts.items())
+
+
+def _held(parts: Parts, models: dict[str, Any], heads: list[Params]) -> dict[str, float]:
+    """Bytes of training state and models."""
+    student = parts.programs.student
+    held = {"what is trained, its gradient and Adam moments": 4.0}
+    held = {name: times * device_bytes(student.state.params, 4) for name, times in held.items()}
+    if student.frozen is not None:
+        held["frozen student"] = device_bytes(student.frozen)
+    held |= {
+        name: device_bytes(params) for name, (_, params) in models.items() if name != "student"
+    }
+    return held | ({"teachers' LM heads": device_bytes(heads)} if heads else {})
+
+
+def _of_step(parts: Parts, taught: bool) -> dict[str, float]:
+    """Bytes that a step adds; taught: whether a teacher's logits are made beside the student's."""
+    config, plan = parts.config, parts.programs.head
     axis, mesh = vocabulary_axis(plan.mesh), plan.mesh
     assert mesh is not None
     assert plan.vocabulary is not None
-    sides = 2 if len(models) > 1 or heads else 1
-    logits = 4 * sides * plan.chunk * plan.vocabulary / (mesh.shape[axis] if axis else 1)
-    trained = 4 * device_bytes(student.state.params, 4)
-    parts = {"what is trained, its gradient and Adam moments": trained}
-    if student.frozen is not None:
-        parts["frozen student"] = device_bytes(student.frozen)
-    parts |= {
-        name: device_bytes(params) for name, (_, params) in models.items() if name != "student"
+    rows, length = config.batch_size // config.micro_batches, config.curriculum.lengths[-1]
+    width = config.data.max_prompt_tokens + length
+    logits = 4 * (1 + taught) * plan.chunk * plan.vocabulary / (mesh.shape[axis] if axis else 1)
+    return {
+        f"activations of {rows} rows of {width} tokens": activation_bytes(
+            parts.programs, rows, width
+        ),
+        f"head chunk of {plan.chunk} tokens": logits,
     }
-    if heads:
-        parts["teachers' LM heads"] = device_bytes(heads)
-    parts[f"head chunk of {plan.chunk} tokens"] = logits
-    memory = ", ".join(f"{name} {count / 2**20:,.1f}" for name, count in parts.items())
-    return (
-        f"size: {shown}; at least {sum(parts.values()) / 2**20:,.1f} MiB a device ({memory};"
-        " activations and caches come on top)"
-    )
+
+
+def _of_draws(parts: Parts) -> dict[str, dict[str, float]]:
+    """Bytes that each kind of draw adds: rollouts by whose they are, and the evaluation."""
+    config, programs, table = parts.config, parts.programs, parts.table
+    drawn = {m.prefix for m in table.methods if config.trajectories is None}
+    drawn = drawn if config.rollouts.engine is None else set()
+    test = parts.problems.test.size * config.evaluation.samples
+    length, last = config.curriculum.lengths[-1], config.evaluation.max_new_tokens
+    student = programs.student.sampler, programs.student.params, programs.mesh
+    taught = next(iter(programs.teachers.values()))
+    teacher = taught.sampler, taught.params, programs.teacher_mesh
+    draws: dict[str, tuple[Any, int, int]] = {"the evaluation": (student, test, last)}
+    if "student" in drawn:
+        draws["a rollout"] = student, config.batch_size, length
+    if "teacher" in drawn and taught.sampler is not None:
+        most = max(len(rows_needed(parts, tag)) for tag in parts.teachers)
+        draws["drawing the teacher's responses"] = teacher, min(CHUNK_ROWS, most), length
+    found = {}
+    for name, ((model, params, mesh), rows, response) in draws.items():
+        prompt = config.data.max_prompt_tokens
+        size = rows_at_once(model, mesh, config.rollouts, rows, prompt, response)
+        slots, columns = levels(response)[-1].slots(prompt), parts.roles.student.tokenizer.size
+        found[name] = sampling_bytes(model, params, mesh, config.dtype, size, slots, columns)
+    return found
