@@ -1,4 +1,5 @@
-"""DAgger-style distillation, then GRPO: forward KL keeps more entropy for RL to explore with.
+"""DAgger-style distillation, then GRPO, with a hard switch (arXiv 2609.04108): forward KL keeps
+more entropy for RL to explore with.
 
 That this makes the better start is a claim of arXiv 2605.16826 that configs/study_rl_tiny.py
 contradicts at its scale: reverse-KL starts end higher (docs/study.md). RL comes when the cosine
