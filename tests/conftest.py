@@ -36,7 +36,8 @@ from slurm import CAN_INSTALL, HAS_SLURM, NO_SLURM
 from tiny import HAS_MATH_VERIFY, NO_MATH_VERIFY, tiny_config
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it,
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and one under nohup this
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 LEFT_OUT = (

@@ -32,12 +32,27 @@ def from_dict(fields: dict[str, Any]) -> Config:
 
 def trained_by(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields of a config as JSON that decide what is trained; among them, with rollouts drawn
-    ahead, the steps of checkpoints."""
+    ahead, the steps of checkpoints. A field that is not there is a younger version's, and has its
+    default: the run was trained so."""
+    fields = _completed(fields, as_dict(Config()))
     decisive = {name: value for name, value in fields.items() if name not in WHERE_IT_RUNS}
     rollouts = dict(fields.get("rollouts", {}))
     if rollouts.get("ahead"):
         decisive["save_every_steps"] = fields.get("save_every_steps")
     return decisive | {"rollouts": {name: rollouts.get(name) for name in ("kv_cache", "ahead")}}
+
+
+def _completed(fields: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The fields, and the defaults of those that are missing, in sections too.
+
+    >>> _completed({"data": {"file": "a"}}, {"data": {"file": None, "terms": 3}, "seed": 0})
+    {'data': {'file': 'a', 'terms': 3}, 'seed': 0}
+    """
+    found = {**defaults, **fields}
+    for name, default in defaults.items():
+        if isinstance(default, dict) and isinstance(found[name], dict):
+            found[name] = _completed(found[name], default)
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -39,7 +39,7 @@ from kdjax.config import (
     Rollouts,
     Turn,
 )
-from kdjax.config.as_json import as_dict, from_dict
+from kdjax.config.as_json import as_dict, from_dict, trained_by
 from kdjax.config.validation import validate
 from kdjax.errors import ConfigError
 from kdjax.grading.rewards import math as math_reward
@@ -146,6 +146,15 @@ def test_a_curriculum_can_name_what_there_is():
     hints = typing.get_type_hints(Curriculum)
     assert typing.get_args(hints["policy"]) == tuple(POLICIES)
     assert typing.get_args(hints["heldout_responses"]) == tuple(HELDOUT_RESPONSES)
+
+
+def test_a_younger_field_has_its_default_in_an_older_run():
+    """A config.json of before a field, in a section or not, is that of a config with its default:
+    the run goes on."""
+    now, old = as_dict(FULL), as_dict(dataclasses.replace(FULL, seed=0, data=Data(task="calc")))
+    del old["seed"], old["data"]["overlong_prompts"]
+    same = as_dict(dataclasses.replace(FULL, seed=0, data=Data(task="calc")))
+    assert trained_by(old) == trained_by(same) != trained_by(now)
 
 
 def test_losses_are_written_as_text():
