@@ -287,6 +287,13 @@ def test_the_table_of_methods():
     assert sorted(shipped) == sorted((ROOT / "configs/methods").glob("*.py"))
 
 
+def test_the_tests_of_faults_exist():
+    """Each test that docs/faults.md names is in its file."""
+    text = (ROOT / "docs/faults.md").read_text(encoding="utf-8")
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text):
+        assert not name or f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), name
+
+
 def test_the_table_of_exit_codes():
     """It has the codes of `kdjax --help`, and every error's."""
     codes = {int(code) for code, *_ in rows("docs/runs.md", "| code | meaning")}

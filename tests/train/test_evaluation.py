@@ -38,7 +38,7 @@ def test_killed_and_gone_on_with(parts, tmp_path, monkeypatch, capsys):
     evaluation that nothing stopped, bit for bit; nothing is left behind."""
     monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0)
     whole = evaluation.evaluate_params(parts, parts.student.trained)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "response" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if ": response " in line]
     assert lines[0].startswith("evaluation: response 8/80, ")
     assert ", 0 scored, " in lines[0]
     assert lines[-1].startswith("evaluation: response 80/80, 0 s left, 80 scored, ")
