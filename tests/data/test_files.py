@@ -141,6 +141,8 @@ def test_hidden_files_are_no_data(tmp_path):
         ("gsm8kTrain.jsonl", "gsm8kTest.jsonl"),
         ("train/0.jsonl", "test/0.jsonl"),
         ("training_set.jsonl", "testing_set.jsonl"),
+        ("train.jsonl", "eval.jsonl"),
+        ("train.jsonl", "evaluation_set.jsonl"),
     ],
 )
 def test_a_folder_of_splits_gives_that_of_the_use(tmp_path, train, test):
@@ -158,6 +160,17 @@ def test_a_folder_of_splits_gives_that_of_the_use(tmp_path, train, test):
     (folder / test).rename(folder / "dev.jsonl")
     with pytest.raises(DataError, match="of split test; it has train, validation"):
         file_source(folder, use="test")
+
+
+def test_a_file_beside_a_split_is_asked_for(tmp_path):
+    """What heldout.jsonl beside train.jsonl is for is not known: it is not trained on."""
+    row = '{"prompt": "p", "answer": "1"}\n'
+    written(tmp_path, "train.jsonl", row)
+    written(tmp_path, "heldout.jsonl", row)
+    says = "train.jsonl says the split train, and heldout.jsonl none; give one file"
+    for use in ("train", "test"):
+        with pytest.raises(DataError, match=says):
+            file_source(tmp_path, use=use)
 
 
 @pytest.mark.parametrize(
