@@ -6,6 +6,8 @@ import json
 import os
 from decimal import Decimal
 
+import datasets
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -123,6 +125,28 @@ def test_a_file_replaced_under_its_old_time_is_read_anew(tmp_path):
         path = written(tmp_path, "s.jsonl", f'{{"prompt": "{prompt}", "answer": "1"}}\n')
         os.utime(path, ns=(10**18, 10**18))
         assert file_source(path).problem(0).prompt == prompt
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "saved"])
+def test_numbers_of_few_bits_are_as_they_are_written(tmp_path, kind):
+    """0.1 of 32 bits is no 0.10000000149011612, of 16 no 0.0999755859375."""
+    path, numbers = tmp_path / f"rows.{kind}", [0.1, 2.0, None, 0.7]
+    table = pyarrow.table(
+        {
+            "prompt": ["a", "b", "c", "d"],
+            "answer": pyarrow.array(numbers, pyarrow.float32()),
+            "tag": pyarrow.array(np.array([0.1, 2, 3, 0.5], np.float16)),
+        }
+    )
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    elif kind == "saved":
+        datasets.Dataset(table).save_to_disk(str(path))
+    else:
+        with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+            writer.write_table(table)
+    assert answers(path) == ["0.1", "2", "0.7"]
+    assert [file_source(path).problem(index).tag for index in range(3)] == ["0.1", "2", "0.5"]
 
 
 def test_hidden_files_are_no_data(tmp_path):

@@ -8,7 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdjax.data.sources.files import BATCH_ROWS, KINDS, Row, Rows, chain, holders, read_file
+from kdjax.data.sources.files import (
+    BATCH_ROWS,
+    KINDS,
+    NARROW,
+    Row,
+    Rows,
+    chain,
+    holders,
+    read_file,
+    shortest,
+)
 from kdjax.data.sources.guard import check_saved
 from kdjax.errors import DataError, StorageError
 from kdjax.runtime.files import one_line
@@ -65,8 +75,12 @@ def _of_dataset(rows: Any) -> Rows:
             if _opens_files(rows.features[name]):
                 raise DataError(f"column {name} holds {rows.features[name]}; a text is needed")
         held = rows.select_columns(sorted(wanted))
+        kinds = {name: getattr(rows.features[name], "dtype", None) for name in wanted}
+        narrow = {name: kind for name, kind in kinds.items() if kind in NARROW.values()}
         for first in range(0, len(held), BATCH_ROWS):
             batch = held[first : first + BATCH_ROWS]
+            for name, kind in narrow.items():
+                batch[name] = [shortest(value, kind) for value in batch[name]]
             for values in zip(*batch.values(), strict=True):
                 yield dict(zip(batch, values, strict=True))
 
