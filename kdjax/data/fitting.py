@@ -4,6 +4,7 @@ purposes, before it begins."""
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 from collections.abc import Iterator
 
@@ -50,10 +51,11 @@ def without_overlong(source: Source, tokenizer: Tokenizer, max_prompt_tokens: in
     )
     if not kept:
         raise DataError(f"{source.about or source.identity}; {said}; raise it")
+    which = hashlib.sha256(repr(kept).encode()).hexdigest()[:16]  # other tokenizers keep others
     return Source(
         len(kept),
         lambda index: source.problem(kept[index]),
-        f"{source.identity}, {len(kept)} within {max_prompt_tokens}",
+        f"{source.identity}, {len(kept)} within {max_prompt_tokens}: {which}",
         f"{source.about}; {said}".removeprefix("; "),
     )
 

@@ -6,6 +6,8 @@ import json
 import os
 from decimal import Decimal
 
+import datasets
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -125,6 +127,28 @@ def test_a_file_replaced_under_its_old_time_is_read_anew(tmp_path):
         assert file_source(path).problem(0).prompt == prompt
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "saved"])
+def test_numbers_of_few_bits_are_as_they_are_written(tmp_path, kind):
+    """0.1 of 32 bits is no 0.10000000149011612, of 16 no 0.0999755859375."""
+    path, numbers = tmp_path / f"rows.{kind}", [0.1, 2.0, None, 0.7]
+    table = pyarrow.table(
+        {
+            "prompt": ["a", "b", "c", "d"],
+            "answer": pyarrow.array(numbers, pyarrow.float32()),
+            "tag": pyarrow.array(np.array([0.1, 2, 3, 0.5], np.float16)),
+        }
+    )
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    elif kind == "saved":
+        datasets.Dataset(table).save_to_disk(str(path))
+    else:
+        with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+            writer.write_table(table)
+    assert answers(path) == ["0.1", "2", "0.7"]
+    assert [file_source(path).problem(index).tag for index in range(3)] == ["0.1", "2", "0.5"]
+
+
 def test_hidden_files_are_no_data(tmp_path):
     """An editor's copies in a folder of dots, and a system's file beside the data."""
     row = '{"prompt": "1+1=", "answer": "%s"}\n'
@@ -141,6 +165,8 @@ def test_hidden_files_are_no_data(tmp_path):
         ("gsm8kTrain.jsonl", "gsm8kTest.jsonl"),
         ("train/0.jsonl", "test/0.jsonl"),
         ("training_set.jsonl", "testing_set.jsonl"),
+        ("train.jsonl", "eval.jsonl"),
+        ("train.jsonl", "evaluation_set.jsonl"),
     ],
 )
 def test_a_folder_of_splits_gives_that_of_the_use(tmp_path, train, test):
@@ -158,6 +184,17 @@ def test_a_folder_of_splits_gives_that_of_the_use(tmp_path, train, test):
     (folder / test).rename(folder / "dev.jsonl")
     with pytest.raises(DataError, match="of split test; it has train, validation"):
         file_source(folder, use="test")
+
+
+def test_a_file_beside_a_split_is_asked_for(tmp_path):
+    """What heldout.jsonl beside train.jsonl is for is not known: it is not trained on."""
+    row = '{"prompt": "p", "answer": "1"}\n'
+    written(tmp_path, "train.jsonl", row)
+    written(tmp_path, "heldout.jsonl", row)
+    says = "train.jsonl says the split train, and heldout.jsonl none; give one file"
+    for use in ("train", "test"):
+        with pytest.raises(DataError, match=says):
+            file_source(tmp_path, use=use)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,23 @@ def test_prompts_at_the_limit_fit(tokenizer):
         without_overlong(source, tokenizer, 1)
 
 
+def test_other_problems_within_the_limit_are_another_source(tokenizer):
+    """As many of the same source, but others, as another tokenizer keeps: results of the two are of
+    other problems, and are not compared by problem."""
+    source, longer = source_of("1+1=", "1" * 9), {"1+1=": 9, "1" * 9: 4}
+    other = tokenizer._replace(
+        encode_prompts=lambda prompts: [[1] * longer[prompt] for prompt in prompts]
+    )
+    limit = len(tokenizer.encode_prompt("1+1="))
+    kept = [without_overlong(source, tokenizer, limit), without_overlong(source, other, 4)]
+    assert [one.problem(0).id for one in kept] == ["list/0", "list/1"]
+    assert kept[0].identity.split(", ")[0] == kept[1].identity.split(", ")[0]
+    same = [
+        one.identity.replace(f"within {n}", "") for one, n in zip(kept, (limit, 4), strict=True)
+    ]
+    assert same[0] != same[1]
+
+
 def test_prompts_of_two_purposes_are_counted():
     """The same but for case and space, of each two of three; tasks are not read."""
     found = {

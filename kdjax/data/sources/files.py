@@ -16,6 +16,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from kdjax.data.sources.guard import check_depth, check_no_archive
 from kdjax.errors import DataError
 from kdjax.runtime.files import one_line
@@ -212,7 +214,26 @@ def _batches(source: Any) -> Iterator[Any]:
 
 def _rows_of(batch: Any) -> list[Row]:
     batch.validate(full=True)  # offsets that point elsewhere would be followed
-    return batch.to_pylist()
+    rows = batch.to_pylist()
+    for field in batch.schema:
+        kind = NARROW.get(str(field.type))
+        for row in rows if kind else ():
+            row[field.name] = shortest(row[field.name], kind)
+    return rows
+
+
+NARROW = {"halffloat": "float16", "float": "float32"}
+"""Arrow's names of numbers that Python has no float for, and NumPy's."""
+
+
+def shortest(value: float | None, kind: str) -> Decimal | None:
+    """A number of few bits as it is written: as a float of Python's, 0.1 of 32 bits is
+    0.10000000149011612.
+
+    >>> shortest(0.10000000149011612, "float32")
+    Decimal('0.1')
+    """
+    return None if value is None else Decimal(str(np.dtype(kind).type(value)))
 
 
 def _fields(kinds: Iterable[Any], prefix: str = "") -> Iterator[str]:

@@ -8,7 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdjax.data.sources.files import BATCH_ROWS, KINDS, Row, Rows, chain, holders, read_file
+from kdjax.data.sources.files import (
+    BATCH_ROWS,
+    KINDS,
+    NARROW,
+    Row,
+    Rows,
+    chain,
+    holders,
+    read_file,
+    shortest,
+)
 from kdjax.data.sources.guard import check_saved
 from kdjax.errors import DataError, StorageError
 from kdjax.runtime.files import one_line
@@ -65,8 +75,12 @@ def _of_dataset(rows: Any) -> Rows:
             if _opens_files(rows.features[name]):
                 raise DataError(f"column {name} holds {rows.features[name]}; a text is needed")
         held = rows.select_columns(sorted(wanted))
+        kinds = {name: getattr(rows.features[name], "dtype", None) for name in wanted}
+        narrow = {name: kind for name, kind in kinds.items() if kind in NARROW.values()}
         for first in range(0, len(held), BATCH_ROWS):
             batch = held[first : first + BATCH_ROWS]
+            for name, kind in narrow.items():
+                batch[name] = [shortest(value, kind) for value in batch[name]]
             for values in zip(*batch.values(), strict=True):
                 yield dict(zip(batch, values, strict=True))
 
@@ -109,11 +123,20 @@ def _saved(path: Path, split: str | None) -> Rows:
 
 def split_for(path: Path, use: str) -> str | None:
     """The split of a path for a use ("train" or "test"): that of the use where it is a folder of
-    several, by its own table or by the names of its files; else none, as all of it is read."""
+    several, by its own table or by the names of its files; else none, as all of it is read.
+
+    Errors: DataError where some names say one split and others none: what those are is not known.
+    """
     if (path / "dataset_dict.json").is_file():
         return use
-    several = path.is_dir() and len({_said(parts) for parts in _listed(path).values()} - {None}) > 1
-    return use if several else None
+    said = {_said(way): file for file, way in _listed(path).items()} if path.is_dir() else {}
+    splits = sorted(said.keys() - {None})
+    if None in said and len(splits) == 1:
+        raise DataError(
+            f"{path}: {said[splits[0]].name} says the split {splits[0]}, and {said[None].name}"
+            " none; give one file, or names that say the split of each"
+        )
+    return use if len(splits) > 1 else None
 
 
 def _files(folder: Path, split: str | None) -> list[Path]:
@@ -143,7 +166,7 @@ def _listed(folder: Path) -> dict[Path, tuple[str, ...]]:
 
 
 SPLIT = re.compile(
-    r"(?<![a-z])(?:(?P<train>train)(?:ing|set)?|(?P<test>test)(?:ing|set)?"
+    r"(?<![a-z])(?:(?P<train>train)(?:ing|set)?|(?P<test>test|eval)(?:ing|set|uation)?"
     r"|(?P<validation>validation|valid|val|dev)(?:set)?)(?![a-z])"
 )
 
