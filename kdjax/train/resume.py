@@ -42,13 +42,7 @@ def check_resumable(config: Config, folder: Path) -> None:
 def _check_same(config: Config, identities: dict[str, str], about: dict[str, Any]) -> None:
     """Errors: ConfigError where a checkpoint is of another config, of other weights or data."""
     run = config.run
-    old, new = trained_by(about["config"]), trained_by(as_dict(config))
-    changed, unknown = differences(old, new), _in_one(old, new)
-    if changed and {line.partition(":")[0] for line in changed} <= {*unknown}:
-        raise ConfigError(
-            f"{run} was started by another version of kdjax, which differs in {', '.join(unknown)}:"
-            f" go on with that one ({run}/versions.json names it), or choose another --run"
-        )
+    changed = differences(trained_by(about["config"]), trained_by(as_dict(config)))
     if changed:
         raise ConfigError(
             f"{run} was started with another config: {'; '.join(changed)}."
@@ -59,15 +53,6 @@ def _check_same(config: Config, identities: dict[str, str], about: dict[str, Any
         raise ConfigError(f"{run} was trained with other weights or data: {other}")
     if about["position"] != about["step"] * config.batch_size:
         raise DataError(f"{run}: the checkpoint's data position does not belong to its step")
-
-
-def _in_one(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """The dotted names of fields that one of these has and the other has not."""
-    found = [f"{prefix}{name}" for name in sorted(old.keys() ^ new.keys())]
-    for name in sorted(old.keys() & new.keys()):
-        if isinstance(old[name], dict) and isinstance(new[name], dict):
-            found += _in_one(old[name], new[name], f"{prefix}{name}.")
-    return found
 
 
 def about_step(parts: Parts, done: int, seconds: float, record: dict[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,9 @@ from tiny import tiny_config
 
 from kdjax import models
 from kdjax.config import Config, Curriculum, Data, Evaluation, Faults
-from kdjax.config.as_json import as_dict
-from kdjax.errors import ConfigError, DivergedError
+from kdjax.errors import DivergedError
 from kdjax.step.optimizer import gate_state, guard_state
 from kdjax.train import loop as train_module
-from kdjax.train import resume
 from kdjax.train.parts import build as parts_module
 
 STEPS, RESUMED, BAD = 6, 4, (3, 4)
@@ -48,22 +46,6 @@ def config(tmp_path, tokenizer, tokenizer_folder) -> Config:
         log_every_steps=STEPS,
         faults=Faults(skipped_in_a_row=2),
     )
-
-
-def test_another_version_s_run_is_told_as_one(config, monkeypatch):
-    """A config that lacks a field has no old value to go back to: the version is named, not the
-    value; with another value beside it, that one is."""
-    old = as_dict(config)
-    del old["data"]["overlong_prompts"]
-    about = {"config": old, "identities": {}, "step": 1, "position": config.batch_size}
-    monkeypatch.setattr(resume, "saved_steps", lambda folder: [1])
-    monkeypatch.setattr(resume, "read_about", lambda folder, step: about)
-    monkeypatch.setattr(resume, "identities", lambda config, table: {})
-    with pytest.raises(ConfigError, match=r"another version of kdjax, .* data\.overlong_prompts: "):
-        resume.check_resumable(config, Path(config.run))
-    old["steps"] = 7
-    with pytest.raises(ConfigError, match=r"another config: .*steps: 7 -> 6"):
-        resume.check_resumable(config, Path(config.run))
 
 
 def kind_of(name: str) -> str:
