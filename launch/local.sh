@@ -50,6 +50,7 @@ trap "signal_all TERM" TERM HUP
 pipe="$(mktemp -u)"
 mkfifo "$pipe"
 exec {both}<>"$pipe"  # or the next two wait for one another
+# shellcheck disable=SC2094  # a pipe is read and written
 exec {told}>"$pipe" {lives}<"$pipe"  # told is held here alone: lives ends with this script
 exec {both}>&-
 rm "$pipe"
