@@ -102,17 +102,31 @@ def as_report(fields: Any, file: Path) -> EvalReport:
             raise ValueError("not all estimates are numbers")
         if any(isnan(estimate.mean) for estimate in estimates):
             raise ValueError("not all means are numbers")
-        if len(found.correct) != found.problems:
-            raise ValueError(f"correct has {len(found.correct)} of {found.problems} problems")
-        for counts in (found.correct, found.cut or []):
-            if not all(type(n) is int and 0 <= n <= found.samples for n in counts):
-                raise ValueError(f"a count of responses is not in 0..{found.samples}")
+        _check_counts(found)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise DataError(
             f"{file} is no evaluation ({type(error).__name__}: {error}); evaluate anew with kdjax"
             " evaluate --out"
         ) from error
     return found
+
+
+def _check_counts(found: EvalReport) -> None:
+    """Errors: ValueError or TypeError where the numbers of problems and samples are not those of an
+    evaluation."""
+    if min(found.problems, found.samples, found.max_new_tokens) < 1:
+        raise ValueError("it has no problems, samples or tokens")
+    if not all(1 <= k <= found.samples for k in found.pass_at):
+        raise ValueError(f"a k of Pass@k is not in 1..{found.samples}")
+    most = {"correct": 1, "cut": 1, "tokens": found.max_new_tokens}
+    for name, of_each in most.items():
+        counts = getattr(found, name)
+        if counts is None and name != "correct":  # older versions have none
+            continue
+        if len(counts) != found.problems:
+            raise ValueError(f"{name} has {len(counts)} of {found.problems} problems")
+        if not all(type(n) is int and 0 <= n <= of_each * found.samples for n in counts):
+            raise ValueError(f"a number of {name} is not in 0..{of_each * found.samples}")
 
 
 def table(found: list[Difference]) -> Table:

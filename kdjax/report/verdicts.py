@@ -66,7 +66,7 @@ class _Read(NamedTuple):
 def _read(claim: Claim, cells: Sequence[Cell]) -> _Read:
     by_name = {cell.name: cell for cell in cells}
     chosen = [by_name[name] for name in (*claim.more, *claim.less)]
-    for cell in chosen[1:]:
+    for cell in chosen:
         _check_comparable(claim, chosen[0], cell)
     report, k = chosen[0].runs[0].report, shared_k(chosen)
     values = (
@@ -89,7 +89,8 @@ def _outcome(above: float, p: float) -> Outcome:
 
 
 def _check_comparable(claim: Claim, first: Cell, other: Cell) -> None:
-    changed = differing(first.runs[0].report, other.runs[0].report)
+    of_runs = (differing(first.runs[0].report, run.report) for run in other.runs)
+    changed = list(dict.fromkeys(name for names in of_runs for name in names))
     if changed:
         raise ConfigError(
             f"claim {claim.name}: cells {first.name} and {other.name} were evaluated with another"

@@ -271,13 +271,15 @@ def test_the_reading_can_turn_a_verdict():
 
 
 def test_what_was_evaluated_differently_is_not_compared():
-    """Other problems, or other samples a problem, make a difference meaningless."""
-    other = a_cell("bad", 0.0)
-    other = Cell("bad", [r._replace(report=r.report._replace(source="t")) for r in other.runs])
-    with pytest.raises(
-        ConfigError, match="claim c: cells good and bad were evaluated with another"
-    ):
-        judge([CLAIM], [START, a_cell("good", 0.1), other])
+    """Other problems, or other samples a problem, make a difference meaningless; also of one seed
+    alone."""
+    bad = a_cell("bad", 0.0)
+    others = [run._replace(report=run.report._replace(source="t")) for run in bad.runs]
+    for runs in (others, [*bad.runs[:-1], others[-1]]):
+        with pytest.raises(
+            ConfigError, match="claim c: cells good and bad were evaluated with another source"
+        ):
+            judge([CLAIM], [START, a_cell("good", 0.1), Cell("bad", runs)])
 
 
 def test_the_paper_s_claims_name_their_cells():

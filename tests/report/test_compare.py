@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
@@ -120,6 +121,29 @@ def test_what_one_problem_does_not_know_is_null(tmp_path):
     file.write_text(text)
     with pytest.raises(DataError, match="not all means are numbers"):
         read_result(file)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"tokens": [8]}, "tokens has 1 of 2 problems"),
+        ({"tokens": [8, None]}, "a number of tokens is not in 0..64"),
+        ({"tokens": [8, 65]}, "a number of tokens is not in 0..64"),
+        ({"cut": [0, 5]}, "a number of cut is not in 0..4"),
+        ({"correct": [True, 1]}, "a number of correct is not in 0..4"),
+        ({"correct": [], "problems": 0}, "it has no problems, samples or tokens"),
+        ({"max_new_tokens": None}, "is no evaluation .TypeError"),
+        ({"pass_at": {"5": {"mean": 0.5, "standard_error": 0.1}}}, "a k of Pass@k is not in 1..4"),
+    ],
+)
+def test_numbers_that_no_evaluation_has(tmp_path, fields, says):
+    """Of a file that was cut or edited: one line, not an error in the middle of the comparison."""
+    whole = to_json(a_report([0, 3], tokens=[8, 64], cut=[0, 4])._replace(max_new_tokens=16))
+    file = tmp_path / "r.json"
+    for found, refused in ((whole, False), (whole | fields, True)):
+        file.write_text(json.dumps(found))
+        with pytest.raises(DataError, match=says) if refused else contextlib.nullcontext():
+            read_result(file)
 
 
 @pytest.mark.parametrize(
