@@ -215,10 +215,9 @@ def _batches(source: Any) -> Iterator[Any]:
 def _rows_of(batch: Any) -> list[Row]:
     batch.validate(full=True)  # offsets that point elsewhere would be followed
     rows = batch.to_pylist()
-    for field in batch.schema:
-        kind = NARROW.get(str(field.type))
-        for row in rows if kind else ():
-            row[field.name] = shortest(row[field.name], kind)
+    narrow = {f.name: NARROW[str(f.type)] for f in batch.schema if str(f.type) in NARROW}
+    for row in rows if narrow else ():
+        row |= {name: shortest(row[name], kind) for name, kind in narrow.items()}
     return rows
 
 

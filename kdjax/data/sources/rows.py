@@ -75,7 +75,7 @@ def _of_dataset(rows: Any) -> Rows:
             if _opens_files(rows.features[name]):
                 raise DataError(f"column {name} holds {rows.features[name]}; a text is needed")
         held = rows.select_columns(sorted(wanted))
-        kinds = {name: getattr(rows.features[name], "dtype", None) for name in wanted}
+        kinds = {name: str(getattr(rows.features[name], "dtype", "")) for name in wanted}
         narrow = {name: kind for name, kind in kinds.items() if kind in NARROW.values()}
         for first in range(0, len(held), BATCH_ROWS):
             batch = held[first : first + BATCH_ROWS]
@@ -130,7 +130,7 @@ def split_for(path: Path, use: str) -> str | None:
     if (path / "dataset_dict.json").is_file():
         return use
     said = {_said(way): file for file, way in _listed(path).items()} if path.is_dir() else {}
-    splits = sorted(said.keys() - {None})
+    splits = [split for split in said if split is not None]
     if None in said and len(splits) == 1:
         raise DataError(
             f"{path}: {said[splits[0]].name} says the split {splits[0]}, and {said[None].name}"
