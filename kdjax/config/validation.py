@@ -115,6 +115,8 @@ def _check_problems(config: Config) -> None:
         "curriculum.heldout_": (curriculum.heldout_name, curriculum.heldout_file),
     }
     for field, (name, file) in sources.items():
+        if "" in (name, file):  # it would be the present folder
+            raise ConfigError(f"{field}{'name' if name == '' else 'file'} is empty; leave it out")
         if name is not None and file is not None:
             raise ConfigError(f"{field}name {name} and {field}file {file} are both set; choose one")
     trained, measured, held = (name or file for name, file in sources.values())

@@ -269,6 +269,8 @@ WRONG = [
     (dict(sampling=Sampling(min_p=1.0)), "sampling.min_p must be in [0, 1), got 1.0"),
     (ON_FILE, "data.file needs evaluation.file"),
     (nested("data", name="a/b"), "data.name needs evaluation.name beside it"),
+    (nested("data", file=""), "data.file is empty; leave it out"),
+    (nested("evaluation", name=""), "evaluation.name is empty; leave it out"),
     (nested("data", name="a/b", file="f"), "data.name a/b and data.file f are both set; choose"),
     (nested("evaluation", name="a/b", file="f"), "evaluation.name a/b and evaluation.file f are"),
     (nested("curriculum", heldout_name="a/b", heldout_file="f"), "curriculum.heldout_name a/b and"),
