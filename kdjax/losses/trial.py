@@ -131,9 +131,7 @@ def try_advantage(advantage: GroupAdvantage, group_size: int) -> None:
     rewards = np.zeros((2, group_size))
     rewards[1, 0] = 1.0
     with np.errstate(all="ignore"):  # what comes of it is told in a line
-        made = np.asarray(
-            _tried("rl.advantage", advantage, AS_ADVANTAGE, advantage, rewards.copy())
-        )
+        made = _tried("rl.advantage", advantage, AS_ADVANTAGE, _numbers, advantage, rewards.copy())
     if made.shape != rewards.shape or not np.isfinite(made).all():
         raise ConfigError(
             f"rl.advantage: {place_of(advantage)} made {made.tolist()} of rewards"
@@ -142,11 +140,16 @@ def try_advantage(advantage: GroupAdvantage, group_size: int) -> None:
 
 
 def _check_objective(objective: Objective, now: Objective, scores: Scores) -> None:
-    jax.eval_shape(now, scores)
+    made, tokens = _made(now, scores), scores.mask.shape
+    if made is None or made.shape != tokens:
+        raise ConfigError(
+            f"objective: {_named(objective)} made {_spelled(made)}, not [{tokens[0]}], of Scores"
+            f" [{tokens[0]}]; {AS_OBJECTIVE}"
+        )
     whole = np.asarray(now(scores))
     _check_finite("objective: {}: its value", objective, "ordinary scores", now, scores)
-    alone = [now(jax.tree.map(lambda x, i=i: x[i : i + 1], scores)) for i in range(5)]
-    if whole.shape != (5,) or not np.allclose(whole, np.concatenate(alone)):
+    alone = [now(jax.tree.map(lambda x, i=i: x[i : i + 1], scores)) for i in range(*tokens)]
+    if not np.allclose(whole, np.concatenate(alone)):
         raise ConfigError(
             f"objective: {_named(objective)}: its value at a token depends on other tokens;"
             f" {AS_OBJECTIVE}"
@@ -192,6 +195,11 @@ def _made(function: Callable, *given: Any) -> jax.ShapeDtypeStruct | None:
     """What it makes of values that are not known; None of what is no array."""
     made = jax.eval_shape(function, *given)
     return made if isinstance(made, jax.ShapeDtypeStruct) else None
+
+
+def _numbers(function: Callable, *given: Any) -> np.ndarray:
+    """What it makes, as numbers. Errors: TypeError or ValueError of what is none."""
+    return np.asarray(function(*given), np.float64)
 
 
 def _spelled(made: jax.ShapeDtypeStruct | None) -> str:

@@ -25,7 +25,12 @@ from kdjax import (
 from kdjax.errors import ConfigError
 from kdjax.losses.composition import describe
 from kdjax.losses.reductions import first_tokens
-from kdjax.losses.trial import require_per_token, try_reduction, try_token_loss
+from kdjax.losses.trial import (
+    require_per_token,
+    try_advantage,
+    try_reduction,
+    try_token_loss,
+)
 
 V = 7
 
@@ -210,20 +215,12 @@ def reversed_tokens(scores):
     return scores.divergence[::-1]
 
 
-def summed(scores):
-    return scores.divergence.sum()
-
-
 def less_the_mean_agreement(scores):
     return scores.divergence * (1 - scores.top1_agreement.mean())
 
 
 def running_sum(scores):
     return jnp.cumsum(scores.divergence)
-
-
-def doubled(scores):
-    return jnp.concatenate([scores.divergence, scores.divergence])
 
 
 def less_the_mean_root(scores):
@@ -236,10 +233,8 @@ def less_the_mean_root(scores):
         less_the_mean,
         less_the_mean_root,
         reversed_tokens,
-        summed,
         less_the_mean_agreement,
         running_sum,
-        doubled,
     ],
 )
 def test_objectives_of_many_tokens_are_refused(objective):
@@ -247,6 +242,31 @@ def test_objectives_of_many_tokens_are_refused(objective):
     for refused in (objective, scale(objective, 0.5)):
         with pytest.raises(ConfigError, match=f"{objective.__name__}.*depends on other tokens"):
             require_per_token(refused)
+
+
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        (lambda scores: scores.divergence.sum(), r"made \[\], not \[5\], of Scores \[5\]"),
+        (lambda scores: jnp.concatenate([scores.divergence] * 2), r"made \[10\], not \[5\]"),
+        (lambda scores: 1.0, r"made \[\], not"),
+        (lambda scores: None, "made no array, not"),
+        (lambda scores: (scores.divergence, scores.forward_kl), "made no array, not"),
+    ],
+)
+def test_an_objective_of_another_shape_is_named(objective, says):
+    """With what it made, not as one whose tokens depend on each other."""
+    with pytest.raises(ConfigError, match=rf"<lambda> \(.*test_trial.py:\d+\) {says}"):
+        require_per_token(objective)
+
+
+@pytest.mark.parametrize(
+    "made", [None, [[1.0], [1.0, 2.0]], [["a"] * 4] * 2, np.zeros(2), np.full((2, 4), np.inf)]
+)
+def test_an_advantage_that_is_no_array_of_numbers_is_named(made):
+    """Whatever comes of it: no error of NumPy without a place."""
+    with pytest.raises(ConfigError, match=r"rl.advantage: <lambda> \(.*test_trial.py:\d+\)"):
+        try_advantage(lambda reward_gs: made, 4)
 
 
 def test_objectives_that_do_not_run_are_refused():
