@@ -43,7 +43,7 @@ from kdjax.train.parts import startup
 from kdjax.train.parts.build import Parts, build
 from kdjax.train.parts.problems import MEASURE, encode, run_key
 from kdjax.train.records import check_gap, open_notes, record_of
-from kdjax.train.resume import about_step, check_resumable, start
+from kdjax.train.resume import about_step, about_version, check_resumable, start
 
 HELDOUT_RESPONSES = {"all": all_responses, "finished": finished_responses}
 """The responses that the gate measures, by the config's `curriculum.heldout_responses`."""
@@ -77,8 +77,11 @@ def _train(config: Config, folder: Path, profile_steps: int) -> EvalReport:
             announce(line)
         if int(state.step):
             announce(f"{config.run}: resuming from step {int(state.step)} of {config.steps}")
+        versions = run_folder.versions()
+        if int(state.step) and (said := about_version(folder, versions)):
+            announce(said)
         files.write_json(folder / run_folder.CONFIG, as_dict(config))
-        files.write_json(folder / run_folder.VERSIONS, run_folder.versions())
+        files.write_json(folder / run_folder.VERSIONS, versions)
         files.write_text(folder / run_folder.STARTUP, about)
         with profiling(folder / run_folder.PROFILE, profile_steps) as profile:
             profiled = parts._replace(profile=profile)

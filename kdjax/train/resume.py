@@ -12,9 +12,10 @@ from kdjax.config.schema import Config
 from kdjax.config.timetable import timetable
 from kdjax.errors import ConfigError, DataError
 from kdjax.runtime import processes
-from kdjax.runtime.files import differences
+from kdjax.runtime.files import differences, read_json
 from kdjax.storage.checkpoints import Checkpoints
 from kdjax.storage.restore import DamagedError, read_about, saved_steps
+from kdjax.storage.run_folder import VERSIONS
 from kdjax.train.parts.build import Parts, fresh_state, identities
 
 
@@ -53,6 +54,25 @@ def _check_same(config: Config, identities: dict[str, str], about: dict[str, Any
         raise ConfigError(f"{run} was trained with other weights or data: {other}")
     if about["position"] != about["step"] * config.batch_size:
         raise DataError(f"{run}: the checkpoint's data position does not belong to its step")
+
+
+def about_version(run: Path, now: dict[str, str]) -> str:
+    """What to say where a run goes on with another kdjax than it was last trained by, "" otherwise.
+    now: `run_folder.versions` of this process."""
+    try:
+        before = read_json(run / VERSIONS)
+    except DataError:
+        before = None
+    if not isinstance(before, dict):
+        return ""
+    own = {name: now[name] for name in ("kdjax", "git_commit")}
+    changed = differences({name: before.get(name) for name in own}, own)
+    if not changed:
+        return ""
+    return (
+        f"{run}: warning: another kdjax goes on with it ({'; '.join(changed)}): problems may come"
+        " in another order, and prompts as other tokens, than in the steps before"
+    )
 
 
 def about_step(parts: Parts, done: int, seconds: float, record: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from tiny import tiny_config
 from kdjax import models
 from kdjax.config import Config, Curriculum, Data, Evaluation, Faults
 from kdjax.errors import DivergedError
+from kdjax.runtime import files
 from kdjax.step.optimizer import gate_state, guard_state
 from kdjax.train import loop as train_module
+from kdjax.train import resume
 from kdjax.train.parts import build as parts_module
 
 STEPS, RESUMED, BAD = 6, 4, (3, 4)
@@ -46,6 +48,16 @@ def config(tmp_path, tokenizer, tokenizer_folder) -> Config:
         log_every_steps=STEPS,
         faults=Faults(skipped_in_a_row=2),
     )
+
+
+def test_another_kdjax_that_goes_on_is_said(tmp_path):
+    """Orders of problems and the ids of prompts are a version's own, and no identity of a run."""
+    now = {"kdjax": "1", "git_commit": "b", "jax": "2"}
+    assert resume.about_version(tmp_path, now) == ""
+    for before, says in (({"git_commit": "a"}, "git_commit: a -> b"), ({"jax": "1"}, "")):
+        files.write_json(tmp_path / "versions.json", now | before)
+        said = resume.about_version(tmp_path, now)
+        assert (says in said) if says else (said == "")
 
 
 def kind_of(name: str) -> str:
