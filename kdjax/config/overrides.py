@@ -9,6 +9,7 @@ import io
 import os
 import re
 import runpy
+import sys
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,10 +28,13 @@ RETURNS: dict[str, type] = {"get_config": Config, "get_study": Study}
 
 
 def load_file(path: str, function: str) -> Any:
-    """What get_config() or get_study() of a Python file returns. Errors: ConfigError."""
+    """What get_config() or get_study() of a Python file returns; it can import what lies beside it,
+    as a script can. Errors: ConfigError."""
     if not Path(path).is_file():
         near = difflib.get_close_matches(path, [str(p) for p in Path("configs").rglob("*.py")], n=1)
         raise ConfigError(f"no config file {path}" + (f"; did you mean {near[0]}?" if near else ""))
+    if (beside := str(Path(path).parent.resolve())) not in sys.path:
+        sys.path.append(beside)  # last: nothing of ours or of libraries is another's there
     names = _run_theirs(path, lambda: runpy.run_path(path))
     if function not in names:
         other = next((command for command, f in COMMANDS.items() if f in names), None)

@@ -158,6 +158,8 @@ def _value(reward: Reward, problem: Problem, value: Any, deadline_seconds: float
             f"rl.reward: {raised_in(value) or place}: {first_line(value)}, of problem {problem.id};"
             " a reward makes a number of (prompt, response, answer), whatever the response"
         ) from value
+    if getattr(value, "shape", None) == ():  # an array of one number, such as jnp.mean makes
+        value = value.item()
     if not isinstance(value, int | float | np.number) or not np.isfinite(value):
         raise ConfigError(
             f"rl.reward: {place} made {_brief(value)} of problem {problem.id}; it must be a finite"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 import typing
 
 import jax
@@ -40,6 +41,7 @@ from kdjax.config import (
     Turn,
 )
 from kdjax.config.as_json import as_dict, from_dict, trained_by
+from kdjax.config.overrides import load_file
 from kdjax.config.validation import validate
 from kdjax.errors import ConfigError
 from kdjax.grading.rewards import math as math_reward
@@ -155,6 +157,18 @@ def test_a_younger_field_has_its_default_in_an_older_run():
     del old["seed"], old["data"]["overlong_prompts"]
     same = as_dict(dataclasses.replace(FULL, seed=0, data=Data(task="calc")))
     assert trained_by(old) == trained_by(same) != trained_by(now)
+
+
+def test_a_config_imports_what_lies_beside_it(tmp_path, monkeypatch):
+    """A module in the config's folder, wherever the command is typed; a library's name stays its
+    own."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "beside_it.py").write_text("STEPS = 7\n")
+    (tmp_path / "json.py").write_text("raise ValueError('not this one')\n")
+    text = "import json, kdjax, beside_it\n"
+    text += "def get_config():\n    return kdjax.Config(steps=beside_it.STEPS)\n"
+    (tmp_path / "mine.py").write_text(text)
+    assert load_file(str(tmp_path / "mine.py"), "get_config").steps == 7
 
 
 def test_losses_are_written_as_text():

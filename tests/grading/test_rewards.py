@@ -35,6 +35,10 @@ def test_rewards_are_in_order():
     np.testing.assert_allclose(made, [n + (n + 1) / 10 for n in range(6)])
 
 
+def test_an_array_of_one_number_is_a_number():
+    assert reward_all(lambda p, r, a: np.asarray(0.5), PROBLEMS[:1], [""]).tolist() == [0.5]
+
+
 def test_workers_are_bounded():
     """No more at a time than asked for."""
     running, most, lock = 0, 0, threading.Lock()
