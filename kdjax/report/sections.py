@@ -22,7 +22,7 @@ from kdjax.runtime.console import Table
 
 
 class Section(NamedTuple):
-    """A table with what a reader has to know of it. words: its last column is sentences."""
+    """A table with what a reader has to know of it. words: its last column wraps, as sentences do."""
 
     title: str
     note: str
@@ -34,7 +34,7 @@ def sections(cells: Sequence[Cell], verdicts: Sequence[Verdict] = ()) -> list[Se
     """Every table that there is data for. Readings at equal cost need the start as first cell."""
     trained = [cell for cell in cells if cell.runs[0].report.training_flops is not None]
     found = [
-        Section("Verdicts", VERDICTS, verdict_table(verdicts)),
+        Section("Verdicts", VERDICTS, verdict_table(verdicts), words=True),
         Section("Comparison", setting_of(cells), comparison(cells)),
         Section("More samples", MORE_SAMPLES, more_samples(cells)),
         Section("Responses", RESPONSES, responses(cells)),
