@@ -22,7 +22,7 @@ from kdjax.runtime.console import Table
 
 
 class Section(NamedTuple):
-    """A table with what a reader has to know of it. words: its last column wraps, as sentences do."""
+    """A table with what a reader has to know of it. words: its last column wraps, as text does."""
 
     title: str
     note: str

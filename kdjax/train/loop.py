@@ -81,7 +81,8 @@ def _train(config: Config, folder: Path, profile_steps: int) -> EvalReport:
         if int(state.step) and (said := about_version(folder, versions)):
             announce(said)
         files.write_json(folder / run_folder.CONFIG, as_dict(config))
-        files.write_json(folder / run_folder.VERSIONS, versions)
+        if int(state.step) < config.steps:  # who trained it, not who evaluates it again
+            files.write_json(folder / run_folder.VERSIONS, versions)
         files.write_text(folder / run_folder.STARTUP, about)
         with profiling(folder / run_folder.PROFILE, profile_steps) as profile:
             profiled = parts._replace(profile=profile)

@@ -350,10 +350,12 @@ def test_changed_config_is_refused_with_its_differences(tiny, capsys):
 
 
 def test_finished_run_is_not_trained_again(tiny):
-    """The same command on a finished run changes no checkpoint and no metric."""
+    """The same command on a finished run changes no checkpoint, no metric, not who trained it."""
     train_module.train(tiny)
     state, metrics = final_state(tiny)[1], logged(tiny)
+    (Path(tiny.run) / "versions.json").write_text('{"git_commit": "of the training"}')
     train_module.train(tiny)
+    assert "of the training" in (Path(tiny.run) / "versions.json").read_text()
     assert_bitwise_equal(state, final_state(tiny)[1])
     assert metrics == logged(tiny)
 
