@@ -74,7 +74,7 @@ def strict_json(path: Path) -> Any:
         raise ValueError(f"{size} bytes are too many for a JSON file")
     text = path.read_bytes().decode("utf-8-sig")
     try:
-        return json.loads(text, object_pairs_hook=_without_twins)
+        return json.loads(text, object_pairs_hook=without_twins)
     except RecursionError as error:
         raise ValueError(str(error)) from error
 
@@ -84,7 +84,8 @@ def _require_file(path: Path) -> None:
         raise ValueError("no regular file")
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs of a JSON text. Errors: ValueError where a key stands twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key stands twice")

@@ -11,7 +11,7 @@ import contextlib
 import csv
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ import numpy as np
 
 from kdjax.data.sources.guard import check_depth, check_no_archive
 from kdjax.errors import DataError
-from kdjax.runtime.files import one_line
+from kdjax.runtime.files import one_line, without_twins
 
 Row = dict[str, Any]
 
@@ -71,8 +71,9 @@ def holders(names: Iterable[str], columns: Iterable[str]) -> set[str]:
     return {name if name in whole else name.split(".")[0] for name in names}
 
 
-def names_of(row: Row, prefix: str = "") -> Iterator[str]:
-    """The names of a row's cells, and of the fields of structs, dotted."""
+def names_of(row: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The names of a row's cells, or of columns with their kinds, and of the fields of structs,
+    dotted."""
     for name, value in row.items():
         yield prefix + name
         if isinstance(value, dict):
@@ -119,14 +120,7 @@ def _parse(text: bytes, where: str) -> Any:
         raise DataError(f"{where}: not JSON ({one_line(error)}); fix it") from None
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> Row:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key stands twice")
-    return found
-
-
-DECODER = json.JSONDecoder(parse_int=Decimal, parse_float=Decimal, object_pairs_hook=_without_twins)
+DECODER = json.JSONDecoder(parse_int=Decimal, parse_float=Decimal, object_pairs_hook=without_twins)
 
 
 def _checked(row: Any, where: str) -> Row:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from kdjax.data.sources.files import (
     Rows,
     chain,
     holders,
+    names_of,
     read_file,
     shortest,
 )
@@ -84,14 +85,7 @@ def _of_dataset(rows: Any) -> Rows:
             for values in zip(*batch.values(), strict=True):
                 yield dict(zip(batch, values, strict=True))
 
-    return Rows(tuple(_column_names(rows.features)), each)
-
-
-def _column_names(features: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, kind in features.items():
-        yield prefix + name
-        if isinstance(kind, dict):
-            yield from _column_names(kind, f"{prefix}{name}.")
+    return Rows(tuple(names_of(rows.features)), each)
 
 
 def _opens_files(kind: Any) -> bool:

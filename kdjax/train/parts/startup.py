@@ -296,8 +296,8 @@ def _mebibytes(parts: dict[str, float]) -> str:
 def _held(parts: Parts, models: dict[str, Any], heads: list[Params]) -> dict[str, float]:
     """Bytes of training state and models."""
     student = parts.programs.student
-    held = {"what is trained, its gradient and Adam moments": 4.0}
-    held = {name: times * device_bytes(student.state.params, 4) for name, times in held.items()}
+    trained = 4.0 * device_bytes(student.state.params, 4)
+    held = {"what is trained, its gradient and Adam moments": trained}
     if student.frozen is not None:
         held["frozen student"] = device_bytes(student.frozen)
     held |= {
