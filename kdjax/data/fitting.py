@@ -14,7 +14,6 @@ from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import DataError
 
 
-@functools.lru_cache(maxsize=16)
 def within(source: Source, tokenizer: Tokenizer, max_prompt_tokens: int, what: str) -> Source:
     """The source itself, where no prompt has more tokens than the limit.
 
@@ -65,9 +64,9 @@ def _measure(source: Source, tokenizer: Tokenizer, limit: int) -> tuple[list[int
     """(the problems within the limit, the longest prompt, the first problem that is over it)."""
     prompts = encode_prompts(source, range(source.size), tokenizer)
     lengths = [len(ids) for ids in prompts]
-    over = [index for index, length in enumerate(lengths) if length > limit]
     kept = [index for index, length in enumerate(lengths) if length <= limit]
-    return kept, max(lengths), over[0] if over else 0
+    first = next((index for index, length in enumerate(lengths) if length > limit), 0)
+    return kept, max(lengths), first
 
 
 def about_shared(sources: dict[str, Source | None]) -> Iterator[str]:
