@@ -287,10 +287,12 @@ class Model(NamedTuple):
     - hidden(params, tokens_bs, segment_ids=None) -> [B, S, D]: final hidden states, causal, for
       right-padded rows.
     - head(params) -> LMHead: its weight [V, D] is the embedding table itself where tied.
-    - init_cache(batch, slots) -> cache: a layer's (keys, values), [B, kv heads, slots, head dim].
-    - prefill(params, tokens_bs) -> (hidden [B, S, D], cache of S slots), for right-padded rows.
-    - extend(params, tokens_bt, cache, pointer, start_b) -> (hidden [B, T, D], cache): write T
-      tokens at slots pointer .. pointer + T - 1; row b's first real slot is start_b (left padding).
+    - init_cache(batch, slots) -> cache: a list of what decoding keeps of each layer
+      (models/cache.py).
+    - prefill(params, tokens_bs, length_b) -> (hidden [B, S, D], what is kept of each layer, of S
+      slots), for right-padded rows of so many tokens.
+    - extend(params, token_b, cache, pointer, start_b) -> (hidden [B, D], cache): write a token at
+      slot `pointer`; row b's first real slot is start_b (left padding).
 
     hidden takes parameters with layers stacked on axis 0, prefill and extend a list of layers
     (`models.unstacked`).
@@ -300,7 +302,7 @@ class Model(NamedTuple):
     hidden: Callable[..., jax.Array]
     head: Callable[[Params], LMHead]
     init_cache: Callable[[int, int], Any]
-    prefill: Callable[[Params, jax.Array], tuple[jax.Array, Any]]
+    prefill: Callable[[Params, jax.Array, jax.Array], tuple[jax.Array, Any]]
     extend: Callable[..., tuple[jax.Array, Any]]
 
 

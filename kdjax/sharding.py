@@ -213,13 +213,13 @@ def lookup(
 
 def map_sharded(
     mesh: Mesh | None,
-    function: Callable[..., jax.Array],
+    function: Callable[..., T],
     in_axes: Sequence[Sequence[str | None]],
-    out_axes: Sequence[str | None],
+    out_axes: Any,
     *args: jax.Array,
     summed: str | None = None,
     check_vma: bool = True,
-) -> jax.Array:
+) -> T:
     """function(*args) on each device's shards (`jax.shard_map`), by logical axes.
 
     For what automatic sharding would gather: sorts, and kernels that are opaque to XLA.
@@ -228,7 +228,7 @@ def map_sharded(
         mesh: None or one device: function(*args) itself.
         function: shards of args -> a shard of the result.
         in_axes: the logical axes of each of args.
-        out_axes: those of the result.
+        out_axes: those of the result; of several, a tuple of theirs.
         args: arrays, in full.
         summed: a logical axis: where it is sharded, results are added over its mesh axis.
         check_vma: False for kernels, which don't declare over which mesh axes their results vary.
@@ -244,11 +244,13 @@ def map_sharded(
         made = function(*pieces)
         return jax.lax.psum(made, tuple(over)) if over else made
 
+    out_specs = jax.tree.map(lambda x, axes: spec(mesh, x.shape, axes), result, out_axes)
+
     return jax.shard_map(
         local,
         mesh=mesh,
         in_specs=in_specs,
-        out_specs=spec(mesh, result.shape, out_axes),
+        out_specs=out_specs,
         check_vma=check_vma,
     )(*args)
 

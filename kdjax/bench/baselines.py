@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.base import PLAIN, Batch, Key, Model, Params
-from kdjax.models.cache import CACHES, cached_attention
+from kdjax.models.context import Next, Settings
 from kdjax.models.decoder import layer_function
+from kdjax.models.shape import layer_kinds
 from kdjax.numerics import gather_last, project
 from kdjax.rollouts.decoding import Prompts, decoder
 
@@ -91,7 +92,8 @@ def scanned_decode(
     under `scan`, which takes and gives the whole cache, [layers, batch, kv heads, slots, head dim].
     """
     config, head, dtype = model.config, model.head(params), params["embed"].dtype
-    run, starts = layer_function(config, dtype, None, None), jnp.zeros(rows, jnp.int32)
+    run = layer_function(Settings(config, dtype), layer_kinds(config)[0])
+    starts = jnp.zeros(rows, jnp.int32)
 
     def one(carry, number):
         token, cache = carry
@@ -99,10 +101,10 @@ def scanned_decode(
 
         def layer(x, pieces):
             own, kept = pieces
-            attend = cached_attention(kept, at, starts, config.sliding_window, CACHES["compute"])
-            return run(own, x, jnp.full((rows, 1), at), attend)
+            return run(own, x, Next(jnp.full((rows, 1), at), at, starts, kept))
 
-        x, cache = jax.lax.scan(layer, params["embed"][token][:, None], (params["layers"], cache))
+        stack = params["layers"]["0"]  # a model whose layers are all alike
+        x, cache = jax.lax.scan(layer, params["embed"][token][:, None], (stack, cache))
         wide = x[:, 0].astype(jnp.float32)
         scale = jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + config.rms_norm_eps)
         normed = (wide * scale * params["norm"][None]).astype(dtype)

@@ -17,8 +17,8 @@ from kdjax.bench import Figure, medians
 from kdjax.bench.bandwidth import LENGTHS, Machine, level_rounds, level_seconds, static_seconds
 from kdjax.bench.baselines import scanned_decode, static_batches
 from kdjax.errors import ConfigError
-from kdjax.models.decoder import init_params
 from kdjax.models.known import KNOWN
+from kdjax.models.parameters import init_params
 from kdjax.rollouts.choose import choose
 from kdjax.rollouts.decoding import Prompts, decoder
 from kdjax.rollouts.prefix import assemble_samples

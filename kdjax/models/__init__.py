@@ -17,20 +17,21 @@ from jax.typing import DTypeLike
 
 from kdjax.base import Model, Params, random_key
 from kdjax.errors import DataError
-from kdjax.models import decoder
 from kdjax.models.config import to_fields
-from kdjax.models.decoder import (
+from kdjax.models.decoder import build
+from kdjax.models.hub import is_hub_name, snapshot
+from kdjax.models.identity import identity
+from kdjax.models.parameters import (
     abstract_params,
-    build,
+    init_params,
     logical_axes,
     narrow,
+    parameter_count,
     unstacked,
     unstacked_axes,
 )
-from kdjax.models.hub import is_hub_name, snapshot
-from kdjax.models.identity import identity
 from kdjax.models.quantized import Hold, int8
-from kdjax.models.shape import DecoderConfig, RopeScaling, context_tokens, parameter_count
+from kdjax.models.shape import DecoderConfig, RopeScaling, context_tokens
 from kdjax.models.shards import write_folder
 from kdjax.models.stored import read_config
 from kdjax.models.weights import not_finite, read_head, read_params
@@ -102,7 +103,7 @@ def create(
 ) -> None:
     """Write a new folder with random weights, so that a model to train from scratch is loaded like
     any other."""
-    made = jax.jit(decoder.init_params, static_argnums=0)(config, random_key(seed))
+    made = jax.jit(init_params, static_argnums=0)(config, random_key(seed))
     write_folder(Path(folder), made, Path(tokenizer_folder), fields=to_fields(config))
 
 

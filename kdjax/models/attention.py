@@ -25,10 +25,11 @@ def attention(
     *,
     impl: str = "chunked",
     window: int | None = None,
+    scale: float | None = None,
     mesh: Mesh | None = None,
     platform: str | None = None,
 ) -> jax.Array:
-    """Causal grouped-query attention, softmax in float32 of q . k / sqrt(D) -> [B, T, H, D].
+    """Causal grouped-query attention, softmax in float32 of scale * q . k -> [B, T, H, D].
 
     Args:
         q: [B, T, H, D].
@@ -36,6 +37,7 @@ def attention(
         segment_ids: int [B, T]; a position sees those of its own segment alone. None: one segment.
         impl: `xla`, `chunked`, `cudnn`, `splash`, or `auto` (the one that `choose` returns).
         window: a position sees this many, the last ones and itself; None: all before it.
+        scale: of the scores; None: 1 / sqrt(D).
         mesh: what a kernel's arrays are sharded over.
         platform: what is compiled for; by default the mesh's, or this process's.
 
@@ -46,16 +48,17 @@ def attention(
     (1, 4, 2, 8)
     """
     platform = platform or _platform(mesh)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
     if impl == "auto":
         impl = choose(platform, q.shape[1], q.shape[3], q.dtype, segment_ids is not None)
         announce(f"attention: {impl} on {platform}")
     if impl in KERNELS:
-        return sharded_kernel(impl, q, k, v, segment_ids, window, platform, mesh)
+        return sharded_kernel(impl, q, k, v, segment_ids, window, scale, platform, mesh)
     if impl not in PORTABLE:
         raise ConfigError(
             f"attention: unknown impl {impl!r}; there are {['auto', *PORTABLE, *KERNELS]}"
         )
-    return PORTABLE[impl](q, k, v, segment_ids, window)
+    return PORTABLE[impl](q, k, v, segment_ids, window, scale)
 
 
 def choose(platform: str, length: int, head_dim: int, dtype: DTypeLike, segment_ids: bool) -> str:
@@ -82,14 +85,14 @@ def _platform(mesh: Mesh | None) -> str:
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
-def _xla(q, k, v, segment_ids, window):
+def _xla(q, k, v, segment_ids, window, scale):
     """All scores at once: fastest for short rows, quadratic memory. Arguments as in `attention`."""
     slot = jnp.arange(q.shape[1])
     seen = seen_slots(slot, slot, segment_ids, segment_ids, window)
-    return grouped_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), seen)
+    return grouped_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), seen, scale)
 
 
-def _chunked(q, k, v, segment_ids, window):
+def _chunked(q, k, v, segment_ids, window, scale):
     """A chunk of queries at a time, recomputed in the backward pass: portable, linear memory.
 
     Chunks are equal, so queries are padded to a multiple (of a few positions), never scores.
@@ -97,7 +100,7 @@ def _chunked(q, k, v, segment_ids, window):
     b, length, heads, head_dim = q.shape
     chunks = -(-length // QUERY_CHUNK)
     if chunks == 1:
-        return _xla(q, k, v, segment_ids, window)
+        return _xla(q, k, v, segment_ids, window, scale)
     chunk = 8 * -(-length // (8 * chunks))
     padding = chunks * chunk - length
     keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
@@ -111,7 +114,7 @@ def _chunked(q, k, v, segment_ids, window):
     def one(piece):
         first, queries, own = piece
         seen = seen_slots(first + jnp.arange(chunk), slot, own, segment_ids, window)
-        return grouped_attention(queries, keys, values, seen)
+        return grouped_attention(queries, keys, values, seen, scale)
 
     own = None if segment_ids is None else in_chunks(segment_ids)
     out = jax.lax.map(one, (jnp.arange(0, chunks * chunk, chunk), in_chunks(q), own))
@@ -142,6 +145,7 @@ def grouped_attention(
     keys_bksd: jax.Array,
     values_bksd: jax.Array,
     seen_bts: jax.Array,
+    scale: float,
     scales_bks: tuple[jax.Array, jax.Array] | None = None,
 ) -> jax.Array:
     """Grouped-query attention over S slots, softmax in float32 -> [B, T, H, D].
@@ -152,6 +156,7 @@ def grouped_attention(
         q: [B, T, H, D].
         keys_bksd, values_bksd: [B, K, S, D], of q's dtype or int8.
         seen_bts: bool [B or 1, T, S], True where a query sees a slot.
+        scale: of the scores.
         scales_bks: of int8 keys and of values, float32 [B, K, S]. They multiply scores and weights,
             so that int8 is converted inside the products alone.
     """
@@ -167,7 +172,7 @@ def grouped_attention(
     if scales_bks is not None:
         logits = logits * scales_bks[0][:, :, None]
     seen = jnp.tile(seen_bts, (1, heads // kv_heads, 1))[:, None]
-    weights = jax.nn.softmax(jnp.where(seen, logits * head_dim**-0.5, -1e30), axis=-1)
+    weights = jax.nn.softmax(jnp.where(seen, logits * scale, -1e30), axis=-1)
     if scales_bks is not None:
         weights = weights * scales_bks[1][:, :, None]
     out = jnp.einsum("bkqs,bksd->bkqd", weights.astype(q.dtype), values)

@@ -13,44 +13,71 @@ from typing import Any
 
 from kdjax.errors import DataError
 from kdjax.models.families import FAMILIES, Family
-from kdjax.models.shape import DecoderConfig, RopeScaling
+from kdjax.models.layer import ACTIVATIONS
+from kdjax.models.layer_fields import layers_of, positions_of
+from kdjax.models.shape import FULL, LINEAR, SLIDING, DecoderConfig, layer_kinds
 
 Fields = dict[str, Any]
 
 
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-
-
 def from_fields(fields: Fields, where: str) -> DecoderConfig:
-    """A config from parsed JSON; what would be computed differently here is refused."""
+    """A config from parsed JSON, of a larger model that of its text part; what would be computed
+    differently here is refused."""
     if not isinstance(fields, dict):
         raise DataError(f"{where}: a JSON object was expected")
     _check_kinds(fields, where)
     architecture = (fields.get("architectures") or ["none"])[0]
-    known = {family.architecture: name for name, family in FAMILIES.items()}
-    if architecture not in known:
+    model_type = _known().get(architecture)
+    if model_type is None:
         raise DataError(
-            f"{where}: architecture {architecture} is not supported; supported: {', '.join(known)}"
+            f"{where}: architecture {architecture} is not supported; supported:"
+            f" {', '.join(_known())}"
         )
-    model_type = known[architecture]
     family = FAMILIES[model_type]
-    fields = {**family.defaults, **fields}
-    rope = {**(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
-    bad = [f"{name}={value!r}" for name, value in _refused(family, fields, rope).items()]
-    if bad:
-        raise DataError(f"{where}: not supported for {architecture}: {', '.join(bad)}")
+    given = text_fields(fields).items()
+    fields = {**family.defaults, **{k: v for k, v in given if v is not None}}
+    if "hidden_activation" in fields:  # Gemma's name
+        fields["hidden_act"] = fields["hidden_activation"]
+    if bad := _refused(family, fields):
+        listed = ", ".join(f"{name}={value!r}" for name, value in bad.items())
+        raise DataError(f"{where}: not supported for {architecture}: {listed}")
     values = {
-        "rope_theta": rope.get("rope_theta", 1e4),  # transformers' defaults, not this class's
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": False,  # transformers' default, not this class's
         "num_key_value_heads": fields.get("num_attention_heads") if family.multi_head else None,
-        **{name: value for name, value in fields.items() if value is not None},
+        "head_dim": _default_head_dim(fields),
+        **fields,
         **_experts(family, fields),
-        **_attention_options(family, fields),
+        **_biases(family, fields),
+        **family.fixed,
+        **positions_of(family, fields, where),
+        **layers_of(family, fields, where),
         "model_type": model_type,
-        "rope_scaling": _rope_scaling(rope, fields, where),
     }
-    values.setdefault("head_dim", _default_head_dim(fields))
     return _checked(values, where)
+
+
+def _known() -> dict[str, str]:
+    """Architecture -> model_type."""
+    own = {family.architecture: name for name, family in FAMILIES.items()}
+    return own | {family.outer: name for name, family in FAMILIES.items() if family.outer}
+
+
+def text_fields(fields: Fields) -> Fields:
+    """The config.json of a larger model's text part alone; of a text model, its own. What the whole
+    says of embeddings and weights holds where the part is silent.
+
+    >>> part = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {"head_dim": 4}}
+    >>> text_fields(part)
+    {'head_dim': 4, 'architectures': ['Gemma3ForCausalLM'], 'model_type': 'gemma3_text'}
+    """
+    architecture = (fields.get("architectures") or ["none"])[0]
+    for name, family in FAMILIES.items():
+        if architecture == family.outer:
+            shared = ("tie_word_embeddings", "quantization_config", "auto_map")
+            outer = {key: fields[key] for key in shared if key in fields}
+            own = {"architectures": [family.architecture], "model_type": name}
+            return outer | (fields.get("text_config") or {}) | own
+    return fields
 
 
 SIZES = (
@@ -58,20 +85,25 @@ SIZES = (
     "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window",
     "max_window_layers", "num_experts", "num_local_experts", "num_experts_per_tok",
     "moe_intermediate_size", "decoder_sparse_step", "original_max_position_embeddings",
+    "sliding_window_pattern", "full_attention_interval", "no_rope_layer_interval",
+    "linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim",
+    "linear_value_head_dim", "linear_conv_kernel_dim",
 )  # fmt: skip
 NUMBERS = (
-    "rms_norm_eps", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "beta_fast",
-    "beta_slow", "attention_factor", "partial_rotary_factor",
+    "rms_norm_eps", "rope_theta", "rope_local_base_freq", "factor", "low_freq_factor",
+    "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "partial_rotary_factor",
+    "query_pre_attn_scalar",
 )  # fmt: skip
 SWITCHES = (
-    "tie_word_embeddings", "attention_bias", "use_sliding_window", "norm_topk_prob", "qk_norm",
-    "qkv_bias", "output_bias",
+    "tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "norm_topk_prob",
+    "attn_output_gate", "use_bidirectional_attention",
 )  # fmt: skip
-TEXTS = ("rope_type", "type", "hidden_act")
+TEXTS = ("rope_type", "type", "hidden_act", "hidden_activation")
+OBJECTS = ("rope_scaling", "rope_parameters", "text_config", FULL, SLIDING)
 
 
-def _check_kinds(fields: Fields, where: str) -> None:
-    """Errors: DataError unless each key that is read, of rope_scaling too, is null, absent or of
+def _check_kinds(fields: Fields, where: str, depth: int = 0) -> None:
+    """Errors: DataError unless each key that is read, of objects within, too, is null, absent or of
     the right JSON type."""
     kinds: dict[str, tuple[Callable[[Any], bool], str]] = {
         **dict.fromkeys(SIZES, (_is_size, "a whole number in 0..2**31 - 1")),
@@ -79,14 +111,15 @@ def _check_kinds(fields: Fields, where: str) -> None:
         **dict.fromkeys(SWITCHES, (lambda value: isinstance(value, bool), "true or false")),
         **dict.fromkeys(TEXTS, (lambda value: isinstance(value, str), "a text")),
         **dict.fromkeys(("architectures", "layer_types"), (_is_texts, "a list of texts")),
-        **dict.fromkeys(("rope_scaling", "rope_parameters"), (_is_object, "an object")),
+        "no_rope_layers": (_is_bits, "a list of 0 and 1"),
+        **dict.fromkeys(OBJECTS, (lambda x: isinstance(x, dict) and depth < 3, "an object")),
     }
     for name, (good, wanted) in kinds.items():
         value = fields.get(name)
         if value is not None and not good(value):
             raise DataError(f"{where}: {name} must be {wanted}, got {value!r}")
         if isinstance(value, dict):
-            _check_kinds(value, f"{where}, {name}")
+            _check_kinds(value, f"{where}, {name}", depth + 1)
 
 
 def _is_size(value: Any) -> bool:
@@ -101,85 +134,86 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict) and not {"rope_scaling", "rope_parameters"} & {*value}
+def _is_bits(value: Any) -> bool:
+    return isinstance(value, list) and all(one in (0, 1) for one in value)
 
 
 def to_fields(config: DecoderConfig) -> Fields:
     """The config.json of a config: the inverse of `from_fields`.
 
-    >>> config = DecoderConfig(10, 4, 8, 1, 2, 1, 2, model_type="llama", qk_norm=False)
+    >>> config = DecoderConfig(10, 4, 8, 1, 2, 1, 2, model_type="llama", qk_norm="none")
     >>> from_fields(to_fields(config), "here") == config
     True
     """
     family = FAMILIES[config.model_type]
-    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in IMPLIED_FIELDS}
-    scaling = config.rope_scaling
-    if scaling is not None:
-        kept = dataclasses.asdict(scaling).items()
-        fields["rope_scaling"] = {k: v for k, v in kept if v is not None}
+    fields = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if value is not None and name not in (*OWN_FIELDS, *ROPE_FIELDS)
+    }
     if not config.num_experts:
         fields = {k: v for k, v in fields.items() if k not in EXPERT_FIELDS}
-    if config.output_bias:
-        fields["attention_bias"] = True
+    kinds = layer_kinds(config)
+    if not any(kind.mixer == LINEAR for kind in kinds):
+        fields = {k: v for k, v in fields.items() if not k.startswith("linear_")}
+    fields |= {"attention_bias": True} if config.output_bias else {}
+    if config.layer_types or family.pattern:
+        fields["layer_types"] = [kind.mixer for kind in kinds]
     if family.window.startswith("switched"):
-        fields |= {"use_sliding_window": config.sliding_window is not None, "max_window_layers": 0}
-    fields.setdefault("hidden_act", "silu")
-    return {"architectures": [family.architecture], **fields}
+        windowed = [layer for layer, kind in enumerate(kinds) if kind.mixer == SLIDING]
+        first = min(windowed, default=0)
+        fields |= {"use_sliding_window": bool(windowed), "max_window_layers": first}
+    if family.no_rope_every:
+        fields["no_rope_layers"] = [int(kind.rope is not None) for kind in kinds]
+    return {"architectures": [family.architecture], **fields, **_rope_fields(config, family)}
 
 
-IMPLIED_FIELDS = ("qk_norm", "qkv_bias", "output_bias")
+OWN_FIELDS = (
+    "qk_norm", "qkv_bias", "output_bias", "norms", "unit_offset", "output_gate", "scale_embedding",
+    "local_rope_theta", "no_rope_layers", "layer_types",
+)  # fmt: skip
+"""Fields that config.json says in other ways, or not at all."""
+ROPE_FIELDS = ("rope_theta", "rope_scaling", "partial_rotary_factor")
 EXPERT_FIELDS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob")
 
 
-def _refused(family: Family, fields: Fields, rope: Fields) -> Fields:
+def _rope_fields(config: DecoderConfig, family: Family) -> Fields:
+    scaling = config.rope_scaling
+    kept = {} if scaling is None else dataclasses.asdict(scaling)
+    stretched = {k: v for k, v in kept.items() if v is not None}
+    if family.local_rope_theta is None:
+        part = config.partial_rotary_factor
+        return (
+            {"rope_theta": config.rope_theta}
+            | ({"rope_scaling": stretched} if stretched else {})
+            | ({"partial_rotary_factor": part} if part != 1 else {})
+        )
+    rope = {"rope_type": "default", **stretched, "rope_theta": config.rope_theta}
+    local = {"rope_type": "default", "rope_theta": config.local_rope_theta}
+    return {"rope_parameters": {FULL: rope, SLIDING: local}}
+
+
+def _refused(family: Family, fields: Fields) -> Fields:
     """Keys whose value would be computed differently here, with that value."""
     wrong = {
-        "hidden_act": fields.get("hidden_act", "silu") != "silu",
-        "mlp_bias": bool(fields.get("mlp_bias")),
+        "hidden_act": fields.get("hidden_act", "silu") not in ACTIVATIONS
+        or (family.experts and fields.get("hidden_act", "silu") != "silu"),
+        "mlp_bias": bool(fields.get("mlp_bias")) and not family.mlp_bias,
         "quantization_config": bool(fields.get("quantization_config")),
         "auto_map": bool(fields.get("auto_map")),
         "decoder_sparse_step": fields.get("decoder_sparse_step", 1) != 1,
         "mlp_only_layers": bool(fields.get("mlp_only_layers")),
+        "attn_logit_softcapping": fields.get("attn_logit_softcapping") is not None,
+        "final_logit_softcapping": fields.get("final_logit_softcapping") is not None,
+        "use_bidirectional_attention": bool(fields.get("use_bidirectional_attention")),
+        "attn_output_gate": fields.get("attn_output_gate") is False,
     }
-    bad = {name: fields.get(name) for name, is_wrong in wrong.items() if is_wrong}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type not in ROPE_TYPES or rope.get("partial_rotary_factor", 1.0) != 1.0:
-        bad["rope_scaling"] = rope
-    if rope.get("mscale") or rope.get("mscale_all_dim") or rope.get("truncate") is False:
-        bad["rope_scaling"] = rope
-    layers = fields.get("num_hidden_layers")
-    kinds = set(fields.get("layer_types") or [])
-    first = _first_window_layer(family, fields)
-    if fields.get("use_sliding_window") and isinstance(layers, int) and 0 < first < layers:
-        bad["max_window_layers"] = first
-    if len(kinds) > 1 or kinds - {"full_attention", "sliding_attention"}:
-        bad["layer_types"] = sorted(kinds)
-    return bad
+    return {name: fields.get(name) for name, is_wrong in wrong.items() if is_wrong}
 
 
-def _first_window_layer(family: Family, fields: Fields) -> int:
-    """The first layer with a window, where use_sliding_window says that there are some."""
-    if family.window != "switched_from":
-        return 0
-    first = fields.get("max_window_layers")
-    return family.defaults["max_window_layers"] if first is None else first
-
-
-def _attention_options(family: Family, fields: Fields) -> Fields:
-    """Norms, biases and the sliding window, which the families spell in different ways."""
+def _biases(family: Family, fields: Fields) -> Fields:
     biased = family.attention_bias and bool(fields.get("attention_bias"))
-    windowed = family.window == "always" or (
-        family.window.startswith("switched")
-        and bool(fields.get("use_sliding_window"))
-        and _first_window_layer(family, fields) < (fields.get("num_hidden_layers") or 0)
-    )
-    return {
-        "qk_norm": family.qk_norm,
-        "qkv_bias": family.qkv_bias or biased,
-        "output_bias": biased,
-        "sliding_window": fields.get("sliding_window") if windowed else None,
-    }
+    return {"qkv_bias": biased, "output_bias": biased, "mlp_bias": bool(fields.get("mlp_bias"))}
 
 
 def _experts(family: Family, fields: Fields) -> Fields:
@@ -194,27 +228,6 @@ def _experts(family: Family, fields: Fields) -> Fields:
     }
 
 
-def _rope_scaling(rope: Fields, fields: Fields, where: str) -> RopeScaling | None:
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type == "default":
-        return None
-    if not rope.get("factor"):
-        raise DataError(f"{where}: rope_scaling of type {rope_type} needs a factor, got {rope}")
-    names = {f.name for f in dataclasses.fields(RopeScaling)}
-    values = {k: v for k, v in rope.items() if k in names and v is not None}
-    context = values.get(TRAINED_CONTEXT, fields.get("max_position_embeddings"))
-    if not context and rope_type != "linear":
-        raise DataError(
-            f"{where}: rope_scaling of type {rope_type} needs {TRAINED_CONTEXT}, or"
-            " max_position_embeddings beside it"
-        )
-    values |= {TRAINED_CONTEXT: context} if context else {}
-    return RopeScaling(**{**values, "rope_type": rope_type})
-
-
-TRAINED_CONTEXT = "original_max_position_embeddings"
-
-
 def _default_head_dim(fields: Fields) -> int | None:
     hidden, heads = fields.get("hidden_size"), fields.get("num_attention_heads")
     return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads else None
@@ -223,12 +236,22 @@ def _default_head_dim(fields: Fields) -> int | None:
 def _checked(values: Fields, where: str) -> DecoderConfig:
     known = {f.name: f for f in dataclasses.fields(DecoderConfig)}
     needed = [n for n, f in known.items() if f.default is dataclasses.MISSING]
+    linear = [name for name in known if name.startswith("linear_")]
+    if LINEAR in values["layer_types"]:
+        needed += linear
+    else:
+        values = values | dict.fromkeys(linear, 0)
     missing = sorted(name for name in needed if not values.get(name))
     if missing:
         raise DataError(f"{where}: missing or 0: {', '.join(missing)}")
     config = DecoderConfig(**{name: values[name] for name in known if name in values})
     if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
         raise DataError(f"{where}: heads must be a multiple of key/value heads, and head_dim even")
+    if config.linear_num_value_heads % (config.linear_num_key_heads or 1):
+        raise DataError(
+            f"{where}: linear_num_value_heads must be a multiple of linear_num_key_heads, got"
+            f" {config.linear_num_value_heads} and {config.linear_num_key_heads}"
+        )
     if not 0 <= config.num_experts_per_tok <= config.num_experts:
         raise DataError(f"{where}: num_experts_per_tok must be at most num_experts")
     return config

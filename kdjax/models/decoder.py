@@ -1,10 +1,9 @@
-"""The decoder of every supported family: grouped-query attention, rotary positions, SwiGLU or
-experts.
+"""The decoder of every supported family, as pure functions of its parameters.
 
-Layers are Flax NNX modules, split once: callers get pure functions over a nested dict of arrays.
-Training scans over stacked layers (compile time must not grow with depth); decoding unrolls them
-with one cache a layer, [batch, kv heads, slots, head dim], written at one shared pointer, which XLA
-updates in place.
+Layers are Flax NNX modules (models/layer.py), split once: callers get functions over a nested dict
+of arrays. Training scans over repeating blocks of layer kinds (compile time must not grow with
+depth); decoding unrolls the layers with one cache each (models/cache.py), which XLA updates in
+place.
 """
 
 from __future__ import annotations
@@ -19,25 +18,22 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from kdjax.base import Key, Model, Params, random_key
+from kdjax.base import Model, Params
 from kdjax.errors import ConfigError
-from kdjax.models.attention import attention
-from kdjax.models.cache import CACHES, Keep, cached_attention
-from kdjax.models.experts import Experts
-from kdjax.models.linear import Linear, LoRA
-from kdjax.models.quantized import Hold, held_by, is_quantized, scale_axes, used, with_barrier
-from kdjax.models.rope import rotate
-from kdjax.models.shape import DecoderConfig
+from kdjax.models.cache import CACHES
+from kdjax.models.context import Context, Next, Settings, Whole
+from kdjax.models.layer import MIXERS, Layer
+from kdjax.models.linear import LoRA
+from kdjax.models.parameters import logical_axes
+from kdjax.models.quantized import is_quantized, used, with_barrier
+from kdjax.models.shape import DecoderConfig, LayerKind, layer_kinds, runs
 from kdjax.numerics import LMHead
-from kdjax.sharding import BATCH, EMBED, HEADS, KV_HEADS, MLP, VOCAB, constrain, lookup, shardings
-
-Attend = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Any]]
-"""(q [B,T,H,D], k [B,T,K,D], v [B,T,K,D]) -> (attended [B,T,H,D], the layer's cache or None)."""
+from kdjax.sharding import BATCH, constrain, lookup
 
 LAYERS_A_ROUND = 4
-"""Layers unrolled in each iteration of the scan without remat: compile time still does not grow
-with depth, and a backward pass on CPU takes 0.83 of its time layer by layer (fewer copies into
-stacked residuals)."""
+"""Layers unrolled, at least, in each iteration of the scan without remat: compile time still does
+not grow with depth, and a backward pass on CPU takes 0.83 of its time layer by layer (fewer copies
+into stacked residuals)."""
 
 POLICIES = jax.checkpoint_policies
 REMAT: dict[str, Any] = {
@@ -47,174 +43,8 @@ REMAT: dict[str, Any] = {
 }
 """What a layer saves for its backward pass: everything, its matrix products, or its input alone."""
 
-AXES: dict[str, tuple[str | None, ...]] = {
-    "q_proj": (EMBED, HEADS),
-    "k_proj": (EMBED, KV_HEADS),
-    "v_proj": (EMBED, KV_HEADS),
-    "o_proj": (HEADS, EMBED),
-    "gate_proj": (EMBED, MLP),
-    "up_proj": (EMBED, MLP),
-    "down_proj": (MLP, EMBED),
-    "router": (EMBED, None),
-}
-"""Logical axes (input, output) of each projection's kernel; experts' kernels have one axis more,
-in front."""
-
-
-class Layer(nnx.Module):
-    """One decoder layer; the caller's `attend` decides what is seen, and what is cached."""
-
-    def __init__(
-        self, config: DecoderConfig, dtype, lora: LoRA | None, mesh: Mesh | None, *, rngs: nnx.Rngs
-    ):
-        self.config, self.mesh = config, mesh
-
-        def linear(name: str, width_in: int, width_out: int, bias: bool = False) -> Linear:
-            rank = lora.rank if lora is not None and name in lora.targets else 0
-            scale = lora.alpha / lora.rank if lora is not None and rank else 0.0
-            return Linear(width_in, width_out, bias, rank, scale, dtype, rngs=rngs)
-
-        def norm(width: int) -> nnx.RMSNorm:
-            return nnx.RMSNorm(width, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
-
-        d, m = config.hidden_size, config.intermediate_size
-        query = config.num_attention_heads * config.head_dim
-        keys = config.num_key_value_heads * config.head_dim
-        self.attention_norm, self.mlp_norm = norm(d), norm(d)
-        if config.qk_norm:
-            self.q_norm, self.k_norm = norm(config.head_dim), norm(config.head_dim)
-        self.q_proj = linear("q_proj", d, query, config.qkv_bias)
-        self.k_proj = linear("k_proj", d, keys, config.qkv_bias)
-        self.v_proj = linear("v_proj", d, keys, config.qkv_bias)
-        self.o_proj = linear("o_proj", query, d, config.output_bias)
-        if config.num_experts:
-            self.experts = Experts(config, dtype, mesh, rngs=rngs)
-        else:
-            self.gate_proj, self.up_proj = linear("gate_proj", d, m), linear("up_proj", d, m)
-            self.down_proj = linear("down_proj", m, d)
-
-    def __call__(
-        self, x: jax.Array, positions_bt: jax.Array, attend: Attend
-    ) -> tuple[jax.Array, Any]:
-        b, t, _ = x.shape
-        config, place = self.config, functools.partial(constrain, self.mesh)
-        y = self.attention_norm(x)
-        q = self.q_proj(y).reshape(b, t, config.num_attention_heads, config.head_dim)
-        k = self.k_proj(y).reshape(b, t, config.num_key_value_heads, config.head_dim)
-        v = self.v_proj(y).reshape(b, t, config.num_key_value_heads, config.head_dim)
-        if config.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        attended, kept = attend(
-            place(rotate(q, positions_bt, config), BATCH, None, HEADS, None),
-            place(rotate(k, positions_bt, config), BATCH, None, KV_HEADS, None),
-            place(v, BATCH, None, KV_HEADS, None),
-        )
-        x = place(x + self.o_proj(attended.reshape(b, t, -1)), BATCH, None, None)
-        y = self.mlp_norm(x)
-        out = self.experts(y) if config.num_experts else self._mlp(y)
-        return place(x + out, BATCH, None, None), kept
-
-    def _mlp(self, y: jax.Array) -> jax.Array:
-        return self.down_proj(nnx.silu(self.gate_proj(y)) * self.up_proj(y))
-
-
-def init_params(config: DecoderConfig, key: Key, lora: LoRA | None = None) -> Params:
-    """Random parameters (normal, standard deviation 0.02), layers stacked on axis 0."""
-    embed_key, head_key, layer_key = jax.random.split(key, 3)
-
-    def layer(key: Key):
-        made = Layer(config, jnp.float32, lora, None, rngs=nnx.Rngs(key))
-        return nnx.to_pure_dict(nnx.state(made, nnx.Param))
-
-    table = (config.vocab_size, config.hidden_size)
-    params = {
-        "embed": 0.02 * jax.random.normal(embed_key, table),
-        "layers": jax.vmap(layer)(jax.random.split(layer_key, config.num_hidden_layers)),
-        "norm": jnp.ones(config.hidden_size),
-    }
-    if not config.tie_word_embeddings:
-        params["head"] = 0.02 * jax.random.normal(head_key, table)
-    return params
-
-
-def logical_axes(params: Params) -> Params:
-    """The logical axis of every dimension of every parameter, as a tree of tuples."""
-
-    def of(path, leaf) -> tuple[str | None, ...]:
-        names = [p.key for p in path]
-        if names[0] in ("embed", "head"):
-            return (VOCAB, EMBED)
-        if names[0] == "norm" or names[1] not in (*AXES, "experts"):
-            return (None,) * leaf.ndim
-        last = "kernel" if names[-1] in ("qvalue", "scale") else names[-1]
-        module = names[names.index(last) - 1] if names[1] == "experts" else names[1]
-        first, second = AXES[module]
-        kinds = {"bias": (second,), "lora_a": (first, None), "lora_b": (None, second)}
-        axes = kinds.get(last, (first, second))
-        axes = scale_axes(axes) if names[-1] == "scale" else axes
-        return (*(None,) * (leaf.ndim - len(axes)), *axes)
-
-    return jax.tree_util.tree_map_with_path(of, params)
-
-
-def abstract_params(
-    config: DecoderConfig,
-    dtype: DTypeLike,
-    mesh: Mesh | None = None,
-    lora: LoRA | None = None,
-    hold: Hold | None = None,
-) -> Params:
-    """The parameters' shapes, a tree of ShapeDtypeStruct, layers stacked on axis 0.
-
-    Args:
-        config: the decoder's.
-        dtype: that of kernels and tables; norms and biases, which `narrow` leaves alone, too, are
-            float32 where it is narrower.
-        mesh: gives each its sharding, by the rules of sharding.py.
-        lora: adds the adapters' parameters.
-        hold: int8 kernels where it quantises (models/quantized.py).
-    """
-    shapes = jax.eval_shape(lambda key: init_params(config, key, lora), random_key(0))
-    wide = jnp.promote_types(dtype, jnp.float32)
-    shapes = jax.tree.map(
-        lambda s, axes: jax.ShapeDtypeStruct(s.shape, dtype if EMBED in axes else wide),
-        shapes,
-        logical_axes(shapes),
-    )
-    if hold is not None:
-        shapes = jax.eval_shape(functools.partial(held_by, hold), shapes)
-    if mesh is None:
-        return shapes
-    places = shardings(mesh, shapes, logical_axes(shapes))
-    return jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places
-    )
-
-
-def unstacked(params: Params) -> Params:
-    """Parameters as decoding reads them: a list of layers, so that none is sliced from the stack at
-    each token."""
-    depth = jax.tree.leaves(params["layers"])[0].shape[0]
-    apart = [jax.tree.map(lambda w, n=n: w[n], params["layers"]) for n in range(depth)]
-    return {**params, "layers": apart}
-
-
-def unstacked_axes(params: Params) -> Params:
-    """`logical_axes` of `unstacked`, from the stacked parameters."""
-    axes, depth = logical_axes(params), jax.tree.leaves(params["layers"])[0].shape[0]
-    layer = jax.tree.map(lambda a: a[1:], axes["layers"], is_leaf=lambda a: isinstance(a, tuple))
-    return {**axes, "layers": [layer] * depth}
-
-
-def narrow(params: Params, dtype: DTypeLike) -> Params:
-    """Kernels and tables cast to the compute `dtype`, in which they are read; norms and quantised
-    kernels stay. The model's results are the same."""
-    return jax.tree.map(
-        lambda w, axes: w.astype(dtype) if not is_quantized(w) and EMBED in axes else w,
-        params,
-        logical_axes(params),
-        is_leaf=is_quantized,
-    )
+RunLayer = Callable[[Params, jax.Array, Context], tuple[jax.Array, Any]]
+"""(a layer's parameters, x, context) -> (x, what decoding needs of the layer or None)."""
 
 
 @functools.lru_cache(maxsize=64)  # one Model a config, so that programs compiled for it are reused
@@ -247,46 +77,39 @@ def build(
         raise ConfigError(f"unknown remat {remat!r}; there are {list(REMAT)}")
     if kv_cache not in CACHES:
         raise ConfigError(f"unknown kv_cache {kv_cache!r}; there are {list(CACHES)}")
+    settings = Settings(config, dtype, lora, mesh, impl, platform, CACHES[kv_cache])
     decoder = _Decoder(
-        config,
-        dtype,
-        mesh,
-        CACHES[kv_cache],
-        layer_function(config, dtype, lora, mesh),
-        functools.partial(
-            attention, impl=impl, window=config.sliding_window, mesh=mesh, platform=platform
-        ),
+        settings, {kind: layer_function(settings, kind) for kind in layer_kinds(config)}
     )
     return Model(
         config,
         functools.partial(_hidden, decoder, remat),
         functools.partial(_head, config),
-        functools.partial(_init_cache, decoder),
+        functools.partial(_init_cache, settings),
         functools.partial(_prefill, decoder),
         functools.partial(_extend, decoder),
     )
 
 
 class _Decoder(NamedTuple):
-    """The settings that a decoder's functions share: keep is how its cache stores keys and values,
-    run_layer is made by `layer_function`, attention is that of full sequences."""
+    """What a decoder's functions share: the layers' settings, and how each kind of layer is run."""
 
-    config: DecoderConfig
-    dtype: Any
-    mesh: Mesh | None
-    keep: Keep
-    run_layer: Callable[..., Any]
-    attention: Callable[..., jax.Array]
+    settings: Settings
+    run: dict[LayerKind, RunLayer]
 
     def embed(self, params: Params, tokens: jax.Array) -> jax.Array:
-        rows = lookup(self.mesh, params["embed"], tokens, self.dtype)
-        return constrain(self.mesh, rows, BATCH, None, None)
+        config, mesh, dtype = self.settings.config, self.settings.mesh, self.settings.dtype
+        rows = lookup(mesh, params["embed"], tokens, dtype)
+        if config.scale_embedding:
+            rows = rows * jnp.asarray(config.hidden_size**0.5, dtype)
+        return constrain(mesh, rows, BATCH, None, None)
 
     def final_norm(self, params: Params, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32)
+        config, wide = self.settings.config, x.astype(jnp.float32)
         variance = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        scale = jax.lax.rsqrt(variance + self.config.rms_norm_eps)
-        return (wide * scale * params["norm"][None, None]).astype(self.dtype)
+        normed = wide * jax.lax.rsqrt(variance + config.rms_norm_eps)
+        factor = params["norm"] + config.unit_offset if config.unit_offset else params["norm"]
+        return (normed * factor[None, None]).astype(self.settings.dtype)
 
 
 def _hidden(
@@ -294,17 +117,29 @@ def _hidden(
 ) -> jax.Array:
     """`Model.hidden`."""
     positions = jnp.broadcast_to(jnp.arange(tokens_bs.shape[1]), tokens_bs.shape)
+    context, policy = Whole(positions, segment_ids), REMAT[remat]
 
-    def attend(q, k, v):
-        return decoder.attention(q, k, v, segment_ids), None
+    def layer(kind: LayerKind):
+        def run(x, layer_params):
+            return decoder.run[kind](layer_params, x, context)[0]
 
-    def body(x, layer_params):
-        return decoder.run_layer(layer_params, x, positions, attend)
+        return run if policy is None else jax.checkpoint(run, policy=policy, prevent_cse=False)
 
-    if REMAT[remat] is not None:
-        body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
-    unroll = LAYERS_A_ROUND if REMAT[remat] is None else 1
-    x, _ = jax.lax.scan(body, decoder.embed(params, tokens_bs), params["layers"], unroll=unroll)
+    def block_of(kinds: tuple[LayerKind, ...]):
+        layers = [layer(kind) for kind in kinds]
+
+        def block(x, block_params):
+            for run, layer_params in zip(layers, block_params, strict=True):
+                x = run(x, layer_params)
+            return x, None
+
+        return block
+
+    x = decoder.embed(params, tokens_bs)
+    for run in runs(decoder.settings.config):
+        stacks = [params["layers"][str(run.first + j)] for j in range(len(run.block))]
+        unroll = -(-LAYERS_A_ROUND // len(run.block)) if policy is None else 1
+        x, _ = jax.lax.scan(block_of(run.block), x, stacks, unroll=min(unroll, run.repeats))
     return decoder.final_norm(params, x)
 
 
@@ -312,56 +147,46 @@ def _head(config: DecoderConfig, params: Params) -> LMHead:
     return LMHead(params["embed" if config.tie_word_embeddings else "head"])
 
 
-def _init_cache(decoder: _Decoder, batch: int, slots: int):
-    config, keep = decoder.config, decoder.keep
-    shape = (batch, config.num_key_value_heads, slots, config.head_dim)
-    zeros = jnp.zeros(shape, decoder.dtype)
-    zeros = constrain(decoder.mesh, zeros, BATCH, KV_HEADS, None, None)
-    return [(keep(zeros), keep(zeros)) for _ in range(config.num_hidden_layers)]
+def _init_cache(settings: Settings, batch: int, slots: int):
+    """`Model.init_cache`."""
+    kinds = layer_kinds(settings.config)
+    return [MIXERS[kind.mixer].empty(settings, kind, batch, slots) for kind in kinds]
 
 
-def _prefill(decoder: _Decoder, params: Params, tokens_bs: jax.Array):
+def _prefill(decoder: _Decoder, params: Params, tokens_bs: jax.Array, length_b: jax.Array):
     """`Model.prefill`."""
-    positions, keep = (
-        jnp.broadcast_to(jnp.arange(tokens_bs.shape[1]), tokens_bs.shape),
-        decoder.keep,
-    )
-
-    def attend(q, k, v):
-        return decoder.attention(q, k, v), tuple(keep(x.swapaxes(1, 2)) for x in (k, v))
-
+    positions = jnp.broadcast_to(jnp.arange(tokens_bs.shape[1]), tokens_bs.shape)
+    context = Whole(positions, length_b=length_b)
     x, cache = decoder.embed(params, tokens_bs), []
-    for layer_params in params["layers"]:
-        x, kept = decoder.run_layer(layer_params, x, positions, attend)
+    for kind, own in zip(layer_kinds(decoder.settings.config), params["layers"], strict=True):
+        x, kept = decoder.run[kind](own, x, context)
         cache.append(kept)
     return decoder.final_norm(params, x), cache
 
 
-def _extend(decoder: _Decoder, params: Params, tokens_bt, cache, pointer, start_b):
+def _extend(decoder: _Decoder, params: Params, token_b, cache, pointer, start_b):
     """`Model.extend`."""
-    slot = pointer + jnp.arange(tokens_bt.shape[1])
-    positions = jnp.maximum(slot[None] - start_b[:, None], 0)
-    window, keep = decoder.config.sliding_window, decoder.keep
-    x, new_cache = decoder.embed(params, tokens_bt), []
-    for layer_params, kept in zip(params["layers"], cache, strict=True):
-        attend = cached_attention(kept, pointer, start_b, window, keep)
-        x, kept = decoder.run_layer(layer_params, x, positions, attend)
+    positions = jnp.maximum(pointer - start_b, 0)[:, None]
+    kinds = layer_kinds(decoder.settings.config)
+    x, new_cache = decoder.embed(params, token_b[:, None]), []
+    for kind, own, kept in zip(kinds, params["layers"], cache, strict=True):
+        x, kept = decoder.run[kind](own, x, Next(positions, pointer, start_b, kept))
         new_cache.append(kept)
-    return decoder.final_norm(params, x), new_cache
+    return decoder.final_norm(params, x)[:, 0], new_cache
 
 
-def layer_function(config: DecoderConfig, dtype, lora: LoRA | None, mesh: Mesh | None):
-    """run(a layer's parameters, x, positions_bt, attend) -> (x, the layer's cache or None);
-    parameters are cast and gathered where the layer uses them."""
-    abstract = nnx.eval_shape(lambda: Layer(config, dtype, lora, mesh, rngs=nnx.Rngs(0)))
+def layer_function(settings: Settings, kind: LayerKind) -> RunLayer:
+    """How a layer of a kind is run; parameters are cast and gathered where the layer uses them."""
+    abstract = nnx.eval_shape(lambda: Layer(settings, kind, rngs=nnx.Rngs(0)))
     layer_def, layer_state = nnx.split(abstract, nnx.Param)
-    layer_axes = logical_axes({"layers": nnx.to_pure_dict(layer_state)})["layers"]
+    axes = logical_axes({"layers": {"0": nnx.to_pure_dict(layer_state)}})["layers"]["0"]
+    mesh, dtype = settings.mesh, settings.dtype
 
-    def run(params: Params, x, positions_bt, attend: Attend):
+    def run(params: Params, x: jax.Array, context: Context):
         params, x = with_barrier(params, x)
         whole = jax.tree.map(
-            lambda w, axes: used(mesh, w, dtype, axes), params, layer_axes, is_leaf=is_quantized
+            lambda w, axes: used(mesh, w, dtype, axes), params, axes, is_leaf=is_quantized
         )
-        return nnx.merge(layer_def, nnx.State(whole))(x, positions_bt, attend)
+        return nnx.merge(layer_def, nnx.State(whole))(x, context)
 
     return run

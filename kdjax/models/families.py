@@ -1,40 +1,56 @@
-"""Families as data: one row each, and the table of names that its checkpoints hold.
+"""Families as data: a row for each model_type.
 
-A family whose layers are of a known kind is one more row of FAMILIES; tensors that none of the
-tables below names are one more table, chosen in `layer_table`.
+A family whose layers are of known kinds is one more row of FAMILIES; names that its checkpoints
+alone use are a table in models/tensors.py, a new kind of layer is a file beside
+models/self_attention.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from kdjax.models.shape import DecoderConfig
-
-Path = tuple[str, ...]
+from kdjax.models.shape import FULL, LINEAR, SLIDING
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
     """What a model_type fixes of its checkpoints' config.json.
 
-    architecture: the class that transformers loads it with.
-    qk_norm, qkv_bias: what its layers have without a word in the file.
-    attention_bias: whether the key of this name puts a bias on all four projections.
-    window: sliding windows of all layers by their key alone (always), where use_sliding_window says
-        so (switched), and then from layer max_window_layers on (switched_from), or of none.
-    experts: whether its MLPs are mixtures of experts.
-    multi_head: an absent num_key_value_heads means as many as heads.
-    defaults: of absent keys.
+    - architecture: the class that transformers loads it with.
+    - fixed: fields of DecoderConfig that its layers have without a word in the file.
+    - attention_bias: whether the key of this name puts a bias on all four projections.
+    - window: which layers are sliding: all by the key sliding_window alone (always), those that
+      layer_types names (by_type), where use_sliding_window says so all (switched), those of
+      layer_types (switched_by_type) or from layer max_window_layers on (switched_from), or none.
+    - pattern: the kinds of layers that repeat where there are no layer_types; `pattern_key` gives
+      another length: its last layer closes a block, all others are of the first's kind.
+    - no_rope_every: each so-many-th layer has no rotary positions, unless no_rope_layers says else.
+    - local_rope_theta: of sliding layers, which are not stretched; "own": rope_theta. None: they
+      turn as full ones do.
+    - experts: whether its MLPs are mixtures of experts.
+    - mlp_bias: whether the key of this name is read.
+    - multi_head: an absent num_key_value_heads means as many as heads.
+    - outer: the architecture of a larger model (with vision) whose text part it is.
+    - left_out: beginnings of the names of tensors that its text part does not need.
+    - defaults: of absent keys.
     """
 
     architecture: str
-    qk_norm: bool = False
-    qkv_bias: bool = False
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
     attention_bias: bool = False
-    window: Literal["none", "always", "switched", "switched_from"] = "none"
+    window: Literal[
+        "none", "always", "by_type", "switched", "switched_by_type", "switched_from"
+    ] = "none"
+    pattern: tuple[str, ...] = ()
+    pattern_key: str = ""
+    no_rope_every: int | None = None
+    local_rope_theta: float | Literal["own"] | None = None
     experts: bool = False
+    mlp_bias: bool = False
     multi_head: bool = False
+    outer: str | None = None
+    left_out: tuple[str, ...] = ()
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -43,14 +59,12 @@ SWITCHED = {"sliding_window": 4096, "max_window_layers": 28}
 FAMILIES = {
     "qwen3": Family(
         "Qwen3ForCausalLM",
-        qk_norm=True,
         attention_bias=True,
         window="switched_from",
         defaults={"head_dim": 128, **SWITCHED},
     ),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",
-        qk_norm=True,
         attention_bias=True,
         window="switched",
         experts=True,
@@ -61,104 +75,100 @@ FAMILIES = {
             **SWITCHED,
         },
     ),
-    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, window="switched_from", defaults=SWITCHED),
-    "llama": Family("LlamaForCausalLM", attention_bias=True, multi_head=True),
-    "mistral": Family("MistralForCausalLM", window="always", defaults={"sliding_window": 4096}),
+    "qwen3_5_text": Family(
+        "Qwen3_5ForCausalLM",
+        fixed={"unit_offset": True, "output_gate": True},
+        attention_bias=True,
+        pattern=(LINEAR, LINEAR, LINEAR, FULL),
+        pattern_key="full_attention_interval",
+        outer="Qwen3_5ForConditionalGeneration",
+        left_out=("model.visual.", "mtp."),
+        defaults={
+            "head_dim": 256,
+            "partial_rotary_factor": 0.25,
+            "linear_conv_kernel_dim": 4,
+            "linear_key_head_dim": 128,
+            "linear_value_head_dim": 128,
+            "linear_num_key_heads": 16,
+            "linear_num_value_heads": 32,
+        },
+    ),
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        fixed={"qk_norm": "none", "qkv_bias": True},
+        window="switched_from",
+        defaults=SWITCHED,
+    ),
+    "llama": Family(
+        "LlamaForCausalLM",
+        fixed={"qk_norm": "none"},
+        attention_bias=True,
+        mlp_bias=True,
+        multi_head=True,
+    ),
+    "mistral": Family(
+        "MistralForCausalLM",
+        fixed={"qk_norm": "none"},
+        window="always",
+        defaults={"sliding_window": 4096},
+    ),
+    "smollm3": Family(
+        "SmolLM3ForCausalLM",
+        fixed={"qk_norm": "none"},
+        attention_bias=True,
+        window="switched_by_type",
+        no_rope_every=4,
+        mlp_bias=True,
+        multi_head=True,
+        defaults={"tie_word_embeddings": True, "num_key_value_heads": 4, "rope_theta": 2e6},
+    ),
+    "olmo3": Family(
+        "Olmo3ForCausalLM",
+        fixed={"qk_norm": "width", "norms": "after"},
+        attention_bias=True,
+        window="by_type",
+        pattern=(SLIDING, SLIDING, SLIDING, FULL),
+        local_rope_theta="own",
+        multi_head=True,
+        defaults={"sliding_window": 4096, "rms_norm_eps": 1e-5, "rope_theta": 5e5},
+    ),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        fixed={"norms": "sandwich", "unit_offset": True, "scale_embedding": True},
+        attention_bias=True,
+        window="by_type",
+        pattern=(SLIDING,) * 5 + (FULL,),
+        pattern_key="sliding_window_pattern",
+        local_rope_theta=1e4,
+        outer="Gemma3ForConditionalGeneration",
+        left_out=(
+            "model.vision_tower.",
+            "model.multi_modal_projector.",
+            "vision_tower.",
+            "multi_modal_projector.",
+        ),
+        defaults={
+            "vocab_size": 262_208,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "hidden_act": "gelu_pytorch_tanh",
+            "max_position_embeddings": 131_072,
+            "tie_word_embeddings": True,
+            "query_pre_attn_scalar": 256,
+            "sliding_window": 4096,
+            "rope_theta": 1e6,
+        },
+    ),
 }
 """Every family, by the model_type of its config.json."""
 
-DENSE: dict[str, Path] = {
-    "input_layernorm.weight": ("attention_norm", "scale"),
-    "post_attention_layernorm.weight": ("mlp_norm", "scale"),
-    "self_attn.q_proj.weight": ("q_proj", "kernel"),
-    "self_attn.k_proj.weight": ("k_proj", "kernel"),
-    "self_attn.v_proj.weight": ("v_proj", "kernel"),
-    "self_attn.o_proj.weight": ("o_proj", "kernel"),
-    "mlp.gate_proj.weight": ("gate_proj", "kernel"),
-    "mlp.up_proj.weight": ("up_proj", "kernel"),
-    "mlp.down_proj.weight": ("down_proj", "kernel"),
+TEXT_PART = {
+    "model.language_model.": "model.",
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
 }
-QK_NORM: dict[str, Path] = {
-    "self_attn.q_norm.weight": ("q_norm", "scale"),
-    "self_attn.k_norm.weight": ("k_norm", "scale"),
-}
-QKV_BIAS: dict[str, Path] = {
-    f"self_attn.{name}.bias": (name, "bias") for name in ("q_proj", "k_proj", "v_proj")
-}
-OUTPUT_BIAS: dict[str, Path] = {"self_attn.o_proj.bias": ("o_proj", "bias")}
-EXPERTS: dict[str, Path] = {
-    "mlp.gate.weight": ("experts", "router", "kernel"),
-    "mlp.experts.{}.gate_proj.weight": ("experts", "gate_proj", "kernel"),
-    "mlp.experts.{}.up_proj.weight": ("experts", "up_proj", "kernel"),
-    "mlp.experts.{}.down_proj.weight": ("experts", "down_proj", "kernel"),
-}
-
-
-class Place(NamedTuple):
-    """A checkpoint tensor's place in the parameters: params[path][at] (a layer, then an expert).
-
-    shape is that in the file, where kernels are [out, in] and so are transposed.
-    """
-
-    path: Path
-    at: tuple[int, ...]
-    shape: tuple[int, ...]
-
-    @property
-    def turned(self) -> bool:
-        return self.path[-1] == "kernel"
-
-
-def layer_table(config: DecoderConfig) -> dict[str, Path]:
-    """Checkpoint name within a layer -> path within a layer's parameters; {} stands for an expert.
-
-    >>> layer_table(DecoderConfig(10, 4, 8, 1, 2, 1, 2))["self_attn.q_norm.weight"]
-    ('q_norm', 'scale')
-    """
-    table = dict(DENSE)
-    if config.num_experts:
-        table = {name: path for name, path in DENSE.items() if not name.startswith("mlp.")}
-        table |= EXPERTS
-    for has, names in (
-        (config.qk_norm, QK_NORM),
-        (config.qkv_bias, QKV_BIAS),
-        (config.output_bias, OUTPUT_BIAS),
-    ):
-        table |= names if has else {}
-    return table
-
-
-def tensors(config: DecoderConfig) -> dict[str, Place]:
-    """Every tensor that a checkpoint of this config holds, by its name, layer by layer."""
-    d = config.hidden_size
-    table = (config.vocab_size, d)
-    places = {"model.embed_tokens.weight": Place(("embed",), (), table)}
-    for layer in range(config.num_hidden_layers):
-        for name, path in layer_table(config).items():
-            experts = range(config.num_experts) if "{}" in name else [None]
-            for expert in experts:
-                index = (layer,) if expert is None else (layer, expert)
-                place = Place(("layers", *path), index, _shape(config, path))
-                places[f"model.layers.{layer}.{name.format(expert)}"] = place
-    places["model.norm.weight"] = Place(("norm",), (), (d,))
-    if not config.tie_word_embeddings:
-        places["lm_head.weight"] = Place(("head",), (), table)
-    return places
-
-
-def _shape(config: DecoderConfig, path: Path) -> tuple[int, ...]:
-    """The shape in the file, [out, in] for a kernel."""
-    d, m = config.hidden_size, config.intermediate_size
-    if path[0] == "experts":
-        m = config.moe_intermediate_size
-    q, k = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
-    kernels = {
-        "q_proj": (q, d), "k_proj": (k, d), "v_proj": (k, d), "o_proj": (d, q),
-        "gate_proj": (m, d), "up_proj": (m, d), "down_proj": (d, m),
-        "router": (config.num_experts, d),
-    }  # fmt: skip
-    if path[-1] == "kernel":
-        return kernels[path[-2]]
-    if path[-1] == "bias":
-        return kernels[path[-2]][:1]
-    return (config.head_dim,) if path[0] in ("q_norm", "k_norm") else (d,)
+"""Beginnings of names of a larger model's text part -> those of the text model alone."""

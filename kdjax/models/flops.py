@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kdjax.models.shape import DecoderConfig, parameter_count
+from kdjax.models.parameters import parameter_count
+from kdjax.models.shape import DecoderConfig
 
 
 def forward(config: DecoderConfig, tokens: float, mean_length: float) -> float:

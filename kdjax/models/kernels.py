@@ -40,14 +40,14 @@ class Rows(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """attend(q, k, v, segment_ids, window, platform) -> [B, T, H, D], as in `attention`;
+    """attend(q, k, v, segment_ids, window, scale, platform) -> [B, T, H, D], as in `attention`;
     refusal(rows) -> why it does not accept such rows, None where it does."""
 
     attend: Callable[..., jax.Array]
     refusal: Callable[[Rows], str | None]
 
 
-def _cudnn(q, k, v, segment_ids, window, platform) -> jax.Array:
+def _cudnn(q, k, v, segment_ids, window, scale, platform) -> jax.Array:
     """cuDNN's flash attention, linear memory; arguments as in `attention`. Errors: ConfigError
     where cuDNN is not installed."""
     del segment_ids, platform
@@ -56,6 +56,7 @@ def _cudnn(q, k, v, segment_ids, window, platform) -> jax.Array:
             q,
             k,
             v,
+            scale=scale,
             is_causal=True,
             local_window_size=None if window is None else (window - 1, 0),
             implementation="cudnn",
@@ -80,7 +81,7 @@ def _cudnn_refusal(rows: Rows) -> str | None:
     return None
 
 
-def _splash(q, k, v, segment_ids, window, platform) -> jax.Array:
+def _splash(q, k, v, segment_ids, window, scale, platform) -> jax.Array:
     """Splash attention, linear memory; arguments as in `attention`. Fully masked blocks are
     skipped. Interpreted (slowly) on a CPU.
 
@@ -112,7 +113,7 @@ def _splash(q, k, v, segment_ids, window, platform) -> jax.Array:
         ),
         interpret=platform == "cpu",
     )
-    scaled = (q * head_dim**-0.5).reshape(b, t, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+    scaled = (q * scale).reshape(b, t, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
     segments = None if segment_ids is None else splash.SegmentIds(segment_ids, segment_ids)
     of_heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))  # a row's segments are those of its heads
     of_rows = jax.vmap(of_heads)
@@ -143,6 +144,7 @@ def sharded_kernel(
     v: jax.Array,
     segment_ids: jax.Array | None,
     window: int | None,
+    scale: float,
     platform: str,
     mesh: Mesh | None,
 ) -> jax.Array:
@@ -153,7 +155,7 @@ def sharded_kernel(
 
     Args:
         name: one of KERNELS.
-        q, k, v, segment_ids, window, platform, mesh: as in `attention`.
+        q, k, v, segment_ids, window, scale, platform, mesh: as in `attention`.
 
     Errors: ConfigError with the reason why the kernel can't.
     """
@@ -167,7 +169,7 @@ def sharded_kernel(
         k, v = (jnp.repeat(x, copies, axis=2) for x in (k, v))
 
     def attend(q, k, v, segment_ids=None):
-        return KERNELS[name].attend(q, k, v, segment_ids, window, platform)
+        return KERNELS[name].attend(q, k, v, segment_ids, window, scale, platform)
 
     queries, keys = (BATCH, None, HEADS, None), (BATCH, None, KV_HEADS, None)
     segments = () if segment_ids is None else (segment_ids,)

@@ -10,7 +10,11 @@ from flax import nnx
 
 from kdjax.errors import ConfigError
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PROJECTIONS = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    "in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b", "out_proj",
+)  # fmt: skip
+"""Those of attention, of MLPs and of linear attention."""
 
 
 @dataclasses.dataclass(frozen=True)

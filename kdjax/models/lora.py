@@ -17,10 +17,10 @@ import numpy as np
 
 from kdjax.base import Key, Params
 from kdjax.errors import ConfigError
-from kdjax.models.decoder import init_params
-from kdjax.models.families import layer_table
 from kdjax.models.linear import PROJECTIONS, LoRA
+from kdjax.models.parameters import init_params
 from kdjax.models.shape import DecoderConfig
+from kdjax.models.tensors import Place, tensors
 from kdjax.runtime.files import new_folder
 
 ADAPTER_LEAVES = ("lora_a", "lora_b")
@@ -38,12 +38,12 @@ def make_lora(
     """
     if not rank:
         return None
-    present = tuple(path[0] for path in layer_table(config).values() if path[1:] == ("kernel",))
+    present = tuple(dict.fromkeys(place.path[-2] for place in _adapted(config).values()))
     for name in targets:
         if name in PROJECTIONS and name not in present:
             raise ConfigError(
-                f"lora.targets: {name} lies inside this model's experts, which can't be adapted;"
-                f" choose among {list(present)}"
+                f"lora.targets: {name} is not in this model, or inside its experts, which can't be"
+                f" adapted; choose among {list(present)}"
             )
     return LoRA(rank, alpha, targets or present)
 
@@ -119,7 +119,7 @@ def write_adapter(
     """
     from safetensors.numpy import save
 
-    tensors = dict(_peft_tensors(adapter, config))
+    named = dict(_peft_tensors(adapter, config))
     about = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -133,7 +133,7 @@ def write_adapter(
         "inference_mode": True,
     }
     with new_folder(folder) as partial:
-        (partial / "adapter_model.safetensors").write_bytes(save(tensors, {"format": "pt"}))
+        (partial / "adapter_model.safetensors").write_bytes(save(named, {"format": "pt"}))
         (partial / "adapter_config.json").write_text(
             json.dumps(about, indent=2) + "\n", encoding="utf-8"
         )
@@ -141,12 +141,24 @@ def write_adapter(
 
 def _peft_tensors(adapter: Params, config: DecoderConfig):
     """(peft's name, weight in torch's layout: A [r, in], B [out, r]) of each layer and target."""
-    for name, path in layer_table(config).items():
-        pair = adapter["layers"].get(path[0], {}) if path[1:] == ("kernel",) else {}
+    for name, place in _adapted(config).items():
+        pair = adapter
+        for key in place.path[:-1]:
+            pair = pair.get(key, {})
         for leaf, spelled in zip(ADAPTER_LEAVES, ("lora_A", "lora_B"), strict=True):
-            for layer, weight in enumerate(np.asarray(pair.get(leaf, ()), np.float32)):
-                place = f"base_model.model.model.layers.{layer}.{name.removesuffix('.weight')}"
-                yield f"{place}.{spelled}.weight", np.ascontiguousarray(weight.T)
+            if leaf in pair:
+                weight = np.asarray(pair[leaf][place.at], np.float32)
+                full = f"base_model.model.{name.removesuffix('.weight')}.{spelled}.weight"
+                yield full, np.ascontiguousarray(weight.T)
+
+
+def _adapted(config: DecoderConfig) -> dict[str, Place]:
+    """The kernels outside the experts, by their checkpoint name."""
+    return {
+        name: place
+        for name, place in tensors(config).items()
+        if place.path[-1] == "kernel" and "experts" not in place.path
+    }
 
 
 def _split(params: Params) -> tuple[Params, Params]:

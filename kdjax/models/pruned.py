@@ -8,15 +8,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kdjax.base import random_key
 from kdjax.errors import ConfigError
-from kdjax.models.config import from_fields
-from kdjax.models.decoder import init_params
-from kdjax.models.folder import open_tensors
+from kdjax.models.config import from_fields, text_fields
+from kdjax.models.parameters import init_params, restacked, unstacked
+from kdjax.models.shape import DecoderConfig, layer_kinds
 from kdjax.models.shards import write_folder
-from kdjax.models.stored import read_config
+from kdjax.models.stored import model_tensors, read_config
 from kdjax.models.weights import read_params
 from kdjax.runtime.files import json_object
 
@@ -48,29 +47,33 @@ def init_student(
     """
     config = read_config(teacher)
     kept = _checked(layers, config.num_hidden_layers, teacher)
-    fields = shortened(json_object(teacher, "config.json"), kept)
+    fields = shortened(text_fields(json_object(teacher, "config.json")), config, kept)
     fields["tie_word_embeddings"] = config.tie_word_embeddings  # which its weights decide
-    stored = {tensor.get_dtype() for tensor in open_tensors(teacher).values()}
+    stored = {tensor.get_dtype() for tensor in model_tensors(teacher, config.model_type).values()}
     dtype = jnp.bfloat16 if stored == {"BF16"} else jnp.float32
+    short = from_fields(fields, str(out / "config.json"))
     if seed is None:
         params = read_params(teacher, config, dtype)
-        params["layers"] = jax.tree.map(lambda w: w[np.array(kept)], params["layers"])
+        there = unstacked(params)["layers"]
+        params["layers"] = restacked([there[n] for n in kept], short)
     else:
-        short = from_fields(fields, str(out / "config.json"))
         params = jax.jit(init_params, static_argnums=0)(short, random_key(seed))
     write_folder(out, params, teacher, dtype, fields=fields)
     return kept
 
 
-def shortened(fields: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """A config.json of these layers alone.
+def shortened(fields: dict[str, Any], config: DecoderConfig, kept: Sequence[int]) -> dict[str, Any]:
+    """The config.json of these layers alone, from that of all and what is read from it.
 
-    >>> shortened({"num_hidden_layers": 4, "max_window_layers": 2}, (0, 3))
+    >>> config = DecoderConfig(10, 4, 8, 4, 2, 1, 2)
+    >>> shortened({"num_hidden_layers": 4, "max_window_layers": 2}, config, (0, 3))
     {'num_hidden_layers': 2, 'max_window_layers': 1}
     """
-    short = fields | {"num_hidden_layers": len(kept)}
-    if isinstance(kinds := fields.get("layer_types"), list):
-        short["layer_types"] = [kinds[layer] for layer in kept if layer < len(kinds)]
+    short, kinds = fields | {"num_hidden_layers": len(kept)}, layer_kinds(config)
+    if "layer_types" in fields or config.layer_types:
+        short["layer_types"] = [kinds[layer].mixer for layer in kept]
+    if config.no_rope_layers:
+        short["no_rope_layers"] = [config.no_rope_layers[layer] for layer in kept]
     if isinstance(first := fields.get("max_window_layers"), int):
         short["max_window_layers"] = sum(layer < first for layer in kept)
     return short

@@ -3,7 +3,7 @@
 A kernel [..., in, out] becomes {"qvalue": int8 [..., in, out], "scale": float32 [..., 1, out]},
 the fields of qwix's `QArray`, so that parameters stay a nested dict of arrays whose leading axes
 (layers, experts) are sliced alike. Embedding and LM head are not quantised, as the head decides the
-KL; nor are norms, biases and the router, which are small and sensitive.
+KL; nor are norms, biases and what is SENSITIVE.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ Hold = Callable[[tuple[str, ...], jax.Array], Any]
 """(the path of a parameter, the parameter) -> how it is stored: an array, or a quantised kernel."""
 
 
+SENSITIVE = {"router", "in_proj_a", "in_proj_b"}
+"""Small kernels that decide much: which experts, and how fast a state fades."""
+
+
 def int8(names: tuple[str, ...], weight: jax.Array) -> Any:
     """A layer's kernel in int8, any other parameter as it is (a `Hold`).
 
@@ -36,7 +40,7 @@ def int8(names: tuple[str, ...], weight: jax.Array) -> Any:
     >>> [int(x) for x in kernel["qvalue"][:, 0]]
     [127, -64]
     """
-    if names[0] != "layers" or names[-1] != "kernel" or "router" in names:
+    if names[0] != "layers" or names[-1] != "kernel" or {*names} & SENSITIVE:
         return weight
     made = _qwix().quantize(
         weight.astype(jnp.float32),  # or else quotients are rounded twice, and scales to 8 bits

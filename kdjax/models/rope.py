@@ -8,38 +8,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.models.shape import DecoderConfig, RopeScaling
+from kdjax.models.shape import Rope, RopeScaling
 
 
-def rotate(x: jax.Array, positions_bt: jax.Array, config: DecoderConfig) -> jax.Array:
-    """Rotary position embedding in float32, halves rotated as in Llama: x [B, T, H, D] -> the same
-    shape and dtype; positions_bt int [B, T]."""
-    half = x.shape[-1] // 2
-    frequency, amplitude = frequencies(config)
+def rotate(x: jax.Array, positions_bt: jax.Array, rope: Rope) -> jax.Array:
+    """Rotary position embedding in float32 of the first rope.width entries of a head, its halves
+    rotated as in Llama: x [B, T, H, D] -> the same shape and dtype; positions_bt int [B, T]."""
+    half = rope.width // 2
+    frequency, amplitude = frequencies(rope)
     turns = jnp.asarray(frequency, jnp.float32)[None, None, None]
     angle = positions_bt[..., None, None].astype(jnp.float32) * turns
     cos, sin = amplitude * jnp.cos(angle), amplitude * jnp.sin(angle)
-    first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    first, second = (x[..., a : a + half].astype(jnp.float32) for a in (0, half))
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    return jnp.concatenate([turned.astype(x.dtype), x[..., rope.width :]], axis=-1)
 
 
-def frequencies(config: DecoderConfig) -> tuple[np.ndarray, float]:
-    """(radians a position [D / 2], the factor on cosine and sine) of a config's rotary positions.
+def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
+    """(radians a position [width / 2], the factor on cosine and sine) of rotary positions.
 
-    >>> frequencies(DecoderConfig(10, 4, 8, 1, 2, 1, 4, rope_theta=100.0))[0].tolist()
+    >>> frequencies(Rope(100.0, 4))[0].tolist()
     [1.0, 0.1]
     """
-    half = config.head_dim // 2
-    plain = config.rope_theta ** (-np.arange(half) / half)
-    scaling = config.rope_scaling
+    half = rope.width // 2
+    plain = rope.theta ** (-np.arange(half) / half)
+    scaling = rope.scaling
     if scaling is None:
         return plain, 1.0
     if scaling.rope_type == "linear":
         return plain / scaling.factor, 1.0
     if scaling.rope_type == "llama3":
         return _llama3(plain, scaling), 1.0
-    return _yarn(plain, scaling, config)
+    return _yarn(plain, scaling, rope)
 
 
 def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
@@ -51,17 +51,15 @@ def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
     return plain * (kept + (1 - kept) / scaling.factor)
 
 
-def _yarn(
-    plain: np.ndarray, scaling: RopeScaling, config: DecoderConfig
-) -> tuple[np.ndarray, float]:
+def _yarn(plain: np.ndarray, scaling: RopeScaling, rope: Rope) -> tuple[np.ndarray, float]:
     """YaRN (arXiv 2309.00071): frequencies with more than beta_fast turns in the trained context
     are kept, those with fewer than beta_slow stretched, those between on a ramp; attention is
     sharpened."""
-    half, dim = len(plain), config.head_dim
+    half, dim = len(plain), rope.width
 
     def dimension(turns: float) -> float:
         context = scaling.original_max_position_embeddings
-        return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(config.rope_theta))
+        return dim * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     low = max(math.floor(dimension(scaling.beta_fast)), 0)
     high = min(math.ceil(dimension(scaling.beta_slow)), dim - 1)

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Literal, NamedTuple
+
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
+"""Kinds of layers, as `layer_types` names them; linear attention is the gated delta-net."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +26,20 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Shapes and options of a decoder, under Hugging Face's names.
+    """Shapes and options of a decoder, under Hugging Face's names where it has them.
 
-    qk_norm, qkv_bias and output_bias are what transformers' classes imply by family or
-    attention_bias; sliding_window holds for every layer; num_experts 0 is a dense MLP.
+    - layer_types: the kind of every layer; empty: all sliding where sliding_window is set, else all
+      full. sliding_window is the window of sliding layers, local_rope_theta their own unscaled
+      rotary positions (None: those of full layers). no_rope_layers: 0 at layers without rotary
+      positions, 1 at others; empty: all have them.
+    - norms: before the attention and the MLP (`before`), after them but before the sum (`after`),
+      or both (`sandwich`); unit_offset: they multiply by 1 + weight.
+    - qk_norm: of queries and keys, none, of each head, or of the whole width.
+    - query_pre_attn_scalar: scores are divided by its root (None: head_dim).
+    - output_gate: attention is multiplied by a sigmoid that q_proj computes, too.
+    - scale_embedding: embeddings are multiplied by the root of hidden_size.
+    - linear_*: heads, head dimensions and the convolution's width of linear attention.
+    - num_experts: 0 is a dense MLP.
     """
 
     vocab_size: int
@@ -40,14 +55,114 @@ class DecoderConfig:
     max_position_embeddings: int = 40960
     model_type: str = "qwen3"
     rope_scaling: RopeScaling | None = None
-    qk_norm: bool = True
+    partial_rotary_factor: float = 1.0
+    local_rope_theta: float | None = None
+    no_rope_layers: tuple[int, ...] = ()
+    layer_types: tuple[str, ...] = ()
+    sliding_window: int | None = None
+    hidden_act: str = "silu"
+    norms: Literal["before", "after", "sandwich"] = "before"
+    unit_offset: bool = False
+    qk_norm: Literal["none", "head", "width"] = "head"
     qkv_bias: bool = False
     output_bias: bool = False
-    sliding_window: int | None = None
+    mlp_bias: bool = False
+    output_gate: bool = False
+    query_pre_attn_scalar: float | None = None
+    scale_embedding: bool = False
+    linear_num_key_heads: int = 0
+    linear_num_value_heads: int = 0
+    linear_key_head_dim: int = 0
+    linear_value_head_dim: int = 0
+    linear_conv_kernel_dim: int = 0
     num_experts: int = 0
     num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0
     norm_topk_prob: bool = False
+
+
+class Rope(NamedTuple):
+    """Rotary positions: of the first `width` entries of a head, base theta, stretched or not."""
+
+    theta: float
+    width: int
+    scaling: RopeScaling | None = None
+
+
+class LayerKind(NamedTuple):
+    """What is static of a layer: its mixer of positions (one of FULL, SLIDING, LINEAR), how many
+    positions it sees (None: all before it), and its rotary positions (None: it has none)."""
+
+    mixer: str
+    window: int | None = None
+    rope: Rope | None = None
+
+
+class Run(NamedTuple):
+    """Layers first, first + 1, ...: a block of kinds, repeated. Position j of the block is stacked
+    under the name of its first layer, str(first + j)."""
+
+    first: int
+    block: tuple[LayerKind, ...]
+    repeats: int
+
+    @property
+    def layers(self) -> int:
+        return len(self.block) * self.repeats
+
+
+@functools.lru_cache(maxsize=256)
+def layer_kinds(config: DecoderConfig) -> tuple[LayerKind, ...]:
+    """The kind of every layer.
+
+    >>> [kind.window for kind in layer_kinds(DecoderConfig(10, 4, 8, 2, 2, 1, 2, sliding_window=5))]
+    [5, 5]
+    """
+    width = int(config.head_dim * config.partial_rotary_factor)
+    rope = Rope(config.rope_theta, width, config.rope_scaling)
+    local = rope if config.local_rope_theta is None else Rope(config.local_rope_theta, width)
+    default = FULL if config.sliding_window is None else SLIDING
+    count = config.num_hidden_layers
+    kinds = {
+        FULL: LayerKind(FULL, None, rope),
+        SLIDING: LayerKind(SLIDING, config.sliding_window, local),
+        LINEAR: LayerKind(LINEAR),
+    }
+    found = [kinds[name] for name in config.layer_types or (default,) * count]
+    turned = config.no_rope_layers or (1,) * count
+    return tuple(
+        kind if has else kind._replace(rope=None) for kind, has in zip(found, turned, strict=True)
+    )
+
+
+LONGEST_BLOCK = 8
+
+
+@functools.lru_cache(maxsize=256)
+def runs(config: DecoderConfig) -> tuple[Run, ...]:
+    """The layers as repeating blocks, so that the fewest layers are compiled, then in the fewest
+    runs.
+
+    >>> kinds = (SLIDING, SLIDING, FULL) * 2 + (SLIDING,)
+    >>> config = DecoderConfig(10, 4, 8, 7, 2, 1, 2, layer_types=kinds, sliding_window=5)
+    >>> [(run.first, len(run.block), run.repeats) for run in runs(config)]
+    [(0, 3, 2), (6, 1, 1)]
+    """
+    kinds = layer_kinds(config)
+    best: dict[int, tuple[int, int, tuple[Run, ...]]] = {len(kinds): (0, 0, ())}
+    for first in reversed(range(len(kinds))):
+        choices = []
+        for size in range(1, min(LONGEST_BLOCK, len(kinds) - first) + 1):
+            block = kinds[first : first + size]
+            end, repeats = first + size, 1
+            while True:
+                compiled, pieces, rest = best[end]
+                choices.append((compiled + size, pieces + 1, (Run(first, block, repeats), *rest)))
+                if kinds[end : end + size] != block:
+                    break
+                end, repeats = end + size, repeats + 1
+        best[first] = min(choices, key=lambda choice: choice[:2])
+    return best[0][2]
 
 
 def context_tokens(config: DecoderConfig) -> int:
@@ -59,22 +174,3 @@ def context_tokens(config: DecoderConfig) -> int:
     scaling = config.rope_scaling
     stretched = scaling.factor * scaling.original_max_position_embeddings if scaling else 0
     return max(config.max_position_embeddings, int(stretched))
-
-
-def parameter_count(config: DecoderConfig, active: bool = False) -> int:
-    """Parameters of the decoder's layers and norms, without embedding and head.
-
-    `active` counts only the experts that a token passes through.
-
-    >>> parameter_count(DecoderConfig(10, 4, 8, 1, 2, 1, 2))
-    160
-    """
-    d, h = config.hidden_size, config.head_dim
-    q, k = config.num_attention_heads * h, config.num_key_value_heads * h
-    attention = d * (2 * q + 2 * k) + 2 * h * config.qk_norm
-    attention += (q + 2 * k) * config.qkv_bias + d * config.output_bias
-    mlp = 3 * d * config.intermediate_size
-    if config.num_experts:
-        experts = config.num_experts_per_tok if active else config.num_experts
-        mlp = d * config.num_experts + 3 * d * config.moe_intermediate_size * experts
-    return config.num_hidden_layers * (attention + mlp + 2 * d) + d

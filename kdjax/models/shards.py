@@ -14,10 +14,10 @@ from jax.typing import DTypeLike
 
 from kdjax.base import Params
 from kdjax.errors import DataError
-from kdjax.models.config import from_fields
-from kdjax.models.families import Place, tensors
+from kdjax.models.config import from_fields, text_fields
 from kdjax.models.folder import INDEX_FILE
 from kdjax.models.stored import read_config
+from kdjax.models.tensors import Place, tensors
 from kdjax.runtime.files import json_object, member, new_folder, one_line
 
 COPIED_FILES = (
@@ -57,7 +57,7 @@ def write_folder(
     Errors: StorageError; DataError where `source` is of another shape.
     """
     if fields is None:
-        fields, config = json_object(source, "config.json"), read_config(source)
+        fields, config = text_fields(json_object(source, "config.json")), read_config(source)
         if config.tie_word_embeddings != fields.get("tie_word_embeddings", False):
             fields["tie_word_embeddings"] = config.tie_word_embeddings
     else:

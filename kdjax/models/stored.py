@@ -10,6 +10,7 @@ import numpy as np
 
 from kdjax.errors import DataError
 from kdjax.models.config import from_fields
+from kdjax.models.families import FAMILIES, TEXT_PART
 from kdjax.models.folder import StoredTensor, has_weights, open_tensors, weight_files
 from kdjax.models.shape import DecoderConfig
 from kdjax.runtime.console import announce
@@ -30,8 +31,10 @@ def read_config(folder: Path) -> DecoderConfig:
     config = from_fields(json_object(folder, "config.json"), str(folder / "config.json"))
     if not has_weights(folder):
         return config
-    count, apart = _looked_at(*_state(folder))
+    count, apart, left = _looked_at(*_state(folder), config.model_type)
     check_depth(config, count, folder)
+    if left:
+        announce(f"{folder}: only its text model is read; {left} other tensors are left out")
     if not (apart and config.tie_word_embeddings):
         return config
     announce(about_untied(folder))
@@ -44,6 +47,23 @@ def about_untied(folder: Path) -> str:
         f"{folder}: config.json ties the LM head to the embedding, but {HEAD} is another: it is"
         " read as a head of its own"
     )
+
+
+def model_tensors(folder: Path, model_type: str) -> dict[str, StoredTensor]:
+    """The tensors of a folder's text model under its own names.
+
+    >>> from kdjax.models import find
+    >>> len(model_tensors(find("kdjax:student"), "qwen3"))
+    24
+    """
+    left_out, found = FAMILIES[model_type].left_out, {}
+    for name, tensor in open_tensors(folder).items():
+        for outer, own in TEXT_PART.items():
+            if name.startswith(outer):
+                name = own + name.removeprefix(outer)
+        if not (left_out and name.startswith(left_out)):
+            found[name] = tensor
+    return found
 
 
 def check_depth(config: DecoderConfig, tensors: int, folder: Path) -> None:
@@ -61,12 +81,15 @@ def _state(folder: Path) -> tuple[Path, tuple[tuple[int, int], ...]]:
 
 
 @functools.lru_cache(maxsize=32)
-def _looked_at(folder: Path, state: tuple[tuple[int, int], ...]) -> tuple[int, bool]:
-    """(the number of tensors, whether head and embedding are both there and differ); state: of the
-    files, so that changed ones are looked at again."""
-    found = open_tensors(folder)
+def _looked_at(
+    folder: Path, state: tuple[tuple[int, int], ...], model_type: str
+) -> tuple[int, bool, int]:
+    """(the number of tensors, whether head and embedding are both there and differ, the number of
+    tensors left out); state: of the files, so that changed ones are looked at again."""
+    found = model_tensors(folder, model_type)
     both = EMBEDDING in found and HEAD in found
-    return len(found), both and not _equal(found[EMBEDDING], found[HEAD])
+    apart = both and not _equal(found[EMBEDDING], found[HEAD])
+    return len(found), apart, len(open_tensors(folder)) - len(found)
 
 
 def _equal(one: StoredTensor, other: StoredTensor) -> bool:

@@ -21,13 +21,13 @@ from jax.typing import DTypeLike
 
 from kdjax.base import Params
 from kdjax.errors import DataError
-from kdjax.models.decoder import abstract_params
-from kdjax.models.families import Path, Place
-from kdjax.models.families import tensors as expected_tensors
-from kdjax.models.folder import StoredTensor, listed, open_tensors, shown
+from kdjax.models.folder import StoredTensor, listed, shown
+from kdjax.models.parameters import abstract_params
 from kdjax.models.quantized import Hold
 from kdjax.models.shape import DecoderConfig
-from kdjax.models.stored import HEAD, check_depth
+from kdjax.models.stored import HEAD, check_depth, model_tensors
+from kdjax.models.tensors import Path, Place
+from kdjax.models.tensors import tensors as expected_tensors
 from kdjax.numerics import LMHead
 
 BUFFER = re.compile(r"(.*\.)?rotary_emb\.inv_freq")
@@ -59,7 +59,7 @@ def read_params(
 
     Errors: DataError listing every missing, unexpected, misshapen or unreadable tensor.
     """
-    places = _checked(open_tensors(folder), config, folder)
+    places = _checked(model_tensors(folder, config.model_type), config, folder)
 
     def read(path, abstract: jax.ShapeDtypeStruct, final: Any) -> Any:
         names = tuple(p.key for p in path)
@@ -104,7 +104,7 @@ def read_head(
 
     Errors: as `read_params`.
     """
-    places = _checked(open_tensors(folder), config, folder)
+    places = _checked(model_tensors(folder, config.model_type), config, folder)
     name = "embed" if config.tie_word_embeddings else "head"
     abstract = abstract_params(config, dtype, mesh)[name]
     return LMHead(_filled(abstract, places[name,]))

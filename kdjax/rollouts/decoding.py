@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from kdjax.base import Key, Model, Params, Sampling
+from kdjax.models.cache import aligned
 from kdjax.numerics import project
 from kdjax.rollouts.choose import Choice, choose, uniforms
 from kdjax.sharding import BATCH, KV_HEADS, data_size, spec
@@ -77,10 +78,11 @@ class _Blocks(NamedTuple):
         return x.reshape(devices, -1, *x.shape[1:])
 
     def placed(self, x: jax.Array) -> jax.Array:
-        """Rows (or a cache [B, kv heads, slots, head dim]) with their sharding."""
+        """Rows (or a leaf of a cache, [B, heads, ...] where it has four axes) with their
+        sharding."""
         if self.mesh is None:
             return x
-        axes = (BATCH, KV_HEADS, None, None) if x.ndim == 4 else (BATCH, None)[: x.ndim]
+        axes = (BATCH, KV_HEADS if x.ndim == 4 else None, None, None)[: x.ndim]
         place = NamedSharding(self.mesh, spec(self.mesh, x.shape, axes))
         # of one device too, which may not be the default one
         return jax.lax.with_sharding_constraint(x, place)
@@ -118,8 +120,8 @@ def decoder(
 
 def _empty(model: Model, blocks: _Blocks, params: Params, rows: int, slots: int) -> Decoding:
     """`Decoder.empty`: no prompt yet, a cache of so many slots."""
-    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    hidden = jax.eval_shape(model.prefill, params, token)[0]
+    token, length = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 1), (1,)))
+    hidden = jax.eval_shape(model.prefill, params, token, length)[0]
     states = jnp.zeros((rows, hidden.shape[-1]), hidden.dtype)
     numbers = jnp.zeros(rows, jnp.int32)
     made = Decoding(states, model.init_cache(rows, slots), numbers, numbers)
@@ -145,19 +147,19 @@ def _prefill(
         at: int32 scalar, the first of those rows in its block.
         width: the slot after the prompts' last one.
     """
-    hidden, cache = model.prefill(params, prompts.tokens_uw)
-    length_u, which_r, wide = prompts.length_u, prompts.which_r, prompts.tokens_uw.shape[1]
+    length_u, which_r = prompts.length_u, prompts.which_r
+    hidden, fresh = model.prefill(params, prompts.tokens_uw, length_u)
     last = jnp.take_along_axis(hidden, (length_u - 1)[:, None, None], axis=1)[:, 0]
-    # prompts move to the right end of their slots; what wraps around is padding, never attended to
-    source = (jnp.arange(wide)[None] + length_u[:, None]) % wide
 
-    def put_slots(old, new):
-        moved = jnp.take_along_axis(new, source[:, None, :, None], axis=2)
-        return blocks.put(old, blocks.rows_of(moved, which_r), at, width - wide)
+    def put_layer(old, new):
+        moved, slot = aligned(old, new, length_u, width)
+        return jax.tree.map(
+            lambda o, n: blocks.put(o, blocks.rows_of(n, which_r), at, slot), old, moved
+        )
 
     return Decoding(
         blocks.put(state.hidden_bd, blocks.rows_of(last, which_r), at),
-        jax.tree.map(put_slots, state.cache, cache),
+        [put_layer(old, new) for old, new in zip(state.cache, fresh, strict=True)],
         blocks.put(state.start_b, blocks.rows_of(width - length_u, which_r), at),
         blocks.put(state.row_b, prompts.row_r, at),
     )
@@ -191,9 +193,9 @@ def _decode(
         logits = project(state.hidden_bd, head)[:, :vocabulary]
         drawn = choose(logits, uniforms(key, state.row_b, position + number), sampling)
         hidden, cache = model.extend(
-            params, drawn.token_b[:, None], state.cache, pointer + number, state.start_b
+            params, drawn.token_b, state.cache, pointer + number, state.start_b
         )
-        return state._replace(hidden_bd=hidden[:, 0], cache=cache), drawn
+        return state._replace(hidden_bd=hidden, cache=cache), drawn
 
     state, drawn = jax.lax.scan(step, state, jnp.arange(steps))
     return state, jax.tree.map(jnp.transpose, drawn)

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from kdjax.base import PLAIN, Batch, Key, Model, Params, Sampler, Samples, Sampling
 from kdjax.errors import ConfigError
-from kdjax.models.decoder import unstacked
+from kdjax.models.parameters import unstacked
 from kdjax.rollouts.choose import Choice, check_sampling
 from kdjax.rollouts.decoding import Decoder, Prompts, decoder, kept
 from kdjax.rollouts.levels import Level, bucket, levels, prefill_rows, rounded_up, rows_within

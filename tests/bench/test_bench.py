@@ -186,8 +186,8 @@ def test_the_scanned_baseline_decodes_what_the_model_does(student):
     tokens = decode((token, *start[1:]))[2]
     cache, apart, extend = model.init_cache(3, 24), unstacked(params), jax.jit(model.extend)
     for number in range(8):
-        states, cache = extend(apart, token[:, None], cache, 15 + number, jnp.zeros(3, jnp.int32))
-        token = project(states[:, 0], model.head(params)).argmax(-1).astype(jnp.int32)
+        states, cache = extend(apart, token, cache, 15 + number, jnp.zeros(3, jnp.int32))
+        token = project(states, model.head(params)).argmax(-1).astype(jnp.int32)
         np.testing.assert_array_equal(tokens[:, number], token)
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from runs import assert_bitwise_equal
 from safetensors.numpy import load_file, save_file
-from tiny import lively, tiny_config
+from tiny import extended, lively, tiny_config
 
 from kdjax import models
 from kdjax.errors import DataError, StorageError
-from kdjax.models import parameter_count, read_config, unstacked
-from kdjax.models.decoder import build, init_params
+from kdjax.models import parameter_count, read_config
+from kdjax.models.decoder import build
+from kdjax.models.parameters import init_params
 from kdjax.sharding import make_mesh
 
 V = 40
@@ -52,28 +53,19 @@ def edit_config(folder, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-@pytest.mark.parametrize("pieces", [(11,), (4, 7), (8, 1, 1, 1)], ids=str)
-def test_extending_in_pieces_equals_the_whole(decoder, pieces):
-    """11 tokens written in any pieces, in a cache with spare room, get the states of `hidden`."""
+def test_extending_token_by_token_equals_the_whole(decoder):
+    """11 tokens written one by one, in a cache with spare room, get the states of `hidden`."""
     model, params = decoder
     tokens = random_tokens(0, 2, 11)
-    cache, states, pointer = model.init_cache(2, 16), [], 0
-    for piece in pieces:
-        ids = tokens[:, pointer : pointer + piece]
-        state, cache = model.extend(unstacked(params), ids, cache, pointer, jnp.zeros(2, jnp.int32))
-        states.append(state)
-        pointer += piece
     whole = model.hidden(params, tokens)
-    np.testing.assert_allclose(np.concatenate(states, axis=1), whole, atol=2e-5)
+    np.testing.assert_allclose(extended(model, params, tokens, 16), whole, atol=2e-5)
 
 
 def test_left_padding_equals_none(decoder):
     """Rows that begin at slots 0, 2 and 9 of a cache have the states they have from slot 0."""
     model, params = decoder
     tokens, start = random_tokens(1, 3, 12), [0, 2, 9]
-    padded, _ = model.extend(
-        unstacked(params), tokens, model.init_cache(3, 12), 0, jnp.array(start)
-    )
+    padded = extended(model, params, tokens, 12, start)
     plain = model.hidden(
         params, np.stack([np.roll(row, -k) for row, k in zip(tokens, start, strict=True)])
     )
@@ -243,12 +235,12 @@ def test_spoilt_folders(folder, spoil, says):
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel"),
         ({"architectures": None}, "architecture none"),
-        ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ({"hidden_act": "relu2"}, "hidden_act='relu2'"),
         ({"mlp_bias": True}, "mlp_bias=True"),
         ({"auto_map": {"AutoModel": "m.M"}}, "auto_map={'AutoModel': 'm.M'}"),
-        ({"use_sliding_window": True, "max_window_layers": 1}, "max_window_layers=1"),
-        ({"layer_types": ["full_attention", "linear_attention"]}, "layer_types=["),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling={'type': 'dynamic'"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "holds 'linear_attention'"),
+        ({"layer_types": ["full_attention"]}, "1 entries, but there are 2 hidden layers"),
+        ({"rope_scaling": {"type": "su", "factor": 2.0}}, "rope_scaling={'type': 'su'"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling of type yarn needs a factor"),
         (
             {"rope_scaling": {"type": "yarn", "factor": 2.0}, "max_position_embeddings": None},
@@ -357,8 +349,8 @@ def test_fresh_parameters(student_folder, tmp_path, tokenizer_folder, tokenizer)
     assert models.identity(tmp_path / "again") == models.identity(student_folder)
     assert models.identity(tmp_path / "other") != models.identity(student_folder)
     _, params = models.load(student_folder)
-    kernel = np.asarray(params["layers"]["q_proj"]["kernel"])
+    kernel = np.asarray(params["layers"]["0"]["mixer"]["q_proj"]["kernel"])
     assert 0.018 < kernel.std() < 0.022
     assert np.abs(kernel[0] - kernel[1]).max() > 0.02
-    assert (np.asarray(params["layers"]["q_norm"]["scale"]) == 1).all()
+    assert (np.asarray(params["layers"]["0"]["mixer"]["q_norm"]["scale"]) == 1).all()
     assert (np.asarray(params["norm"]) == 1).all()

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 from tiny import lively, tiny_config
 
-from kdjax.models.decoder import REMAT, build, init_params
+from kdjax.models.decoder import REMAT, build
+from kdjax.models.parameters import init_params
 
 V = 40
 

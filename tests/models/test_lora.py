@@ -16,7 +16,7 @@ import pytest
 from release import by_default
 from runs import assert_bitwise_equal, assert_interrupted_equals_uninterrupted, logged
 from safetensors.numpy import load_file, save_file
-from tiny import lively, random_rollout, tiny_config
+from tiny import extended, lively, random_rollout, tiny_config
 
 from kdjax import forward_kl, make_optimizer, models
 from kdjax.config import Config, Lora, Optimizer
@@ -25,7 +25,7 @@ from kdjax.config.validation import validate
 from kdjax.errors import ConfigError, DataError
 from kdjax.export import export, export_adapter, load_run
 from kdjax.models import flops
-from kdjax.models.decoder import build, init_params
+from kdjax.models.decoder import build
 from kdjax.models.linear import PROJECTIONS, LoRA
 from kdjax.models.lora import (
     adapter_of,
@@ -36,6 +36,7 @@ from kdjax.models.lora import (
     open_student,
     sampling_params,
 )
+from kdjax.models.parameters import init_params
 from kdjax.numerics import project
 from kdjax.runtime import files
 from kdjax.step.optimizer import guard_state
@@ -104,9 +105,7 @@ def test_merged_equals_adapted(family):
     found = hidden(plain, merged)
     assert np.abs(found - hidden(plain, base)).max() > 0.1
     np.testing.assert_allclose(found, hidden(with_adapter, joined), atol=5e-5)
-    last, _ = jax.jit(with_adapter.extend)(
-        models.unstacked(joined), TOKENS, with_adapter.init_cache(3, 12), 0, jnp.zeros(3, jnp.int32)
-    )
+    last = extended(with_adapter, joined, TOKENS, 12)
     np.testing.assert_allclose(found, last, atol=5e-5)
 
 
@@ -230,9 +229,9 @@ def test_steps_move_the_adapter_alone():
     sampled = sampling_params(lora, narrow, state.params)
     chex.assert_trees_all_equal_shapes_and_dtypes(sampled, narrow)
     assert_bitwise_equal(sampled["embed"], narrow["embed"])
-    exact = merge(join(base, state.params), lora)["layers"]["q_proj"]["kernel"]
+    exact = merge(join(base, state.params), lora)["layers"]["0"]["mixer"]["q_proj"]["kernel"]
     np.testing.assert_allclose(
-        np.float32(sampled["layers"]["q_proj"]["kernel"]), exact, rtol=0.02, atol=0.02
+        np.float32(sampled["layers"]["0"]["mixer"]["q_proj"]["kernel"]), exact, rtol=0.02, atol=0.02
     )
 
 
@@ -348,8 +347,9 @@ def test_an_exported_run_is_the_adapted_student(small, tmp_path):
     assert len(tensors) == 2 * len(PROJECTIONS) * model.config.num_hidden_layers
     prefix = "base_model.model.model.layers.1.mlp.down_proj."
     a, b = (tensors[f"{prefix}lora_{x}.weight"] for x in "AB")
-    kernel = base["layers"]["down_proj"]["kernel"][1] + about["lora_alpha"] / about["r"] * (b @ a).T
-    merged = models.load(tmp_path / "merged")[1]["layers"]["down_proj"]["kernel"][1]
+    down = base["layers"]["0"]["down_proj"]["kernel"][1]
+    kernel = down + about["lora_alpha"] / about["r"] * (b @ a).T
+    merged = models.load(tmp_path / "merged")[1]["layers"]["0"]["down_proj"]["kernel"][1]
     np.testing.assert_allclose(kernel, merged, atol=1e-6)
     _refuses_what_changed_since(small, tmp_path)
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from placement import FAMILIES, V, descent, make, placed, step_on
 from release import by_default
-from tiny import lively, random_rollout, tiny_config
+from tiny import extended, lively, random_rollout, tiny_config
 
 from kdjax import models
 from kdjax.config import Config, Curriculum, Data, Evaluation
 from kdjax.errors import ConfigError
 from kdjax.models import unstacked
-from kdjax.models.decoder import init_params
+from kdjax.models.parameters import init_params
 from kdjax.models.quantized import held_by, is_quantized, parameter_total, used
 from kdjax.plan import hlo
 from kdjax.sharding import make_mesh, shard_batch
@@ -99,11 +99,7 @@ def test_a_family_is_that_of_its_rounded_kernels(family):
     whole = hidden(small, tokens)
     chex.assert_trees_all_close(whole, hidden(widened(small), tokens), rtol=1e-4, atol=1e-4)
     assert np.abs(np.asarray(whole - hidden(params, tokens))).max() > 1e-3
-    start, cache = np.zeros(2, np.int32), model.init_cache(2, 8)
-    extend = jax.jit(model.extend)
-    first, cache = extend(unstacked(small), tokens[:, :4], cache, 0, start)
-    rest, _ = extend(unstacked(small), tokens[:, 4:], cache, 4, start)
-    chex.assert_trees_all_close(jnp.concatenate([first, rest], 1), whole, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(extended(model, small, tokens, 8), whole, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", by_default(["qwen3", "qwen3_moe"], "qwen3"))
@@ -175,7 +171,7 @@ def test_reading_a_folder_is_reading_it_wide_first(teacher_folder, fsdp):
     if mesh is not None:
         same = jax.tree.map(lambda x, s: x.sharding == s.sharding, small, shapes)
         assert all(jax.tree.leaves(same))
-    gate = small["layers"]["gate_proj"]["kernel"]
+    gate = small["layers"]["0"]["gate_proj"]["kernel"]
     assert sum(x.nbytes for x in gate.values()) == 3 * (24 * 32 + 4 * 32)
 
 

@@ -25,10 +25,11 @@ from kdjax import models
 from kdjax.errors import ConfigError, DataError
 from kdjax.models import read_config, weights
 from kdjax.models.config import to_fields
-from kdjax.models.decoder import abstract_params, build, init_params
-from kdjax.models.families import tensors
+from kdjax.models.decoder import build
 from kdjax.models.identity import _digest
 from kdjax.models.linear import LoRA
+from kdjax.models.parameters import abstract_params, init_params
+from kdjax.models.tensors import tensors
 from kdjax.sharding import make_mesh
 
 V = 40
@@ -80,7 +81,7 @@ def test_parameters_lie_where_the_rules_say(family, tmp_path, shape, sizes):
     wanted = abstract_params(read_config(source), jnp.float32, mesh)
     for w, like in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert w.sharding == like.sharding
-    assert not found["layers"]["q_proj"]["kernel"].sharding.is_fully_replicated
+    assert not found["layers"]["0"]["mixer"]["q_proj"]["kernel"].sharding.is_fully_replicated
 
 
 def test_weights_that_are_not_finite_are_said(student_folder, tmp_path, capsys):
@@ -151,7 +152,7 @@ def test_dtypes_are_converted_as_numpy_does(student_folder, tmp_path, stored, wi
     save_file(held, tmp_path / "model.safetensors")
     _, params = models.load(tmp_path, params_dtype=wide)
     kernel = held["model.layers.1.mlp.up_proj.weight"].astype(np.dtype(wide)).T
-    found = np.asarray(params["layers"]["up_proj"]["kernel"][1])
+    found = np.asarray(params["layers"]["0"]["up_proj"]["kernel"][1])
     assert found.dtype == np.dtype(wide)
     assert found.tobytes() == np.ascontiguousarray(kernel).tobytes()
 

@@ -19,7 +19,8 @@ from tiny import bigram, bigram_params, one_layer, random_rollout, tiny_config
 from kdjax import forward_kl, make_optimizer, mix, reverse_kl
 from kdjax.losses.objectives import divergence, negative_log_likelihood
 from kdjax.losses.reductions import sequence_mean, token_mean
-from kdjax.models.decoder import build, init_params
+from kdjax.models.decoder import build
+from kdjax.models.parameters import init_params
 from kdjax.sharding import make_mesh, replicated, shard_batch
 from kdjax.step.optimizer import guard_state
 from kdjax.step.score import HeadPlan

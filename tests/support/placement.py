@@ -10,7 +10,7 @@ from tiny import lively, tiny_config
 from kdjax import models
 from kdjax.losses.combinators import mix
 from kdjax.losses.kl import forward_kl, reverse_kl
-from kdjax.models.decoder import init_params
+from kdjax.models.parameters import init_params
 from kdjax.step.score import HeadPlan
 from kdjax.step.update import make_step
 

@@ -34,8 +34,35 @@ SHAPES: dict[str, dict] = {
         "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2,
         "moe_intermediate_size": 24,
     },
+    "qwen2, windows of the last layers": {
+        "model_type": "qwen2", "num_hidden_layers": 5, "sliding_window": 4,
+        "layer_types": ("full_attention",) * 3 + ("sliding_attention",) * 2,
+    },
+    "smollm3, every fourth without rope, biases": {
+        "model_type": "smollm3", "num_hidden_layers": 9, "no_rope_layers": (1, 1, 1, 0) * 2 + (1,),
+        "qkv_bias": True, "output_bias": True, "mlp_bias": True,
+    },
+    "olmo3, three windows and a full layer, yarn": {
+        "model_type": "olmo3", "num_hidden_layers": 6, "sliding_window": 5, "rope_scaling": YARN,
+        "layer_types": (*("sliding_attention",) * 3, "full_attention", *("sliding_attention",) * 2),
+        "local_rope_theta": 5e5, "rope_theta": 5e5, "tie_word_embeddings": False,
+    },
+    "gemma3, five windows and a full layer": {
+        "model_type": "gemma3_text", "num_hidden_layers": 7, "sliding_window": 5,
+        "layer_types": (*("sliding_attention",) * 5, "full_attention", "sliding_attention"),
+        "local_rope_theta": 1e4, "rope_scaling": RopeScaling("linear", 8.0, 64),
+        "hidden_act": "gelu_pytorch_tanh", "query_pre_attn_scalar": 24, "num_key_value_heads": 1,
+    },
+    "qwen3_5, three delta-nets and a gated full layer": {
+        "model_type": "qwen3_5_text", "num_hidden_layers": 5, "partial_rotary_factor": 0.5,
+        "layer_types": (*("linear_attention",) * 3, "full_attention", "linear_attention"),
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6,
+        "linear_value_head_dim": 10, "linear_conv_kernel_dim": 4,
+    },
 }  # fmt: skip
 OF_EACH_FAMILY = (
     "qwen3, biases, linear rope, window", "qwen2, tied, yarn", "llama, untied, llama3 rope",
     "mistral, window", "qwen3_moe, weights renormalised",
+    "smollm3, every fourth without rope, biases", "olmo3, three windows and a full layer, yarn",
+    "gemma3, five windows and a full layer", "qwen3_5, three delta-nets and a gated full layer",
 )  # fmt: skip

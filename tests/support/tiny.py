@@ -14,13 +14,14 @@ NO_MATH_VERIFY = "LEFT OUT: symbolic answers (math-verify is not installed: extr
 
 def tiny_config(vocab_size: int, **changes):
     from kdjax.models import DecoderConfig
+    from kdjax.models.families import FAMILIES
 
     shape = dict(
         vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, head_dim=8,
     )  # fmt: skip
-    shape["qk_norm"] = changes.get("model_type", "qwen3").startswith("qwen3")
-    return DecoderConfig(**{**shape, **changes})
+    fixed = FAMILIES[changes.get("model_type", "qwen3")].fixed
+    return DecoderConfig(**{**shape, **fixed, **changes})
 
 
 def lively(params, seed: int = 0):
@@ -54,6 +55,21 @@ def random_prompts(vocabulary: int, lengths: list[int], rows: list[int]):
     )
 
 
+def extended(model, params, tokens_bt, slots: int, start_b=None):
+    """Hidden states [B, T, D] of tokens that are written one after the other, from slot 0 on."""
+    from kdjax.models import unstacked
+
+    tokens = jax.numpy.asarray(tokens_bt)
+    start = jax.numpy.zeros(len(tokens), "int32") if start_b is None else jax.numpy.asarray(start_b)
+
+    def write(cache, slot):
+        state, cache = model.extend(unstacked(params), tokens[:, slot], cache, slot, start)
+        return cache, state
+
+    empty, slots_used = model.init_cache(len(tokens), slots), jax.numpy.arange(tokens.shape[1])
+    return jax.lax.scan(write, empty, slots_used)[1].swapaxes(0, 1)
+
+
 def random_rollout(
     seed: int,
     vocab_size: int,
@@ -85,7 +101,8 @@ def random_rollout(
 
 def one_layer(vocab_size: int, seed: int):
     """(Model, lively parameters) of a decoder of one layer: attention at half the compile time."""
-    from kdjax.models.decoder import build, init_params
+    from kdjax.models.decoder import build
+    from kdjax.models.parameters import init_params
 
     config = tiny_config(vocab_size, num_hidden_layers=1)
     shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))

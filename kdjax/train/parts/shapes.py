@@ -16,7 +16,8 @@ from kdjax.config.schema import Config
 from kdjax.config.timetable import Method
 from kdjax.errors import ConfigError
 from kdjax.grading.rewards import math
-from kdjax.models.shape import DecoderConfig, parameter_count
+from kdjax.models.parameters import parameter_count
+from kdjax.models.shape import DecoderConfig
 from kdjax.runtime import topology
 from kdjax.sharding import batch_spec, data_size, make_mesh, owners
 

@@ -1,0 +1,147 @@
+"""The keys of a config.json that differ from layer to layer: kinds, windows, rotary positions."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from kdjax.errors import DataError
+from kdjax.models.families import Family
+from kdjax.models.shape import FULL, SLIDING, RopeScaling
+
+Fields = dict[str, Any]
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic")
+TRAINED_CONTEXT = "original_max_position_embeddings"
+
+
+def layers_of(family: Family, fields: Fields, where: str) -> Fields:
+    """layer_types, sliding_window and no_rope_layers of a DecoderConfig, each empty where all
+    layers are alike.
+
+    Errors: DataError naming a kind that is not known, or that the family's class would not compute,
+    and lists that don't fit the number of layers.
+    """
+    count, window = fields.get("num_hidden_layers", 0), _window(family, fields)
+    kinds = fields.get("layer_types")
+    if kinds is None:
+        kinds = _default_kinds(family, fields, window)
+    _check_list("layer_types", kinds, count, where)
+    allowed = {FULL, SLIDING} if family.window != "none" else {FULL, *family.pattern}
+    if family.window in ("always", "switched") and window is not None:
+        allowed = {SLIDING}
+    if odd := sorted({*kinds} - allowed):
+        raise DataError(
+            f"{where}: layer_types holds {odd[0]!r}; layers of {family.architecture} are"
+            f" {' or '.join(sorted(allowed))}"
+        )
+    if window is None:
+        kinds = [FULL if kind == SLIDING else kind for kind in kinds]
+    elif SLIDING not in kinds:
+        window = None
+    turned = _turned(family, fields, count, where)
+    return {
+        "layer_types": () if {*kinds} in ({FULL}, {SLIDING}, set()) else tuple(kinds),
+        "sliding_window": window,
+        "no_rope_layers": () if all(turned) else tuple(turned),
+    }
+
+
+def _window(family: Family, fields: Fields) -> int | None:
+    """The window of sliding layers; None: none slides."""
+    switched_off = family.window.startswith("switched") and not fields.get("use_sliding_window")
+    if family.window == "none" or switched_off:
+        return None
+    return fields.get("sliding_window") or None
+
+
+def _default_kinds(family: Family, fields: Fields, window: int | None) -> list[str]:
+    """The kinds of all layers where layer_types does not say them."""
+    count = fields.get("num_hidden_layers", 0)
+    if family.pattern:
+        every = fields.get(family.pattern_key) or len(family.pattern)
+        return [
+            family.pattern[-1] if (layer + 1) % every == 0 else family.pattern[0]
+            for layer in range(count)
+        ]
+    if window is None:
+        return [FULL] * count
+    if family.window == "switched_by_type":  # SmolLM3: the layers without rotary positions
+        return [FULL if has else SLIDING for has in _turned(family, fields, count, "")]
+    first = fields["max_window_layers"] if family.window == "switched_from" else 0
+    return [SLIDING if layer >= first else FULL for layer in range(count)]
+
+
+def _turned(family: Family, fields: Fields, count: int, where: str) -> list[int]:
+    """1 for a layer with rotary positions, 0 for one without."""
+    if not family.no_rope_every:
+        return [1] * count
+    listed = fields.get("no_rope_layers")
+    if listed is not None:
+        _check_list("no_rope_layers", listed, count, where)
+        return listed
+    every = fields.get("no_rope_layer_interval") or family.no_rope_every
+    return [int((layer + 1) % every != 0) for layer in range(count)]
+
+
+def _check_list(name: str, listed: list, count: int, where: str) -> None:
+    if len(listed) != count:
+        raise DataError(
+            f"{where}: {name} has {len(listed)} entries, but there are {count} hidden layers"
+        )
+
+
+def positions_of(family: Family, fields: Fields, where: str) -> Fields:
+    """The rotary positions of a DecoderConfig: those of full layers, and the base of sliding ones.
+
+    Errors: DataError naming a scaling that is not supported, or that lacks a number.
+    """
+    rope = {**fields.get("rope_scaling", {}), **fields.get("rope_parameters", {})}
+    local: Fields = {}
+    if FULL in rope or SLIDING in rope:
+        local, rope = rope.get(SLIDING) or {}, rope.get(FULL) or {}
+    part = rope.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
+    own = "partial_rotary_factor" in family.defaults
+    _check_rope(rope, part == 1 or own, family, where)
+    _check_rope(local, local.get("rope_type", "default") == "default", family, where)
+    theta = rope.get("rope_theta", fields.get("rope_theta", 1e4))
+    found = {
+        "rope_theta": theta,
+        "rope_scaling": _scaling(rope, fields, where),
+        "partial_rotary_factor": part if own else 1.0,
+        "local_rope_theta": None,
+    }
+    if family.local_rope_theta is not None:
+        base = theta if family.local_rope_theta == "own" else family.local_rope_theta
+        base = local.get("rope_theta", fields.get("rope_local_base_freq", base))
+        found["local_rope_theta"] = base
+    return found
+
+
+def _check_rope(rope: Fields, good: bool, family: Family, where: str) -> None:
+    unknown = _rope_type(rope) not in ROPE_TYPES
+    unread = rope.get("mscale") or rope.get("mscale_all_dim") or rope.get("truncate") is False
+    if unknown or unread or not good:
+        raise DataError(f"{where}: not supported for {family.architecture}: rope_scaling={rope!r}")
+
+
+def _rope_type(rope: Fields) -> str:
+    return rope.get("rope_type") or rope.get("type") or "default"
+
+
+def _scaling(rope: Fields, fields: Fields, where: str) -> RopeScaling | None:
+    rope_type = _rope_type(rope)
+    if rope_type in ("default", "dynamic"):  # dynamic stretches beyond the trained context alone
+        return None
+    if not rope.get("factor"):
+        raise DataError(f"{where}: rope_scaling of type {rope_type} needs a factor, got {rope}")
+    names = {f.name for f in dataclasses.fields(RopeScaling)}
+    values = {k: v for k, v in rope.items() if k in names and v is not None}
+    context = values.get(TRAINED_CONTEXT, fields.get("max_position_embeddings"))
+    if not context and rope_type != "linear":
+        raise DataError(
+            f"{where}: rope_scaling of type {rope_type} needs {TRAINED_CONTEXT}, or"
+            " max_position_embeddings beside it"
+        )
+    values |= {TRAINED_CONTEXT: context} if context else {}
+    return RopeScaling(**{**values, "rope_type": rope_type})
