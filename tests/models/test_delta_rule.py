@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import inspect
 
 import chex
 import jax
@@ -145,6 +147,49 @@ def test_a_row_in_two_parts_is_the_row(rule):
 def test_one_position_is_a_step_without_a_loop():
     assert "scan" in str(jax.make_jaxpr(recurrent)(*random_inputs(2)))
     assert "scan" not in str(jax.make_jaxpr(recurrent)(*random_inputs(1)))
+
+
+# The torch of transformers
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    """transformers' own functions, those that need no kernel."""
+    pytest.importorskip("torch")
+    return importlib.import_module("transformers.models.qwen3_5.modeling_qwen3_5")
+
+
+@pytest.mark.parametrize("length", [1, 5, 130])
+def test_both_forms_are_those_of_transformers(qwen, length):
+    """Grouped heads, a first state, q and k normalised on the way: out and state."""
+    *rows, state = random_inputs(length)
+    rows[0], rows[1] = 3 * rows[0], 5 * rows[1]
+    ours = [normalised(x) for x in rows[:2]] + rows[2:]
+    theirs = [to_torch(x) for x in rows]
+    options = {"initial_state": to_torch(state), "output_final_state": True}
+    options["use_qk_l2norm_in_kernel"] = True
+    for rule, name in ((chunked, "chunk"), (recurrent, "recurrent")):
+        function = inspect.unwrap(getattr(qwen, f"torch_{name}_gated_delta_rule"))
+        expected = function(*theirs, **options)
+        for actual, wanted in zip(jax.jit(rule)(*ours, state), expected, strict=True):
+            assert_near(actual, wanted.numpy())
+
+
+def test_the_convolution_is_that_of_transformers(qwen):
+    """Theirs is over [B, C, T] with a kernel [C, W]; a step of decoding goes on from the tail."""
+    x, kernel, tail = random_conv(9)
+    channels_first = [to_torch(y.swapaxes(1, 2)) for y in (x, tail)]
+    weight = to_torch(kernel.T)
+    whole = inspect.unwrap(qwen.causal_conv1d_fn)(channels_first[0], weight)
+    assert_near(causal_conv(x, kernel), whole.swapaxes(1, 2).numpy(), 1e-6)
+    step = inspect.unwrap(qwen.causal_conv1d_update)(*channels_first, weight)
+    assert_near(causal_conv(x, kernel, tail), step.swapaxes(1, 2).numpy(), 1e-6)
+    kept = channels_first[1].swapaxes(1, 2).numpy()  # they write the new tail into the old
+    chex.assert_trees_all_equal(conv_tail(x, jnp.full(2, 9), 4), kept)
+
+
+def to_torch(x: jax.Array):
+    return importlib.import_module("torch").tensor(np.array(x))
 
 
 # Gradients
