@@ -18,7 +18,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 
 from kdjax.errors import ConfigError
 
@@ -89,8 +88,37 @@ def _solved(k, v, beta, fade, since_start) -> tuple[jax.Array, jax.Array]:
     """
     among = jnp.tril(_product("nbkid,nbkjd->nbkij", k, k), -1)[:, :, :, None]
     right = jnp.concatenate([beta * v, beta * since_start * k[:, :, :, None]], axis=-1)
-    solved = solve_triangular(beta * fade * among, right, lower=True, unit_diagonal=True)
+    solved = _product("nbkgij,nbkgjd->nbkgid", _inverse(beta * fade * among), right)
     return solved[..., : v.shape[-1]], solved[..., v.shape[-1] :]
+
+
+@jax.custom_jvp
+def _inverse(below: jax.Array) -> jax.Array:
+    """(I + below)^-1 of a strictly lower triangular matrix [..., C, C].
+
+    Block after block of the diagonal is inverted, of twice the size each time: the corner under two
+    of them, F and G, is -G^-1 corner F^-1. That is as stable as substitution, and nothing but
+    products: jaxlib 0.10's own triangular solve can wait for ever on CPUs of few threads.
+    """
+    i = jnp.arange(below.shape[-1])
+    inverse, size = jnp.broadcast_to(_like(jnp.eye(len(i)), below), below.shape), 1
+    while size < len(i):
+        block = i // size
+        in_corner = (block[:, None] % 2 == 1) & (block[None] == block[:, None] - 1)
+        corner = jnp.where(_like(in_corner, below), below, 0.0)
+        inverse, size = inverse - _between(inverse, corner), 2 * size
+    return inverse
+
+
+@_inverse.defjvp
+def _inverse_jvp(primals, tangents):
+    inverse = _inverse(*primals)
+    return inverse, -_between(inverse, *tangents)
+
+
+def _between(outer: jax.Array, x: jax.Array) -> jax.Array:
+    """outer x outer, of matrices."""
+    return _product("...ij,...jk->...ik", outer, _product("...ij,...jk->...ik", x, outer))
 
 
 def _next_chunk(state, chunk):
