@@ -288,7 +288,7 @@ class Model(NamedTuple):
       right-padded rows.
     - head(params) -> LMHead: its weight [V, D] is the embedding table itself where tied.
     - init_cache(batch, slots) -> cache: a list of what decoding keeps of each layer
-      (models/cache.py).
+      (models/layers/cache.py).
     - prefill(params, tokens_bs, length_b) -> (hidden [B, S, D], what is kept of each layer, of S
       slots), for right-padded rows of so many tokens.
     - extend(params, token_b, cache, pointer, start_b) -> (hidden [B, D], cache): write a token at

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.base import PLAIN, Batch, Key, Model, Params
-from kdjax.models.context import Next, Settings
 from kdjax.models.decoder import layer_function
+from kdjax.models.layers.context import Next, Settings
 from kdjax.models.shape import layer_kinds
 from kdjax.numerics import gather_last, project
 from kdjax.rollouts.decoding import Prompts, decoder

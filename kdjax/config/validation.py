@@ -326,7 +326,7 @@ def _check_faults(faults: Faults) -> None:
 
 def _check_lora(lora: Lora) -> None:
     if lora.rank:
-        from kdjax.models.linear import LoRA  # loads flax
+        from kdjax.models.layers.linear import LoRA  # loads flax
 
         LoRA(lora.rank, lora.alpha, lora.targets)
     elif lora != Lora():

@@ -17,10 +17,13 @@ from jax.typing import DTypeLike
 
 from kdjax.base import Model, Params, random_key
 from kdjax.errors import DataError
-from kdjax.models.config import to_fields
 from kdjax.models.decoder import build
-from kdjax.models.hub import is_hub_name, snapshot
-from kdjax.models.identity import identity
+from kdjax.models.hf.config import to_fields
+from kdjax.models.hf.hub import is_hub_name, snapshot
+from kdjax.models.hf.identity import identity
+from kdjax.models.hf.shards import write_folder
+from kdjax.models.hf.stored import read_config
+from kdjax.models.hf.weights import not_finite, read_head, read_params
 from kdjax.models.parameters import (
     abstract_params,
     init_params,
@@ -32,9 +35,6 @@ from kdjax.models.parameters import (
 )
 from kdjax.models.quantized import Hold, int8
 from kdjax.models.shape import DecoderConfig, RopeScaling, context_tokens
-from kdjax.models.shards import write_folder
-from kdjax.models.stored import read_config
-from kdjax.models.weights import not_finite, read_head, read_params
 from kdjax.runtime.console import announce
 
 EMBEDDED = Path(__file__).parent / "assets"

@@ -1,9 +1,9 @@
 """The decoder of every supported family, as pure functions of its parameters.
 
-Layers are Flax NNX modules (models/layer.py), split once: callers get functions over a nested dict
-of arrays. Training scans over repeating blocks of layer kinds (compile time must not grow with
-depth); decoding unrolls the layers with one cache each (models/cache.py), which XLA updates in
-place.
+Layers are Flax NNX modules (models/layers/layer.py), split once: callers get functions over a
+nested dict of arrays. Training scans over repeating blocks of layer kinds (compile time must not
+grow with depth); decoding unrolls the layers with one cache each (models/layers/cache.py), which
+XLA updates in place.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from jax.typing import DTypeLike
 
 from kdjax.base import Model, Params
 from kdjax.errors import ConfigError
-from kdjax.models.cache import CACHES
-from kdjax.models.context import Context, Next, Settings, Whole
-from kdjax.models.layer import MIXERS, Layer
-from kdjax.models.linear import LoRA
+from kdjax.models.layers.cache import CACHES
+from kdjax.models.layers.context import Context, Next, Settings, Whole
+from kdjax.models.layers.layer import MIXERS, Layer
+from kdjax.models.layers.linear import LoRA
 from kdjax.models.parameters import logical_axes
 from kdjax.models.quantized import is_quantized, used, with_barrier
 from kdjax.models.shape import DecoderConfig, LayerKind, layer_kinds, runs
@@ -64,12 +64,12 @@ def build(
     Args:
         config: its shapes and options.
         dtype: what it computes in (parameters may be wider).
-        impl: its attention of full sequences (models/attention.py).
+        impl: its attention of full sequences (models/layers/attention.py).
         remat: what a layer saves for its backward pass (REMAT).
         lora: the adapters that its parameters have, if any.
         mesh: what parameters and activations are sharded over, by the rules of sharding.py.
         platform: what is compiled for, if not the mesh's or this process's.
-        kv_cache: how decoding stores keys and values (CACHES in models/cache.py).
+        kv_cache: how decoding stores keys and values (CACHES in models/layers/cache.py).
 
     Errors: ConfigError naming an unknown remat or cache.
     """

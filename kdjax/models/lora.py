@@ -17,10 +17,10 @@ import numpy as np
 
 from kdjax.base import Key, Params
 from kdjax.errors import ConfigError
-from kdjax.models.linear import PROJECTIONS, LoRA
+from kdjax.models.hf.tensors import Place, tensors
+from kdjax.models.layers.linear import PROJECTIONS, LoRA
 from kdjax.models.parameters import init_params
 from kdjax.models.shape import DecoderConfig
-from kdjax.models.tensors import Place, tensors
 from kdjax.runtime.files import new_folder
 
 ADAPTER_LEAVES = ("lora_a", "lora_b")

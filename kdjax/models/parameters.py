@@ -20,9 +20,9 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from kdjax.base import Key, Params, random_key
-from kdjax.models.context import Settings
-from kdjax.models.layer import AXES, Layer
-from kdjax.models.linear import LoRA
+from kdjax.models.layers.context import Settings
+from kdjax.models.layers.layer import AXES, Layer
+from kdjax.models.layers.linear import LoRA
 from kdjax.models.quantized import Hold, held_by, is_quantized, scale_axes
 from kdjax.models.shape import DecoderConfig, runs
 from kdjax.sharding import EMBED, VOCAB, shardings

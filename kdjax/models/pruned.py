@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from kdjax.base import random_key
 from kdjax.errors import ConfigError
-from kdjax.models.config import from_fields, text_fields
+from kdjax.models.hf.config import from_fields, text_fields
+from kdjax.models.hf.shards import write_folder
+from kdjax.models.hf.stored import model_tensors, read_config
+from kdjax.models.hf.weights import read_params
 from kdjax.models.parameters import init_params, restacked, unstacked
 from kdjax.models.shape import DecoderConfig, layer_kinds
-from kdjax.models.shards import write_folder
-from kdjax.models.stored import model_tensors, read_config
-from kdjax.models.weights import read_params
 from kdjax.runtime.files import json_object
 
 

@@ -12,7 +12,7 @@ FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched beyond the trained context (models/rope.py)."""
+    """How rotary frequencies are stretched beyond the trained context (models/layers/rope.py)."""
 
     rope_type: str  # linear, llama3 or yarn
     factor: float

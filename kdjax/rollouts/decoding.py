@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from kdjax.base import Key, Model, Params, Sampling
-from kdjax.models.cache import aligned
+from kdjax.models.layers.cache import aligned
 from kdjax.numerics import project
 from kdjax.rollouts.choose import Choice, choose, uniforms
 from kdjax.sharding import BATCH, KV_HEADS, data_size, spec

@@ -26,7 +26,7 @@ from kdjax.errors import ConfigError, DataError
 from kdjax.export import export, export_adapter, load_run
 from kdjax.models import flops
 from kdjax.models.decoder import build
-from kdjax.models.linear import PROJECTIONS, LoRA
+from kdjax.models.layers.linear import PROJECTIONS, LoRA
 from kdjax.models.lora import (
     adapter_of,
     init_adapter,

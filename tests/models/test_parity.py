@@ -24,7 +24,7 @@ from kdjax.export import export, export_adapter
 from kdjax.losses.kl import forward_kl
 from kdjax.losses.objectives import negative_log_likelihood
 from kdjax.losses.reductions import token_mean
-from kdjax.models.tensors import tensors
+from kdjax.models.hf.tensors import tensors
 from kdjax.numerics import project
 from kdjax.rollouts.sampler import generate
 from kdjax.step.score import scored_loss

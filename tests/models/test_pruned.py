@@ -18,8 +18,8 @@ from tiny import lively, tiny_config
 
 from kdjax import models
 from kdjax.__main__ import main
+from kdjax.models.hf.shards import write_folder
 from kdjax.models.pruned import evenly_spaced, init_student
-from kdjax.models.shards import write_folder
 
 V = 279
 

@@ -24,7 +24,7 @@ from kdjax.data.chat import render
 from kdjax.data.sources.load import load_path
 from kdjax.errors import ConfigError, DataError, EngineError, KdjaxError
 from kdjax.losses.composition import describe
-from kdjax.models.config import from_fields, to_fields
+from kdjax.models.hf.config import from_fields, to_fields
 from kdjax.models.shape import DecoderConfig
 from kdjax.report.compare import as_report
 from kdjax.runtime import files

@@ -17,9 +17,9 @@ from jax.sharding import SingleDeviceSharding
 from kdjax.bench.head import HeadBench, bench_head
 from kdjax.errors import ConfigError
 from kdjax.models import abstract_params, unstacked
-from kdjax.models.attention import attention
 from kdjax.models.decoder import build
 from kdjax.models.known import KNOWN
+from kdjax.models.layers.attention import attention
 from kdjax.plan.hlo import collectives, widest_rows
 from kdjax.plan.plan import plan
 from kdjax.rollouts.decoding import decoder

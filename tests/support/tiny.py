@@ -14,7 +14,7 @@ NO_MATH_VERIFY = "LEFT OUT: symbolic answers (math-verify is not installed: extr
 
 def tiny_config(vocab_size: int, **changes):
     from kdjax.models import DecoderConfig
-    from kdjax.models.families import FAMILIES
+    from kdjax.models.hf.families import FAMILIES
 
     shape = dict(
         vocab_size=vocab_size, hidden_size=16, intermediate_size=32, num_hidden_layers=2,

@@ -21,7 +21,7 @@ from kdjax.config.as_json import as_dict
 from kdjax.config.schema import Config, Curriculum, Optimizer
 from kdjax.config.timetable import Timetable
 from kdjax.losses.trial import require_per_token, try_reduction, try_token_loss
-from kdjax.models.linear import LoRA
+from kdjax.models.layers.linear import LoRA
 from kdjax.models.lora import adapter_of, make_lora
 from kdjax.models.shape import DecoderConfig
 from kdjax.runtime import topology

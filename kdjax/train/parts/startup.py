@@ -17,8 +17,8 @@ from kdjax.errors import DataError
 from kdjax.losses.combinators import closed_form
 from kdjax.losses.composition import describe
 from kdjax.models import DecoderConfig, context_tokens
+from kdjax.models.hf.stored import about_untied
 from kdjax.models.quantized import parameter_total
-from kdjax.models.stored import about_untied
 from kdjax.rollouts.levels import levels
 from kdjax.runtime.files import json_object
 from kdjax.sharding import (

@@ -1,5 +1,5 @@
 """Linear attention by the gated delta-net (arXiv 2412.06464), as in Qwen3.5: short convolutions,
-a state that fades and is corrected token by token (models/delta_rule.py), a gated norm."""
+a state that fades and is corrected token by token (models/layers/delta_rule.py), a gated norm."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kdjax.errors import ConfigError
-from kdjax.models.cache import Recurrent
-from kdjax.models.context import Context, Next, Settings
-from kdjax.models.delta_rule import causal_conv, chunked, conv_tail, normalised, recurrent
-from kdjax.models.norm import Norm
+from kdjax.models.layers.cache import Recurrent
+from kdjax.models.layers.context import Context, Next, Settings
+from kdjax.models.layers.delta_rule import causal_conv, chunked, conv_tail, normalised, recurrent
+from kdjax.models.layers.norm import Norm
 from kdjax.models.shape import DecoderConfig, LayerKind
 from kdjax.sharding import BATCH, EMBED, HEADS, constrain, map_sharded, pieces
 

@@ -24,12 +24,12 @@ from tiny import lively, tiny_config
 from kdjax import models
 from kdjax.errors import ConfigError, DataError
 from kdjax.models import read_config, weights
-from kdjax.models.config import to_fields
 from kdjax.models.decoder import build
-from kdjax.models.identity import _digest
-from kdjax.models.linear import LoRA
+from kdjax.models.hf.config import to_fields
+from kdjax.models.hf.identity import _digest
+from kdjax.models.hf.tensors import tensors
+from kdjax.models.layers.linear import LoRA
 from kdjax.models.parameters import abstract_params, init_params
-from kdjax.models.tensors import tensors
 from kdjax.sharding import make_mesh
 
 V = 40
@@ -361,11 +361,14 @@ def test_buffers_of_rotary_frequencies_are_left_aside(student_folder, tmp_path):
 
 
 def test_absurd_depth_is_refused_before_a_program_is_made(student_folder, tmp_path):
-    """config.json and the weights' header are enough."""
+    """config.json is enough; and, for fewer layers, the weights' header."""
     head_apart(tmp_path / "deep", student_folder, np.copy)
     path = tmp_path / "deep" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 10**9}))
-    with pytest.raises(DataError, match="1000000000 layers, but 25 tensors"):
+    with pytest.raises(DataError, match="1000000000 layers; at most 4096 are read"):
+        read_config(tmp_path / "deep")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_hidden_layers": 4000}))
+    with pytest.raises(DataError, match="4000 layers, but 25 tensors"):
         read_config(tmp_path / "deep")
 
 

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from kdjax.models.attention import grouped_attention
-
 
 class Int8(NamedTuple):
     """x = values * scale: int8 [B, K, S, D] times float32 [B, K, S, 1]."""
@@ -69,53 +67,6 @@ def empty(zeros_bksd: jax.Array, window: int | None, keep: Keep) -> Slots | Wind
         return Slots(keep(zeros_bksd), keep(zeros_bksd))
     zeros_bksd = zeros_bksd[:, :, :window]
     return Window(keep(zeros_bksd), keep(zeros_bksd))
-
-
-def attend_next(
-    cache: Slots | Window,
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    pointer: jax.Array,
-    start_b: jax.Array,
-    window: int | None,
-    scale: float,
-    keep: Keep,
-) -> tuple[jax.Array, Slots | Window]:
-    """Write a token's key and value at the pointer, then attend to the slots from start_b on ->
-    ([B, 1, H, D], the new cache).
-
-    Args:
-        cache: of a layer.
-        q, k, v: of one token, [B, 1, H, D] and twice [B, 1, K, D].
-        pointer: int scalar, the token's slot.
-        start_b: int [B], each row's first slot that is not padding.
-        window: as in `attention`.
-        scale: of the scores.
-        keep: one of CACHES.
-    """
-    place = jnp.arange(jax.tree.leaves(cache)[0].shape[2])
-    at, slot = pointer, place
-    if isinstance(cache, Window):  # what stands there was written at the last slot of its place
-        at = pointer % len(place)
-        slot = pointer - (pointer - place) % len(place)
-
-    def write(old, new):
-        return jax.tree.map(
-            lambda o, n: jax.lax.dynamic_update_slice(o, n, (0, 0, at, 0)),
-            old,
-            keep(new.swapaxes(1, 2)),
-        )
-
-    kept = type(cache)(write(cache.keys, k), write(cache.values, v))
-    near = slot <= pointer if window is None else (slot <= pointer) & (slot > pointer - window)
-    seen = near[None, None] & (slot[None, None] >= start_b[:, None, None])
-    keys, values = kept
-    if isinstance(keys, Int8):
-        scales = keys.scale[..., 0], values.scale[..., 0]
-        return grouped_attention(q, keys.values, values.values, seen, scale, scales), kept
-    return grouped_attention(q, keys, values, seen, scale), kept
 
 
 def aligned(old: Any, fresh: Any, length_b: jax.Array, end: int) -> tuple[Any, int]:

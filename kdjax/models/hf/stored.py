@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from kdjax.errors import DataError
-from kdjax.models.config import from_fields
-from kdjax.models.families import FAMILIES, TEXT_PART
-from kdjax.models.folder import StoredTensor, has_weights, open_tensors, weight_files
+from kdjax.models.hf.config import from_fields
+from kdjax.models.hf.families import FAMILIES, TEXT_PART
+from kdjax.models.hf.folder import StoredTensor, has_weights, open_tensors, weight_files
 from kdjax.models.shape import DecoderConfig
 from kdjax.runtime.console import announce
 from kdjax.runtime.files import json_object, member

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 
 from kdjax.base import random_key
-from kdjax.models import delta_net, self_attention
+from kdjax.models.layers import delta_net, self_attention
 from kdjax.models.parameters import init_params, layer_places
 from kdjax.models.shape import LINEAR, DecoderConfig, layer_kinds
 

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kdjax.models import cache
-from kdjax.models.attention import attention
-from kdjax.models.context import Context, Next, Settings
-from kdjax.models.rope import rotate
+from kdjax.models.layers import cache
+from kdjax.models.layers.attention import attend_next, attention
+from kdjax.models.layers.context import Context, Next, Settings
+from kdjax.models.layers.rope import rotate
 from kdjax.models.shape import LayerKind
 from kdjax.sharding import BATCH, EMBED, HEADS, KV_HEADS, constrain
 
@@ -100,7 +100,7 @@ class SelfAttention(nnx.Module):
         settings, window = self.settings, self.kind.window
         scale = score_scale(settings)
         if isinstance(context, Next):
-            return cache.attend_next(
+            return attend_next(
                 context.cache, q, k, v, pointer=context.pointer, start_b=context.start_b,
                 window=window, scale=scale, keep=settings.keep,
             )  # fmt: skip

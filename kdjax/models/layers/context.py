@@ -8,9 +8,9 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from kdjax.models.cache import CACHES, Keep
-from kdjax.models.linear import Linear, LoRA
-from kdjax.models.norm import Norm
+from kdjax.models.layers.cache import CACHES, Keep
+from kdjax.models.layers.linear import Linear, LoRA
+from kdjax.models.layers.norm import Norm
 from kdjax.models.shape import DecoderConfig
 
 

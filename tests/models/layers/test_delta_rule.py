@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from kdjax.errors import ConfigError
-from kdjax.models.delta_rule import causal_conv, chunked, conv_tail, normalised, recurrent
+from kdjax.models.layers.delta_rule import causal_conv, chunked, conv_tail, normalised, recurrent
 
 DECAYS = {"mild": 0.1, "none": 0.0, "strong": 50.0}
 """The mean of -log_decay; positions differ as exponentials do."""

@@ -14,7 +14,7 @@ from release import by_default
 
 from kdjax.errors import ConfigError
 from kdjax.models import attention as module
-from kdjax.models.attention import QUERY_CHUNK, attention, choose
+from kdjax.models.layers.attention import QUERY_CHUNK, attention, choose
 from kdjax.sharding import BATCH, HEADS, KV_HEADS, make_mesh, spec
 
 HEADS_OF = [(4, 4), (4, 2), (6, 1)]

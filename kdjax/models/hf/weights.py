@@ -21,13 +21,13 @@ from jax.typing import DTypeLike
 
 from kdjax.base import Params
 from kdjax.errors import DataError
-from kdjax.models.folder import StoredTensor, listed, shown
+from kdjax.models.hf.folder import StoredTensor, listed, shown
+from kdjax.models.hf.stored import HEAD, check_depth, model_tensors
+from kdjax.models.hf.tensors import Path, Place
+from kdjax.models.hf.tensors import tensors as expected_tensors
 from kdjax.models.parameters import abstract_params
 from kdjax.models.quantized import Hold
 from kdjax.models.shape import DecoderConfig
-from kdjax.models.stored import HEAD, check_depth, model_tensors
-from kdjax.models.tensors import Path, Place
-from kdjax.models.tensors import tensors as expected_tensors
 from kdjax.numerics import LMHead
 
 BUFFER = re.compile(r"(.*\.)?rotary_emb\.inv_freq")

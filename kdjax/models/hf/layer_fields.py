@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from kdjax.errors import DataError
-from kdjax.models.families import Family
+from kdjax.models.hf.families import Family
 from kdjax.models.shape import FULL, SLIDING, RopeScaling
 
 Fields = dict[str, Any]

@@ -14,22 +14,12 @@ from jax.typing import DTypeLike
 
 from kdjax.base import Params
 from kdjax.errors import DataError
-from kdjax.models.config import from_fields, text_fields
-from kdjax.models.folder import INDEX_FILE
-from kdjax.models.stored import read_config
-from kdjax.models.tensors import Place, tensors
+from kdjax.models.hf.config import from_fields, text_fields
+from kdjax.models.hf.folder import COPIED_FILES, INDEX_FILE
+from kdjax.models.hf.stored import read_config
+from kdjax.models.hf.tensors import Place, tensors
 from kdjax.runtime.files import json_object, member, new_folder, one_line
 
-COPIED_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
 SHARD_BYTES = 4 << 30
 
 

@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 
 from kdjax.errors import DataError
-from kdjax.models.folder import INDEX_FILE
-from kdjax.models.shards import COPIED_FILES
+from kdjax.models.hf.folder import COPIED_FILES, INDEX_FILE
 from kdjax.runtime.files import one_line
 
 HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?")

@@ -1,8 +1,8 @@
 """Families as data: a row for each model_type.
 
 A family whose layers are of known kinds is one more row of FAMILIES; names that its checkpoints
-alone use are a table in models/tensors.py, a new kind of layer is a file beside
-models/self_attention.py.
+alone use are a table in models/hf/tensors.py, a new kind of layer is a file beside
+models/layers/self_attention.py.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import hashlib
 import time
 from pathlib import Path
 
-from kdjax.models.folder import INDEX_FILE, weight_files
+from kdjax.models.hf.folder import INDEX_FILE, weight_files
 from kdjax.runtime.files import member
 
 IDENTITY_FILES = (

@@ -1,15 +1,25 @@
-"""Mixture of experts without dropped tokens: each token's top experts, weighted by the router."""
+"""MLPs: their activations, and a mixture of experts without dropped tokens."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from kdjax.models.linear import Linear
+from kdjax.models.layers.linear import Linear
 from kdjax.models.shape import DecoderConfig
 from kdjax.sharding import BATCH, MLP, map_sharded
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+"""Activation of a gate, by transformers' name."""
 
 
 class Stack(nnx.Module):

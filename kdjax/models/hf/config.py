@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from kdjax.errors import DataError
-from kdjax.models.families import FAMILIES, Family
-from kdjax.models.layer import ACTIVATIONS
-from kdjax.models.layer_fields import layers_of, positions_of
+from kdjax.models.hf.families import FAMILIES, Family
+from kdjax.models.hf.layer_fields import layers_of, positions_of
+from kdjax.models.layers.mlp import ACTIVATIONS
 from kdjax.models.shape import FULL, LINEAR, SLIDING, DecoderConfig, layer_kinds
 
 Fields = dict[str, Any]
@@ -38,6 +38,10 @@ def from_fields(fields: Fields, where: str) -> DecoderConfig:
     fields = {**family.defaults, **{k: v for k, v in given if v is not None}}
     if "hidden_activation" in fields:  # Gemma's name
         fields["hidden_act"] = fields["hidden_activation"]
+    if fields.get("num_hidden_layers", 0) > MAX_LAYERS:
+        raise DataError(
+            f"{where}: {fields['num_hidden_layers']} layers; at most {MAX_LAYERS} are read"
+        )
     if bad := _refused(family, fields):
         listed = ", ".join(f"{name}={value!r}" for name, value in bad.items())
         raise DataError(f"{where}: not supported for {architecture}: {listed}")
@@ -60,6 +64,10 @@ def _known() -> dict[str, str]:
     """Architecture -> model_type."""
     own = {family.architecture: name for name, family in FAMILIES.items()}
     return own | {family.outer: name for name, family in FAMILIES.items() if family.outer}
+
+
+MAX_LAYERS = 4096
+"""Several times the deepest released model; each is listed."""
 
 
 def text_fields(fields: Fields) -> Fields:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
 from flax import nnx
 
-from kdjax.models import delta_net, self_attention
-from kdjax.models.context import Context, Settings
-from kdjax.models.experts import Experts
+from kdjax.models.layers import delta_net, self_attention
+from kdjax.models.layers.context import Context, Settings
+from kdjax.models.layers.mlp import ACTIVATIONS, Experts
 from kdjax.models.shape import FULL, LINEAR, SLIDING, LayerKind
 from kdjax.sharding import BATCH, EMBED, MLP, constrain
 
@@ -33,13 +32,6 @@ AXES: dict[str, tuple[str | None, ...]] = {
 }
 """Logical axes (input, output) of each projection's kernel; experts' kernels have one axis more,
 in front."""
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "silu": nnx.silu,
-    "gelu": functools.partial(nnx.gelu, approximate=False),
-    "gelu_pytorch_tanh": functools.partial(nnx.gelu, approximate=True),
-}
-"""Activation of the MLP's gate, by transformers' name."""
 
 
 class Layer(nnx.Module):

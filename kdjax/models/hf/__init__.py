@@ -1,0 +1,1 @@
+"""Hugging Face folders: config.json by family, tensors by name, read and written."""
