@@ -146,14 +146,7 @@ def _like(mask: jax.Array, x: jax.Array) -> jax.Array:
     return mask.reshape((1,) * (x.ndim - 2) + mask.shape)
 
 
-def recurrent(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    log_decay: jax.Array,
-    beta: jax.Array,
-    state: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+def recurrent(q, k, v, log_decay, beta, state: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The gated delta rule a position at a time: arguments, result and errors as of `chunked`.
 
     T = 1 is a plain step without a loop, as decoding takes it.

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from kdjax.errors import ConfigError
 from kdjax.models.layers.delta_rule import causal_conv, chunked, conv_tail, normalised, recurrent
@@ -119,6 +122,35 @@ def test_a_reset_amid_a_chunk_costs_no_accuracy():
     inputs[3] = inputs[3].at[:, :32].multiply(500.0)
     for actual, wanted in zip(jax.jit(chunked)(*inputs), oracle(*inputs), strict=True):
         assert_near(actual, wanted, 3e-6)
+
+
+def test_equal_keys_are_as_exact_as_others():
+    """All corrections of a chunk depend on all before: powers of the matrix would reach 1e18."""
+    inputs = random_inputs(64)
+    inputs[1] = jnp.broadcast_to(inputs[1][:, :1], inputs[1].shape)
+    inputs[3], inputs[4] = 0 * inputs[3], jnp.ones_like(inputs[4])
+    for actual, wanted in zip(jax.jit(chunked)(*inputs), oracle(*inputs), strict=True):
+        assert_near(actual, wanted)
+
+
+@pytest.mark.parametrize("rule", [chunked, recurrent])
+def test_rows_and_heads_stay_on_their_devices(rule):
+    """Sharded over both, nothing of the rule or its gradient moves between devices."""
+    mesh = jax.make_mesh((2, 2), ("rows", "heads"), axis_types=(AxisType.Auto,) * 2)
+    *rows, state = random_inputs(40)
+    rows = [jax.device_put(x, NamedSharding(mesh, P("rows", None, "heads"))) for x in rows]
+    inputs = [*rows, jax.device_put(state, NamedSharding(mesh, P("rows", "heads")))]
+
+    def loss(inputs):
+        out, after = rule(*inputs)
+        return (out * rows[2]).sum((1, 3)), (after * after).sum((2, 3))
+
+    def both(inputs):
+        sums, pull = jax.vjp(loss, inputs)
+        return sums, pull(jax.tree.map(jnp.ones_like, sums))
+
+    text = jax.jit(both).lower(inputs).compile().as_text()
+    assert not re.findall(r"all-gather|all-reduce|all-to-all|collective-permute", text)
 
 
 @pytest.mark.parametrize("rule", [chunked, recurrent])
@@ -258,11 +290,20 @@ def test_bfloat16_is_computed_in_float32(rule):
 @pytest.mark.parametrize("rule", [chunked, recurrent])
 def test_products_are_exact_on_every_device(rule):
     """Each says HIGHEST: by default a TPU would round to bfloat16."""
-    products = [e for e in equations(jax.make_jaxpr(rule)(*random_inputs(30)).jaxpr)]
+    products = equations(jax.make_jaxpr(rule)(*random_inputs(30)).jaxpr)
     highest = (jax.lax.Precision.HIGHEST,) * 2
     found = [e.params["precision"] for e in products if e.primitive.name == "dot_general"]
     assert found
     assert set(found) == {highest}
+
+
+def test_nothing_waits_for_a_triangular_solve():
+    """On CPUs jaxlib's hangs where two run at once on a pool of two threads."""
+    inputs = random_inputs(30)
+    program = jax.make_jaxpr(functools.partial(gradients, chunked))(inputs, random_weights(inputs))
+    names = {e.primitive.name for e in equations(program.jaxpr)}
+    assert "dot_general" in names
+    assert "triangular_solve" not in names
 
 
 def equations(jaxpr):
