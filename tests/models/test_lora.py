@@ -48,6 +48,7 @@ from kdjax.train import loop
 from kdjax.train.parts.programs import optimizer_of
 
 V = 31
+DENSE = PROJECTIONS[:7]
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MOE = {
     "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2,
@@ -80,6 +81,12 @@ def family(request):
     return adapted(FAMILIES[request.param])
 
 
+def projections(params) -> dict[str, dict]:
+    """A projection's leaves by its name, of layers that are all alike."""
+    stack = params["layers"]["0"]
+    return {**{k: v for k, v in stack.items() if k != "mixer"}, **stack.get("mixer", {})}
+
+
 def hidden(model, params):
     return np.asarray(jax.jit(model.hidden)(params, TOKENS))
 
@@ -88,7 +95,7 @@ def test_a_new_adapter_changes_nothing(family):
     """B is zero: the hidden states of base and adapter are those of the base alone, bit for bit."""
     config, lora, base, _ = family
     adapter = init_adapter(config, lora, jax.random.key(3))
-    assert all(np.std(pair["lora_a"]) > 0 for pair in adapter["layers"].values())
+    assert all(np.std(pair["lora_a"]) > 0 for pair in projections(adapter).values())
     plain = hidden(build(config), base)
     assert_bitwise_equal(hidden(build(config, lora=lora), join(base, adapter)), plain)
     assert_bitwise_equal(merge(join(base, adapter), lora), base)
@@ -117,9 +124,9 @@ def test_the_adapter_is_what_init_params_adds(family):
     whole = jax.jit(lambda key: init_params(config, key, lora))(key)
     assert_bitwise_equal(adapter, adapter_of(whole))
     chex.assert_trees_all_equal_shapes(join(base, adapter), whole)
-    assert set(adapter["layers"]) == set(lora.targets)
-    for name, pair in adapter["layers"].items():
-        layers, width_in, width_out = base["layers"][name]["kernel"].shape
+    assert set(projections(adapter)) == set(lora.targets)
+    for name, pair in projections(adapter).items():
+        layers, width_in, width_out = projections(base)[name]["kernel"].shape
         assert pair["lora_a"].shape == (layers, width_in, 3)
         assert pair["lora_b"].shape == (layers, 3, width_out)
         assert 0.8 / width_in < np.square(np.abs(pair["lora_a"]).max()) <= 1 / width_in
@@ -149,13 +156,14 @@ def test_the_gradient_is_that_of_merged_weights():
         plain, learner = build(config, jnp.float64), build(config, jnp.float64, lora=lora)
 
         def by_hand(adapter):
-            layers = dict(wide[0]["layers"])
-            for name, pair in adapter["layers"].items():
-                delta = 2.0 * jnp.stack(
-                    [a @ b for a, b in zip(pair["lora_a"], pair["lora_b"], strict=True)]
+            moved = jax.tree.map(lambda w: w, wide[0])
+            for name, pair in projections(adapter).items():
+                products = zip(pair["lora_a"], pair["lora_b"], strict=True)
+                kernel = projections(moved)[name]["kernel"]
+                projections(moved)[name]["kernel"] = kernel + 2.0 * jnp.stack(
+                    [a @ b for a, b in products]
                 )
-                layers[name] = {**layers[name], "kernel": layers[name]["kernel"] + delta}
-            return jnp.sum(aim * plain.hidden({**wide[0], "layers": layers}, TOKENS))
+            return jnp.sum(aim * plain.hidden(moved, TOKENS))
 
         def ours(adapter):
             return jnp.sum(aim * learner.hidden(join(wide[0], adapter), TOKENS))
@@ -189,7 +197,7 @@ def test_no_gradient_of_what_is_frozen(micro_batches, remat):
     config, lora, base, adapter = adapted({"intermediate_size": 40})
     optimizer = make_optimizer(learning_rate=1e-3, steps=9)
     rollout = random_rollout(0, V, [3, 4], [5, 6])
-    kernels = {w["kernel"].shape[1:] for w in base["layers"].values() if "kernel" in w}
+    kernels = {w["kernel"].shape[1:] for w in projections(base).values() if "kernel" in w}
     kernels |= {shape[::-1] for shape in kernels} | {base["embed"].shape, base["embed"].shape[::-1]}
     plain = build(config, remat=remat)
     options = dict(micro_batches=micro_batches, plan=HeadPlan(3))
@@ -253,10 +261,10 @@ def test_what_cannot_be_adapted(lora, message):
 def test_experts_have_no_adapter():
     """Their projections are refused by name; without targets the attention is adapted."""
     config = tiny_config(V, **MOE)
-    with pytest.raises(ConfigError, match="up_proj lies inside this model's experts"):
+    with pytest.raises(ConfigError, match="up_proj is not in this model, or inside its experts"):
         make_lora(config, 2, 4.0, ("q_proj", "up_proj"))
     assert make_lora(config, 2, 4.0, ()).targets == ATTENTION
-    assert make_lora(tiny_config(V), 2, 4.0, ()).targets == PROJECTIONS
+    assert make_lora(tiny_config(V), 2, 4.0, ()).targets == DENSE
 
 
 def test_flops_of_an_adapter():
@@ -315,7 +323,7 @@ def test_samples_are_those_of_merged_weights(small):
     before, after = models.load(small.student)[1], load_run(small.run)[1]
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, after)
     assert moved["embed"] == moved["norm"] == 0
-    assert all(moved["layers"][name]["kernel"] > 1e-2 for name in PROJECTIONS)
+    assert all(projections(moved)[name]["kernel"] > 1e-2 for name in DENSE)
 
 
 def test_an_exported_run_is_the_adapted_student(small, tmp_path):
@@ -331,7 +339,7 @@ def test_an_exported_run_is_the_adapted_student(small, tmp_path):
     export(small.run, tmp_path / "merged")
     export_adapter(small.run, tmp_path / "adapter")
     model, base = models.load(small.student)
-    lora = LoRA(2, 4.0, PROJECTIONS)
+    lora = LoRA(2, 4.0, DENSE)
     learner, state = build(model.config, lora=lora), saved(small)[0]
 
     def logits(model, params):
@@ -344,7 +352,7 @@ def test_an_exported_run_is_the_adapted_student(small, tmp_path):
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     about = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert about["base_model_name_or_path"] == str(Path(small.student).resolve())
-    assert len(tensors) == 2 * len(PROJECTIONS) * model.config.num_hidden_layers
+    assert len(tensors) == 2 * len(DENSE) * model.config.num_hidden_layers
     prefix = "base_model.model.model.layers.1.mlp.down_proj."
     a, b = (tensors[f"{prefix}lora_{x}.weight"] for x in "AB")
     down = base["layers"]["0"]["down_proj"]["kernel"][1]

@@ -29,7 +29,7 @@ def teacher_of(tmp_path, tokenizer_folder):
     """teacher_of(layers, **shape): a folder of a lively model."""
 
     def make(layers: int, dtype=jnp.float32, **shape):
-        config = tiny_config(V, num_hidden_layers=layers, **shape)
+        config = tiny_config(V, **{"num_hidden_layers": layers, **shape})
         models.create(tmp_path / "fresh", config, tokenizer_folder, seed=0)
         _, params = models.load(tmp_path / "fresh")
         write_folder(tmp_path / "teacher", lively(params), tmp_path / "fresh", dtype)
