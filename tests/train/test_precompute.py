@@ -461,7 +461,7 @@ def test_options_as_written():
 
 def test_only_the_head_is_read(tiny, monkeypatch):
     """read_head reads one tensor of the folder, and gives the head that loading all of it gives."""
-    from kdjax.models import weights
+    from kdjax.models.hf import weights
 
     pieces, piece = [], weights._piece
     monkeypatch.setattr(weights, "_piece", lambda *args: pieces.append(args) or piece(*args))
