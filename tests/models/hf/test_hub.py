@@ -10,7 +10,7 @@ from huggingface_hub import constants, errors
 
 from kdjax import models
 from kdjax.errors import DataError
-from kdjax.models import hub
+from kdjax.models.hf import hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -23,8 +23,9 @@ from tiny import lively, tiny_config
 
 from kdjax import models
 from kdjax.errors import ConfigError, DataError
-from kdjax.models import read_config, weights
+from kdjax.models import read_config
 from kdjax.models.decoder import build
+from kdjax.models.hf import weights
 from kdjax.models.hf.config import to_fields
 from kdjax.models.hf.identity import _digest
 from kdjax.models.hf.tensors import tensors
@@ -264,7 +265,8 @@ WATCHED = """
 import json, sys, threading, time
 from pathlib import Path
 import jax, jax.numpy as jnp
-from kdjax.models import read_config, weights
+from kdjax.models import read_config
+from kdjax.models.hf import weights
 
 def anonymous_bytes():
     fields = dict(line.split(":") for line in open("/proc/self/status"))

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 from release import by_default
 
 from kdjax.errors import ConfigError
-from kdjax.models import attention as module
+from kdjax.models.layers import attention as module
 from kdjax.models.layers.attention import QUERY_CHUNK, attention, choose
 from kdjax.sharding import BATCH, HEADS, KV_HEADS, make_mesh, spec
 
