@@ -20,6 +20,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from kdjax.errors import ConfigError, DataError, KdjaxError, StorageError
 from kdjax.runtime.files import new_folder, one_line
@@ -115,10 +116,20 @@ def convert(gguf: Path, folder: Path) -> None:
     # transformers writes no model that was quantized, though every tensor is a plain float32 now
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
-    with new_folder(folder) as partial:
-        model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        _repair_tokenizer(partial)
+    write(model, tokenizer, folder)
+
+
+def write(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write both, whole or not at all. Errors: OSError, of a disk that is full by now too."""
+    from safetensors import SafetensorError
+
+    try:
+        with new_folder(folder) as partial:
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            _repair_tokenizer(partial)
+    except SafetensorError as error:
+        raise OSError(one_line(error)) from error
 
 
 def _repair_tokenizer(folder: Path) -> None:

@@ -11,6 +11,9 @@ install_torch || echo "The parity tests are LEFT OUT of this run."
 if .venv/bin/python -c 'import torch' 2>/dev/null && ! .venv/bin/python -c 'import peft' 2>/dev/null; then
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock "$peft"
 fi
+if [[ " $* " == *" --all "* ]]; then  # the model of tests/real, made once
+  .venv/bin/python launch/smollm2.py >/dev/null || echo "The tests on SmolLM2 are LEFT OUT of this run."
+fi
 
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/xla}"
 .venv/bin/ruff check .

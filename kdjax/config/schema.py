@@ -162,7 +162,7 @@ class Rollouts:
     """How responses are drawn, by student and teacher, in training and evaluation alike.
 
     rows: decoded at a time, at most. cache_gib: what their KV cache may take of a device; by
-    default a quarter of an accelerator's memory, or 1 GiB. kv_cache: keys and values as they are
+    default a quarter of an accelerator's memory, or 0.25 GiB. kv_cache: keys and values as they are
     computed, or in int8, half of bfloat16's memory, which changes log-probabilities a little.
     gap_limit_nats: training stops where sampler and scorer differ by more, in the mean over a
     batch's tokens, about the log-probability of what the student drew. ahead: draw (or

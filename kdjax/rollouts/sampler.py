@@ -14,14 +14,23 @@ from kdjax.errors import ConfigError
 from kdjax.models.parameters import unstacked
 from kdjax.rollouts.choose import Choice, check_sampling
 from kdjax.rollouts.decoding import Decoder, Prompts, decoder, kept
-from kdjax.rollouts.levels import Level, bucket, levels, prefill_rows, rounded_up, rows_within
+from kdjax.rollouts.levels import (
+    Level,
+    bucket,
+    levels,
+    prefill_rows,
+    rounded_up,
+    rows_decoded,
+    rows_within,
+)
 from kdjax.sharding import KV_HEADS, batch_spec, data_size, pieces
 
 ROWS = 512
 """Rows decoded at a time, at most."""
 
-CACHE_BYTES = 2**30
-"""The default limit of the KV cache on a device."""
+CACHE_BYTES = 2**28
+"""The default limit of the KV cache on a device whose memory is not known, such as a CPU: 16 rows
+of 350 tokens of a model of 135 M parameters, which keep two cores as busy as more would."""
 
 Drawn = Callable[[int, int], None]
 """drawn(ended, tokens): of the responses of a draw so many have ended; all have so many tokens."""
@@ -206,7 +215,8 @@ def _advance(work: _Work, growing: _Growing, group: np.ndarray, level: Level, wi
         width: slots of the prompts.
     """
     programs, prefixes = work.programs, width + level.first
-    lanes = _sharded(group, work.devices)
+    size = rows_decoded(len(group), len(growing.length_b), work.devices)
+    lanes = _sharded(group, work.devices, size)
     state = programs.empty(work.params, lanes.size, level.slots(width))
     for at, wide in _prompts(work, growing, lanes, level, prefixes):
         state = programs.prefill(work.params, state, work.place(wide), np.int32(at), prefixes)
@@ -226,9 +236,9 @@ def _advance(work: _Work, growing: _Growing, group: np.ndarray, level: Level, wi
             lanes = np.where(which < 0, -1, np.take_along_axis(lanes, places, axis=1))
 
 
-def _sharded(group: np.ndarray, devices: int) -> np.ndarray:
-    """Rows in equal blocks of a power of two, [devices, places]; -1 where there is none."""
-    lanes = np.full((devices, rounded_up(len(group), devices) // devices), -1)
+def _sharded(group: np.ndarray, devices: int, size: int) -> np.ndarray:
+    """Rows in equal blocks, `size` places in all, [devices, places]; -1 where there is none."""
+    lanes = np.full((devices, size // devices), -1)
     for own, rows in zip(lanes, np.array_split(group, devices), strict=True):
         own[: len(rows)] = rows
     return lanes
@@ -252,14 +262,17 @@ def _prompts(
     def distinct(at: int, count: int) -> int:
         return max(len(np.unique(own[at : at + count])) for own in begins)
 
+    def prefilled(at: int, count: int) -> int:
+        return min(count, rounded_up(distinct(at, count)))
+
     def too_many(count: int) -> bool:
-        most = max(distinct(at, count) for at in range(0, rows.shape[1], count))
-        return rounded_up(most) > prefill_rows(widest)
+        most = max(prefilled(at, count) for at in range(0, rows.shape[1], count))
+        return most > prefill_rows(widest)
 
     while count > 1 and too_many(count):
-        count //= 2
+        count = 1 if count % 2 else count // 2  # equal pieces, so that they are one program
     for at in range(0, rows.shape[1], count):
-        size = rounded_up(distinct(at, count))
+        size = prefilled(at, count)
         yield (
             at,
             _piece(growing, rows[:, at : at + count], begins[:, at : at + count], size, widest),

@@ -42,6 +42,7 @@ class _MainThread:
     between_steps = False  # a loop runs, which finishes its step
     interrupts = 0  # that it was sent
     leaves = threading.Event()  # it has heard, and is on its way out
+    at_once = False  # and nothing that still runs is waited for
 
 
 @contextlib.contextmanager
@@ -54,6 +55,7 @@ def stop_at_once() -> Iterator[None]:
         if _MainThread.leaves.is_set():  # what is ending is not ended again
             return
         _MainThread.leaves.set()
+        _MainThread.at_once = True
         say(_stopped(number))
         raise Stopped(Stopped.exit_code)
 
@@ -95,13 +97,16 @@ def stop_between_steps() -> Iterator[Asked]:
 
 def end_in_time(code: int) -> None:
     """From here on the process ends by itself, or after SECONDS_TO_EXIT with this code: Python
-    waits for threads, and libraries (W&B) for their servers, for ever."""
+    waits for threads, libraries (W&B) for their servers and XLA for what it computes, for ever.
+    Where it was told to stop at once it does so after SECONDS_TO_OBEY."""
+    at_once = _MainThread.at_once
 
     def end() -> None:
-        say(f"something did not end within {SECONDS_TO_EXIT:g} s, and is left")
+        if not at_once:
+            say(f"something did not end within {SECONDS_TO_EXIT:g} s, and is left")
         os._exit(code)
 
-    timer = threading.Timer(SECONDS_TO_EXIT, end)
+    timer = threading.Timer(SECONDS_TO_OBEY if at_once else SECONDS_TO_EXIT, end)
     timer.daemon = True
     timer.start()
 
@@ -122,6 +127,7 @@ def _first(act: Callable[[], Any]) -> Handler:
 
 def _interrupt(number: int, frame: Any) -> None:
     _MainThread.leaves.set()
+    _MainThread.at_once = True
     signal.default_int_handler(number, frame)
 
 

@@ -33,6 +33,7 @@ from kdjax.storage import run_folder
 from kdjax.storage.fingerprint import fingerprint
 from kdjax.train.parts import precomputed
 from kdjax.train.parts.build import Parts, identities
+from kdjax.train.parts.memory import rows_at_once
 from kdjax.train.parts.precomputed import NOTHING
 from kdjax.train.parts.problems import EVALUATE, PROGRESS, run_key, test_source
 from kdjax.train.parts.programs import TeacherPrograms, jitted_score
@@ -69,7 +70,11 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     source = parts.problems.test
     responses = source.size * settings.samples
     multiple = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
-    chunk, batch = sizes(responses, config.rollouts.rows, settings.batch_size, multiple)
+    rows = rows_at_once(
+        programs.student.sampler, programs.mesh, config.rollouts, responses,
+        config.data.max_prompt_tokens, settings.max_new_tokens,
+    )  # fmt: skip
+    chunk, batch = sizes(responses, rows, settings.batch_size, multiple)
     weights = fingerprint(params)
     with (
         GRADERS[settings.grader]() as grader,
@@ -113,8 +118,8 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
 
 
 CHUNK_BATCHES = 4
-"""Batches of the sampler (rollouts.rows) that are drawn and stored together, at most: its later
-levels have full batches of the long responses of all of them."""
+"""Batches of the sampler that are drawn and stored together, at most: its later levels have full
+batches of the long responses of all of them."""
 
 
 def sizes(responses: int, rows: int, batch_size: int, multiple: int) -> tuple[int, int]:
@@ -124,7 +129,7 @@ def sizes(responses: int, rows: int, batch_size: int, multiple: int) -> tuple[in
 
     Args:
         responses: of the evaluation.
-        rows: that the sampler decodes at a time.
+        rows: that the sampler decodes at a time: those of rollouts.rows whose cache fits.
         batch_size: the most that are scored at a time, if it is a multiple.
         multiple: what the rows of a batch are a multiple of.
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
-from real import FOLDER
+from real import FOLDER, worded_problems
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kdjax import models
@@ -60,9 +60,11 @@ def loaded():
 
 def test_texts_are_cut_as_in_the_file():
     """By transformers and here, the ids of tokenizer.json itself, digit by digit; decoded, the
-    text."""
+    text: odd ones, and 300 of worked problems."""
     own, plain = load_tokenizer(FOLDER), tokenizers.Tokenizer.from_file(f"{FOLDER}/tokenizer.json")
-    for text in LINES:
+    problems = worded_problems(100)
+    assert len({*problems}) == 300
+    for text in (*LINES, *problems):
         ids = plain.encode(text, add_special_tokens=False).ids
         assert own.encode(text) == ids, text
         assert own.decode(ids) == text
@@ -91,28 +93,34 @@ def test_prompts_are_the_templates(hf, thinking):
             assert own.encode_prompt(text) == wanted, (system, text)
 
 
-CHATS = [
+TURNS = (
+    [("user", "What is 2+2?"), ("assistant", "4"), ("user", " And 1,024 more? ")],
     [
-        {"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"},
-        {"role": "user", "content": " And 1,024 more? "},
+        ("user", "価格は？\n"), ("assistant", "<think>12</think> １２円 "), ("user", "🦆"),
+        ("assistant", ""), ("user", TEXTS[2]),
     ],
-    [
-        {"role": "system", "content": "Отвечай кратко."}, {"role": "user", "content": "価格は？\n"},
-        {"role": "assistant", "content": "<think>12</think> １２円 "},
-        {"role": "user", "content": "🦆"}, {"role": "assistant", "content": ""},
-        {"role": "user", "content": TEXTS[2]},
-    ],
-]  # fmt: skip
+    [("user", "  " + TEXTS[0]), ("assistant", "\n#### 18"), ("user", TEXTS[1] + "  ")],
+    [("user", "1"), ("assistant", "system\n2"), ("user", "\t3"), ("assistant", "4"), ("user", "")],
+)  # fmt: skip
 
 
-def test_several_turns_are_the_templates(hf):
-    """Rendered here and encoded whole: the ids of apply_chat_template."""
-    values = {"tools": None, "documents": None, "add_generation_prompt": True}
-    texts = render(hf.get_chat_template(), CHATS, values | hf.special_tokens_map)
+@pytest.mark.parametrize("thinking", [False, True])
+def test_several_turns_are_the_templates(hf, thinking):
+    """Twelve chats, with a system prompt and without one, rendered here and encoded whole: the ids
+    of apply_chat_template."""
     own = load_tokenizer(FOLDER)
-    for chat, text in zip(CHATS, texts, strict=True):
-        wanted = hf.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
-        assert own.encode(text) == wanted
+    values = {"tools": None, "documents": None, "add_generation_prompt": True}
+    values |= {"enable_thinking": thinking} | hf.special_tokens_map
+    said = [
+        [*before, *turns] for before in ([], *([("system", s)] for s in SYSTEMS)) for turns in TURNS
+    ]
+    chats = [[{"role": role, "content": text} for role, text in turns] for turns in said]
+    assert len(chats) == 12
+    for chat, text in zip(chats, render(hf.get_chat_template(), chats, values), strict=True):
+        wanted = hf.apply_chat_template(
+            chat, add_generation_prompt=True, enable_thinking=thinking, return_dict=False
+        )
+        assert own.encode(text) == wanted, chat
 
 
 def logits(model, params, ids: np.ndarray) -> np.ndarray:
@@ -158,12 +166,18 @@ def test_greedy_text(hf, reference, loaded):
     assert "Paris" in own.decode(drawn.tokens_bt[0].tolist())
 
 
-def kdjax(*arguments: object) -> None:
-    """A command, on one device."""
-    command = [sys.executable, "-m", "kdjax", *map(str, arguments)]
+def kdjax(*arguments: object) -> float:
+    """A command, on one device; the most memory that it took, in MiB."""
+    # the largest of this process's children, so that a parent of one child counts
+    parent = (
+        "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]);"
+        " print('peak KiB', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
+    )
+    command = [sys.executable, "-c", parent, sys.executable, "-m", "kdjax", *map(str, arguments)]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    return int(done.stdout.rsplit("peak KiB ", 1)[1]) / 1024
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +224,20 @@ def test_an_evaluation_is_torchs(hf, reference, student, problems, tmp_path):
     names = ("entropy", "forward_kl", "reverse_kl")
     np.testing.assert_allclose([found[name] for name in names], wanted, rtol=1e-4)
     assert wanted[1] > 1
+
+
+def test_an_evaluation_fits_two_gib(tmp_path):
+    """Forty-eight problems of up to 96 tokens, 16 responses scored at a time, in float32: the peak
+    of the process is under 2 GiB (its weights are a quarter of it)."""
+    path = tmp_path / "problems.jsonl"
+    rows = [{"prompt": text.split("\n")[0], "answer": "1"} for text in worded_problems(16)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    peak = kdjax(
+        "evaluate", FOLDER, "--evaluation.file", path, "--n", 1, "--k", 1,
+        "--evaluation.max_new_tokens", 96, "--evaluation.batch_size", 16,
+        "--data.max_prompt_tokens", 256, "--cache", tmp_path / "cache",
+    )  # fmt: skip
+    assert peak < 2048
 
 
 def test_a_trained_student_is_exported(student, problems, tmp_path):

@@ -6,7 +6,14 @@ import itertools
 
 import pytest
 
-from kdjax.rollouts.levels import bucket, levels, prefill_rows, rounded_up, rows_within
+from kdjax.rollouts.levels import (
+    bucket,
+    levels,
+    prefill_rows,
+    rounded_up,
+    rows_decoded,
+    rows_within,
+)
 
 
 @pytest.mark.parametrize("limit", [1, 7, 16, 63, 64, 65, 100, 512, 1000, 4096, 32_768])
@@ -35,6 +42,20 @@ def test_rows_and_budgets():
             most = rows_within(budget, 100.0, 64, devices)
             assert most % devices == 0
             assert most == devices or (100.0 * most / devices <= budget and most <= 64)
+
+
+def test_few_rows_are_padding():
+    """A draw's rows are decoded as at most a quarter more (20 as 20, 48 as 48), and no later batch
+    of it is larger; those of a batch are never more than a power of two."""
+    for devices in (1, 8):
+        for whole in range(1, 600):
+            size = rows_decoded(whole, whole, devices)
+            assert size % devices == 0
+            assert whole <= size <= max(1.25 * whole, whole + devices)
+            for count in {1, whole // 3 + 1, whole}:
+                assert count <= rows_decoded(count, whole, devices) <= size
+                assert rows_decoded(count, whole, devices) <= rounded_up(count, devices)
+    assert [rows_decoded(n, n) for n in (20, 48, 64, 440)] == [20, 48, 64, 448]
 
 
 def test_buckets_hold():

@@ -243,6 +243,30 @@ def test_levels_draw_what_one_batch_does(decoder, draw, batch, samples, settings
         np.testing.assert_allclose(getattr(grown, name), getattr(samples, name), atol=2e-5)
 
 
+def test_so_many_rows_are_decoded(draw, tokenizer, monkeypatch, short_levels):
+    """Twenty prompts are prefilled and decoded as twenty rows, those that go on as sixteen or as
+    twenty; no row more."""
+    rows, made = [], sampler.decoder
+
+    def counted(*args):
+        programs = made(*args)
+
+        def prefill(params, state, prompts, *rest):
+            rows.append(len(prompts.tokens_uw))
+            return programs.prefill(params, state, prompts, *rest)
+
+        def decode(params, state, *rest):
+            rows.append(len(state.start_b))
+            return programs.decode(params, state, *rest)
+
+        return programs._replace(prefill=prefill, decode=decode)
+
+    monkeypatch.setattr(sampler, "decoder", counted)
+    twenty = random_prompts(tokenizer.size, [3, 8, 5, 1] * 5, range(20))
+    draw(twenty, limit=5, stop_ids=(1,))
+    assert rows == [20] * 5  # two levels, of two looks and of one
+
+
 def test_samples_of_a_prompt_share_its_prefill(draw, batch, samples, monkeypatch):
     """Eight samples of each of two prompts: one prefill of two prefixes; texts as drawn apart."""
     seen, piece = [], sampler._piece

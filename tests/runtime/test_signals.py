@@ -163,6 +163,29 @@ def test_another_thread_takes_no_signals():
     assert told == [False]
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 85), (signal.SIGINT, 130)])
+def test_what_still_runs_is_not_waited_for(number, code):
+    """Told to stop at once, a process does not wait a minute for what it computes at its exit."""
+    program = f"""
+import atexit, os, signal, time
+from kdjax.runtime import signals
+signals.SECONDS_TO_OBEY = 0.2
+signal.signal(signal.SIGINT, signal.default_int_handler)
+atexit.register(time.sleep, 45)
+try:
+    with signals.stop_at_once():
+        os.kill(os.getpid(), {int(number)})
+        time.sleep(45)
+except BaseException:
+    signals.end_in_time({code})
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=40
+    )
+    assert ended.returncode == code, ended.stderr
+    assert "did not end" not in ended.stderr
+
+
 def test_what_does_not_end_is_left():
     """A thread that Python would wait for, and one more thing at its exit."""
     code = """

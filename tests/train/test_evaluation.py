@@ -12,7 +12,10 @@ from kdjax import evaluate as evaluate_module
 from kdjax.config import Config, Data, Evaluation, Rollouts
 from kdjax.grading.eval_report import EvalReport
 from kdjax.losses.objectives import negative_log_likelihood
+from kdjax.rollouts.levels import levels
+from kdjax.rollouts.sampler import row_bytes
 from kdjax.runtime import console
+from kdjax.storage import run_folder
 from kdjax.train import evaluation
 from kdjax.train.parts.build import Parts, build
 
@@ -81,7 +84,7 @@ def test_chunks_of_others_are_not_taken(parts, tmp_path, monkeypatch):
         parts,
         parts._replace(config=dataclasses.replace(config, seed=1)),
         parts._replace(config=dataclasses.replace(config, evaluation=warm)),
-        parts._replace(config=dataclasses.replace(config, rollouts=Rollouts(rows=40))),
+        parts._replace(config=dataclasses.replace(config, rollouts=Rollouts(rows=64))),
     ]
     for each in others:
         with pytest.raises(KeyboardInterrupt):
@@ -94,10 +97,31 @@ def test_chunks_of_others_are_not_taken(parts, tmp_path, monkeypatch):
 
 def test_one_chunk_is_not_written(parts):
     """A small evaluation leaves no trace in the cache."""
-    config = dataclasses.replace(parts.config, rollouts=Rollouts(rows=80))
+    config = dataclasses.replace(parts.config, rollouts=Rollouts(rows=128))
     alone = parts._replace(config=config)
     evaluation.evaluate_params(alone, parts.student.trained)
     assert not Path(parts.config.cache).exists()
+
+
+def test_what_is_decoded_together_is_kept_together(parts, tmp_path, monkeypatch):
+    """A cache for eight rows (one a device): chunks of 32 of the 80 responses are kept, as with
+    rollouts.rows 8, although that is 512."""
+    a_row = row_bytes(parts.programs.student.sampler, levels(8)[-1].slots(24))
+    config = dataclasses.replace(parts.config, rollouts=Rollouts(cache_gib=1.5 * a_row / 2**30))
+    scored = evaluate_module._scored
+
+    def killed(*args):
+        if args[4].row_b[0] > 0:
+            raise KeyboardInterrupt
+        return scored(*args)
+
+    monkeypatch.setattr(evaluate_module, "_scored", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate_params(parts._replace(config=config), parts.student.trained)
+    (folder,) = (tmp_path / "cache" / "evaluations").iterdir()
+    (chunk,) = folder.iterdir()
+    assert len(run_folder.read_chunk(folder, 0)["records"]) == 32
+    assert chunk.name == "chunk-00000"
 
 
 def test_few_responses_are_scored_as_few(parts, monkeypatch):

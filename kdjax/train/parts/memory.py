@@ -12,11 +12,11 @@ from kdjax import models
 from kdjax.base import Model, Params
 from kdjax.config.schema import Rollouts
 from kdjax.models.lora import join
-from kdjax.rollouts.levels import levels, rounded_up, rows_within
+from kdjax.rollouts.levels import levels, rows_decoded, rows_within
 from kdjax.rollouts.sampler import row_bytes
 from kdjax.sharding import TENSOR, data_size, rollout_mesh
 from kdjax.train.parts.programs import Programs
-from kdjax.train.parts.sampling import cache_bytes
+from kdjax.train.parts.sampling import cache_bytes, shares_memory
 
 
 def activation_bytes(programs: Programs, rows: int, length: int) -> float:
@@ -56,14 +56,14 @@ def rows_at_once(
     places, slots = rollout_mesh(mesh), levels(response)[-1].slots(prompt)
     budget, devices = cache_bytes(rollouts.cache_gib, mesh), data_size(places)
     most = rows_within(budget, row_bytes(model, slots, places), rollouts.rows, devices)
-    return min(most, rounded_up(rows, devices))
+    return min(most, rows_decoded(rows, rows, devices))
 
 
 def sampling_bytes(
     model: Model, params: Params, mesh: Mesh, dtype: DTypeLike, rows: int, slots: int, columns: int
 ) -> dict[str, float]:
-    """What drawing keeps: the sampler's copy of the weights, the KV cache, and two float32 numbers
-    of each row and token of the vocabulary.
+    """What drawing keeps: the sampler's copy of the weights, where there is one, the KV cache, and
+    two float32 numbers of each row and token of the vocabulary.
 
     Args:
         model: the sampler's.
@@ -79,7 +79,9 @@ def sampling_bytes(
     copied = jax.eval_shape(lambda params: models.narrow(params, dtype), params)
     weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(copied))
     return {
-        "sampler's weights": weights / mesh.shape[TENSOR],
+        "sampler's weights": weights
+        / mesh.shape[TENSOR]
+        * (not shares_memory(params, dtype, mesh)),
         "KV cache": share * row_bytes(model, slots, places),
         "logits": share * 8 * columns,
     }

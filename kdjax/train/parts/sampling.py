@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
@@ -38,8 +40,25 @@ def to_sampler(params: Params, dtype: DTypeLike, mesh: Mesh) -> Any:
 def read_by_sampler(params: Params, dtype: DTypeLike, mesh: Mesh) -> Callable[[Params], Params]:
     """`to_sampler` with its result on this process's devices alone. All processes call the function
     together; each can then draw without the others."""
+    if shares_memory(params, dtype, mesh):
+        return functools.partial(_in_place, rollout_mesh(mesh))
     convert = to_sampler(params, dtype, mesh)
     return lambda params: on_own_devices(convert(params))
+
+
+def shares_memory(params: Params, dtype: DTypeLike, mesh: Mesh) -> bool:
+    """Whether `read_by_sampler` copies nothing: on a single CPU device, of parameters that have
+    their dtypes already, a layer is the memory of its place in the stack."""
+    made = jax.eval_shape(lambda params: models.narrow(params, dtype), params)
+    same = [x.dtype for x in jax.tree.leaves(made)] == [x.dtype for x in jax.tree.leaves(params)]
+    return same and mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+
+
+def _in_place(mesh: Mesh, params: Params) -> Params:
+    """Layers as views of NumPy's, whose memory JAX's arrays on a CPU share. Where a step is given
+    the stacks to write in while these live, it is given a copy."""
+    layers = models.unstacked(jax.tree.map(np.asarray, params))
+    return jax.device_put(layers, shardings(mesh, layers, models.unstacked_axes(params)))
 
 
 def sampler_mesh(mesh: Mesh) -> Mesh:
