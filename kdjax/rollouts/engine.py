@@ -76,6 +76,7 @@ def open_engine(
     vocabulary: int,
     sampling: Sampling = PLAIN,
     log_probs: LogProbs = "raw",
+    longest: int = 0,
     seeds: Callable[[Key, Array], np.ndarray] | None = row_seeds,
     at_once: int = 32,
     timeout_s: float = 600.0,
@@ -96,6 +97,8 @@ def open_engine(
         vocabulary: tokens that exist; an answer with others is refused.
         sampling: temperature and truncation.
         log_probs: the distribution that the engine's log-probabilities describe (`LogProbs`).
+        longest: tokens of the longest row to come, prompt and limit, where they are known: the
+            engine's context must hold it.
         seeds: (key, row numbers) -> a seed a row; None for an engine that refuses them (vLLM on
             TPU): a row's draw is then not reproducible.
         at_once: requests in flight.
@@ -115,7 +118,8 @@ def open_engine(
     )  # fmt: skip
     _check_arguments(engine)
     logp_said, sampler_said = _meaning(sampling, log_probs)
-    longest = _run(_check_model(engine))
+    context = _run(_check_model(engine))
+    _check_room(longest, context, "the longest row: prompt and limit")
 
     def draw(params: Params, batch: Batch, key: Key, max_new_tokens: int) -> Samples:
         if params is not None:
@@ -124,7 +128,7 @@ def open_engine(
                 " are not synchronised to it (docs/engines.md)"
             )
         seed_b = None if seeds is None or sampling.temperature == 0 else seeds(key, batch.row_b)
-        requests = _requests(batch, seed_b, max_new_tokens, longest)
+        requests = _requests(batch, seed_b, max_new_tokens, context)
         drawn = _run(_draw_all(engine, requests, max_new_tokens))
         tokens, logp = (np.zeros((len(drawn), max_new_tokens), t) for t in (np.int32, np.float32))
         for row, one in enumerate(drawn):
@@ -203,7 +207,7 @@ def _meaning(sampling: Sampling, log_probs: LogProbs) -> tuple[bool, bool]:
 
 
 def _requests(
-    batch: Batch, seed_b: np.ndarray | None, max_new_tokens: int, longest: int | None
+    batch: Batch, seed_b: np.ndarray | None, max_new_tokens: int, context: int | None
 ) -> list[_Request]:
     """Errors: ConfigError for a limit below 1, an empty prompt, one over the engine's context."""
     if max_new_tokens < 1:
@@ -214,15 +218,19 @@ def _requests(
     for place, (length, row) in enumerate(zip(length_b.tolist(), row_b.tolist(), strict=True)):
         if length < 1:
             raise ConfigError(f"row {row}: its prompt is empty; an engine needs one token at least")
-        if longest is not None and length + max_new_tokens > longest:
-            raise ConfigError(
-                f"row {row}: {length} tokens of prompt and {max_new_tokens} new ones pass the"
-                f" engine's context of {longest}; start it with a longer one (vLLM"
-                " --max-model-len, SGLang --context-length) or lower max_new_tokens"
-            )
+        what = f"row {row}: {length} tokens of prompt and {max_new_tokens} new ones"
+        _check_room(length + max_new_tokens, context, what)
         seed = None if seed_b is None else int(seed_b[place])
         requests.append(_Request(row, prompt_bp[place, :length].tolist(), seed))
     return requests
+
+
+def _check_room(tokens: int, context: int | None, what: str) -> None:
+    if context is not None and tokens > context:
+        raise ConfigError(
+            f"{what}, {tokens} in all, pass the engine's context of {context}; start it with a"
+            " longer one (vLLM --max-model-len, SGLang --context-length) or lower max_new_tokens"
+        )
 
 
 def _run(work: Coroutine[Any, Any, Any]) -> Any:

@@ -516,8 +516,10 @@ def test_what_is_no_engine(opened, models):
 
 
 def test_prompts_over_the_context(opened, plain_server, batch):
-    """Refused before anything is asked; one token less is not."""
-    sampler, before = opened(plain_server), len(plain_server.asked)
+    """Refused before anything is asked, or at the opening; one token less is not."""
+    sampler, before = opened(plain_server, longest=CONTEXT), len(plain_server.asked)
+    with pytest.raises(ConfigError, match=r"the longest row: .* 65 in all, pass .* context of 64"):
+        opened(plain_server, longest=CONTEXT + 1)
     with pytest.raises(ConfigError, match="row 7: 8 tokens of prompt and 57 new ones") as caught:
         draw(sampler, batch, limit=CONTEXT - 8 + 1)
     assert "--max-model-len" in said(caught)

@@ -16,13 +16,13 @@ import pytest
 from commands import fails
 from release import by_default
 from runs import assert_bitwise_equal, final_state, interrupt_at, logged, padded, write_problems
-from serving import engine_core, serving, vllm
+from serving import Reply, engine_core, serving, vllm
 
 from kdjax import models
 from kdjax.__main__ import main
 from kdjax.base import Sampling
 from kdjax.config import Config, Curriculum, Data, Evaluation, Layout, Optimizer, Rollouts
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import ConfigError, DataError, EngineError
 from kdjax.losses.combinators import add
 from kdjax.losses.objectives import divergence, negative_log_likelihood
 from kdjax.sharding import shard_batch
@@ -486,7 +486,7 @@ def test_an_engine_draws_in_place_of_this_process(tiny, prefix, teacher, student
             engine=server.url, engine_model="tiny", engine_at_once=2, engine_timeout_seconds=50
         )
         config = stored(dataclasses.replace(greedy, rollouts=engine), "states", "engine's")
-        assert len(server.asked) == 24
+        assert [body["max_tokens"] for body in server.asked] == [1] + 24 * [8]
         assert max(server.in_flight) <= 2
         assert {float(h["x-stainless-read-timeout"]) for h in server.headers} == {50.0}
     own = stored(greedy, "states", "own")
@@ -505,6 +505,24 @@ def test_an_engine_draws_in_place_of_this_process(tiny, prefix, teacher, student
     assert settings["engine"] == "tiny"
     _, _, values = step_of(build(config))
     assert values["forward_kl"] > 0
+
+
+def test_an_engine_is_asked_for_one_token_first(tiny):
+    """One that lists its models and fails at a request is named by a single one; one whose context
+    is too short for the longest row by none."""
+    config = dataclasses.replace(tiny, prefix="teacher", trajectories=None)
+    cards = [{"id": "tiny", "max_model_len": length} for length in (24 + 8, 16)]
+    failing, short = ({"data": [card]} for card in cards)
+    with serving(lambda body: Reply({"error": {"message": "head_dim"}}, 500), failing) as server:
+        engine = Rollouts(engine=server.url, engine_model="tiny", engine_retries=0)
+        with pytest.raises(EngineError, match=r"500 - .*head_dim.*one token first; docs/engines"):
+            stored(dataclasses.replace(config, rollouts=engine), None, "engine's")
+    assert [body["max_tokens"] for body in server.asked] == [1]
+    with serving(dict, short) as server:
+        engine = Rollouts(engine=server.url, engine_model="tiny")
+        with pytest.raises(ConfigError, match=r"the longest row: .* context of 16; start it with"):
+            stored(dataclasses.replace(config, rollouts=engine), None, "engine's")
+    assert server.asked == []
 
 
 def test_a_missing_client_is_said_before_a_chunk_is_drawn(tiny, monkeypatch, capsys):

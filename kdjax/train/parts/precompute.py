@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.base import Batch, Key, Model, Params, PrefixSource, Samples, Trajectories
+from kdjax.base import Batch, Key, Model, Params, PrefixSource, Sampler, Samples, Trajectories
 from kdjax.config.schema import Config, Prefix
 from kdjax.data import batches
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import ConfigError, DataError, EngineError
 from kdjax.rollouts.engine import client_package, open_engine, row_seeds
 from kdjax.rollouts.prefix import (
     assemble_samples,
@@ -225,19 +225,24 @@ def drawer(asked: Asked, keep: Keep, reads: Params | None = None) -> folders.Dra
     """draw(places in asked.rows) -> Trajectories as host arrays. reads: the teacher's parameters
     for its sampler; None: they are made at each draw, and freed after it. Errors: ConfigError where
     an engine is to draw and its client is not installed."""
-    if asked.config.rollouts.engine is not None and asked.prefix != "dataset":
+    by_engine = asked.config.rollouts.engine is not None and asked.prefix != "dataset"
+    if by_engine:
         client_package()
+    engine = functools.cache(functools.partial(_open_engine, asked))
 
     def draw(places: np.ndarray) -> Trajectories:
         rows = asked.rows[places]
-        samples = _draw_samples(asked, rows, reads)
+        samples = _draw_samples(asked, rows, reads, engine() if by_engine else None)
         return Trajectories(samples) if keep == NOTHING else _read(asked, keep, rows, samples)
 
     return draw
 
 
-def _draw_samples(asked: Asked, rows: np.ndarray, reads: Params | None) -> Samples:
-    """Responses to the student's prompts; the teacher's end at its own stop ids."""
+def _draw_samples(
+    asked: Asked, rows: np.ndarray, reads: Params | None, engine: Sampler | None
+) -> Samples:
+    """Responses to the student's prompts, the engine's if there is one; the teacher's end at its
+    own stop ids."""
     prefix, length = asked.prefix, asked.config.curriculum.lengths[-1]
     if prefix == "dataset":
         batches.require_solutions(asked.source, [int(row) for row in rows])
@@ -246,8 +251,8 @@ def _draw_samples(asked: Asked, rows: np.ndarray, reads: Params | None) -> Sampl
         "student": lambda batch: asked.draw_student(batch, asked.key, length),
         "teacher": lambda batch: _as_teacher(asked, batch, length, reads),
     }
-    if asked.config.rollouts.engine is not None and prefix != "dataset":
-        sources[prefix] = lambda batch: _by_engine(asked, batch, length)
+    if engine is not None:
+        sources[prefix] = lambda batch: engine(None, batch, asked.key, length)
     return jax.tree.map(np.asarray, sources[prefix](_encode(asked, rows)))
 
 
@@ -267,12 +272,17 @@ def _teacher_reads(asked: Asked) -> Params:
     return read_by_sampler(teacher.programs.params, dtype, programs.teacher_mesh)(teacher.params)
 
 
-def _by_engine(asked: Asked, batch: Batch, length: int) -> Samples:
-    """Responses drawn by an engine, which has the teacher's or the student's initial weights."""
+def _open_engine(asked: Asked) -> Sampler:
+    """The engine, which has the teacher's or the student's initial weights, once its context holds
+    the longest row and it has drawn a token of the first: one that lists its models may end there.
+
+    Errors: ConfigError, EngineError.
+    """
     config, rollouts = asked.config, asked.config.rollouts
     assert rollouts.engine is not None
     own = asked.teacher.role if asked.prefix == "teacher" else asked.student
     assert own is not None
+    prompts = batches.encode_prompts(asked.source, asked.rows.tolist(), asked.student.tokenizer)
     sampler = open_engine(
         rollouts.engine,
         rollouts.engine_model or own.name,
@@ -280,12 +290,19 @@ def _by_engine(asked: Asked, batch: Batch, length: int) -> Samples:
         vocabulary=asked.student.tokenizer.size,
         sampling=config.sampling,
         log_probs=rollouts.engine_log_probs,
+        longest=max(map(len, prompts)) + config.curriculum.lengths[-1],
         seeds=row_seeds if rollouts.engine_seeds == "rows" else None,
         at_once=rollouts.engine_at_once,
         timeout_s=rollouts.engine_timeout_seconds,
         retries=rollouts.engine_retries,
     )
-    return sampler(None, batch, asked.key, length)
+    try:
+        sampler(None, _encode(asked, asked.rows[:1]), asked.key, 1)
+    except EngineError as error:
+        raise EngineError(
+            f"{error} (asked for one token first; docs/engines.md names what ends an engine there)"
+        ) from None
+    return sampler
 
 
 def _encode(asked: Asked, rows: np.ndarray) -> Batch:
