@@ -41,9 +41,13 @@ def pair(request, tmp_path_factory, tokenizer_folder):
 
 
 def load_pair(folder, tokenizer_folder, changes, seed):
-    models.create(folder / "fresh", tiny_config(V, **changes), tokenizer_folder, seed=seed)
+    config = tiny_config(V, **changes)
+    models.create(folder / "fresh", config, tokenizer_folder, seed=seed)
+    path = folder / "fresh" / "config.json"  # SmolLM3's own default is beyond the vocabulary
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pad_token_id": 0}))
     _, params = models.load(folder / "fresh")
-    models.write_folder(folder / "lively", lively(params, seed), folder / "fresh")
+    params = lively(params, seed, config.unit_offset)
+    models.write_folder(folder / "lively", params, folder / "fresh")
     return models.load(folder / "lively"), load_torch(folder / "lively")
 
 
@@ -146,7 +150,11 @@ def test_bfloat16_logits(pair):
 
 
 def test_greedy_generation(pair):
-    """At temperature 0 the same tokens as transformers' generate: 64, or until the same stop id."""
+    """At temperature 0 the same tokens as transformers' generate: 72, or until the same stop id.
+
+    Rows that continue are prefilled again after 64, the end of the sampler's first level. Prompts
+    are of 4 to 9 tokens, windows of 4 to 6: within a prompt, or first crossed while decoding.
+    """
     (model, params), reference = pair
     rng = np.random.default_rng(1)
     lengths, width = np.array([4, 9, 6, 9]), 9
@@ -154,29 +162,30 @@ def test_greedy_generation(pair):
     right, left = np.zeros((4, width), np.int32), np.zeros((4, width), np.int64)
     for row, ids in enumerate(prompts):
         right[row, : len(ids)] = left[row, width - len(ids) :] = ids
-    stop_ids = [11, 200]
+    stop_ids, limit = [11, 200], 72
     none = np.zeros((4, 1), np.int32)
     batch = Batch(right, lengths.astype(np.int32), none, none[:, 0], none[:, 0] > 0, np.arange(4))
     samples = generate(
-        model, params, batch, jax.random.key(0), max_new_tokens=64, stop_ids=stop_ids,
+        model, params, batch, jax.random.key(0), max_new_tokens=limit, stop_ids=stop_ids,
         sampling=Sampling(0.0),
     )  # fmt: skip
     with torch.no_grad():
         whole = reference.generate(
             torch.tensor(left),
             attention_mask=torch.tensor(np.arange(width)[None] >= width - lengths[:, None]).long(),
-            max_new_tokens=64,
+            max_new_tokens=limit,
             do_sample=False,
             eos_token_id=stop_ids,
             pad_token_id=0,
         ).numpy()
     for row, response in enumerate(whole[:, width:]):
         ends = np.flatnonzero(np.isin(response, stop_ids))
-        length = ends[0] + 1 if len(ends) else 64
+        length = ends[0] + 1 if len(ends) else limit
         assert samples.length_b[row] == length
         assert samples.tokens_bt[row, :length].tolist() == response[:length].tolist()
         assert bool(samples.truncated_b[row]) == (len(ends) == 0)
     assert len(np.unique(samples.tokens_bt)) > 3
+    assert samples.truncated_b.any()
 
 
 def test_gradient_of_the_negative_log_likelihood(pair):

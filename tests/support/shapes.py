@@ -35,8 +35,8 @@ SHAPES: dict[str, dict] = {
         "moe_intermediate_size": 24,
     },
     "qwen2, windows of the last layers": {
-        "model_type": "qwen2", "num_hidden_layers": 5, "sliding_window": 4,
-        "layer_types": ("full_attention",) * 3 + ("sliding_attention",) * 2,
+        "model_type": "qwen2", "num_hidden_layers": 4, "sliding_window": 4,
+        "layer_types": ("full_attention",) * 2 + ("sliding_attention",) * 2,
     },
     "smollm3, every fourth without rope, biases": {
         "model_type": "smollm3", "num_hidden_layers": 9, "no_rope_layers": (1, 1, 1, 0) * 2 + (1,),

@@ -24,19 +24,30 @@ def tiny_config(vocab_size: int, **changes):
     return DecoderConfig(**{**shape, **fixed, **changes})
 
 
-def lively(params, seed: int = 0):
+def lively(params, seed: int = 0, unit_offset: bool = False):
     """The same shapes with random weights so large that every layer and norm matters.
 
-    Logits then spread over a few units; fresh weights of deviation 0.02 hide faults.
+    Logits then spread over a few units; fresh weights of deviation 0.02 hide faults. Factors of
+    norms are near 1, those that are 1 + weight (unit_offset), too: near 2 they multiply scores by
+    4, and both float32, here and in torch, are 3e-4 from float64 in the logits of Gemma 3.
+
+    Delta-nets divide by the lengths of queries, keys and what is read of the state, which are small
+    at some tokens. Their projections are calmer: as large as others, both float32 are 2e-4 from
+    float64. Their states fade by 0.5 to 20 % a token, so that they hold more than a few.
     """
     rng = np.random.default_rng(seed)
 
     def redraw(path, weight):
-        name, shape = path[-1].key, weight.shape
-        if name in ("scale", "norm"):
-            return jax.numpy.float32(1 + 0.3 * rng.normal(size=shape))
-        deviation = 1.5 * shape[-2] ** -0.5 if name == "kernel" else 0.7
-        return jax.numpy.float32(deviation * rng.normal(size=shape))
+        names, shape = [p.key for p in path], weight.shape
+        normal = rng.normal(size=shape)
+        if names[-1] in ("scale", "norm"):
+            gated = names[-2:] == ["norm", "scale"]  # a delta-net's own
+            return jax.numpy.float32(float(gated or not unit_offset) + 0.3 * normal)
+        if names[-1] == "log_rate":
+            return jax.numpy.float32(-3 + normal)
+        deviation = 1.5 * shape[-2] ** -0.5 if names[-1] == "kernel" else 0.7
+        calm = 0.5 if names[-2:-1] in (["in_proj_qkv"], ["out_proj"]) else 1
+        return jax.numpy.float32(calm * deviation * normal)
 
     return jax.tree_util.tree_map_with_path(redraw, params)
 
