@@ -110,15 +110,17 @@ class DeltaNet(nnx.Module):
         return tuple(place(x, BATCH, None, HEADS, None) for x in (q, k, v))  # type: ignore
 
     def _rule(self, q, k, v, decay, beta, context: Context) -> tuple[jax.Array, jax.Array]:
-        """The delta rule on each device's own rows and heads."""
+        """The delta rule on each device's own rows and heads. The first state is dealt like the
+        others, so that its type is theirs where it is carried from chunk to chunk."""
         heads, gates = (BATCH, None, HEADS, None), (BATCH, None, HEADS)
-        state = (BATCH, HEADS, None, None)
-        axes, out = [heads, heads, heads, gates, gates], (heads, state)
-        mesh, args = self.settings.mesh, (q, k, v, decay, beta)
+        states = (BATCH, HEADS, None, None)
         if isinstance(context, Next):
-            before = context.cache.state
-            return map_sharded(mesh, recurrent, [*axes, state], out, *args, before)
-        return map_sharded(mesh, chunked, axes, out, *args)
+            rule, before = recurrent, context.cache.state
+        else:
+            shape = v.shape[0], v.shape[2], k.shape[3], v.shape[3]
+            rule, before = chunked, jnp.zeros(shape, jnp.float32)
+        axes, args = [heads, heads, heads, gates, gates, states], (q, k, v, decay, beta, before)
+        return map_sharded(self.settings.mesh, rule, axes, (heads, states), *args)
 
     def _kept(self, mixed: jax.Array, state: jax.Array, context: Context) -> Recurrent | None:
         if isinstance(context, Next):
