@@ -45,7 +45,8 @@ LEFT_OUT = (
     "LEFT OUT: parity with transformers in torch (torch is not installed; launch/test.sh says why)"
 )
 
-collect_ignore = [] if HAS_TORCH else ["models/test_parity.py", "test_smollm2.py"]
+NEED_TORCH = ["models/test_parity.py", "models/hf/test_vision.py", "test_smollm2.py"]
+collect_ignore = [] if HAS_TORCH else NEED_TORCH
 collect_ignore += ([] if HAS_REAL else ["real"]) + ([] if HAS_ENGINE else ["engine"])
 
 LEFT_FOR_RELEASE = pytest.StashKey[int]()

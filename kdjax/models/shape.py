@@ -12,9 +12,12 @@ FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched beyond the trained context (models/layers/rope.py)."""
+    """How rotary frequencies are stretched beyond the trained context (models/layers/rope.py).
 
-    rope_type: str  # linear, llama3 or yarn
+    dynamic and longrope are computed as they are within it; `context_tokens` is no longer.
+    """
+
+    rope_type: str  # linear, llama3, yarn, dynamic or longrope
     factor: float
     original_max_position_embeddings: int = 8192
     low_freq_factor: float = 1.0
@@ -22,6 +25,8 @@ class RopeScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,12 +170,22 @@ def runs(config: DecoderConfig) -> tuple[Run, ...]:
     return best[0][2]
 
 
+WITHIN_CONTEXT = ("dynamic", "longrope")
+"""Scalings that are computed within the trained context alone: longer rows are refused."""
+
+
 def context_tokens(config: DecoderConfig) -> int:
     """The most tokens that a decoder was made for, its rotary frequencies stretched.
 
     >>> context_tokens(DecoderConfig(10, 4, 8, 1, 2, 1, 2, max_position_embeddings=2048))
     2048
     """
-    scaling = config.rope_scaling
-    stretched = scaling.factor * scaling.original_max_position_embeddings if scaling else 0
-    return max(config.max_position_embeddings, int(stretched))
+    scaling, declared = config.rope_scaling, config.max_position_embeddings
+    if scaling is None:
+        return declared
+    trained = scaling.original_max_position_embeddings
+    if scaling.rope_type in WITHIN_CONTEXT:
+        return trained
+    # Llama 3.1, Olmo 3 and Gemma 3 declare what is stretched
+    declares_all = scaling.rope_type == "llama3" or config.local_rope_theta is not None
+    return declared if declares_all else max(declared, int(scaling.factor * trained))

@@ -6,6 +6,9 @@ from kdjax.models import RopeScaling
 
 LLAMA3 = RopeScaling("llama3", 8.0, 16, low_freq_factor=1.0, high_freq_factor=4.0)
 YARN = RopeScaling("yarn", 4.0, 16)
+LONG = RopeScaling(
+    "longrope", 4.0, 128, short_factor=(1.0, 1.5, 2.0, 3.0), long_factor=(1.0, 4.0, 9.0, 20.0)
+)
 SHAPES: dict[str, dict] = {
     "qwen3, tied, grouped queries": {},
     "qwen3, untied, full heads, theta 1e4": {
@@ -23,8 +26,17 @@ SHAPES: dict[str, dict] = {
     "llama, tied, biases, one kv head": {
         "model_type": "llama", "qkv_bias": True, "output_bias": True, "num_key_value_heads": 1,
     },
+    "llama, biases of the MLP, dynamic rope": {
+        "model_type": "llama", "mlp_bias": True, "rope_scaling": RopeScaling("dynamic", 2.0, 40960),
+    },
     "mistral, window": {
         "model_type": "mistral", "tie_word_embeddings": False, "sliding_window": 5,
+    },
+    "mistral, no window": {"model_type": "mistral", "tie_word_embeddings": False},
+    "ministral, full layers among windows, longrope": {
+        "model_type": "ministral", "tie_word_embeddings": False, "sliding_window": 5,
+        "num_hidden_layers": 5, "rope_scaling": LONG,
+        "layer_types": ("full_attention", *("sliding_attention",) * 3, "full_attention"),
     },
     "qwen3_moe, weights renormalised": {
         "model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 3,
@@ -62,7 +74,8 @@ SHAPES: dict[str, dict] = {
 }  # fmt: skip
 OF_EACH_FAMILY = (
     "qwen3, biases, linear rope, window", "qwen2, tied, yarn", "llama, untied, llama3 rope",
-    "mistral, window", "qwen3_moe, weights renormalised",
+    "mistral, window", "ministral, full layers among windows, longrope",
+    "qwen3_moe, weights renormalised",
     "smollm3, every fourth without rope, biases", "olmo3, three windows and a full layer, yarn",
     "gemma3, five windows and a full layer", "qwen3_5, three delta-nets and a gated full layer",
 )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 from kdjax.errors import DataError
 from kdjax.models.hf.families import FAMILIES, Family
-from kdjax.models.hf.layer_fields import layers_of, positions_of
+from kdjax.models.hf.layer_fields import layers_of, positions_of, scaling_fields
 from kdjax.models.layers.mlp import ACTIVATIONS
 from kdjax.models.shape import FULL, LINEAR, SLIDING, DecoderConfig, layer_kinds
 
@@ -34,10 +34,10 @@ def from_fields(fields: Fields, where: str) -> DecoderConfig:
             f" {', '.join(_known())}"
         )
     family = FAMILIES[model_type]
-    given = text_fields(fields).items()
-    fields = {**family.defaults, **{k: v for k, v in given if v is not None}}
-    if "hidden_activation" in fields:  # Gemma's name
-        fields["hidden_act"] = fields["hidden_activation"]
+    given = text_fields(fields)
+    defaults = {k: v for k, v in family.defaults.items() if k not in NULLABLE or k not in given}
+    fields = {**defaults, **{k: v for k, v in given.items() if v is not None}}
+    fields["hidden_act"] = fields.get(family.activation_key, "silu")
     if fields.get("num_hidden_layers", 0) > MAX_LAYERS:
         raise DataError(
             f"{where}: {fields['num_hidden_layers']} layers; at most {MAX_LAYERS} are read"
@@ -60,6 +60,10 @@ def from_fields(fields: Fields, where: str) -> DecoderConfig:
     return _checked(values, where)
 
 
+NULLABLE = ("sliding_window", "num_key_value_heads", "max_position_embeddings")
+"""Keys whose null means that there is none, or as many as heads: no default stands for it."""
+
+
 def _known() -> dict[str, str]:
     """Architecture -> model_type."""
     own = {family.architecture: name for name, family in FAMILIES.items()}
@@ -72,7 +76,7 @@ MAX_LAYERS = 4096
 
 def text_fields(fields: Fields) -> Fields:
     """The config.json of a larger model's text part alone; of a text model, its own. What the whole
-    says of embeddings and weights holds where the part is silent.
+    says of embeddings and weights holds for the part, too, as in transformers.
 
     >>> part = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {"head_dim": 4}}
     >>> text_fields(part)
@@ -84,7 +88,7 @@ def text_fields(fields: Fields) -> Fields:
             shared = ("tie_word_embeddings", "quantization_config", "auto_map")
             outer = {key: fields[key] for key in shared if key in fields}
             own = {"architectures": [family.architecture], "model_type": name}
-            return outer | (fields.get("text_config") or {}) | own
+            return (fields.get("text_config") or {}) | outer | own
     return fields
 
 
@@ -107,6 +111,7 @@ SWITCHES = (
     "attn_output_gate", "use_bidirectional_attention",
 )  # fmt: skip
 TEXTS = ("rope_type", "type", "hidden_act", "hidden_activation")
+PAIRS = ("short_factor", "long_factor")
 OBJECTS = ("rope_scaling", "rope_parameters", "text_config", FULL, SLIDING)
 
 
@@ -119,6 +124,7 @@ def _check_kinds(fields: Fields, where: str, depth: int = 0) -> None:
         **dict.fromkeys(SWITCHES, (lambda value: isinstance(value, bool), "true or false")),
         **dict.fromkeys(TEXTS, (lambda value: isinstance(value, str), "a text")),
         **dict.fromkeys(("architectures", "layer_types"), (_is_texts, "a list of texts")),
+        **dict.fromkeys(PAIRS, (_is_numbers, "a list of numbers above 0")),
         "no_rope_layers": (_is_bits, "a list of 0 and 1"),
         **dict.fromkeys(OBJECTS, (lambda x: isinstance(x, dict) and depth < 3, "an object")),
     }
@@ -140,6 +146,10 @@ def _is_number(value: Any) -> bool:
 
 def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_number(one) and one > 0 for one in value)
 
 
 def _is_bits(value: Any) -> bool:
@@ -164,7 +174,10 @@ def to_fields(config: DecoderConfig) -> Fields:
     kinds = layer_kinds(config)
     if not any(kind.mixer == LINEAR for kind in kinds):
         fields = {k: v for k, v in fields.items() if not k.startswith("linear_")}
+    fields[family.activation_key] = fields.pop("hidden_act")
     fields |= {"attention_bias": True} if config.output_bias else {}
+    if config.sliding_window is None and "sliding_window" in family.defaults:
+        fields["sliding_window"] = None
     if config.layer_types or family.pattern:
         fields["layer_types"] = [kind.mixer for kind in kinds]
     if family.window.startswith("switched"):
@@ -186,9 +199,7 @@ EXPERT_FIELDS = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", 
 
 
 def _rope_fields(config: DecoderConfig, family: Family) -> Fields:
-    scaling = config.rope_scaling
-    kept = {} if scaling is None else dataclasses.asdict(scaling)
-    stretched = {k: v for k, v in kept.items() if v is not None}
+    stretched = scaling_fields(config.rope_scaling)
     if family.local_rope_theta is None:
         part = config.partial_rotary_factor
         return (
@@ -203,9 +214,9 @@ def _rope_fields(config: DecoderConfig, family: Family) -> Fields:
 
 def _refused(family: Family, fields: Fields) -> Fields:
     """Keys whose value would be computed differently here, with that value."""
+    computed = {"silu"} if family.silu else {*ACTIVATIONS}
     wrong = {
-        "hidden_act": fields.get("hidden_act", "silu") not in ACTIVATIONS
-        or (family.experts and fields.get("hidden_act", "silu") != "silu"),
+        family.activation_key: fields["hidden_act"] not in computed,
         "mlp_bias": bool(fields.get("mlp_bias")) and not family.mlp_bias,
         "quantization_config": bool(fields.get("quantization_config")),
         "auto_map": bool(fields.get("auto_map")),
@@ -259,6 +270,13 @@ def _checked(values: Fields, where: str) -> DecoderConfig:
         raise DataError(
             f"{where}: linear_num_value_heads must be a multiple of linear_num_key_heads, got"
             f" {config.linear_num_value_heads} and {config.linear_num_key_heads}"
+        )
+    pairs = int(config.head_dim * config.partial_rotary_factor) // 2
+    factors = config.rope_scaling.short_factor if config.rope_scaling else ()
+    if factors and len(factors) != pairs:
+        raise DataError(
+            f"{where}: short_factor of rope_scaling has {len(factors)} entries, and {pairs} pairs"
+            " of a head turn"
         )
     if not 0 <= config.num_experts_per_tok <= config.num_experts:
         raise DataError(f"{where}: num_experts_per_tok must be at most num_experts")

@@ -21,7 +21,7 @@ class Family:
     - fixed: fields of DecoderConfig that its layers have without a word in the file.
     - attention_bias: whether the key of this name puts a bias on all four projections.
     - window: which layers are sliding: all by the key sliding_window alone (always), those that
-      layer_types names (by_type), where use_sliding_window says so all (switched), those of
+      layer_types names, or all (by_type), where use_sliding_window says so all (switched), those of
       layer_types (switched_by_type) or from layer max_window_layers on (switched_from), or none.
     - pattern: the kinds of layers that repeat where there are no layer_types; `pattern_key` gives
       another length: its last layer closes a block, all others are of the first's kind.
@@ -31,9 +31,11 @@ class Family:
     - experts: whether its MLPs are mixtures of experts.
     - mlp_bias: whether the key of this name is read.
     - multi_head: an absent num_key_value_heads means as many as heads.
+    - activation_key: the key of the MLP's activation; another of its names is not read.
+    - silu: no other activation is computed (experts, and the convolutions of linear attention).
     - outer: the architecture of a larger model (with vision) whose text part it is.
     - left_out: beginnings of the names of tensors that its text part does not need.
-    - defaults: of absent keys.
+    - defaults: of absent keys; a key that is null has none of them where null has a meaning.
     """
 
     architecture: str
@@ -49,12 +51,15 @@ class Family:
     experts: bool = False
     mlp_bias: bool = False
     multi_head: bool = False
+    activation_key: str = "hidden_act"
+    silu: bool = False
     outer: str | None = None
     left_out: tuple[str, ...] = ()
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-SWITCHED = {"sliding_window": 4096, "max_window_layers": 28}
+CONTEXT = "max_position_embeddings"
+SWITCHED = {"sliding_window": 4096, "max_window_layers": 28, CONTEXT: 32_768}
 
 FAMILIES = {
     "qwen3": Family(
@@ -68,6 +73,7 @@ FAMILIES = {
         attention_bias=True,
         window="switched",
         experts=True,
+        silu=True,
         defaults={
             "num_local_experts": 128,
             "num_experts_per_tok": 8,
@@ -81,10 +87,12 @@ FAMILIES = {
         attention_bias=True,
         pattern=(LINEAR, LINEAR, LINEAR, FULL),
         pattern_key="full_attention_interval",
+        silu=True,
         outer="Qwen3_5ForConditionalGeneration",
         left_out=("model.visual.", "mtp."),
         defaults={
             "head_dim": 256,
+            CONTEXT: 32_768,
             "partial_rotary_factor": 0.25,
             "linear_conv_kernel_dim": 4,
             "linear_key_head_dim": 128,
@@ -105,12 +113,19 @@ FAMILIES = {
         attention_bias=True,
         mlp_bias=True,
         multi_head=True,
+        defaults={CONTEXT: 2048},
     ),
     "mistral": Family(
         "MistralForCausalLM",
         fixed={"qk_norm": "none"},
         window="always",
-        defaults={"sliding_window": 4096},
+        defaults={"sliding_window": 4096, CONTEXT: 131_072},
+    ),
+    "ministral": Family(
+        "MinistralForCausalLM",
+        fixed={"qk_norm": "none"},
+        window="by_type",
+        defaults={"sliding_window": 4096, CONTEXT: 131_072},
     ),
     "smollm3": Family(
         "SmolLM3ForCausalLM",
@@ -120,7 +135,12 @@ FAMILIES = {
         no_rope_every=4,
         mlp_bias=True,
         multi_head=True,
-        defaults={"tie_word_embeddings": True, "num_key_value_heads": 4, "rope_theta": 2e6},
+        defaults={
+            "tie_word_embeddings": True,
+            "num_key_value_heads": 4,
+            "rope_theta": 2e6,
+            CONTEXT: 32_768,
+        },
     ),
     "olmo3": Family(
         "Olmo3ForCausalLM",
@@ -130,7 +150,12 @@ FAMILIES = {
         pattern=(SLIDING, SLIDING, SLIDING, FULL),
         local_rope_theta="own",
         multi_head=True,
-        defaults={"sliding_window": 4096, "rms_norm_eps": 1e-5, "rope_theta": 5e5},
+        defaults={
+            "sliding_window": 4096,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 5e5,
+            CONTEXT: 2048,
+        },
     ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
@@ -140,6 +165,7 @@ FAMILIES = {
         pattern=(SLIDING,) * 5 + (FULL,),
         pattern_key="sliding_window_pattern",
         local_rope_theta=1e4,
+        activation_key="hidden_activation",
         outer="Gemma3ForConditionalGeneration",
         left_out=(
             "model.vision_tower.",
@@ -155,8 +181,8 @@ FAMILIES = {
             "num_attention_heads": 8,
             "num_key_value_heads": 4,
             "head_dim": 256,
-            "hidden_act": "gelu_pytorch_tanh",
-            "max_position_embeddings": 131_072,
+            "hidden_activation": "gelu_pytorch_tanh",
+            CONTEXT: 131_072,
             "tie_word_embeddings": True,
             "query_pre_attn_scalar": 256,
             "sliding_window": 4096,

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from kdjax.errors import DataError
-from kdjax.models.hf.families import Family
+from kdjax.models.hf.families import CONTEXT, Family
 from kdjax.models.shape import FULL, SLIDING, RopeScaling
 
 Fields = dict[str, Any]
 
-ROPE_TYPES = ("default", "linear", "llama3", "yarn", "dynamic")
+SCALING_KEYS = {
+    "linear": (),
+    "dynamic": (),
+    "llama3": ("low_freq_factor", "high_freq_factor"),
+    "yarn": ("beta_fast", "beta_slow", "attention_factor"),
+    "longrope": ("short_factor", "long_factor", "attention_factor"),
+}
+"""Kind of scaling -> the keys that it has beside its factor and the trained context."""
 TRAINED_CONTEXT = "original_max_position_embeddings"
 
 
@@ -35,9 +41,13 @@ def layers_of(family: Family, fields: Fields, where: str) -> Fields:
             f"{where}: layer_types holds {odd[0]!r}; layers of {family.architecture} are"
             f" {' or '.join(sorted(allowed))}"
         )
-    if window is None:
-        kinds = [FULL if kind == SLIDING else kind for kind in kinds]
-    elif SLIDING not in kinds:
+    if window is None and SLIDING in kinds:
+        switch = family.window.startswith("switched") and not fields.get("use_sliding_window")
+        raise DataError(
+            f"{where}: layer_types holds {SLIDING!r}, but there is no window:"
+            f" {'use_sliding_window is false' if switch else 'sliding_window is missing'}"
+        )
+    if SLIDING not in kinds:
         window = None
     turned = _turned(family, fields, count, where)
     return {
@@ -98,7 +108,7 @@ def positions_of(family: Family, fields: Fields, where: str) -> Fields:
     """
     rope = {**fields.get("rope_scaling", {}), **fields.get("rope_parameters", {})}
     local: Fields = {}
-    if FULL in rope or SLIDING in rope:
+    if FULL in rope or SLIDING in rope:  # transformers 5 writes both by kind of layer
         local, rope = rope.get(SLIDING) or {}, rope.get(FULL) or {}
     part = rope.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
     own = "partial_rotary_factor" in family.defaults
@@ -119,7 +129,7 @@ def positions_of(family: Family, fields: Fields, where: str) -> Fields:
 
 
 def _check_rope(rope: Fields, good: bool, family: Family, where: str) -> None:
-    unknown = _rope_type(rope) not in ROPE_TYPES
+    unknown = _rope_type(rope) not in ("default", *SCALING_KEYS)
     unread = rope.get("mscale") or rope.get("mscale_all_dim") or rope.get("truncate") is False
     if unknown or unread or not good:
         raise DataError(f"{where}: not supported for {family.architecture}: rope_scaling={rope!r}")
@@ -131,17 +141,37 @@ def _rope_type(rope: Fields) -> str:
 
 def _scaling(rope: Fields, fields: Fields, where: str) -> RopeScaling | None:
     rope_type = _rope_type(rope)
-    if rope_type in ("default", "dynamic"):  # dynamic stretches beyond the trained context alone
+    if rope_type == "default":
         return None
-    if not rope.get("factor"):
-        raise DataError(f"{where}: rope_scaling of type {rope_type} needs a factor, got {rope}")
-    names = {f.name for f in dataclasses.fields(RopeScaling)}
-    values = {k: v for k, v in rope.items() if k in names and v is not None}
-    context = values.get(TRAINED_CONTEXT, fields.get("max_position_embeddings"))
+    context = rope.get(TRAINED_CONTEXT) or fields.get(CONTEXT)
+    if rope_type == "dynamic":  # transformers looks at no other
+        context = fields.get(CONTEXT)
     if not context and rope_type != "linear":
         raise DataError(
-            f"{where}: rope_scaling of type {rope_type} needs {TRAINED_CONTEXT}, or"
-            " max_position_embeddings beside it"
+            f"{where}: rope_scaling of type {rope_type} needs {TRAINED_CONTEXT}, or {CONTEXT}"
+            " beside it"
         )
+    values = {k: rope[k] for k in SCALING_KEYS[rope_type] if rope.get(k) is not None}
+    factor = rope.get("factor")
+    if rope_type == "longrope":
+        if not values.get("short_factor"):
+            raise DataError(f"{where}: rope_scaling of type longrope needs short_factor")
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        factor = factor or fields.get(CONTEXT, context) / context  # type: ignore[operator]
+    if not factor:
+        raise DataError(f"{where}: rope_scaling of type {rope_type} needs a factor, got {rope}")
     values |= {TRAINED_CONTEXT: context} if context else {}
-    return RopeScaling(**{**values, "rope_type": rope_type})
+    return RopeScaling(rope_type, factor, **values)
+
+
+def scaling_fields(scaling: RopeScaling | None) -> Fields:
+    """The keys of rope_scaling in a config.json; {} without one.
+
+    >>> scaling_fields(RopeScaling("linear", 2.0, 4096))
+    {'rope_type': 'linear', 'factor': 2.0, 'original_max_position_embeddings': 4096}
+    """
+    if scaling is None:
+        return {}
+    names = ("rope_type", "factor", TRAINED_CONTEXT, *SCALING_KEYS[scaling.rope_type])
+    found = {name: getattr(scaling, name) for name in names}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items() if v is not None}

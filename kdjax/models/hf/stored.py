@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import numpy as np
 from kdjax.errors import DataError
 from kdjax.models.hf.config import from_fields
 from kdjax.models.hf.families import FAMILIES, TEXT_PART
-from kdjax.models.hf.folder import StoredTensor, has_weights, open_tensors, weight_files
+from kdjax.models.hf.folder import StoredTensor, has_weights, open_tensors, shown, weight_files
 from kdjax.models.shape import DecoderConfig
 from kdjax.runtime.console import announce
 from kdjax.runtime.files import json_object, member
@@ -34,7 +36,7 @@ def read_config(folder: Path) -> DecoderConfig:
     count, apart, left = _looked_at(*_state(folder), config.model_type)
     check_depth(config, count, folder)
     if left:
-        announce(f"{folder}: only its text model is read; {left} other tensors are left out")
+        announce(f"{folder}: only its text model is read; left out are the tensors {left}")
     if not (apart and config.tie_word_embeddings):
         return config
     announce(about_untied(folder))
@@ -52,18 +54,39 @@ def about_untied(folder: Path) -> str:
 def model_tensors(folder: Path, model_type: str) -> dict[str, StoredTensor]:
     """The tensors of a folder's text model under its own names.
 
+    Errors: DataError as `open_tensors`, and for two tensors of one name.
+
     >>> from kdjax.models import find
     >>> len(model_tensors(find("kdjax:student"), "qwen3"))
     24
     """
     left_out, found = FAMILIES[model_type].left_out, {}
     for name, tensor in open_tensors(folder).items():
-        for outer, own in TEXT_PART.items():
-            if name.startswith(outer):
-                name = own + name.removeprefix(outer)
-        if not (left_out and name.startswith(left_out)):
-            found[name] = tensor
+        if left_out and name.startswith(left_out):
+            continue
+        own = _own_name(name) if left_out else name
+        if own in found:
+            raise DataError(f"{folder}: two tensors are {shown(own)} of its text model; keep one")
+        found[own] = tensor
     return found
+
+
+def _own_name(name: str) -> str:
+    """The name in a text model of a tensor of a larger one."""
+    for outer, own in TEXT_PART.items():
+        if name.startswith(outer):
+            return own + name.removeprefix(outer)
+    return name
+
+
+def _about_left_out(names: Iterable[str], left_out: tuple[str, ...]) -> str:
+    """The tensors that begin with one of these, and how many.
+
+    >>> _about_left_out(["mtp.fc.weight", "model.norm.weight"], ("model.visual.", "mtp."))
+    'mtp.* (1)'
+    """
+    counts = Counter(outer for name in names for outer in left_out if name.startswith(outer))
+    return ", ".join(f"{outer}* ({counts[outer]})" for outer in left_out if counts[outer])
 
 
 def check_depth(config: DecoderConfig, tensors: int, folder: Path) -> None:
@@ -83,13 +106,14 @@ def _state(folder: Path) -> tuple[Path, tuple[tuple[int, int], ...]]:
 @functools.lru_cache(maxsize=32)
 def _looked_at(
     folder: Path, state: tuple[tuple[int, int], ...], model_type: str
-) -> tuple[int, bool, int]:
-    """(the number of tensors, whether head and embedding are both there and differ, the number of
-    tensors left out); state: of the files, so that changed ones are looked at again."""
+) -> tuple[int, bool, str]:
+    """(the number of tensors, whether head and embedding are both there and differ, what is left
+    out); state: of the files, so that changed ones are looked at again."""
     found = model_tensors(folder, model_type)
     both = EMBEDDING in found and HEAD in found
     apart = both and not _equal(found[EMBEDDING], found[HEAD])
-    return len(found), apart, len(open_tensors(folder)) - len(found)
+    left = _about_left_out(open_tensors(folder), FAMILIES[model_type].left_out)
+    return len(found), apart, left
 
 
 def _equal(one: StoredTensor, other: StoredTensor) -> bool:

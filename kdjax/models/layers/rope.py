@@ -33,8 +33,10 @@ def frequencies(rope: Rope) -> tuple[np.ndarray, float]:
     half = rope.width // 2
     plain = rope.theta ** (-np.arange(half) / half)
     scaling = rope.scaling
-    if scaling is None:
+    if scaling is None or scaling.rope_type == "dynamic":
         return plain, 1.0
+    if scaling.rope_type == "longrope":
+        return plain / np.array(scaling.short_factor), _sharpened(scaling)
     if scaling.rope_type == "linear":
         return plain / scaling.factor, 1.0
     if scaling.rope_type == "llama3":
@@ -49,6 +51,14 @@ def _llama3(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return plain * (kept + (1 - kept) / scaling.factor)
+
+
+def _sharpened(scaling: RopeScaling) -> float:
+    """LongRoPE's factor (arXiv 2402.13753): the root of 1 + log(factor) / log(trained context)."""
+    if scaling.attention_factor is not None or scaling.factor <= 1:
+        return scaling.attention_factor or 1.0
+    trained = scaling.original_max_position_embeddings
+    return math.sqrt(1 + math.log(scaling.factor) / math.log(trained))
 
 
 def _yarn(plain: np.ndarray, scaling: RopeScaling, rope: Rope) -> tuple[np.ndarray, float]:
