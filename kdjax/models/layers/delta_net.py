@@ -110,7 +110,7 @@ class DeltaNet(nnx.Module):
         return tuple(place(x, BATCH, None, HEADS, None) for x in (q, k, v))  # type: ignore
 
     def _rule(self, q, k, v, decay, beta, context: Context) -> tuple[jax.Array, jax.Array]:
-        """The delta rule on each device's own rows and heads. The first state is dealt like the
+        """The delta rule on each device's own rows and heads. The first state is sharded like the
         others, so that its type is theirs where it is carried from chunk to chunk."""
         heads, gates = (BATCH, None, HEADS, None), (BATCH, None, HEADS)
         states = (BATCH, HEADS, None, None)
