@@ -191,4 +191,4 @@ def test_rollouts_do_not_depend_on_the_layout(family, shape):
     dealt = draw(models.build(config, mesh=mesh), placed(mesh, config, params), mesh)
     expected = draw(models.build(config), params, None)
     np.testing.assert_array_equal(dealt.tokens_bt, expected.tokens_bt)
-    np.testing.assert_allclose(dealt.logp_bt, expected.logp_bt, atol=1e-5)
+    np.testing.assert_allclose(dealt.logp_bt, expected.logp_bt, rtol=2e-5, atol=2e-5)
