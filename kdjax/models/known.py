@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kdjax.models.config import from_fields
+from kdjax.models.hf.config import from_fields
 from kdjax.models.shape import DecoderConfig
 
 

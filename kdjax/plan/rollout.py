@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from kdjax.base import Model, Params, random_key
 from kdjax.config.schema import Config
 from kdjax.models import flops
+from kdjax.models.layers.cache import Recurrent, Slots
 from kdjax.plan.phase import GIB, Phase, compiled_program, device_gib, largest_teacher, sent_gib
 from kdjax.rollouts.decoding import Prompts, decoder
 from kdjax.rollouts.levels import Level, levels, prefill_rows
@@ -56,8 +57,8 @@ def rollout_phase(config: Config, prefix: str, programs: Programs, shapes: Shape
     weights, cache = device_gib(params), device_gib(state.cache)
     total = flops.response(model.config, rows * prompt, rows * response, prompt + response)
     chip = topology.chip(mesh.devices.flat[0])
-    filled = (prompt + response / 2) / (prompt + response)  # of a row, in the mean over its tokens
-    moved = batches * response * (weights + cache * filled) * GIB
+    read = sum(_moved_gib(layer, prompt, response) for layer in state.cache)
+    moved = batches * response * (weights + read) * GIB
     floor = chip and max(total / mesh.size / (chip.tflops * 1e12), moved / (chip.memory_gbps * 1e9))
     temporaries = max(p.memory_analysis().temp_size_in_bytes for p in (decode, prefill))
     return Phase(
@@ -67,6 +68,14 @@ def rollout_phase(config: Config, prefix: str, programs: Programs, shapes: Shape
         floor,
         time.perf_counter() - began,
     )
+
+
+def _moved_gib(layer: Any, prompt: int, response: int) -> float:
+    """GiB that a token moves of a layer's cache, in the mean over a response: of all slots those
+    that are filled, a window whole, a state read and written."""
+    if isinstance(layer, Slots):
+        return device_gib(layer) * (prompt + response / 2) / (prompt + response)
+    return device_gib(layer) * (2 if isinstance(layer, Recurrent) else 1)
 
 
 def _placed(shapes: Any, places: Any) -> Any:

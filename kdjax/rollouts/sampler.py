@@ -110,10 +110,13 @@ def open_sampler(
 
 
 def row_bytes(model: Model, slots: int, mesh: Mesh | None = None) -> float:
-    """Bytes on a device of the KV cache of one row of so many slots."""
-    cache = jax.eval_shape(lambda: model.init_cache(1, slots))
-    total = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
-    return total / pieces(mesh, KV_HEADS)
+    """Bytes on a device of the cache of one row of so many slots: heads are dealt over the tensor
+    axis where it divides them, all else is whole."""
+    heads, total = pieces(mesh, KV_HEADS), 0.0
+    for x in jax.tree.leaves(jax.eval_shape(lambda: model.init_cache(1, slots))):
+        dealt = x.ndim == 4 and x.shape[1] % heads == 0
+        total += x.size * x.dtype.itemsize / (heads if dealt else 1)
+    return total
 
 
 class _Work(NamedTuple):

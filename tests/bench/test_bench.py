@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import time
 
@@ -17,7 +16,6 @@ from kdjax.__main__ import main
 from kdjax.base import Batch
 from kdjax.bench import Figure, medians, show_figures
 from kdjax.bench import rollout as rollout_bench
-from kdjax.bench.bandwidth import Machine, level_rounds, level_seconds, static_seconds
 from kdjax.bench.baselines import scanned_decode, static_batches
 from kdjax.bench.head import HeadBench, bench_head
 from kdjax.bench.rollout import RolloutBench
@@ -169,7 +167,9 @@ def test_the_sampler_s_figures(rollout_figures):
     assert 0 < found["batch occupancy"] <= 1
     assert rollout_figures["soak: sampler - scorer, largest"].met
     assert rollout_figures["soak: memory grown in its second half"].met
-    assert all(figure.met for name, figure in rollout_figures.items() if "H100 model" in name)
+    modelled = [figure for name, figure in rollout_figures.items() if "H100 model" in name]
+    assert len(modelled) == 6
+    assert [figure.met for figure in modelled] == [True] * 2 + [None] * 4
 
 
 def test_a_bench_of_an_unknown_model():
@@ -207,20 +207,3 @@ def test_static_batches_draw_what_levels_do(student):
     np.testing.assert_array_equal(tokens, samples.tokens_bt)
     np.testing.assert_array_equal(lengths, samples.length_b)
     assert len(set(lengths.tolist())) > 2
-
-
-def test_the_bandwidth_model_by_hand():
-    """Three rows to 100, 300 and 512 tokens on a machine where only the cache's slots cost."""
-    machine = Machine(1.0, 1.0, 0.0, 1e30, 0.0, 1.0, 1e9)
-    lengths = np.array([100, 300, 512])
-    rounds = list(level_rounds(lengths, 10, 512, lambda slots: 2))
-    counted = [(r.rows, r.slots, r.steps) for r in rounds]
-    levels = {slots: [c for c in counted if c[1] == slots] for slots in (74, 138, 266, 522)}
-    assert counted == list(itertools.chain(*levels.values()))
-    assert levels[74] == [(2, 74, 16)] * 4 + [(1, 74, 16)] * 4  # two rows, then the third alone
-    assert levels[138][:3] == [(2, 138, 16)] * 3  # the first row ends at 100
-    assert levels[522] == [(2, 522, 64), (1, 522, 64), (1, 522, 64), (1, 522, 64)]
-    seconds = level_seconds(lengths, 10, 512, machine)
-    own = sum(r.rows * r.slots * r.steps for r in level_rounds(lengths, 10, 512, lambda slots: 512))
-    assert seconds == own
-    assert static_seconds(lengths, 10, 512, machine) == (300 + 512) * 2 * 522

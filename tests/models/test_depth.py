@@ -6,10 +6,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from release import by_default
+from shapes import SHAPES
 from tiny import lively, tiny_config
 
 from kdjax.models.decoder import REMAT, build
 from kdjax.models.parameters import init_params
+from kdjax.models.shape import FULL, LINEAR, SLIDING, runs
 
 V = 40
 
@@ -30,10 +33,9 @@ def compiled(config, remat: str, rows: int, length: int, impl: str = "xla"):
     return program.lower(shapes, jax.ShapeDtypeStruct((rows, length), jnp.int32)).compile()
 
 
-def instructions(layers: int, remat: str) -> int:
-    """Of the compiled gradient of so many layers."""
-    program = compiled(tiny_config(V, num_hidden_layers=layers), remat, rows=2, length=8)
-    return program.as_text().count(" = ")
+def instructions(config, remat: str) -> int:
+    """Of the compiled gradient."""
+    return compiled(config, remat, rows=2, length=8).as_text().count(" = ")
 
 
 @pytest.mark.parametrize("remat", REMAT)
@@ -43,8 +45,39 @@ def test_programs_do_not_grow_with_depth(remat):
     Not of 4: without remat those are one round, whose loop XLA takes away (28 then make 1.57 times
     as many instructions).
     """
-    few, many = (instructions(layers, remat) for layers in (8, 28))
+    few, many = (
+        instructions(tiny_config(V, num_hidden_layers=layers), remat) for layers in (8, 28)
+    )
     assert 0.5 * few < many < 1.3 * few
+
+
+BLOCKS = {  # (a family's shape, what repeats, layers of a few blocks and of many)
+    "smollm3": ("smollm3, every fourth without rope, biases", (FULL,) * 4, 8, 36),
+    "olmo3": ("olmo3, three windows and a full layer, yarn", (SLIDING,) * 3 + (FULL,), 8, 28),
+    "gemma3_text": ("gemma3, five windows and a full layer", (SLIDING,) * 5 + (FULL,), 18, 36),
+    "qwen3_5_text": (
+        "qwen3_5, three delta-nets and a gated full layer", (LINEAR,) * 3 + (FULL,), 8, 28,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("remat", by_default(REMAT, "full"))
+@pytest.mark.parametrize("family", by_default(BLOCKS, "gemma3_text", "qwen3_5_text"))
+def test_blocks_do_not_grow_with_depth(family, remat):
+    """28 or 36 layers make a program of at most 1.3 times the instructions of two or three
+    blocks: the layers of one block are compiled, however many there are."""
+    name, block, *depths = BLOCKS[family]
+    sizes = []
+    for layers in depths:
+        changes = {"num_hidden_layers": layers, "layer_types": block * (layers // len(block))}
+        if family == "smollm3":
+            changes["no_rope_layers"] = (1, 1, 1, 0) * (layers // 4)
+        config = tiny_config(V, **{**SHAPES[name], **changes})
+        assert [(len(run.block), run.repeats) for run in runs(config)] == [
+            (len(block), layers // len(block))
+        ]
+        sizes.append(instructions(config, remat))
+    assert 0.5 * sizes[0] < sizes[1] < 1.3 * sizes[0]
 
 
 @pytest.mark.parametrize("impl", ["xla", "chunked"])

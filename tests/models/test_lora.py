@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from placement import FAMILIES as PLACED
 from release import by_default
 from runs import assert_bitwise_equal, assert_interrupted_equals_uninterrupted, logged
 from safetensors.numpy import load_file, save_file
@@ -61,6 +62,7 @@ FAMILIES = {
         "qkv_bias": True, "output_bias": True, "tie_word_embeddings": False,
     },
     "qwen3_moe": MOE,
+    **{name: PLACED[name] for name in ("smollm3", "olmo3", "gemma3_text", "qwen3_5_text")},
 }  # fmt: skip
 TOKENS = np.random.default_rng(0).integers(0, V, (3, 9))
 
@@ -76,15 +78,23 @@ def adapted(changes, seed=0, targets=(), rank=3, alpha=6.0):
     return config, lora, base, adapter
 
 
-@pytest.fixture(params=by_default(FAMILIES, "qwen3, output bias, untied", "qwen3_moe"))
+@pytest.fixture(
+    params=by_default(FAMILIES, "qwen3, output bias, untied", "qwen3_moe", "qwen3_5_text")
+)
 def family(request):
     return adapted(FAMILIES[request.param])
 
 
-def projections(params) -> dict[str, dict]:
-    """A projection's leaves by its name, of layers that are all alike."""
-    stack = params["layers"]["0"]
-    return {**{k: v for k, v in stack.items() if k != "mixer"}, **stack.get("mixer", {})}
+def projections(params, stack: str = "0") -> dict[str, dict]:
+    """A projection's leaves by its name, of the layers of a stack."""
+    layers = params["layers"][stack]
+    return {**{k: v for k, v in layers.items() if k != "mixer"}, **layers.get("mixer", {})}
+
+
+def adapters(adapter) -> dict[tuple[str, str], dict]:
+    """An adapter's pairs by stack and projection."""
+    stacks = adapter["layers"]
+    return {(s, name): pair for s in stacks for name, pair in projections(adapter, s).items()}
 
 
 def hidden(model, params):
@@ -95,7 +105,7 @@ def test_a_new_adapter_changes_nothing(family):
     """B is zero: the hidden states of base and adapter are those of the base alone, bit for bit."""
     config, lora, base, _ = family
     adapter = init_adapter(config, lora, jax.random.key(3))
-    assert all(np.std(pair["lora_a"]) > 0 for pair in projections(adapter).values())
+    assert all(np.std(pair["lora_a"]) > 0 for pair in adapters(adapter).values())
     plain = hidden(build(config), base)
     assert_bitwise_equal(hidden(build(config, lora=lora), join(base, adapter)), plain)
     assert_bitwise_equal(merge(join(base, adapter), lora), base)
@@ -124,9 +134,9 @@ def test_the_adapter_is_what_init_params_adds(family):
     whole = jax.jit(lambda key: init_params(config, key, lora))(key)
     assert_bitwise_equal(adapter, adapter_of(whole))
     chex.assert_trees_all_equal_shapes(join(base, adapter), whole)
-    assert set(projections(adapter)) == set(lora.targets)
-    for name, pair in projections(adapter).items():
-        layers, width_in, width_out = projections(base)[name]["kernel"].shape
+    assert {name for _, name in adapters(adapter)} == set(lora.targets)
+    for (stack, name), pair in adapters(adapter).items():
+        layers, width_in, width_out = projections(base, stack)[name]["kernel"].shape
         assert pair["lora_a"].shape == (layers, width_in, 3)
         assert pair["lora_b"].shape == (layers, 3, width_out)
         assert 0.8 / width_in < np.square(np.abs(pair["lora_a"]).max()) <= 1 / width_in

@@ -15,9 +15,11 @@ from kdjax.__main__ import main
 from kdjax.config import RL, Config, Curriculum, Data, Layout, Lora, Turn
 from kdjax.errors import ConfigError
 from kdjax.models.known import KNOWN
+from kdjax.models.layers.cache import Recurrent, Slots, Window
 from kdjax.plan import plan as plan_module
 from kdjax.plan.phase import Phase, device_gib
 from kdjax.plan.plan import plan, shapes_of
+from kdjax.plan.rollout import _moved_gib
 from kdjax.plan.show import advice, to_json
 from kdjax.sharding import make_mesh
 from kdjax.train.parts.shapes import Shapes, choose_meshes, held_bytes
@@ -160,10 +162,24 @@ def test_released_checkpoints_are_known_without_a_file():
         "Qwen/Qwen3-1.7B-Base": 1_720_574_976,
         "Qwen/Qwen3-4B": 4_022_468_096,
         "Qwen/Qwen3-8B": 8_190_735_360,
+        "Qwen/Qwen3.5-0.8B": 752_393_024,  # of these and the last, the text parts
+        "Qwen/Qwen3.5-4B": 4_205_751_296,
+        "google/gemma-3-1b-pt": 999_885_952,
+        "google/gemma-3-4b-it": 3_880_263_168,
     }
     for name, count in published.items():
         shapes = models.abstract_params(KNOWN[name].config, np.float32)
         assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
+
+
+def test_a_token_moves_what_its_layers_read():
+    """Half of the slots that a response fills, a window whole, a state twice."""
+    array = jax.device_put(np.zeros((2, 1, 16, 4), np.float32))
+    bytes_of = [
+        _moved_gib(layer, 4, 12) * GIB
+        for layer in (Slots(array, array), Window(array, array), Recurrent(array, array))
+    ]
+    assert bytes_of == [2 * 512 * 10 / 16, 2 * 512, 4 * 512]
 
 
 def test_an_unknown_model(tiny):

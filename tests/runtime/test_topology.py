@@ -43,11 +43,12 @@ def installed(target: str) -> bool:
 
 
 PRESET = runpy.run_path(str(ROOT / "configs/paper/qwen3_4b_to_06b.py"))["get_config"]()
-PLANS = {
-    "h100": PRESET,
-    # the step alone: the rollout's program takes as long to compile again
-    "v5e:4x4": dataclasses.replace(PRESET, prefix="dataset"),
+PAIRS = {
+    "Qwen3": (PRESET.student, PRESET.teacher),
+    "Qwen3.5": ("Qwen/Qwen3.5-0.8B-Base", "Qwen/Qwen3.5-4B"),
+    "Gemma 3": ("google/gemma-3-1b-pt", "google/gemma-3-4b-it"),
 }
+PLANS = [("h100", "Qwen3"), *(("v5e:4x4", pair) for pair in PAIRS)]
 
 compiled_for = pytest.mark.parametrize(
     "target",
@@ -99,12 +100,14 @@ def test_memory_grows_by_the_gradient_of_hidden_states_alone(target):
     assert large - small < 3 * hidden + 0.01
 
 
-def attention_gib(target: str, impl: str, window: int | None, length: int = 4096) -> float:
-    """GiB of temporaries of attention and its gradients: 2 rows, 16/8 heads of 128, bfloat16."""
+def attention_gib(target: str, impl: str, window: int | None, heads=(16, 8, 128)) -> float:
+    """GiB of temporaries of attention and its gradients: 2 rows of 4,096, bfloat16; heads: of
+    queries, of keys, their dimension."""
     mesh = make_mesh(topology.devices(target)[:1])
+    queries, keys, head_dim = heads
     shapes = [
-        jax.ShapeDtypeStruct((2, length, heads, 128), jnp.bfloat16, sharding=replicated(mesh))
-        for heads in (16, 8, 8)
+        jax.ShapeDtypeStruct((2, 4096, count, head_dim), jnp.bfloat16, sharding=replicated(mesh))
+        for count in (queries, keys, keys)
     ]
 
     def loss(q, k, v):
@@ -115,7 +118,10 @@ def attention_gib(target: str, impl: str, window: int | None, length: int = 4096
     return program.memory_analysis().temp_size_in_bytes / 2**30
 
 
-@pytest.mark.parametrize("window", [None, 1024])
+@pytest.mark.parametrize(
+    ("window", "heads"),
+    [(None, (16, 8, 128)), (1024, (16, 8, 128)), (None, (8, 2, 256)), (512, (4, 1, 256))],
+)
 @pytest.mark.parametrize(
     "target",
     [
@@ -123,9 +129,10 @@ def attention_gib(target: str, impl: str, window: int | None, length: int = 4096
         for t in TPUS
     ],
 )
-def test_auto_is_splash_on_a_tpu_and_fits(target, window):
-    """The kernel and its gradients compile, in no more than the recomputed chunks would hold."""
-    assert attention_gib(target, "auto", window) < 0.40
+def test_auto_is_splash_on_a_tpu_and_fits(target, window, heads):
+    """The kernel and its gradients compile, in no more than the recomputed chunks would hold: heads
+    of Qwen3, Qwen3.5-0.8B and Gemma 3 1B."""
+    assert attention_gib(target, "auto", window, heads) < 0.40
 
 
 @compiled_for
@@ -180,22 +187,30 @@ def test_decoding_writes_its_cache_in_place(target, kv_cache, rows):
 
 
 @pytest.mark.parametrize(
-    "target",
+    ("target", "pair"),
     [
-        pytest.param(t, marks=pytest.mark.skipif(not installed(t), reason=f"{t}: {REASON}"))
-        for t in PLANS
+        pytest.param(*case, marks=pytest.mark.skipif(not installed(case[0]), reason=REASON))
+        for case in PLANS
     ],
 )
-def test_the_paper_s_preset_fits(target):
-    """The pair at 1,024 + 4,096 tokens: it compiles and fits; no device holds its tokens times the
+def test_a_pair_at_the_paper_s_settings_fits(target, pair):
+    """At 1,024 + 4,096 tokens it compiles and fits; no device holds its tokens times the
     vocabulary; what is gathered is a layer's weights, or a table's."""
-    made = plan(PLANS[target], target)
+    student, teacher = PAIRS[pair]
+    config = dataclasses.replace(PRESET, student=student, teacher=teacher)
+    if target != "h100":  # the step alone: the rollout's program takes as long to compile again
+        config = dataclasses.replace(config, prefix="dataset")
+    made = plan(config, target)
     assert made.fits, made.total_gib("step")
-    assert 0 < widest_rows(made.step_text, KNOWN[PRESET.student].tokens) <= made.head_chunk
-    assert widest_rows(made.step_text, 151_936) <= max(made.head_chunk, 2560)  # a table, turned
+    tables = {KNOWN[name].config.vocab_size for name in (student, teacher)}
+    tokens = min(KNOWN[name].tokens for name in (student, teacher))
+    assert widest_rows(made.step_text, tokens) > 0
+    for columns in {tokens, *tables}:
+        most = max(made.head_chunk, 2560) if columns in tables else made.head_chunk
+        assert widest_rows(made.step_text, columns) <= most  # a table, turned
     shapes = [
         leaf.shape
-        for name in (PRESET.student, PRESET.teacher)
+        for name in (student, teacher)
         for leaf in jax.tree.leaves(abstract_params(KNOWN[name].config, jnp.bfloat16))
     ]
     weights = {frozenset(shape[-2:]) for shape in shapes}
