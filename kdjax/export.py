@@ -14,8 +14,10 @@ from jax.typing import DTypeLike
 from kdjax import models
 from kdjax.base import Params
 from kdjax.config.as_json import from_dict, trained_by
-from kdjax.config.schema import Config
+from kdjax.config.schema import Config, teacher_models
 from kdjax.config.validation import check_types
+from kdjax.data.tokenizer import Wording, load_tokenizer
+from kdjax.data.tokenizer_folder import read_tokenizer
 from kdjax.errors import ConfigError, DataError
 from kdjax.models.lora import Student, adapter_of, make_lora, write_adapter
 from kdjax.models.shape import DecoderConfig
@@ -41,13 +43,24 @@ def export(
     run: str | Path, out: str | Path, dtype: DTypeLike = jnp.float32, step: str = NEWEST
 ) -> None:
     """Write a checkpoint's student to `out` in `dtype`, with its initial model's config and
-    tokenizer; step as in `load_run`.
+    tokenizer, and the chat template that it was trained with; step as in `load_run`.
 
     Errors: DataError when `run` holds no such checkpoint, StorageError when `out` exists and is not
     empty.
     """
     config, params = load_run(run, step)
-    models.write_folder(Path(out), params, models.find(config.student), dtype)
+    folder = models.find(config.student)
+    models.write_folder(Path(out), params, folder, dtype, chat_template=_template(config, folder))
+
+
+def _template(config: Config, folder: Path) -> str | None:
+    """The chat template of a run whose student has none of its own; None: it is the student's."""
+    named, first = config.data.chat_template, next(iter(teacher_models(config).values()))
+    if named is None and (first is None or read_tokenizer(folder).chat_template):
+        return None
+    spare = models.find(first) if named is None and first is not None else None
+    wording = Wording(chat_template=named)
+    return load_tokenizer(folder, wording, spare_template=spare).template
 
 
 def export_adapter(run: str | Path, out: str | Path, step: str = NEWEST) -> None:

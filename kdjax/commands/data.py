@@ -23,7 +23,9 @@ def run(args: list[str]) -> None:
     asked = override(DataCheck(), rest, usage)
     file, student = new_file(out), None
     if asked.student is not None:
-        wording = Wording(asked.prompt_template, asked.system_prompt, asked.thinking)
+        wording = Wording(
+            asked.prompt_template, asked.system_prompt, asked.thinking, asked.chat_template
+        )
         student = load_tokenizer(models.find(asked.student), wording)
     found = check(target, asked.columns, asked.against, student)
     if file is not None:

@@ -69,7 +69,8 @@ class Data:
     run is refused at its start, or such problems are left out and counted.
     prompt_template, system_prompt and thinking (Qwen3's switch in the chat template) are how every
     prompt is put, in training, gate and evaluation, to student and teacher; {prompt} stands for the
-    problem, and other braces are text.
+    problem, and other braces are text. chat_template: `plain` or a jinja file, in place of the
+    models' own; a base model often has none.
     """
 
     task: str = "calc"
@@ -83,6 +84,7 @@ class Data:
     prompt_template: str = "{prompt}"
     system_prompt: str | None = None
     thinking: bool = False
+    chat_template: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,6 +23,7 @@ from kdjax.config.schema import (
     teacher_models,
 )
 from kdjax.config.timetable import Method, timetable
+from kdjax.data.chat.named import PLAIN, SUFFIX
 from kdjax.data.sources.mapping import mapping_of
 from kdjax.errors import ConfigError, without_secrets
 from kdjax.grading.rewards import math as math_reward
@@ -158,6 +159,11 @@ def _check_prompts(data: Data) -> None:
     if data.system_prompt is not None and not data.system_prompt.strip():
         raise ConfigError(
             f"data.system_prompt must be a text, got {data.system_prompt!r}; leave it out for none"
+        )
+    named = data.chat_template
+    if named is not None and named != PLAIN and not named.endswith(SUFFIX):
+        raise ConfigError(
+            f"data.chat_template must be {PLAIN} or the path of a {SUFFIX} file, got {named!r}"
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdjax.data.chat.conversations import Rendered, ids_of
+from kdjax.data.chat.named import named_template
 from kdjax.data.chat.template import (
     end_of_answers,
     open_template,
@@ -40,7 +41,8 @@ class Tokenizer(NamedTuple):
       are more where the other model of a pair has only the first of them.
     - fingerprint: equal for tokenizers that give equal ids.
     - cutting: (name, hash) of each part that decides how text is cut, whatever the tokens.
-    - folder, template_folder: where it is from, and its chat template.
+    - folder, template_folder: where it is from, and its chat template (a folder, or what the
+      wording names); template: that template's text.
     """
 
     render: Callable[[str], str]
@@ -58,6 +60,7 @@ class Tokenizer(NamedTuple):
     cutting: tuple[tuple[str, str], ...]
     folder: str
     template_folder: str
+    template: str
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """`encode_prompts` of one."""
@@ -70,8 +73,9 @@ class Tokenizer(NamedTuple):
 
 class Wording(NamedTuple):
     """How a prompt is made of a problem: the template of the user turn ({prompt} is replaced, any
-    other brace is text), the system turn (None: there is none), and the chat template's
-    enable_thinking (Qwen3's closes the thinking part itself where it is False).
+    other brace is text), the system turn (None: there is none), the chat template's enable_thinking
+    (Qwen3's closes the thinking part itself where it is False), and a chat template in place of the
+    tokenizer's own (None: that), as in `named_template`.
 
     >>> Wording("{prompt} Answer in \\\\boxed{}.").user_turn("1+1=?")
     '1+1=? Answer in \\\\boxed{}.'
@@ -80,6 +84,7 @@ class Wording(NamedTuple):
     prompt_template: str = "{prompt}"
     system_prompt: str | None = None
     thinking: bool = False
+    chat_template: str | None = None
 
     def user_turn(self, prompt: str) -> str:
         return self.prompt_template.replace("{prompt}", prompt)
@@ -97,19 +102,24 @@ def load_tokenizer(
 ) -> Tokenizer:
     """The tokenizer of a Hugging Face folder, with prompts in this wording.
 
-    Where the folder has no chat template, that of the folder spare_template is used. Errors:
-    DataError when files are missing, or the chat template is, or its place for a system prompt;
-    ConfigError without a stop id.
+    Where neither wording nor folder has a chat template, that of the folder spare_template is used.
+    Errors: DataError when files are missing, or the chat template is, or its place for a system
+    prompt; ConfigError without a stop id.
     """
-    folder = template_folder = Path(folder)
-    hf = read_tokenizer(folder)
+    folder = Path(folder)
+    hf, template_folder = read_tokenizer(folder), str(folder)
     stops = stop_ids(folder, hf)
-    if not hf.chat_template and spare_template is not None:
-        template_folder = Path(spare_template)
-        hf.chat_template = read_tokenizer(template_folder).chat_template
+    if wording.chat_template is not None:
+        with trusting(folder):
+            hf.chat_template = named_template(wording.chat_template, hf)
+        template_folder = wording.chat_template
+    elif not hf.chat_template and spare_template is not None:
+        template_folder = str(spare_template)
+        hf.chat_template = read_tokenizer(Path(spare_template)).chat_template
     if not hf.chat_template:
         raise DataError(
-            f"{folder}: the tokenizer has no chat template; add chat_template.jinja to the folder"
+            f"{folder}: the tokenizer has no chat template; add chat_template.jinja to the folder,"
+            " or name one: --data.chat_template plain (or a jinja file)"
         )
     template = open_template(folder, hf, wording.system_prompt, wording.thinking)
     codec, shown, end = template.codec, shown_prompt(template), end_of_answers(template)
@@ -136,7 +146,8 @@ def load_tokenizer(
             full_size=size,
             **identity(hf),
             folder=str(folder),
-            template_folder=str(template_folder),
+            template_folder=template_folder,
+            template=hf.get_chat_template(),
         )
 
 
@@ -154,7 +165,8 @@ def load_pair(
     student = load_tokenizer(student_folder, wording, spare_template=teacher_folder)
     teacher = load_tokenizer(teacher_folder, wording, spare_template=student_folder)
     size = shared_vocabulary(student, teacher)
-    if student.template_folder != student.folder and student.full_size != teacher.full_size:
+    borrowed = wording.chat_template is None and student.template_folder != student.folder
+    if borrowed and student.full_size != teacher.full_size:
         raise DataError(
             f"{student_folder}: the tokenizer has no chat template, and the teacher's is written in"
             f" another vocabulary ({student.full_size} and {teacher.full_size} tokens);"

@@ -14,7 +14,7 @@ import jax
 from kdjax import models
 from kdjax.config.schema import Config, teacher_models
 from kdjax.config.timetable import Timetable, timetable
-from kdjax.data.tokenizer import load_tokenizer
+from kdjax.data.tokenizer_folder import read_tokenizer, stop_ids
 from kdjax.errors import ConfigError
 from kdjax.models.known import KNOWN, Known
 from kdjax.models.lora import join
@@ -117,5 +117,6 @@ def _known(name: str) -> Known:
     if name in KNOWN:
         return KNOWN[name]
     folder = models.find(name)
-    tokenizer = load_tokenizer(folder)
-    return Known(models.read_config(folder), tokenizer.stop_ids, tokenizer.size)
+    tokenizer = read_tokenizer(folder)  # a base model without a chat template is planned, too
+    tokens = max(tokenizer.get_vocab().values()) + 1
+    return Known(models.read_config(folder), stop_ids(folder, tokenizer), tokens)

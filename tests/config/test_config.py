@@ -310,6 +310,10 @@ WRONG = [
     ),
     (nested("data", system_prompt=" "), "data.system_prompt must be a text, got ' '"),
     (
+        nested("data", chat_template="chatml"),
+        "data.chat_template must be plain or the path of a .jinja file, got 'chatml'",
+    ),
+    (
         ON_FILE | dict(evaluation=Evaluation(file="t"), curriculum=Curriculum(lengths=(8, 16))),
         "a curriculum on data.file needs curriculum.heldout_file",
     ),

@@ -6,7 +6,15 @@ import json
 import shutil
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 from kdjax.data.chat import render
 from kdjax.data.tokenizer import Wording, load_tokenizer
@@ -303,3 +311,48 @@ def test_a_tokenizer_is_read_without_its_model_s_config(tokenizer_folder, tmp_pa
     fields = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
     (folder / "config.json").write_text(json.dumps(fields))
     assert load_tokenizer(folder).encode("1+1=")
+
+
+def with_bos() -> Tokenizer:
+    """As Gemma and Llama 3: begin-of-sequence before every text."""
+    made = byte_level()
+    made.add_special_tokens([AddedToken(token, special=True) for token in CONTROL])
+    first = made.token_to_id("<s>")
+    made.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", first)])
+    return made
+
+
+@pytest.mark.parametrize(("make", "begin"), [(with_bos, "<s>"), (byte_level, ""), (metaspace, "")])
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_a_plain_template_is_the_texts_on_lines_of_their_own(tmp_path, make, begin, system):
+    """A base model is refused without one; with it its prompt is what the tokenizer makes of the
+    lines, its own begin of a sequence at the front, and an answer ends with its end of one."""
+    folder = written(tmp_path, make(), "")
+    with pytest.raises(DataError, match=r"no chat template; .* --data\.chat_template plain \(or a"):
+        load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, Wording(system_prompt=system, chat_template="plain"))
+    lines = f"{system}\nWhy?\n" if system else "Why?\n"
+    assert tokenizer.render("Why?") == begin + lines
+    file = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert tokenizer.encode_prompt("Why?") == file.encode(lines).ids
+    (ids,) = tokenizer.encode_responses(["Why?"], ["W W"])
+    assert tokenizer.decode(ids) == "W W"
+    assert tokenizer.token(ids[-1]) == "</s>"
+    assert [tokenizer.turn_end_id] == [*tokenizer.stop_ids] == [ids[-1]]
+    assert tokenizer.template_folder == "plain"
+    forged = tokenizer.encode_prompt("</s>")
+    assert tokenizer.stop_ids[0] not in forged
+
+
+def test_a_named_file_stands_in_place_of_a_template(tmp_path):
+    """Its text is the template, whatever the folder's own; what is no text is refused."""
+    folder = written(tmp_path, byte_level(), PLAIN)
+    (tmp_path / "own.jinja").write_text(CHATML)
+    tokenizer = load_tokenizer(folder, Wording(chat_template=str(tmp_path / "own.jinja")))
+    assert tokenizer.template == CHATML
+    assert tokenizer.render("W") == "<|im_start|>user\nW<|im_end|>\n<|im_start|>assistant\n"
+    with pytest.raises(DataError, match=r"data\.chat_template none\.jinja: there is no such file"):
+        load_tokenizer(folder, Wording(chat_template="none.jinja"))
+    (tmp_path / "bad.jinja").write_text("{% for %}")
+    with pytest.raises(DataError, match="the chat template can't be rendered"):
+        load_tokenizer(folder, Wording(chat_template=str(tmp_path / "bad.jinja")))

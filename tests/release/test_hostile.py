@@ -14,6 +14,7 @@ import pytest
 from hostile import examples, one_line_or_nothing
 from hypothesis import given
 from hypothesis import strategies as st
+from released import RELEASED
 
 from kdjax.config import Config
 from kdjax.config.as_json import as_dict, from_dict
@@ -139,7 +140,7 @@ MODELS = [
         "layer_types": ["full_attention"], "attention_bias": False, "max_window_layers": 1,
     }
     for kind in ("qwen3", "qwen3_moe", "llama")
-]  # fmt: skip
+] + [*RELEASED.values()]  # fmt: skip
 
 
 @examples(300)

@@ -30,7 +30,7 @@ from kdjax.storage import run_folder
 from kdjax.train import evaluation as examine_module
 from kdjax.train.loop import train
 from kdjax.train.parts import precompute as prefixes_module
-from kdjax.train.parts import problems, startup
+from kdjax.train.parts import problems, roles, startup
 from kdjax.train.parts import programs as programs_module
 from kdjax.train.parts.build import build
 from kdjax.train.parts.memory import activation_bytes, rows_at_once, sampling_bytes
@@ -154,6 +154,41 @@ def test_a_missing_template_is_said(tiny, tokenizer, whose):
     said = facts(tiny)
     assert said["prompt as rendered 0"] == repr(tokenizer.render("1+1="))
     assert said["note 0"].startswith(f"the {whose} has no chat template; ")
+
+
+def test_a_named_template_serves_all(tiny):
+    """Where no model has one, or in place of theirs: it is said, and read by student and teacher;
+    a file of another text is another run's."""
+    for folder in (tiny.student, tiny.teacher):
+        (Path(folder) / "chat_template.jinja").unlink()
+    plain = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, chat_template="plain"))
+    said = facts(plain)
+    assert said["prompt as rendered 0"] == repr("1+1=\n")
+    assert said["chat template 0"].startswith("plain (data.chat_template), of student, teachers")
+    assert "note 0" not in said
+    parts = build(plain)
+    assert parts.teachers[""].role.tokenizer.render("1") == parts.tokenizer.render("1") == "1\n"
+    path = Path(tiny.student).parent / "own.jinja"
+    path.write_text("{{ messages[0]['content'] }}:")
+    named = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, chat_template=str(path)))
+    before = roles.identities(named)
+    assert before.keys() - roles.identities(plain).keys() == {"data.chat_template"}
+    path.write_text("{{ messages[0]['content'] }};")
+    changed = {name for name, now in roles.identities(named).items() if before[name] != now}
+    assert changed == {"data.chat_template"}
+
+
+def test_a_scaling_that_is_not_computed_beyond_the_context_stops_a_run(tiny):
+    """Dynamic frequencies are plain up to the trained context: longer rows are refused by name."""
+    dynamic = {"rope_type": "dynamic", "factor": 4.0}
+    edit_json(
+        Path(tiny.student) / "config.json", max_position_embeddings=24 + 8, rope_scaling=dynamic
+    )
+    longest = dataclasses.replace(tiny.evaluation, max_new_tokens=8)
+    startup.report(build(dataclasses.replace(tiny, evaluation=longest)))
+    longest = dataclasses.replace(tiny.evaluation, max_new_tokens=9)
+    with pytest.raises(DataError, match=r"student may read 24 \+ 9 .* is 32: .* of type dynamic"):
+        startup.report(build(dataclasses.replace(tiny, evaluation=longest)))
 
 
 def test_without_a_teacher(tiny):

@@ -62,6 +62,7 @@ class DataCheck:
     prompt_template: str = "{prompt}"
     system_prompt: str | None = None
     thinking: bool = False
+    chat_template: str | None = None
 
 
 def check(

@@ -271,12 +271,17 @@ def _checked(values: Fields, where: str) -> DecoderConfig:
             f"{where}: linear_num_value_heads must be a multiple of linear_num_key_heads, got"
             f" {config.linear_num_value_heads} and {config.linear_num_key_heads}"
         )
-    pairs = int(config.head_dim * config.partial_rotary_factor) // 2
-    factors = config.rope_scaling.short_factor if config.rope_scaling else ()
-    if factors and len(factors) != pairs:
+    turning = int(config.head_dim * config.partial_rotary_factor)
+    if turning % 2 or not 0 < turning <= config.head_dim:
         raise DataError(
-            f"{where}: short_factor of rope_scaling has {len(factors)} entries, and {pairs} pairs"
-            " of a head turn"
+            f"{where}: by partial_rotary_factor {turning} of {config.head_dim} entries of a head"
+            " turn, which must be even, and some"
+        )
+    factors = config.rope_scaling.short_factor if config.rope_scaling else ()
+    if factors and 2 * len(factors) != turning:
+        raise DataError(
+            f"{where}: short_factor of rope_scaling has {len(factors)} entries, and {turning // 2}"
+            " pairs of a head turn"
         )
     if not 0 <= config.num_experts_per_tok <= config.num_experts:
         raise DataError(f"{where}: num_experts_per_tok must be at most num_experts")

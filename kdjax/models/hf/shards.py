@@ -30,6 +30,7 @@ def write_folder(
     dtype: DTypeLike = jnp.float32,
     shard_bytes: int = SHARD_BYTES,
     fields: dict[str, Any] | None = None,
+    chat_template: str | None = None,
 ) -> None:
     """Write a Hugging Face folder: parameters with the config and tokenizer of another.
 
@@ -43,6 +44,7 @@ def write_folder(
         dtype: that of the file.
         shard_bytes: of one file, unless one tensor is larger.
         fields: the config.json to write in place of that of `source`.
+        chat_template: the text to write in place of that of `source`.
 
     Errors: StorageError; DataError where `source` is of another shape.
     """
@@ -62,6 +64,8 @@ def write_folder(
             found = member(source, name)
             if found is not None:
                 shutil.copyfile(found, partial / name)
+        if chat_template is not None:
+            (partial / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
         _write_weights(partial, params, places, dtype, shard_bytes)
 
 

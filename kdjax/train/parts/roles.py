@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 from kdjax import models
 from kdjax.config.schema import Config, Data, teacher_models
+from kdjax.data.chat.named import PLAIN
 from kdjax.data.tokenizer import Tokenizer, Wording, load_pair, load_tokenizer
 from kdjax.errors import ConfigError
 from kdjax.models.shape import DecoderConfig
+from kdjax.runtime import files
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +72,9 @@ def resolve(config: Config, at_most: int | None = None) -> Roles:
     }
     by_tag = {tag: None if name is None else teachers[name] for tag, name in names.items()}
     return Roles(
-        Role(config.student, folder, own), by_tag, _reference(config.reference, folder, own.size)
+        Role(config.student, folder, own),
+        by_tag,
+        _reference(config.reference, folder, own.size, wording),
     )
 
 
@@ -87,11 +91,11 @@ def _shared_size(pairs: dict[str, tuple[Tokenizer, Tokenizer]]) -> int:
     return size
 
 
-def _reference(name: str | None, student: Path, size: int) -> Role | None:
+def _reference(name: str | None, student: Path, size: int, wording: Wording) -> Role | None:
     if name is None:
         return None
     folder = models.find(name)
-    own, theirs = load_pair(student, folder)
+    own, theirs = load_pair(student, folder, wording)
     if own.size < size:
         raise ConfigError(
             f"reference {name} has {own.size} of the {size} tokens that"
@@ -101,17 +105,22 @@ def _reference(name: str | None, student: Path, size: int) -> Role | None:
 
 
 def identities(config: Config) -> dict[str, str]:
-    """The identity of each model of a config, by the name of its role; no weight is loaded."""
+    """The identity of each model of a config, by the name of its role, and of a chat template that
+    is a file; no weight is loaded."""
     named = {"student": config.student, "reference": config.reference}
     named |= {title(tag): name for tag, name in teacher_models(config).items()}
-    return {
+    found = {
         role: models.identity(models.find(name)) for role, name in named.items() if name is not None
     }
+    template = config.data.chat_template
+    if template not in (None, PLAIN):
+        found["data.chat_template"] = files.digest(files.read_text(Path(template)))
+    return found
 
 
 def wording_of(data: Data) -> Wording:
     """The wording of a config's prompts."""
-    return Wording(data.prompt_template, data.system_prompt, data.thinking)
+    return Wording(data.prompt_template, data.system_prompt, data.thinking, data.chat_template)
 
 
 def title(tag: str) -> str:

@@ -19,6 +19,7 @@ from kdjax.losses.composition import describe
 from kdjax.models import DecoderConfig, context_tokens
 from kdjax.models.hf.stored import about_untied
 from kdjax.models.quantized import parameter_total
+from kdjax.models.shape import WITHIN_CONTEXT
 from kdjax.rollouts.levels import levels
 from kdjax.runtime.files import json_object
 from kdjax.sharding import (
@@ -61,7 +62,7 @@ def report(parts: Parts) -> str:
     others = {name: t.role.tokenizer for name, t in live.items() if t.role is not None}
     lines = [
         *_about_problems(parts),
-        *_about_prompts(own, others),
+        *_about_prompts(own, others, parts.config.data.chat_template),
         *_about_stops(own, others, plan.stops),
         *_about_shapes(parts, live),
         _about_vocabulary(read, own.size),
@@ -91,17 +92,27 @@ def _about_context(
     config: Config, shapes: dict[str, DecoderConfig], longest: dict[str, int]
 ) -> Iterator[str]:
     """A warning for each model, by its role, that may read more tokens than it was made for; with
-    the longest response by its field."""
+    the longest response by its field. Errors: DataError where it would be computed otherwise there
+    than here."""
     prompt = config.data.max_prompt_tokens
-    for role, context in ((role, context_tokens(shape)) for role, shape in shapes.items()):
+    for role, shape in shapes.items():
+        context, scaling = context_tokens(shape), shape.rope_scaling
         for field, response in longest.items():
-            if prompt + response > context:
-                yield (
-                    f"warning: the {role} may read {prompt} + {response} tokens"
-                    f" (data.max_prompt_tokens + {field}), and its context is {context}"
-                    " (max_position_embeddings): beyond it a model's text is often worthless;"
-                    " lower the limits, or take one of a longer context"
+            if prompt + response <= context:
+                continue
+            said = (
+                f"the {role} may read {prompt} + {response} tokens (data.max_prompt_tokens +"
+                f" {field}), and its context is {context}"
+            )
+            if scaling is not None and scaling.rope_type in WITHIN_CONTEXT:
+                raise DataError(
+                    f"{said}: its rope_scaling of type {scaling.rope_type} is computed up to there"
+                    " alone; lower the limits"
                 )
+            yield (
+                f"warning: {said} (max_position_embeddings): beyond it a model's text is often"
+                " worthless; lower the limits, or take one of a longer context"
+            )
 
 
 def _about_problems(parts: Parts) -> Iterator[str]:
@@ -205,18 +216,23 @@ def self_test(
     return largest
 
 
-def _about_prompts(own: Tokenizer, others: dict[str, Tokenizer]) -> list[str]:
+def _about_prompts(own: Tokenizer, others: dict[str, Tokenizer], named: str | None) -> list[str]:
     rendered = own.render(PROMPT)
     lines = [f"prompt as rendered: {rendered!r}"]
+    if named is not None:
+        lines.append(
+            f"chat template: {named} (data.chat_template), of student, teachers and evaluation; an"
+            " export holds it"
+        )
     for name, other in others.items():
         elsewhere = other.render(PROMPT)
         if elsewhere != rendered:
             lines.append(
                 f"note: the {name}'s own template renders {elsewhere!r}; it reads the student's"
             )
-        if own.template_folder == other.folder != own.folder:
+        if named is None and own.template_folder == other.folder != own.folder:
             lines.append(f"note: the student has no chat template; the {name}'s is used")
-        if other.template_folder != other.folder:
+        if named is None and other.template_folder != other.folder:
             lines.append(f"note: the {name} has no chat template; it reads the student's")
         if own.full_size == other.full_size == own.size:
             lines.append(f"tokenizers: student and {name} agree id by id ({own.size} tokens)")

@@ -10,8 +10,17 @@ from released import RELEASED
 from shapes import SHAPES
 from tiny import tiny_config
 
+from kdjax.errors import DataError
 from kdjax.models.hf.config import from_fields, to_fields
-from kdjax.models.shape import FULL, LINEAR, SLIDING, DecoderConfig, Rope, layer_kinds
+from kdjax.models.shape import (
+    FULL,
+    LINEAR,
+    SLIDING,
+    DecoderConfig,
+    Rope,
+    context_tokens,
+    layer_kinds,
+)
 
 
 def theirs(fields: dict[str, Any], folder) -> Any:
@@ -119,3 +128,94 @@ def test_what_is_written_is_read_again(name, tmp_path):
     written = json.loads(json.dumps(to_fields(config)))
     assert from_fields(written, name) == config
     assert read(config) == read_by_transformers(theirs(written, tmp_path))
+
+
+GEMMA, GEMMA_OUTER = "google/gemma-3-270m", "google/gemma-3-4b-it"
+QWEN, SMOL, OLMO = "Qwen/Qwen3.5-0.8B", "HuggingFaceTB/SmolLM3-3B", "allenai/Olmo-3-1025-7B"
+WINDOWED = "Qwen2.5, windows from layer 10 on"
+LONG = {"rope_type": "longrope", "factor": 4.0, "short_factor": [1.0] * 3, "long_factor": [2.0] * 3}
+REFUSED = [
+    (GEMMA, {"attn_logit_softcapping": 50.0}, "Gemma3ForCausalLM: attn_logit_softcapping=50.0"),
+    (GEMMA, {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
+    (GEMMA, {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
+    (GEMMA, {"hidden_activation": "relu2"}, "hidden_activation='relu2'"),
+    (GEMMA, {"sliding_window": None}, "layer_types holds 'sliding_attention', but there is no"),
+    (GEMMA, {"layer_types": [FULL] * 17}, "layer_types has 17 entries, but there are 18 hidden"),
+    (
+        GEMMA, {"layer_types": [FULL] * 17 + ["chunked_attention"]},
+        "holds 'chunked_attention'; layers of Gemma3ForCausalLM are full_attention or sliding_",
+    ),
+    (
+        GEMMA, {"rope_parameters": {FULL: {"rope_type": "su"}, SLIDING: {}}},
+        "not supported for Gemma3ForCausalLM: rope_scaling={'rope_type': 'su'}",
+    ),
+    (
+        GEMMA, {"rope_parameters": {FULL: {}, SLIDING: {"rope_type": "linear", "factor": 2.0}}},
+        "rope_scaling={'rope_type': 'linear', 'factor': 2.0}",
+    ),
+    (GEMMA, {"rope_scaling": LONG}, "short_factor of rope_scaling has 3 entries, and 128 pairs"),
+    (GEMMA, {"rope_scaling": LONG | {"short_factor": ["1"]}}, "must be a list of numbers above 0"),
+    (GEMMA_OUTER, {"text_config": [1]}, "text_config must be an object, got [1]"),
+    (GEMMA_OUTER, {"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4}"),
+    (QWEN, {"architectures": ["Qwen3_5MoeForConditionalGeneration"]}, "architecture Qwen3_5Moe"),
+    (QWEN, {"attn_output_gate": False}, "Qwen3_5ForConditionalGeneration: attn_output_gate=False"),
+    (QWEN, {"hidden_act": "gelu"}, "hidden_act='gelu'"),  # its convolutions have it, too
+    (QWEN, {"linear_num_key_heads": 0}, "missing or 0: linear_num_key_heads"),
+    (QWEN, {"linear_num_key_heads": 5}, "linear_num_value_heads must be a multiple of linear_num"),
+    (QWEN, {"layer_types": [SLIDING] * 24}, "holds 'sliding_attention'; layers of Qwen3_5"),
+    (QWEN, {"rope_parameters": {"partial_rotary_factor": 1.5}}, "a head turn, which must be even"),
+    (SMOL, {"no_rope_layers": [1] * 35}, "no_rope_layers has 35 entries, but there are 36"),
+    (SMOL, {"no_rope_layers": [1] * 35 + [2]}, "no_rope_layers must be a list of 0 and 1"),
+    (OLMO, {"mlp_bias": True}, "not supported for Olmo3ForCausalLM: mlp_bias=True"),
+    (OLMO, {"hidden_size": None}, "missing or 0: head_dim, hidden_size"),
+    (
+        WINDOWED, {"use_sliding_window": False, "layer_types": [SLIDING] * 24},
+        "but there is no window: use_sliding_window is false",
+    ),
+    (WINDOWED, {"num_hidden_layers": 10**6}, "1000000 layers; at most 4096 are read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"), REFUSED, ids=[f"{n}, {next(iter(c))}" for n, c, _ in REFUSED]
+)
+def test_what_would_be_computed_otherwise_is_refused_by_name(name, changes, says):
+    """In the config of a released checkpoint, or in that of its text part: one line."""
+    fields = dict(RELEASED[name])
+    part = fields.get("text_config", {})
+    if part and not fields.keys() & changes.keys() and "quantization_config" not in changes:
+        fields["text_config"] = part | changes
+    else:
+        fields |= changes
+    with pytest.raises(DataError) as caught:
+        from_fields(fields, "config.json")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [
+        ("meta-llama/Llama-3.2-1B", 131_072), (OLMO, 65_536), (GEMMA_OUTER, 131_072),
+        (SMOL, 65_536), (QWEN, 262_144),
+    ],
+)  # fmt: skip
+def test_the_context_of_released_checkpoints(name, tokens):
+    """The declared one, which holds the stretch of Llama 3.2, Olmo 3 and Gemma 3 already."""
+    assert context_tokens(from_fields(RELEASED[name], name)) == tokens
+
+
+def test_the_context_that_is_stretched():
+    """YaRN's factor counts where a file declares the trained context; dynamic frequencies and
+    longrope end with it."""
+    fields = RELEASED["Qwen/Qwen3-0.6B"] | {"max_position_embeddings": 32_768}
+    trained = {"original_max_position_embeddings": 16_384}
+    for scaling, tokens in (
+        ({"rope_type": "yarn", "factor": 4.0}, 131_072),
+        ({"rope_type": "linear", "factor": 2.0}, 65_536),
+        ({"rope_type": "dynamic", "factor": 2.0}, 32_768),
+        (LONG | trained | {"short_factor": [1.0] * 64}, 16_384),
+    ):
+        config = from_fields(fields | {"rope_scaling": scaling}, "config.json")
+        assert context_tokens(config) == tokens
+        assert from_fields(to_fields(config), "again") == config
