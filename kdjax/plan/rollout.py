@@ -17,12 +17,13 @@ from kdjax.models.layers.cache import Recurrent, Slots
 from kdjax.plan.phase import GIB, Phase, compiled_program, device_gib, largest_teacher, sent_gib
 from kdjax.rollouts.decoding import Prompts, decoder
 from kdjax.rollouts.levels import Level, levels, prefill_rows
+from kdjax.rollouts.sampler import prefill_tokens
 from kdjax.runtime import topology
 from kdjax.sharding import batch_spec, data_size, replicated, rollout_mesh
 from kdjax.storage.trajectories import CHUNK_ROWS
 from kdjax.train.parts.memory import rows_at_once
 from kdjax.train.parts.programs import Programs
-from kdjax.train.parts.sampling import to_sampler
+from kdjax.train.parts.sampling import cache_bytes, to_sampler
 from kdjax.train.parts.shapes import Shapes
 
 
@@ -46,7 +47,8 @@ def rollout_phase(config: Config, prefix: str, programs: Programs, shapes: Shape
     key = jax.eval_shape(lambda: random_key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
     decode = compiled_program(draws.decode.lower(params, state, key, number, number, level.steps))
-    prompts, wide = _prefixes(mesh, level, prompt, size)
+    tokens = prefill_tokens(model, cache_bytes(config.rollouts.cache_gib, places), mesh)
+    prompts, wide = _prefixes(mesh, level, prompt, size, tokens)
     prefill = compiled_program(draws.prefill.lower(params, state, prompts, number, wide))
 
     batches = -(-rows // size)
@@ -86,10 +88,19 @@ def _placed(shapes: Any, places: Any) -> Any:
     )
 
 
-def _prefixes(mesh: Mesh, level: Level, prompt: int, size: int) -> tuple[Prompts, int]:
-    """(shapes of the prompts that are prefilled at a time when a level begins, their width)."""
+def _prefixes(
+    mesh: Mesh, level: Level, prompt: int, size: int, tokens: float
+) -> tuple[Prompts, int]:
+    """(shapes of the prompts that are prefilled at a time when a level begins, their width).
+
+    Args:
+        mesh: of the sampler.
+        level, prompt: with the longest prompt in tokens.
+        size: rows decoded at a time.
+        tokens: prefilled at a time on a device, at most.
+    """
     wide, devices = prompt + level.first, data_size(mesh)
-    rows = devices * min(prefill_rows(wide), size // devices)
+    rows = devices * min(prefill_rows(wide, tokens), size // devices)
 
     def array(*shape: int):
         return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=batch_spec(mesh))

@@ -86,13 +86,14 @@ def rows_within(budget: float, bytes_a_row: float, most: int, devices: int = 1) 
     return devices * 2 ** (fit.bit_length() - 1)
 
 
-def prefill_rows(widest: int) -> int:
-    """The number of prefixes of a width that a device prefills at a time, a power of two.
+def prefill_rows(widest: int, tokens: float = PREFILL_TOKENS) -> int:
+    """The number of prefixes of a width that a device prefills at a time, a power of two: of at
+    most so many tokens and PREFILL_TOKENS.
 
-    >>> prefill_rows(3000), prefill_rows(9000)
-    (2, 1)
+    >>> prefill_rows(3000), prefill_rows(9000), prefill_rows(300, 1400.0)
+    (2, 1, 4)
     """
-    return 2 ** (max(1, PREFILL_TOKENS // widest).bit_length() - 1)
+    return 2 ** (max(1, int(min(PREFILL_TOKENS, tokens)) // widest).bit_length() - 1)
 
 
 def bucket(longest: int, widest: int) -> int:

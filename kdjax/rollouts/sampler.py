@@ -95,9 +95,10 @@ def open_sampler(
     check_sampling(sampling)
     programs = decoder(model, sampling, vocabulary, mesh)
     devices = 1 if mesh is None else data_size(mesh)
+    at_once = prefill_tokens(model, cache_bytes, mesh)
 
     def draw(params: Params, batch: Batch, key: Key, max_new_tokens: int) -> Samples:
-        work = _Work(programs, params, key, mesh, devices, np.asarray(stop_ids), drawn)
+        work = _Work(programs, params, key, mesh, devices, at_once, np.asarray(stop_ids), drawn)
         growing = _begin(batch, max_new_tokens, vocabulary)
         width = bucket(int(growing.prompt_length_b.max()), growing.prompt_bp.shape[1])
         for level in levels(max_new_tokens):
@@ -119,14 +120,22 @@ def row_bytes(model: Model, slots: int, mesh: Mesh | None = None) -> float:
     return total
 
 
+def prefill_tokens(model: Model, cache_bytes: float, mesh: Mesh | None = None) -> float:
+    """Tokens that a device prefills at a time, at most: their keys and values, which are made apart
+    from the cache, take a quarter of its memory."""
+    return cache_bytes / 4 / row_bytes(model, 1, mesh)
+
+
 class _Work(NamedTuple):
-    """The settings that all batches of a draw share."""
+    """The settings that all batches of a draw share; at_once: tokens that are prefilled at a time,
+    at most."""
 
     programs: Decoder
     params: Params
     key: Key
     mesh: Mesh | None
     devices: int
+    at_once: float
     stop_ids: np.ndarray
     drawn: Drawn
 
@@ -270,7 +279,7 @@ def _prompts(
 
     def too_many(count: int) -> bool:
         most = max(prefilled(at, count) for at in range(0, rows.shape[1], count))
-        return most > prefill_rows(widest)
+        return most > prefill_rows(widest, work.at_once)
 
     while count > 1 and too_many(count):
         count = 1 if count % 2 else count // 2  # equal pieces, so that they are one program

@@ -62,5 +62,6 @@ def test_buckets_hold():
     """The narrowest of three widths; more than the widest is the caller's mistake."""
     assert [bucket(n, 64) for n in (1, 16, 17, 32, 33, 64)] == [16, 16, 32, 32, 64, 64]
     assert [prefill_rows(n) for n in (1, 64, 4096, 8192, 9000)] == [8192, 128, 2, 1, 1]
+    assert [prefill_rows(320, tokens) for tokens in (1.0, 1456.4, 1e9)] == [1, 4, 16]
     with pytest.raises(StopIteration):
         bucket(65, 64)
