@@ -18,8 +18,8 @@ while (($# > 0)); do
   esac
 done
 case "$device" in
-  cpu) config=configs/real/smollm2.py study=runs/real/study extras=real problems=48; export JAX_PLATFORMS=cpu ;;
-  gpu) config=configs/real/smollm2_gpu.py study=runs/real/study_gpu extras=real,cuda problems=512 ;;
+  cpu) config=configs/real/smollm2.py study=runs/real/smollm2 extras=real problems=48; export JAX_PLATFORMS=cpu ;;
+  gpu) config=configs/real/smollm2_gpu.py study=runs/real/smollm2_gpu extras=real,cuda problems=512 ;;
   *) mistake "--device is cpu or gpu, got $device" ;;
 esac
 install "$extras"

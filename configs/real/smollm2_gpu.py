@@ -31,4 +31,4 @@ def get_study() -> Study:
         save_every_steps=100,
         log_every_steps=5,
     )
-    return Study("runs/real/study_gpu", small["cells"](large))
+    return Study("runs/real/smollm2_gpu", small["cells"](large))
