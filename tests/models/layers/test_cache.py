@@ -88,6 +88,15 @@ def test_the_next_token_attends_to_its_window(window, keep):
         np.testing.assert_allclose(out[real, slot], expected[real], atol=1e-5)
 
 
+def test_all_slots_serve_a_window_too():
+    """A cache of all slots, which `empty` makes for no shorter window, is masked by it."""
+    q, k, v = random_qkv()
+    cache = empty(zeros(), None, CACHES["compute"])
+    out, _ = attended(cache, q, k, v, 0, jnp.array(STARTS), window=5, keep="compute")
+    for slot in range(max(STARTS), SLOTS):
+        np.testing.assert_allclose(out[:, slot], oracle(q, k, v, slot, STARTS, 5), atol=1e-5)
+
+
 def test_what_stands_in_a_ring_is_not_seen_before_it_is_written():
     """Whatever a ring held before, of an earlier prompt say, changes nothing."""
     q, k, v = random_qkv()
