@@ -115,8 +115,8 @@ def test_a_step_on_eight_devices_is_that_of_one(family):
     mesh = make_mesh(8, fsdp=2, tensor=2)
     shapes = models.abstract_params(config, jnp.float32, mesh, hold=models.int8)
     small = jax.device_put(small, jax.tree.map(lambda leaf: leaf.sharding, shapes))
-    down = small["layers"]["experts" if config.num_experts else "down_proj"]
-    down = down["down_proj"]["kernel"] if config.num_experts else down["kernel"]
+    stack = small["layers"]["0"]
+    down = (stack["experts"] if config.num_experts else stack)["down_proj"]["kernel"]
     assert [x.sharding.shard_shape(x.shape)[-2:] for x in (down["qvalue"], down["scale"])] == [
         (down["qvalue"].shape[-2] // 2, 12),
         (1, 12),
@@ -131,12 +131,12 @@ def test_a_step_on_eight_devices_is_that_of_one(family):
         as_numpy(state.params), as_numpy(expected.params), rtol=2e-5, atol=2e-5
     )
     chex.assert_trees_all_close(as_numpy(metrics), as_numpy(expected_metrics), rtol=2e-5, atol=1e-5)
-    layers = config.num_hidden_layers
     narrow = [
         c for c in hlo.collectives(compiled.as_text())
         if c.kind == "all-gather" and c.payload_bytes == np.prod(c.shape)
     ]  # fmt: skip
-    assert len(narrow) == layers * sum(w.dtype == jnp.int8 for w in jax.tree.leaves(small))
+    kernels = [w for w in jax.tree.leaves(small) if w.dtype == jnp.int8]
+    assert len(narrow) == sum(len(stack) for stack in kernels) > 0
 
 
 def test_a_sampler_reads_int8():
@@ -155,7 +155,7 @@ def test_a_sampler_reads_int8():
             jax.tree.map(np.asarray, node), jax.tree.map(np.asarray, before)
         )
     assert {read[name].dtype for name in ("embed", "head")} == {jnp.dtype("bfloat16")}
-    kernel = read["layers"][0]["o_proj"]["kernel"]["qvalue"]
+    kernel = read["layers"][0]["mixer"]["o_proj"]["kernel"]["qvalue"]
     assert kernel.sharding.shard_shape(kernel.shape) == (16, 16)  # fsdp undone, tensor kept
 
 
