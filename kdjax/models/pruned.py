@@ -72,8 +72,8 @@ def shortened(fields: dict[str, Any], config: DecoderConfig, kept: Sequence[int]
     short, kinds = fields | {"num_hidden_layers": len(kept)}, layer_kinds(config)
     if "layer_types" in fields or config.layer_types:
         short["layer_types"] = [kinds[layer].mixer for layer in kept]
-    if config.no_rope_layers:
-        short["no_rope_layers"] = [config.no_rope_layers[layer] for layer in kept]
+    if config.no_rope_layers or fields.get("no_rope_layers"):
+        short["no_rope_layers"] = [int(kinds[layer].rope is not None) for layer in kept]
     if isinstance(first := fields.get("max_window_layers"), int):
         short["max_window_layers"] = sum(layer < first for layer in kept)
     return short

@@ -98,6 +98,17 @@ def test_lists_of_layers_are_shortened(teacher_of, tmp_path):
     assert (short["num_hidden_layers"], short["max_window_layers"]) == (3, 2)
 
 
+@pytest.mark.parametrize("turned", [[1, 1, 1, 1], [1, 0, 1, 1]])
+def test_layers_without_rotary_positions_stay_so(teacher_of, tmp_path, turned):
+    """no_rope_layers by its entries, where all of them have some, too."""
+    folder = teacher_of(4, model_type="smollm3")
+    fields = json.loads((folder / "config.json").read_text()) | {"no_rope_layers": turned}
+    (folder / "config.json").write_text(json.dumps(fields))
+    init_student(folder, tmp_path / "student", [0, 1, 3])
+    short = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert short["no_rope_layers"] == [turned[layer] for layer in (0, 1, 3)]
+
+
 def test_fresh_weights(teacher_of, tmp_path, capsys):
     """The command makes the shapes of the kept layers with weights of a seed, and the tokenizer."""
     folder = str(teacher_of(3, tie_word_embeddings=False))

@@ -33,10 +33,10 @@ def read_config(folder: Path) -> DecoderConfig:
     config = from_fields(json_object(folder, "config.json"), str(folder / "config.json"))
     if not has_weights(folder):
         return config
-    count, apart, left = _looked_at(*_state(folder), config.model_type)
+    count, apart, _ = _looked_at(*_state(folder), config.model_type)
     check_depth(config, count, folder)
-    if left:
-        announce(f"{folder}: only its text model is read; left out are the tensors {left}")
+    if left := about_left_out(folder, config.model_type):
+        announce(left)
     if not (apart and config.tie_word_embeddings):
         return config
     announce(about_untied(folder))
@@ -79,10 +79,16 @@ def _own_name(name: str) -> str:
     return name
 
 
-def _about_left_out(names: Iterable[str], left_out: tuple[str, ...]) -> str:
+def about_left_out(folder: Path, model_type: str) -> str:
+    """What is said of a larger model's tensors that its text model does not need; "" for none."""
+    left = _looked_at(*_state(folder), model_type)[2] if has_weights(folder) else ""
+    return left and f"{folder}: only its text model is read; left out are the tensors {left}"
+
+
+def _left_out(names: Iterable[str], left_out: tuple[str, ...]) -> str:
     """The tensors that begin with one of these, and how many.
 
-    >>> _about_left_out(["mtp.fc.weight", "model.norm.weight"], ("model.visual.", "mtp."))
+    >>> _left_out(["mtp.fc.weight", "model.norm.weight"], ("model.visual.", "mtp."))
     'mtp.* (1)'
     """
     counts = Counter(outer for name in names for outer in left_out if name.startswith(outer))
@@ -112,7 +118,7 @@ def _looked_at(
     found = model_tensors(folder, model_type)
     both = EMBEDDING in found and HEAD in found
     apart = both and not _equal(found[EMBEDDING], found[HEAD])
-    left = _about_left_out(open_tensors(folder), FAMILIES[model_type].left_out)
+    left = _left_out(open_tensors(folder), FAMILIES[model_type].left_out)
     return len(found), apart, left
 
 

@@ -17,7 +17,7 @@ from kdjax.errors import DataError
 from kdjax.losses.combinators import closed_form
 from kdjax.losses.composition import describe
 from kdjax.models import DecoderConfig, context_tokens
-from kdjax.models.hf.stored import about_untied
+from kdjax.models.hf.stored import about_left_out, about_untied
 from kdjax.models.quantized import parameter_total
 from kdjax.models.shape import WITHIN_CONTEXT
 from kdjax.rollouts.levels import levels
@@ -142,6 +142,8 @@ def _about_shapes(parts: Parts, live: dict[str, Any]) -> Iterator[str]:
         declared = json_object(role.folder, "config.json").get("tie_word_embeddings")
         if declared and not role.shape.tie_word_embeddings:
             yield about_untied(role.folder)
+        if left := about_left_out(role.folder, role.shape.model_type):
+            yield left
 
 
 def _about_method(parts: Parts, taught: bool) -> Iterator[str]:

@@ -12,6 +12,7 @@ from tiny import tiny_config
 
 from kdjax.errors import DataError
 from kdjax.models.hf.config import from_fields, to_fields
+from kdjax.models.known import KNOWN
 from kdjax.models.shape import (
     FULL,
     LINEAR,
@@ -119,6 +120,12 @@ def test_released_checkpoints_are_read_as_transformers_reads_them(name, tmp_path
     """Every layer's kind, window and rotary positions, head sizes, norms, activation, biases."""
     found = from_fields(RELEASED[name], name)
     assert read(found) == read_by_transformers(theirs(RELEASED[name], tmp_path))
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN.keys() & RELEASED.keys()))
+def test_shapes_that_are_known_without_a_folder(name):
+    """Those that plans are made of are those of the checkpoint's own config.json."""
+    assert KNOWN[name].config == from_fields(RELEASED[name], name)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -133,12 +134,14 @@ def test_an_export_is_a_text_model(whole, tmp_path):
 
 @pytest.mark.release
 def test_a_run_that_began_as_one_exports_a_text_model(whole, tiny, tmp_path):
-    """Trained, exported, loaded by transformers, with the trained logits."""
-    folder, model, _ = whole
+    """Trained, exported, loaded by transformers, with the trained logits; what was not read is in
+    the start-up report."""
+    folder, model, name = whole
     short = Evaluation(problems=2, samples=1, k=(1,), max_new_tokens=4)
     train(dataclasses.replace(tiny, student=str(folder), steps=1, evaluation=short))
     export(tiny.run, tmp_path / "out")
     assert_equal_logits(tmp_path / "out", alone(tmp_path / "out"))
+    assert LEFT[name] in (Path(tiny.run) / "startup.txt").read_text()
     before = model.get_output_embeddings().weight.detach().numpy()
     assert not np.array_equal(models.load(tmp_path / "out")[1]["embed"], before)
 
