@@ -111,12 +111,12 @@ def open_sampler(
 
 
 def row_bytes(model: Model, slots: int, mesh: Mesh | None = None) -> float:
-    """Bytes on a device of the cache of one row of so many slots: heads are dealt over the tensor
+    """Bytes on a device of the cache of one row of so many slots: heads are sharded over the tensor
     axis where it divides them, all else is whole."""
     heads, total = pieces(mesh, KV_HEADS), 0.0
     for x in jax.tree.leaves(jax.eval_shape(lambda: model.init_cache(1, slots))):
-        dealt = x.ndim == 4 and x.shape[1] % heads == 0
-        total += x.size * x.dtype.itemsize / (heads if dealt else 1)
+        sharded = x.ndim == 4 and x.shape[1] % heads == 0
+        total += x.size * x.dtype.itemsize / (heads if sharded else 1)
     return total
 
 
