@@ -146,7 +146,7 @@ LONGEST_BLOCK = 8
 @functools.lru_cache(maxsize=256)
 def runs(config: DecoderConfig) -> tuple[Run, ...]:
     """The layers as repeating blocks, so that the fewest layers are compiled, then in the fewest
-    runs.
+    runs, then with the longest runs first.
 
     >>> kinds = (SLIDING, SLIDING, FULL) * 2 + (SLIDING,)
     >>> config = DecoderConfig(10, 4, 8, 7, 2, 1, 2, layer_types=kinds, sliding_window=5)
@@ -166,8 +166,14 @@ def runs(config: DecoderConfig) -> tuple[Run, ...]:
                 if kinds[end : end + size] != block:
                     break
                 end, repeats = end + size, repeats + 1
-        best[first] = min(choices, key=lambda choice: choice[:2])
+        best[first] = min(choices, key=_length)
     return best[0][2]
+
+
+def _length(choice: tuple[int, int, tuple[Run, ...]]) -> tuple:
+    """(layers compiled, runs, less of the first run's layers)."""
+    compiled, pieces, found = choice
+    return compiled, pieces, -found[0].layers
 
 
 WITHIN_CONTEXT = ("dynamic", "longrope")

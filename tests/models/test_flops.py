@@ -88,7 +88,10 @@ UNROLLED = {  # XLA counts a loop once
         "num_hidden_layers": 4, "no_rope_layers": (1, 1, 1, 0),
     },
     "olmo3, three windows and a full layer, yarn": {},
-    "gemma3, five windows and a full layer": {},
+    "gemma3, five windows and a full layer": {
+        "num_hidden_layers": 6, "layer_types": (*("sliding_attention",) * 4, "full_attention",
+        "sliding_attention"),
+    },
     "qwen3_5, three delta-nets and a gated full layer": {
         "linear_key_head_dim": WIDTH, "linear_value_head_dim": WIDTH,
     },

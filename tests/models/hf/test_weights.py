@@ -98,7 +98,7 @@ def test_weights_that_are_not_finite_are_said(student_folder, tmp_path, capsys):
     models.load(folder)
     said = capsys.readouterr().out
     assert f"warning: {folder}: 2 of its arrays hold numbers that are not finite (" in said
-    assert "layers.up_proj.kernel, ...)" in said
+    assert "layers.0.up_proj.kernel, ...)" in said
 
 
 @pytest.mark.parametrize("devices", [None, (8, 1, 1), (8, 2, 1)], ids=str)
@@ -211,7 +211,9 @@ def test_adapters_are_not_left_out_silently(student_folder, tmp_path):
     config = read_config(student_folder)
     made = jax.jit(lambda key: init_params(config, key, LoRA(2, 4.0, ("q_proj",))))
     params = made(jax.random.key(0))
-    with pytest.raises(DataError, match=r"layers\.q_proj\.lora_a, layers\.q_proj\.lora_b; "):
+    with pytest.raises(
+        DataError, match=r"layers\.0\.mixer\.q_proj\.lora_a, layers\.0\.mixer\.q_proj\.lora_b; "
+    ):
         models.write_folder(tmp_path / "out", params, student_folder)
     assert list(tmp_path.iterdir()) == []
 
