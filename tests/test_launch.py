@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -137,6 +138,11 @@ def test_a_pod_s_workers(programs, python):
         ("real.sh", ["--device", "tpu"], {}, "--device is cpu or gpu, got tpu"),
         ("real.sh", ["--data", "x"], {}, "unknown option --data; usage: launch/real.sh"),
         ("real.sh", ["--train"], {}, "--train needs a value"),
+        ("real.sh", ["--train", ""], {}, "--train needs a value"),
+        pytest.param(
+            "real.sh", ["--device", "gpu"], {}, "no NVIDIA driver is here",
+            marks=pytest.mark.skipif(bool(shutil.which("nvidia-smi")), reason="there is one"),
+        ),
         ("gke.sh", ["--name", "a\nb", "c.py"], {}, "--name needs a plain word"),
     ],
 )  # fmt: skip

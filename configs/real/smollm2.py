@@ -24,7 +24,7 @@ BASE = Config(
     optimizer=Optimizer(learning_rate=2e-4, warmup_fraction=0.1, final_fraction=0.1),
     curriculum=Curriculum(lengths=(64,)),
     evaluation=Evaluation(
-        file="runs/real/test.jsonl",
+        file="runs/real/test_48.jsonl",
         samples=1,
         k=(1,),
         max_new_tokens=96,

@@ -19,7 +19,13 @@ small = runpy.run_path(str(Path(__file__).with_name("smollm2.py")))
 def get_study() -> Study:
     base = small["BASE"]
     evaluation = dataclasses.replace(
-        base.evaluation, samples=4, k=(1, 4), max_new_tokens=1024, batch_size=128, every_steps=100
+        base.evaluation,
+        file="runs/real/test_512.jsonl",
+        samples=4,
+        k=(1, 4),
+        max_new_tokens=1024,
+        batch_size=128,
+        every_steps=100,
     )
     large = dataclasses.replace(
         base,

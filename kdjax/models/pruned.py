@@ -17,6 +17,7 @@ from kdjax.models.hf.stored import model_tensors, read_config
 from kdjax.models.hf.weights import read_params
 from kdjax.models.parameters import init_params, restacked, unstacked
 from kdjax.models.shape import DecoderConfig, layer_kinds
+from kdjax.runtime.console import announce
 from kdjax.runtime.files import json_object
 
 
@@ -34,7 +35,7 @@ def init_student(
     teacher: Path, out: Path, layers: int | Sequence[int], seed: int | None = None
 ) -> tuple[int, ...]:
     """Write a model folder of some of a teacher's layers, with its embeddings, norm, LM head and
-    tokenizer, bit for bit (as DistilBERT began, arXiv 1910.01108); returns their indices.
+    tokenizer, number for number (as DistilBERT began, arXiv 1910.01108); returns their indices.
 
     Args:
         teacher: a model folder.
@@ -51,6 +52,8 @@ def init_student(
     fields["tie_word_embeddings"] = config.tie_word_embeddings  # which its weights decide
     stored = {tensor.get_dtype() for tensor in model_tensors(teacher, config.model_type).values()}
     dtype = jnp.bfloat16 if stored == {"BF16"} else jnp.float32
+    if stored - {"BF16", "F32"} or len(stored) > 1:
+        announce(f"{teacher} holds {' and '.join(sorted(stored))}: the student is in float32")
     short = from_fields(fields, str(out / "config.json"))
     if seed is None:
         params = read_params(teacher, config, dtype)

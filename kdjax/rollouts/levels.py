@@ -7,6 +7,7 @@ that batches are full: the rows that continue are collected from all batches, an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 STEPS = 16, 128
@@ -73,6 +74,15 @@ def rows_decoded(count: int, whole: int, devices: int = 1) -> int:
     own = -(-whole // devices)
     step = max(1, rounded_up(own) // 8)
     return min(rounded_up(count, devices), devices * step * -(-own // step))
+
+
+def equal_pieces(rows: int, fits: Callable[[int], bool]) -> int:
+    """The rows of the largest equal pieces that fit; of one row where none does.
+
+    >>> equal_pieces(20, lambda n: n <= 4), equal_pieces(18, lambda n: n <= 4)
+    (4, 3)
+    """
+    return next(n for n in range(rows, 0, -1) if rows % n == 0 and (n == 1 or fits(n)))
 
 
 def rows_within(budget: float, bytes_a_row: float, most: int, devices: int = 1) -> int:

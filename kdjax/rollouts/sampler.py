@@ -17,6 +17,7 @@ from kdjax.rollouts.decoding import Decoder, Prompts, decoder, kept
 from kdjax.rollouts.levels import (
     Level,
     bucket,
+    equal_pieces,
     levels,
     prefill_rows,
     rounded_up,
@@ -269,7 +270,6 @@ def _prompts(
     """
     rows = np.where(lanes < 0, lanes.max(), lanes)
     begins = growing.prompt_b[rows] if level.first == 0 else rows  # rows of one prefix, one number
-    count = rows.shape[1]
 
     def distinct(at: int, count: int) -> int:
         return max(len(np.unique(own[at : at + count])) for own in begins)
@@ -277,12 +277,11 @@ def _prompts(
     def prefilled(at: int, count: int) -> int:
         return min(count, rounded_up(distinct(at, count)))
 
-    def too_many(count: int) -> bool:
+    def fits(count: int) -> bool:
         most = max(prefilled(at, count) for at in range(0, rows.shape[1], count))
-        return most > prefill_rows(widest, work.at_once)
+        return most <= prefill_rows(widest, work.at_once)
 
-    while count > 1 and too_many(count):
-        count = 1 if count % 2 else count // 2  # equal pieces, so that they are one program
+    count = equal_pieces(rows.shape[1], fits)  # so that they are one program
     for at in range(0, rows.shape[1], count):
         size = prefilled(at, count)
         yield (

@@ -133,7 +133,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 def _stopped(number: int) -> str:
     name = signal.Signals(number).name
-    return f"stopped by {name}; the same command goes on from what was saved"
+    return f"stopped by {name}; the same command goes on from what was saved, or begins anew"
 
 
 @contextlib.contextmanager

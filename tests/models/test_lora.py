@@ -321,7 +321,7 @@ def test_interrupted_equals_uninterrupted(small, tmp_path, monkeypatch):
     leaves = saved(small)[1]
     assert "heldout_entropy" in logged(small)[2]
     arrays = [n for n, kind in leaves.items() if not kind.endswith("[]") and "history" not in n]
-    assert len(arrays) == 3 * 2 * len(PROJECTIONS)
+    assert len(arrays) == 3 * 2 * len(DENSE)
     assert all("lora_a" in name or "lora_b" in name for name in arrays)
 
 
