@@ -68,8 +68,9 @@ def test_killed_and_gone_on_with(parts, tmp_path, monkeypatch, capsys):
     assert not folder.exists()
 
 
-def test_chunks_of_others_are_not_taken(parts, tmp_path, monkeypatch):
-    """Other weights, sampling, seed or size of a chunk have a folder of their own."""
+@pytest.fixture
+def killed_after_one_chunk(monkeypatch):
+    """Evaluations that end at the first row of their second chunk."""
     scored = evaluate_module._scored
 
     def killed(*args):
@@ -78,6 +79,11 @@ def test_chunks_of_others_are_not_taken(parts, tmp_path, monkeypatch):
         return scored(*args)
 
     monkeypatch.setattr(evaluate_module, "_scored", killed)
+
+
+@pytest.mark.usefixtures("killed_after_one_chunk")
+def test_chunks_of_others_are_not_taken(parts, tmp_path):
+    """Other weights, sampling, seed or size of a chunk have a folder of their own."""
     config = parts.config
     warm = dataclasses.replace(config.evaluation, max_new_tokens=7)
     others = [
@@ -103,19 +109,12 @@ def test_one_chunk_is_not_written(parts):
     assert not Path(parts.config.cache).exists()
 
 
-def test_what_is_decoded_together_is_kept_together(parts, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("killed_after_one_chunk")
+def test_what_is_decoded_together_is_kept_together(parts, tmp_path):
     """A cache for eight rows (one a device): chunks of 32 of the 80 responses are kept, as with
     rollouts.rows 8, although that is 512."""
     a_row = row_bytes(parts.programs.student.sampler, levels(8)[-1].slots(24))
     config = dataclasses.replace(parts.config, rollouts=Rollouts(cache_gib=1.5 * a_row / 2**30))
-    scored = evaluate_module._scored
-
-    def killed(*args):
-        if args[4].row_b[0] > 0:
-            raise KeyboardInterrupt
-        return scored(*args)
-
-    monkeypatch.setattr(evaluate_module, "_scored", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluation.evaluate_params(parts._replace(config=config), parts.student.trained)
     (folder,) = (tmp_path / "cache" / "evaluations").iterdir()
