@@ -60,8 +60,15 @@ def model_tensors(folder: Path, model_type: str) -> dict[str, StoredTensor]:
     >>> len(model_tensors(find("kdjax:student"), "qwen3"))
     24
     """
+    return _text_part(open_tensors(folder), folder, model_type)
+
+
+def _text_part(
+    tensors: dict[str, StoredTensor], folder: Path, model_type: str
+) -> dict[str, StoredTensor]:
+    """`model_tensors` of all those of the folder."""
     left_out, found = FAMILIES[model_type].left_out, {}
-    for name, tensor in open_tensors(folder).items():
+    for name, tensor in tensors.items():
         if left_out and name.startswith(left_out):
             continue
         own = _own_name(name) if left_out else name
@@ -115,11 +122,11 @@ def _looked_at(
 ) -> tuple[int, bool, str]:
     """(the number of tensors, whether head and embedding are both there and differ, what is left
     out); state: of the files, so that changed ones are looked at again."""
-    found = model_tensors(folder, model_type)
+    tensors = open_tensors(folder)
+    found = _text_part(tensors, folder, model_type)
     both = EMBEDDING in found and HEAD in found
     apart = both and not _equal(found[EMBEDDING], found[HEAD])
-    left = _left_out(open_tensors(folder), FAMILIES[model_type].left_out)
-    return len(found), apart, left
+    return len(found), apart, _left_out(tensors, FAMILIES[model_type].left_out)
 
 
 def _equal(one: StoredTensor, other: StoredTensor) -> bool:
