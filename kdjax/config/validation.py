@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from kdjax.base import Objective
+from kdjax.config.engines import check_rollouts, check_served
 from kdjax.config.schema import (
     RL,
     Config,
     Data,
     Faults,
     Lora,
-    Rollouts,
     Study,
     Turn,
     teacher_models,
@@ -32,7 +32,6 @@ from kdjax.losses.composition import composition_of, walk
 from kdjax.losses.grpo import importance
 from kdjax.losses.objectives import divergence
 from kdjax.rollouts.choose import check_sampling
-from kdjax.rollouts.engine import check_url
 from kdjax.step.gate import entropy_gate
 
 
@@ -77,12 +76,8 @@ def validate(config: Config) -> Config:
     _check_rl(config)
     for method in timetable(config).methods:
         _check_teachers(config, method)
-    if config.rollouts.rows < 1 or not (config.rollouts.cache_gib or 1.0) > 0:
-        raise ConfigError(
-            f"rollouts.rows and rollouts.cache_gib must be over 0, got {config.rollouts.rows} and"
-            f" {config.rollouts.cache_gib}"
-        )
-    _check_engine(config.rollouts)
+    check_rollouts(config.rollouts)
+    check_served(config, timetable(config).methods)
     _check_faults(config.faults)
     check_sampling(config.sampling, "sampling.")
     check_sampling(config.evaluation.sampling, "evaluation.sampling.")
@@ -303,19 +298,6 @@ def _check_checkpoints(config: Config) -> None:
                 f"{name} {every} is not a multiple of save_every_steps {saved}, so that what"
                 " checkpoints would keep is not saved; change one of them"
             )
-
-
-def _check_engine(rollouts: Rollouts) -> None:
-    if rollouts.engine is not None:
-        check_url(rollouts.engine, "rollouts.engine")
-    for name, least in (("engine_at_once", 1), ("engine_retries", 0)):
-        if getattr(rollouts, name) < least:
-            got = getattr(rollouts, name)
-            raise ConfigError(f"rollouts.{name} must be at least {least}, got {got}")
-    if not rollouts.engine_timeout_seconds > 0:
-        raise ConfigError(
-            f"rollouts.engine_timeout_seconds must be over 0, got {rollouts.engine_timeout_seconds}"
-        )
 
 
 def _check_faults(faults: Faults) -> None:

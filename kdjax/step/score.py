@@ -31,7 +31,7 @@ from kdjax.losses.objectives import (
     reverse_divergence,
 )
 from kdjax.losses.reductions import sequence_mean, token_mean
-from kdjax.losses.topk import buckets, top_k
+from kdjax.losses.topk import buckets, residual, top_k
 from kdjax.numerics import gather_last, log_probs
 from kdjax.sharding import (
     collect_rows,
@@ -134,8 +134,8 @@ def response_top_k(
     k: int,
     plan: HeadPlan = PLAIN_HEAD,
 ) -> TopK:
-    """A model's k most probable tokens at each response token, [B, T, k]; zeros beyond the
-    response. [B, T, V] is not made.
+    """A model's k most probable tokens at each response token, [B, T, k], and that token's own
+    log-probability; zeros beyond the response. [B, T, V] is not made.
 
     Args:
         model, params: the model, layers stacked.
@@ -145,15 +145,17 @@ def response_top_k(
     """
     axis = vocabulary_axis(plan.mesh)
 
-    def best(logits, teacher, extra):
-        own = top_k(log_probs(whole_rows(logits, axis)), k)
+    def best(logits, teacher, targets):
+        logp = log_probs(whole_rows(logits, axis))
+        own = top_k(logp, k)._replace(sampled_logp=gather_last(logp, own_rows(targets, axis)))
         return jnp.zeros(logits.shape[0]), jax.tree.map(lambda x: collect_rows(x, axis), own)
 
     steps = jnp.arange(rollout.sampler_logp_bt.shape[1])[None]
     mask = steps < rollout.response_length_b[:, None]
+    targets = jnp.take_along_axis(rollout.tokens_bs, _response_slots(rollout), axis=1)
     states, head = response_states(model, params, rollout), model.head(params)
     weights = jnp.zeros(mask.shape)
-    return head_loss(best, states, head, None, (), weights, mask, **plan.for_head())[1]
+    return head_loss(best, states, head, None, targets, weights, mask, **plan.for_head())[1]
 
 
 def _response_slots(rollout: Rollout) -> jax.Array:
@@ -232,14 +234,16 @@ def token_function(
     KLs made of `forward_kl` and `reverse_kl` take their closed forms (`closed_form`); any other
     token loss is differentiated automatically, down to the chunk's logits. Against a `TopK`
     teacher, divergences compare k + 1 buckets (so each is at most the full one); the teacher's
-    entropy and log-probability of the response token are then not known, and None. Under policy
+    entropy is then not known, and None, and so is its log-probability of the response token where
+    the `TopK` does not have it. Under policy
     merge of `stops` all Scores are of merged distributions (`kdjax.step.stops.merged`).
     """
 
     def function(logits, teacher, extra) -> tuple[jax.Array, Scores]:
         logits, teacher, targets = merged(stops, logits, teacher, extra["targets"], axis)
+        more = {}
         if isinstance(teacher, TopK):
-            comparison, against = _against_top_k(logits, teacher, targets, axis)
+            comparison, against, more = _against_top_k(logits, teacher, targets, axis)
         else:
             comparison = compare(logits, teacher, targets, axis=axis)
             against = functools.partial(_divergence, logits, teacher, comparison, axis)
@@ -248,7 +252,7 @@ def token_function(
             **{name: extra.get(name) for name in KNOWN_BEFORE},
             mask=jnp.ones(targets.shape, bool),
             divergence=None if teacher is None else against(token_loss),
-            **comparison._asdict(),
+            **comparison._asdict() | more,
         )
         parts = {describe(part): part(scores) for part in _parts(objective)}
         if teacher is not None:
@@ -301,8 +305,9 @@ def _divergence(student, teacher, plain: Comparison, axis, token_loss: TokenLoss
 
 
 def _against_top_k(logits, teacher: TopK, targets, axis):
-    """(Comparison, a function token loss -> divergence): the student's statistics are over the
-    vocabulary, all others over the buckets."""
+    """(Comparison, a function token loss -> divergence, the `Scores` that the sampled token's
+    log-probability gives): the student's statistics are over the vocabulary, all others over the
+    buckets."""
     whole = whole_rows(logits, axis)
     own = jax.tree.map(lambda x: own_rows(x, axis), teacher)
     both = buckets(whole, own)
@@ -315,4 +320,12 @@ def _against_top_k(logits, teacher: TopK, targets, axis):
         reverse_kl=collect_rows(coarse.reverse_kl, axis),
         top1_agreement=collect_rows(agrees, axis),
     )
-    return comparison, lambda loss: collect_rows(_divergence(*both, coarse, None, loss), axis)
+    more = {}
+    if teacher.sampled_logp is not None:
+        rest = jax.lax.stop_gradient(residual(whole, own, own_rows(targets, axis)))
+        more = {"teacher_logp": teacher.sampled_logp, "residual": collect_rows(rest, axis)}
+
+    def against(token_loss: TokenLoss) -> jax.Array:
+        return collect_rows(_divergence(*both, coarse, None, token_loss), axis)
+
+    return comparison, against, more

@@ -375,7 +375,7 @@ def test_answers_that_do_not_add_up(opened, batch, good, fault):
             draw(sampler, take(batch, [1]))
     message = said(caught)
     assert says in message
-    assert message.startswith(f"engine at {server.url}/v1, row 7: ")
+    assert message.startswith(f"engine at {server.url}, row 7: ")
     assert caught.value.exit_code == 69
 
 

@@ -21,7 +21,8 @@ from kdjax.base import Batch, Key, Model, Params, PrefixSource, Sampler, Samples
 from kdjax.config.schema import Config, Prefix
 from kdjax.data import batches
 from kdjax.errors import ConfigError, DataError, EngineError
-from kdjax.rollouts.engine import client_package, open_engine, row_seeds
+from kdjax.rollouts.engine import open_engine, row_seeds
+from kdjax.rollouts.engine_client import client_package
 from kdjax.rollouts.prefix import (
     assemble_samples,
     dataset_samples,
