@@ -41,6 +41,7 @@ def residual(student_logits: jax.Array, teacher: TopK, targets: jax.Array) -> ja
     0.916
     """
     named = (teacher.ids == targets[..., None]).any(-1)
+    assert teacher.sampled_logp is not None
     tail = _log_sum_without(student_logits, teacher.ids)
     own = jnp.take_along_axis(student_logits, targets[..., None], axis=-1)[..., 0]
     return jnp.where(named, 0.0, (own - tail) - (teacher.sampled_logp - teacher.tail_logp))

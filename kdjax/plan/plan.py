@@ -83,7 +83,8 @@ def _phases(
         name = f"step of turn {number}" if number else "step"
         phases[name], text = step_phase(config, method, number, programs, shapes)
         texts.append(text)
-    drawn = dict.fromkeys(m.prefix for m in table.methods if m.prefix != "dataset")
+    elsewhere = ("dataset", "teacher") if config.served.url else ("dataset",)
+    drawn = dict.fromkeys(m.prefix for m in table.methods if m.prefix not in elsewhere)
     for prefix in drawn:
         name = "rollout" if len(drawn) == 1 else f"{prefix} rollout"
         phases[name] = rollout_phase(config, prefix, programs, shapes)
@@ -102,10 +103,11 @@ def shapes_of(config: Config) -> Shapes:
     student = _known(config.student)
     named = {name: name and _known(name) for name in teacher_models(config).values()}
     teachers = [known for known in named.values() if known]
+    live = None if config.served.url else True
     reference = None if config.reference is None else _known(config.reference).config
     return Shapes(
         student.config,
-        {name: known and known.config for name, known in named.items()},  # type: ignore[misc]
+        {name: known and live and known.config for name, known in named.items()},  # type: ignore[misc]
         min(known.tokens for known in (student, *teachers)),
         student.stop_ids,
         tuple(i for known in teachers for i in known.stop_ids),

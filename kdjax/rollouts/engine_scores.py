@@ -122,7 +122,8 @@ def _as_arrays(rows: list[list[Place]], width: int, k: int, vocabulary: int) -> 
         floor = TAIL_FLOOR if k < vocabulary else 0.0
         rest = np.maximum(1 - np.exp(logp).sum(-1), floor) if floor else np.zeros(mask.shape)
         tail = np.where(mask, np.log(rest), 0.0)
-    return TopK(ids, logp.astype(np.float32), tail.astype(np.float32), own)
+    made: Any = ids, logp.astype(np.float32), tail.astype(np.float32), own
+    return TopK(*made)
 
 
 def _check(place: Place, k: int, vocabulary: int) -> None:
@@ -189,10 +190,12 @@ def _read_sglang(text: str, prompt: Sequence[int], response: Sequence[int], k: i
     """
     answer = parsed(text)
     answer = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
-    about = answer.get("meta_info") if isinstance(answer, dict) else None
+    about: Any = answer.get("meta_info") if isinstance(answer, dict) else None
     places = []
     try:
         own, top = (about[f"input_{what}_logprobs"][1:] for what in ("token", "top"))
+        if not len(own) == len(top) == len(response):
+            raise ValueError(f"it said {len(own)} and {len(top)} tokens for {len(response)}")
         for token, (value, said, *_), best in zip(response, own, top, strict=True):
             if said != token:
                 raise ValueError(f"it read token {said} where {token} was sent")

@@ -56,7 +56,8 @@ def sampler_params(parts: Parts, params: Params, number: int) -> Params | None:
 def draw_own(
     parts: Parts, reads: Params | None, number: int, length: int, staleness: int
 ) -> Rollout:
-    """This process's rows of the rollout of step `number`; no other process is needed.
+    """This process's rows of the rollout of step `number`, scored where the teacher is served; no
+    other process is needed.
 
     Args:
         parts, number, length, staleness: as in `draw`.
@@ -72,6 +73,7 @@ def draw_own(
         batch = _encode(parts, indices, length)
         source = parts.responses.sources[method.prefix][tag]
         rollout = source(batch, reads, run_key(config.seed, ROLLOUT, number), length)
+    rollout = parts.profile.timed("teacher", parts.serve, rollout)
     if config.rollouts.ahead and method.prefix == "student":
         stale = jnp.full(len(rollout.tokens_bs), staleness, jnp.int32)
         rollout = rollout._replace(staleness_b=stale, old_logp_bt=rollout.own_logp_bt)

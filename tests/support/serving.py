@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from kdjax.base import Batch, Sampling
+from kdjax.numerics import project
 from kdjax.rollouts.sampler import generate
 
 CONTEXT = 64
@@ -39,9 +40,13 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def serving(
-    answer: Callable[[dict], Reply | dict], models: Any = None, name: str = "tiny"
+    answer: Callable[[dict], Reply | dict],
+    models: Any = None,
+    name: str = "tiny",
+    others: dict[str, Callable[[dict], Reply | dict]] | None = None,
 ) -> Iterator[Server]:
-    """A server that answers a completion's body with `answer(body)`."""
+    """A server that answers a completion's body with `answer(body)`, and those of other paths."""
+    answers = {"/v1/completions": answer, **(others or {})}
     cards = {"object": "list", "data": [{"id": name, "max_model_len": CONTEXT}]}
     asked: list[dict] = []
     headers: list[dict] = []
@@ -58,14 +63,13 @@ def serving(
             self.send(Reply(cards if models is None else models))
 
         def do_POST(self):
-            assert self.path == "/v1/completions"
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             with lock:
                 asked.append(body)
                 headers.append({name.lower(): value for name, value in self.headers.items()})
                 now[0] += 1
                 in_flight.append(now[0])
-            reply = answer(body)
+            reply = answers[self.path](body)
             reply = reply if isinstance(reply, Reply) else Reply(reply)
             time.sleep(reply.delay_s)
             with lock:  # before the answer, which lets the next request in
@@ -129,6 +133,55 @@ def engine_core(model, params, limit: int):
         return Text(tokens, np.asarray(logp[0, :count], np.float64).tolist(), stop)
 
     return core
+
+
+def score_core(model, params, vocabulary: int):
+    """core(ids) -> float64 [ids, V]: the model's log-probabilities after each of these ids."""
+
+    @jax.jit
+    def whole(params, ids):
+        return project(model.hidden(params, ids)[0], model.head(params))[:, :vocabulary]
+
+    def core(ids: list[int]) -> np.ndarray:
+        row = np.zeros((1, CONTEXT), np.int32)
+        row[0, : len(ids)] = ids
+        logits = np.asarray(whole(params, row), np.float64)[: len(ids)]
+        logits -= logits.max(-1, keepdims=True)
+        return np.float32(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
+
+    return core
+
+
+def vllm_scores(core, body: dict) -> dict:
+    """vLLM: at each token of the prompt the k best and the token itself, null at the first."""
+    prompt, k = body["prompt"], body["prompt_logprobs"]
+    if k > 20:
+        said = f"Requested prompt logprobs of {k}, which is greater than max allowed: 20"
+        return Reply({"error": {"message": said, "code": 400}}, 400)
+    said: list[dict | None] = [None]
+    for logp, token in zip(core(prompt), prompt[1:], strict=False):
+        named = [*np.argsort(-logp, kind="stable")[:k].tolist(), token]
+        ranks = {i: int((logp > logp[i]).sum()) + 1 for i in named}
+        said.append({
+            str(i): {"logprob": float(logp[i]), "rank": rank, "decoded_token": "x"}
+            for i, rank in ranks.items()
+        })  # fmt: skip
+    answer = _completion(Text([1], [-1.0], None), ["x"], finish_reason="length")
+    answer["choices"][0] |= {"prompt_logprobs": said, "logprobs": None}
+    return answer
+
+
+def sglang_scores(core, body: dict) -> dict:
+    """SGLang's /generate: from logprob_start_len on, null at the first."""
+    ids, start, k = body["input_ids"], body["logprob_start_len"], body["top_logprobs_num"]
+    own: list = [[None, ids[start], None]]
+    top: list = [None]
+    for logp, token in zip(core(ids)[start:], ids[start + 1 :], strict=False):
+        own.append([float(logp[token]), token, None])
+        best = np.argsort(-logp, kind="stable")[:k]
+        top.append([[float(logp[i]), int(i), None] for i in best])
+    about = {"input_token_logprobs": own, "input_top_logprobs": top, "prompt_tokens": len(ids)}
+    return {"text": "x", "meta_info": about}
 
 
 def vllm(text: Text, body: dict, eos: int | None = None) -> dict:

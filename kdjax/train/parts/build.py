@@ -38,7 +38,7 @@ from kdjax.train.parts.programs import Programs, compose
 from kdjax.train.parts.roles import Role, Roles, resolve
 from kdjax.train.parts.sampling import sampler_of
 from kdjax.train.parts.shapes import Shapes, choose_meshes, expected_rollout
-from kdjax.train.parts.teachers import Teacher, load_teachers, open_reference
+from kdjax.train.parts.teachers import Teacher, load_teachers, open_reference, open_served
 
 
 class Responses(NamedTuple):
@@ -59,7 +59,8 @@ class Parts(NamedTuple):
     """Everything a run is made of, in the order in which it becomes known: the config with its
     timetable, the models by their roles, the programs compiled from shapes, the weights, the data.
 
-    refer(rollout) adds the reference model's log-probabilities. rewarder is closed by the caller of
+    refer(rollout) adds the reference model's log-probabilities, serve(rollout) the top k of a
+    teacher behind an engine, to this process's rows. rewarder is closed by the caller of
     `build`. profile times the parts of a training step.
     """
 
@@ -70,6 +71,7 @@ class Parts(NamedTuple):
     student: Student
     teachers: dict[str, Teacher]
     refer: Callable[[Rollout], Rollout]
+    serve: Callable[[Rollout], Rollout]
     problems: Problems
     responses: Responses
     rewarder: Rewarder
@@ -94,7 +96,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     (by default those of all processes)."""
     table, stored = timetable(config), precomputed.open_stored(config)
     roles = resolve(config, precomputed.vocabulary(stored))
-    shapes = shapes_of(roles, stored)
+    shapes = shapes_of(roles, stored, config.served.url is not None)
     meshes = choose_meshes(config, devices or jax.devices(), shapes)
     programs = compose(config, table, meshes, shapes)
     check_turns(config, table, programs)
@@ -113,6 +115,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
         student=student,
         teachers=teachers,
         refer=open_reference(roles.reference, programs, config.dtype, config.micro_batches),
+        serve=open_served(config, roles, precomputed.kept_of(stored) == NOTHING),
         problems=problems,
         responses=Responses(draw, {}, stored),
         rewarder=open_rewarder(
@@ -128,12 +131,12 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     return parts._replace(responses=parts.responses._replace(sources=sources))
 
 
-def shapes_of(roles: Roles, stored: dict[str, Stored]) -> Shapes:
-    """The shapes of these models. Where teachers' outputs are stored, no teacher runs, and only
-    stored states need its LM head."""
+def shapes_of(roles: Roles, stored: dict[str, Stored], served: bool = False) -> Shapes:
+    """The shapes of these models. Where teachers' outputs are stored, or an engine scores (served),
+    no teacher runs here, and only stored states need its LM head."""
     keep, teachers = precomputed.kept_of(stored), roles.by_model()
     stop_ids = (i for role in teachers.values() if role for i in role.tokenizer.stop_ids)
-    live = keep == NOTHING
+    live = keep == NOTHING and not served
     return Shapes(
         student=roles.student.shape,
         teachers={n: role.shape if role and live else None for n, role in teachers.items()},

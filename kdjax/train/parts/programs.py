@@ -139,7 +139,7 @@ def compose(
 
 NOT_COMPILED = (
     "run", "cache", "trajectories", "seed", "data", "evaluation", "save_every_steps",
-    "log_every_steps", "wandb_project", "student", "reference",
+    "log_every_steps", "wandb_project", "served", "student", "reference",
 )  # fmt: skip
 """Fields that no program depends on (of models, their shapes decide)."""
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax import models
-from kdjax.base import Params, Rollout
+from kdjax.base import Params, Rollout, TopK
 from kdjax.config.schema import Config
 from kdjax.config.timetable import Method
 from kdjax.errors import ConfigError
@@ -145,6 +145,10 @@ def expected_rollout(config: Config, method: Method, mesh: Mesh) -> Rollout:
         made = made._replace(own_logp_bt=a_token(), entropy_bt=a_token())
         if config.rollouts.ahead:
             made = made._replace(staleness_b=array(jnp.int32), old_logp_bt=a_token())
+    if config.served.url is not None:
+        named = response, config.served.top_k
+        ids, logp = array(jnp.int32, *named), array(jnp.float32, *named)
+        made = made._replace(teacher_top_k_bt=TopK(ids, logp, a_token(), a_token()))
     if config.reference is not None:
         made = made._replace(reference_logp_bt=a_token())
     if method.rewarded:

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 
 from kdjax import models
 from kdjax.base import Params, Rollout
+from kdjax.config.schema import Config
+from kdjax.errors import ConfigError, EngineError
+from kdjax.rollouts.engine_scores import Scorer, open_scorer
 from kdjax.train.parts.programs import Programs, TeacherPrograms, jitted_logp
 from kdjax.train.parts.roles import Role, Roles
 from kdjax.train.parts.shapes import TEACHER_WEIGHTS
@@ -41,6 +44,53 @@ def load_teachers(
             given = models.read_head(role.folder, role.shape, jnp.dtype(dtype), programs.mesh)
         loaded[name] = Teacher(role, own, params, given)
     return {tag: loaded[role.name if role else None] for tag, role in roles.teachers.items()}
+
+
+def open_served(config: Config, roles: Roles, live: bool) -> Callable[[Rollout], Rollout]:
+    """serve(rollout of this process's rows) -> the rollout with the top k of the teacher that an
+    engine scores as; the rollout as it is where none does, or its outputs were stored (not live).
+
+    Errors: as `scorer_of`.
+    """
+    role = next(iter(roles.teachers.values()))
+    if config.served.url is None or role is None or not live:
+        return lambda rollout: rollout
+    score = scorer_of(config, role, config.served.top_k)
+    return lambda rollout: rollout._replace(teacher_top_k_bt=score(rollout))
+
+
+def scorer_of(config: Config, role: Role, k: int) -> Scorer:
+    """The engine of `config.served` as the teacher of this role, once its context holds the longest
+    row and it has scored a token: one that lists its models may end there, or refuse k.
+
+    Errors: ConfigError, EngineError.
+    """
+    served, rollouts = config.served, config.rollouts
+    assert served.url is not None
+    if k > role.tokenizer.size:
+        raise ConfigError(
+            f"served.top_k {k} is over the vocabulary of {role.tokenizer.size} tokens; ask for"
+            " fewer"
+        )
+    score = open_scorer(
+        served.url,
+        served.model or role.name,
+        k=k,
+        vocabulary=role.tokenizer.size,
+        speaks=served.speaks,
+        longest=config.data.max_prompt_tokens + config.curriculum.lengths[-1] + 1,
+        at_once=rollouts.engine_at_once,
+        timeout_s=rollouts.engine_timeout_seconds,
+        retries=rollouts.engine_retries,
+    )
+    one, two = jnp.ones(1, jnp.int32), jnp.zeros((1, 2), jnp.int32)
+    try:
+        score(Rollout(two, one, one, jnp.zeros((1, 1)), one > 1))
+    except EngineError as error:
+        raise EngineError(
+            f"{error} (asked for one token first; docs/engines.md names what an engine refuses)"
+        ) from None
+    return score
 
 
 def open_reference(
