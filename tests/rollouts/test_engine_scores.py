@@ -215,9 +215,9 @@ SGLANG_CASES = {
 @pytest.mark.parametrize("case", SGLANG_CASES)
 def test_answers_of_sglang_that_do_not_add_up(opened, case):
     body, says = SGLANG_CASES[case]
-    with serving(dict, others={"/generate": lambda _: body}) as server:
-        with pytest.raises(EngineError) as caught:
-            opened(server, k=2, speaks="sglang")(ONE)
+    speaking = serving(dict, others={"/generate": lambda _: body})
+    with speaking as server, pytest.raises(EngineError) as caught:
+        opened(server, k=2, speaks="sglang")(ONE)
     assert says in said(caught)
 
 

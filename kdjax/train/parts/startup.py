@@ -16,6 +16,7 @@ from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import DataError
 from kdjax.losses.combinators import closed_form
 from kdjax.losses.composition import describe
+from kdjax.losses.topk import TAIL_FLOOR
 from kdjax.models import DecoderConfig, context_tokens
 from kdjax.models.hf.stored import about_left_out, about_untied
 from kdjax.models.quantized import parameter_total
@@ -36,8 +37,10 @@ from kdjax.storage.trajectories import CHUNK_ROWS
 from kdjax.train.parts import precomputed
 from kdjax.train.parts.build import Parts, rows_needed
 from kdjax.train.parts.memory import activation_bytes, rows_at_once, sampling_bytes
+from kdjax.train.parts.problems import encode
 from kdjax.train.parts.programs import jitted_score
 from kdjax.train.parts.roles import title
+from kdjax.train.parts.teachers import both_ways
 
 PROMPT = "1+1="
 SELF_TEST_TOKENS = 8
@@ -76,7 +79,21 @@ def report(parts: Parts) -> str:
     for name in live:
         kl = self_test(*read[name], own, there, name=name)
         lines.append(f"self-test: the {name} as its own student has KL {kl:g}")
+    if parts.config.served.check_rows:
+        lines.append(_served_both_ways(parts))
     return "".join(line + "\n" for line in lines)
+
+
+def _served_both_ways(parts: Parts) -> str:
+    """`teachers.both_ways` on the first prompts, rounded up to all devices."""
+    role, config, mesh = parts.roles.teachers[""], parts.config, parts.mesh
+    assert role is not None  # validate: one is named
+    each = data_size(mesh) // owners(mesh)
+    rows = np.arange(-(-config.served.check_rows // each) * each) % parts.problems.source.size
+    most = config.data.max_prompt_tokens
+    batch = encode(parts.problems.source, parts.tokenizer, rows, most, 1)
+    whole = parts.student.whole(parts.student.trained)
+    return both_ways(config, role, parts.programs, whole, batch, parts.serve)
 
 
 def evaluation_context(parts: Parts) -> Iterator[str]:
@@ -156,6 +173,13 @@ def _about_method(parts: Parts, taught: bool) -> Iterator[str]:
         f"loss: token loss {loss} (gradients {way}), objective {describe(config.objective)},"
         f" reduction {describe(config.reduction)}"
     )
+    served = config.served
+    if served.url is not None and parts.roles.teachers[""] is not None:
+        yield (
+            f"teacher: an engine at {served.url} scores as"
+            f" {served.model or parts.roles.teachers[''].name}: the top {served.top_k} tokens and"
+            f" the sampled one; a tail under {TAIL_FLOOR:g} counts as that"
+        )
     stored = precomputed.describe(config.trajectories, parts.responses.stored)
     if stored is not None:
         yield f"trajectories: {stored}"

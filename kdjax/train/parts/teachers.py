@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kdjax import models
-from kdjax.base import Params, Rollout
+from kdjax.base import Batch, Params, Rollout
 from kdjax.config.schema import Config
-from kdjax.errors import ConfigError, EngineError
+from kdjax.errors import ConfigError, DataError, EngineError
 from kdjax.rollouts.engine_scores import Scorer, open_scorer
-from kdjax.train.parts.programs import Programs, TeacherPrograms, jitted_logp
+from kdjax.sharding import rows_on_host, shard_batch
+from kdjax.step.score import response_top_k
+from kdjax.train.parts.programs import Programs, TeacherPrograms, jitted_logp, jitted_score
 from kdjax.train.parts.roles import Role, Roles
 from kdjax.train.parts.shapes import TEACHER_WEIGHTS
 
@@ -91,6 +96,66 @@ def scorer_of(config: Config, role: Role, k: int) -> Scorer:
             f"{error} (asked for one token first; docs/engines.md names what an engine refuses)"
         ) from None
     return score
+
+
+LARGEST_GAP_NATS = 0.5
+"""Between an engine's log-probabilities and those of the weights that it is said to serve: a wider
+dtype, other kernels and int8 stay below; other weights don't."""
+
+
+def both_ways(
+    config: Config,
+    role: Role,
+    programs: Programs,
+    student: Params,
+    batch: Batch,
+    serve: Callable[[Rollout], Rollout],
+) -> str:
+    """What scoring by the engine changes, in words: the weights are loaded to score the same. Every
+    token of the prompts but the first is a response here.
+
+    Args:
+        config: with `served`.
+        role, programs: of the teacher, of the run.
+        student: the student's parameters, an adapter merged.
+        batch: this process's prompts.
+        serve: as of `open_served`.
+
+    Errors: DataError where the engine serves other weights.
+    """
+    mesh, k, rows = programs.mesh, config.served.top_k, len(batch.prompt_length_b)
+    scored = serve(
+        Rollout(
+            tokens_bs=jnp.asarray(batch.prompt_bp),
+            prompt_length_b=jnp.ones(rows, jnp.int32),
+            response_length_b=jnp.asarray(batch.prompt_length_b) - 1,
+            sampler_logp_bt=jnp.zeros((rows, batch.prompt_bp.shape[1] - 1)),
+            truncated_b=jnp.zeros(rows, bool),
+        )
+    )
+    rollout = shard_batch(scored, mesh)
+    dtype, plan = jnp.dtype(config.dtype), programs.head
+    model = models.build(role.shape, dtype=dtype, impl=config.attention, mesh=mesh)
+    _, params = models.load(role.folder, mesh, params_dtype=dtype)
+    own = jax.jit(functools.partial(response_top_k, model, k=k, plan=plan))(params, rollout)
+    learner, bare = programs.student.model, rollout._replace(teacher_top_k_bt=None)
+    full = jitted_score(learner, model, plan, student, params, bare)
+    coarse = jitted_score(learner, None, plan, student, None, rollout)
+    top: Any = rows_on_host(rollout.teacher_top_k_bt)
+    own, full, coarse = rows_on_host(own), rows_on_host(full), rows_on_host(coarse)
+    gap = np.abs(top.sampled_logp - own.sampled_logp)[full.mask].max()
+    if not gap <= LARGEST_GAP_NATS:
+        raise DataError(
+            f"served: the engine at {config.served.url} serves another model than {role.name}: its"
+            f" log p differs by up to {gap:.3g} nats on {full.mask.sum()} tokens of prompts"
+        )
+    same = (np.sort(top.ids) == np.sort(own.ids)).all(-1)[full.mask].mean()
+    kls = [[x.forward_kl[x.mask].mean(), x.reverse_kl[x.mask].mean()] for x in (coarse, full)]
+    return (
+        f"served: the top {k} of {full.mask.sum()} tokens of {len(full.mask)} prompts are the"
+        f" weights' own at {same:.1%}, log p within {gap:.2g} nats; student to teacher forward KL"
+        f" {kls[0][0]:.5g} of {kls[1][0]:.5g}, reverse {kls[0][1]:.5g} of {kls[1][1]:.5g}"
+    ).replace("%", " %")
 
 
 def open_reference(
