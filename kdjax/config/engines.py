@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from kdjax.errors import ConfigError
 from kdjax.losses.combinators import runs_on
 from kdjax.losses.composition import describe
 from kdjax.losses.topk import BY_SAMPLED
 from kdjax.rollouts.engine_client import check_url
-
-if TYPE_CHECKING:
-    from kdjax.config.schema import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +87,9 @@ def check_rollouts(rollouts: Rollouts) -> None:
         )
 
 
-def check_served(config: Config, methods: Sequence[Any]) -> None:
-    """Errors: ConfigError where an engine can't score as this config's teacher. methods: those of
-    its timetable."""
+def check_served(config: Any, methods: Sequence[Any]) -> None:
+    """Errors: ConfigError where an engine can't score as the teacher of this `Config`. methods:
+    those of its timetable."""
     served = config.served
     if served.url is None:
         if served != Served():

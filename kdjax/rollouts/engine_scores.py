@@ -96,16 +96,22 @@ def open_scorer(
 
 
 def _rows(rollout: Rollout) -> list[tuple[list[int], list[int]]]:
-    """(prompt, response) of each row. Errors: ConfigError for an empty prompt."""
-    tokens_bs = np.asarray(rollout.tokens_bs)
-    starts, counts = (
-        np.asarray(x).tolist() for x in (rollout.prompt_length_b, rollout.response_length_b)
-    )
-    if min(starts, default=1) < 1:
+    """(prompt, response) of each row, as the teacher reads them. Errors: ConfigError for an empty
+    prompt, or where the teacher's row does not hold the response's tokens one after the other."""
+    first_b, count_b = map(np.asarray, (rollout.prompt_length_b, rollout.response_length_b))
+    own = rollout.teacher_rows
+    if own is not None:
+        slot_bt, steps = np.asarray(own.slot_bt), np.arange(np.shape(own.slot_bt)[1])[None]
+        first_b = slot_bt[:, 0] + 1
+        in_order = slot_bt + 1 == first_b[:, None] + steps
+        if not in_order[steps < count_b[:, None]].all():
+            raise ConfigError("an engine scores the student's own tokens, one after the other")
+    tokens_bs = np.asarray(rollout.tokens_bs if own is None else own.tokens_bs)
+    if (first_b[count_b > 0] < 1).any():
         raise ConfigError("an engine scores tokens after one token at least; a prompt is empty")
     return [
         (row[:start].tolist(), row[start : start + count].tolist())
-        for row, start, count in zip(tokens_bs, starts, counts, strict=True)
+        for row, start, count in zip(tokens_bs, first_b, count_b, strict=True)
     ]
 
 

@@ -95,13 +95,15 @@ def scored_loss(
     mask = steps < rollout.response_length_b[:, None]
     targets = jnp.take_along_axis(rollout.tokens_bs, _response_slots(rollout), axis=1)
     mask = kept(plan.stops, targets, mask)
+    if rollout.teacher_rows is not None:
+        mask &= rollout.teacher_rows.slot_bt >= 0
 
     theirs: Teacher = rollout.teacher_top_k_bt
     if theirs is None and teacher is not None:
         constant = jax.lax.stop_gradient(teacher_params)
         states = rollout.teacher_states_btd
         if states is None:
-            states = response_states(teacher, constant, rollout)
+            states = teacher_states(teacher, constant, rollout)
         theirs = TeacherStates(states, teacher.head(constant))
     weights = reduction(mask, rollout)
     extra = {"targets": targets, "sampler_logp": rollout.sampler_logp_bt}
@@ -126,6 +128,17 @@ def response_states(model: Model, params: Params, rollout: Rollout) -> jax.Array
     return jnp.take_along_axis(states, (_response_slots(rollout) - 1)[..., None], axis=1)
 
 
+def teacher_states(model: Model, params: Params, rollout: Rollout) -> jax.Array:
+    """The teacher's last hidden state before each response token, [B, T, D], by the rows that it
+    reads; zeros where these have none for the token."""
+    rows = rollout.teacher_rows
+    if rows is None:
+        return response_states(model, params, rollout)
+    states = model.hidden(params, rows.tokens_bs)
+    found = jnp.take_along_axis(states, jnp.maximum(rows.slot_bt, 0)[..., None], axis=1)
+    return jnp.where(rows.slot_bt[..., None] < 0, 0.0, found).astype(states.dtype)
+
+
 def response_top_k(
     model: Model,
     params: Params,
@@ -134,7 +147,7 @@ def response_top_k(
     k: int,
     plan: HeadPlan = PLAIN_HEAD,
 ) -> TopK:
-    """A model's k most probable tokens at each response token, [B, T, k], and that token's own
+    """A teacher's k most probable tokens at each response token, [B, T, k], and that token's own
     log-probability; zeros beyond the response. [B, T, V] is not made.
 
     Args:
@@ -153,7 +166,7 @@ def response_top_k(
     steps = jnp.arange(rollout.sampler_logp_bt.shape[1])[None]
     mask = steps < rollout.response_length_b[:, None]
     targets = jnp.take_along_axis(rollout.tokens_bs, _response_slots(rollout), axis=1)
-    states, head = response_states(model, params, rollout), model.head(params)
+    states, head = teacher_states(model, params, rollout), model.head(params)
     weights = jnp.zeros(mask.shape)
     return head_loss(best, states, head, None, targets, weights, mask, **plan.for_head())[1]
 

@@ -12,7 +12,7 @@ import pytest
 from serving import CONTEXT, Reply, score_core, serving, sglang_scores, vllm_scores
 from tiny import lively
 
-from kdjax.base import Rollout
+from kdjax.base import Rollout, TeacherRows
 from kdjax.errors import ConfigError, EngineError
 from kdjax.losses.topk import TAIL_FLOOR
 from kdjax.rollouts.engine_scores import open_scorer
@@ -95,6 +95,27 @@ def test_scores_are_the_own_teachers(opened, core, decoder, tokenizer, rollout, 
     for each in jax.tree.leaves(found):
         assert each.dtype in (np.int32, np.float32)
         assert not each[~mask].any()
+
+
+def test_a_teacher_with_rows_of_its_own(opened, core, rollout):
+    """Another prompt before the same response: the engine reads that one; a response that is not
+    there token by token is refused."""
+    lengths, counts = rollout.prompt_length_b, rollout.response_length_b
+    whole = np.zeros((6, 3 + 8 + WIDTH), np.int32)
+    whole[:, :3] = [[7, 8, 9]]
+    whole[:, 3:] = rollout.tokens_bs
+    slots = 2 + lengths[:, None] + np.arange(WIDTH)[None]
+    slots = np.where(mask_of(rollout), slots, -1)
+    private = rollout._replace(teacher_rows=TeacherRows(whole, slots.astype(np.int32)))
+    longer = Rollout(whole, lengths + 3, counts, *rollout[3:5])
+    with served(core, "vllm") as server:
+        score = opened(server)
+        found, wanted, plain = score(private), score(longer), score(rollout)
+        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+        assert np.abs(found.logp - plain.logp).max() > 1e-3
+        slots[0, 1] = -1
+        with pytest.raises(ConfigError, match="one after the other"):
+            score(rollout._replace(teacher_rows=TeacherRows(whole, slots)))
 
 
 def _targets(rollout: Rollout) -> np.ndarray:

@@ -13,7 +13,7 @@ from release import by_default
 from tiny import bigram, bigram_params, one_layer, random_rollout
 
 from kdjax import forward_kl, mix, reverse_kl
-from kdjax.base import Scores
+from kdjax.base import Scores, TeacherRows
 from kdjax.errors import ConfigError
 from kdjax.losses.reductions import token_mean
 from kdjax.step.score import HeadPlan, sampled_logp, score, scored_loss
@@ -277,3 +277,41 @@ def test_micro_batches_read_fewer_rows_at_a_time():
         for n in (1, 4)
     ]
     assert needed[1] < 0.4 * needed[0]
+
+
+def test_a_teacher_that_reads_rows_of_its_own():
+    """The same rows give the ordinary loss, to the bit; another prompt gives the KL to what the
+    teacher says after it; tokens without a slot are not trained on."""
+    (student, params), (teacher, teacher_params) = one_layer(V, 1), one_layer(V, 2)
+    rollout = random_rollout(3, V, [3, 2], [4, 2])
+    other = random_rollout(4, V, [6, 1], [4, 2])  # other prompts before the same responses
+    for row in range(2):
+        own, theirs = (int(r.prompt_length_b[row]) for r in (rollout, other))
+        other.tokens_bs[row, theirs : theirs + 4] = rollout.tokens_bs[row, own : own + 4]
+    steps = np.arange(4)[None]
+
+    def rows_of(read, mask=True):
+        slot = np.where(mask, read.prompt_length_b[:, None] + steps - 1, -1)
+        return TeacherRows(read.tokens_bs, slot.astype(np.int32))
+
+    def scored(rollout):
+        return score(student, params, teacher, teacher_params, rollout)
+
+    plain = scored(rollout)
+    chex.assert_trees_all_equal(scored(rollout._replace(teacher_rows=rows_of(rollout))), plain)
+
+    found = scored(rollout._replace(teacher_rows=rows_of(other)))
+    logits = (
+        teacher.hidden(teacher_params, other.tokens_bs) @ teacher.head(teacher_params).weight_vd.T
+    )
+    theirs = log_softmax64(logits)
+    for row, step in [(0, 0), (0, 3), (1, 1)]:
+        token = rollout.tokens_bs[row, rollout.prompt_length_b[row] + step]
+        wanted = theirs[row, other.prompt_length_b[row] + step - 1, token]
+        np.testing.assert_allclose(found.teacher_logp[row, step], wanted, rtol=1e-5)
+    np.testing.assert_array_equal(found.student_logp, plain.student_logp)
+
+    known = np.array([[True, False, True, False], [False, True, True, True]])
+    partly = scored(rollout._replace(teacher_rows=rows_of(other, known)))
+    np.testing.assert_array_equal(partly.mask, np.asarray(plain.mask) & known)
+    np.testing.assert_array_equal(partly.forward_kl, np.where(partly.mask, found.forward_kl, 0))
