@@ -38,6 +38,7 @@ from kdjax.config import (
     Lora,
     Optimizer,
     Rollouts,
+    Served,
     Turn,
 )
 from kdjax.config.as_json import as_dict, from_dict, trained_by
@@ -67,6 +68,7 @@ FULL = Config(
     micro_batches=2,
     sampling=Sampling(0.0, 0.9, 20, 0.1),
     rollouts=Rollouts(8, 0.5, "int8", 0.2, True, "http://localhost:1/v1", "m", "drawn", 2, 3.0),
+    served=Served("http://localhost:1", "m", "sglang", 5, 3),
     seed=3,
     rl=RL(3, math_reward, centered, 2, 1, 1),
     data=Data(
@@ -107,7 +109,9 @@ FULL = Config(
     cache="elsewhere",
     wandb_project="w",
 )
-VALID = dataclasses.replace(FULL, turns=(), rl=RL(), stops="mask")  # these don't go with the rest
+VALID = dataclasses.replace(  # these don't go with the rest
+    FULL, turns=(), rl=RL(), stops="mask", served=Served()
+)
 
 
 def test_the_full_example_leaves_no_field_at_its_default():

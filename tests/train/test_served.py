@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -154,6 +155,23 @@ def test_both_ways(tiny, server, monkeypatch):
     monkeypatch.setattr(teachers, "LARGEST_GAP_NATS", 1e-3)  # random models are near each other
     with pytest.raises(DataError, match=r"another model than .* log p differs by"):
         startup.report(build(other))
+
+
+def test_its_weights_may_be_elsewhere(tiny, server, tmp_path):
+    """A folder of the teacher's config and tokenizer is enough."""
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny.teacher, bare)
+    (bare / "model.safetensors").unlink()
+    config = by(dataclasses.replace(tiny, teacher=str(bare)), server)
+    _, metrics = step_of(config)
+    assert metrics["loss"] > 0
+    assert build(config).identities["teacher"]
+    with pytest.raises(DataError, match=r"no model\.safetensors"):
+        startup.report(
+            build(
+                dataclasses.replace(config, served=dataclasses.replace(config.served, check_rows=1))
+            )
+        )
 
 
 def test_rollouts_ahead_and_sampled_objectives(tiny, server):

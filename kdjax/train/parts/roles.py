@@ -58,7 +58,8 @@ def resolve(config: Config, at_most: int | None = None) -> Roles:
     """
     folder, wording = models.find(config.student), wording_of(config.data)
     names = teacher_models(config)
-    folders = {name: models.find(name) for name in names.values() if name is not None}
+    held = weights_held(config)
+    folders = {name: models.find(name, held) for name in names.values() if name is not None}
     pairs = {name: load_pair(folder, other, wording) for name, other in folders.items()}
     if pairs:
         size = _shared_size(pairs)
@@ -76,6 +77,11 @@ def resolve(config: Config, at_most: int | None = None) -> Roles:
         by_tag,
         _reference(config.reference, folder, own.size, wording),
     )
+
+
+def weights_held(config: Config) -> bool:
+    """Whether teachers' weights are read here: of one that is served, its other files are."""
+    return config.served.url is None or config.served.check_rows > 0
 
 
 def _shared_size(pairs: dict[str, tuple[Tokenizer, Tokenizer]]) -> int:
@@ -108,9 +114,12 @@ def identities(config: Config) -> dict[str, str]:
     """The identity of each model of a config, by the name of its role, and of a chat template that
     is a file; no weight is loaded."""
     named = {"student": config.student, "reference": config.reference}
-    named |= {title(tag): name for tag, name in teacher_models(config).items()}
+    taught = {title(tag): name for tag, name in teacher_models(config).items()}
     found = {
-        role: models.identity(models.find(name)) for role, name in named.items() if name is not None
+        role: models.identity(models.find(name, weights))
+        for roles, weights in ((named, True), (taught, weights_held(config)))
+        for role, name in roles.items()
+        if name is not None
     }
     template = config.data.chat_template
     if template not in (None, PLAIN):
