@@ -27,7 +27,9 @@ class Rollouts:
     process, for teacher prefixes and `kdjax rollouts`; engine_model is its name for the model (by
     default the config's), engine_log_probs what its log-probabilities describe; engine_seeds none
     is for one that takes no seeds, whose draws can't be repeated. So many requests are in flight,
-    each answered within so many seconds or tried again. reward_workers,
+    each answered within so many seconds or tried again. With prefix student the student's weights
+    are published to it every engine_every steps, in a folder that both see (engine_folder, by
+    default in the run's), by its own way of reloading (engine_speaks). reward_workers,
     reward_seconds: rewards that are computed at a time, and how long those of a batch may take
     (answers of reward math have a deadline each).
     """
@@ -46,6 +48,9 @@ class Rollouts:
     engine_at_once: int = 32
     engine_timeout_seconds: float = 600.0
     engine_retries: int = 4
+    engine_speaks: Literal["vllm", "sglang"] = "vllm"
+    engine_every: int = 1
+    engine_folder: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +73,9 @@ class Served:
     check_rows: int = 0
 
 
-def check_rollouts(rollouts: Rollouts) -> None:
-    """Errors: ConfigError for a setting that nothing can be drawn with."""
+def check_rollouts(rollouts: Rollouts, save_every_steps: int) -> None:
+    """Errors: ConfigError for a setting that nothing can be drawn with, or not drawn alike by a run
+    that is resumed."""
     if rollouts.rows < 1 or not (rollouts.cache_gib or 1.0) > 0:
         raise ConfigError(
             f"rollouts.rows and rollouts.cache_gib must be over 0, got {rollouts.rows} and"
@@ -77,10 +83,15 @@ def check_rollouts(rollouts: Rollouts) -> None:
         )
     if rollouts.engine is not None:
         check_url(rollouts.engine, "rollouts.engine")
-    for name, least in (("engine_at_once", 1), ("engine_retries", 0)):
+    for name, least in (("engine_at_once", 1), ("engine_retries", 0), ("engine_every", 1)):
         if getattr(rollouts, name) < least:
             got = getattr(rollouts, name)
             raise ConfigError(f"rollouts.{name} must be at least {least}, got {got}")
+    if save_every_steps % rollouts.engine_every:
+        raise ConfigError(
+            f"save_every_steps {save_every_steps} is not a multiple of rollouts.engine_every"
+            f" {rollouts.engine_every}, and a resumed run publishes at once; change one of them"
+        )
     if not rollouts.engine_timeout_seconds > 0:
         raise ConfigError(
             f"rollouts.engine_timeout_seconds must be over 0, got {rollouts.engine_timeout_seconds}"

@@ -76,7 +76,7 @@ def validate(config: Config) -> Config:
     _check_rl(config)
     for method in timetable(config).methods:
         _check_teachers(config, method)
-    check_rollouts(config.rollouts)
+    check_rollouts(config.rollouts, config.save_every_steps)
     check_served(config, timetable(config).methods)
     _check_faults(config.faults)
     check_sampling(config.sampling, "sampling.")

@@ -49,8 +49,14 @@ def draw(parts: Parts, params: Params, number: int, length: int, staleness: int)
 
 
 def sampler_params(parts: Parts, params: Params, number: int) -> Params | None:
-    """The sampler's parameters for step `number`; None where the student does not draw."""
-    return parts.sampler_params(params) if parts.table.at(number).prefix == "student" else None
+    """The sampler's parameters for step `number`; None where the student does not draw, or behind
+    an engine, which is then given its weights if that is due."""
+    if parts.table.at(number).prefix != "student" or parts.responses.stored:
+        return None
+    if parts.published is None:
+        return parts.sampler_params(params)
+    parts.profile.timed("publish", parts.published.publish, params, number)
+    return None
 
 
 def draw_own(
@@ -74,10 +80,15 @@ def draw_own(
         source = parts.responses.sources[method.prefix][tag]
         rollout = source(batch, reads, run_key(config.seed, ROLLOUT, number), length)
     rollout = parts.profile.timed("teacher", parts.serve, rollout)
-    if config.rollouts.ahead and method.prefix == "student":
-        stale = jnp.full(len(rollout.tokens_bs), staleness, jnp.int32)
-        rollout = rollout._replace(staleness_b=stale, old_logp_bt=rollout.own_logp_bt)
-    return rollout
+    if method.prefix != "student" or not (config.rollouts.ahead or parts.published):
+        return rollout
+    if parts.published is not None:
+        since = range(parts.published.drawn_since(), number)
+        staleness += sum(parts.table.at(step).updates for step in since)
+    stale = jnp.full(len(rollout.tokens_bs), staleness, jnp.int32)
+    rollout = rollout._replace(staleness_b=stale)
+    older = config.rollouts.ahead or config.rollouts.engine_every > 1
+    return rollout._replace(old_logp_bt=rollout.own_logp_bt) if older else rollout
 
 
 def own_batch_at(parts: Parts, number: int, redraw: int = 0) -> tuple[str, list[int]]:

@@ -21,6 +21,7 @@ from kdjax.losses.trial import try_advantage
 from kdjax.models.lora import Student, open_student
 from kdjax.rollouts.prefix import from_dataset, from_student
 from kdjax.runtime.profiling import UNPROFILED, Profile
+from kdjax.sharding import data_size
 from kdjax.train.parts import precomputed
 from kdjax.train.parts import roles as named
 from kdjax.train.parts.precompute import Asked, from_cache, from_stored
@@ -29,12 +30,14 @@ from kdjax.train.parts.problems import (
     ADAPTER,
     TRAJECTORIES,
     Problems,
+    encode,
     heldout_source,
     open_problems,
     run_key,
     training_source,
 )
 from kdjax.train.parts.programs import Programs, compose
+from kdjax.train.parts.published import Published, open_published
 from kdjax.train.parts.roles import Role, Roles, resolve
 from kdjax.train.parts.sampling import sampler_of
 from kdjax.train.parts.shapes import Shapes, choose_meshes, expected_rollout
@@ -60,8 +63,9 @@ class Parts(NamedTuple):
     timetable, the models by their roles, the programs compiled from shapes, the weights, the data.
 
     refer(rollout) adds the reference model's log-probabilities, serve(rollout) the top k of a
-    teacher behind an engine, to this process's rows. rewarder is closed by the caller of
-    `build`. profile times the parts of a training step.
+    teacher behind an engine, to this process's rows. published is the student behind an engine,
+    where one draws its rollouts (evaluation and the gate draw here). rewarder is closed by the
+    caller of `build`. profile times the parts of a training step.
     """
 
     config: Config
@@ -72,6 +76,7 @@ class Parts(NamedTuple):
     teachers: dict[str, Teacher]
     refer: Callable[[Rollout], Rollout]
     serve: Callable[[Rollout], Rollout]
+    published: Published | None
     problems: Problems
     responses: Responses
     rewarder: Rewarder
@@ -116,6 +121,7 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
         teachers=teachers,
         refer=open_reference(roles.reference, programs, config.dtype, config.micro_batches),
         serve=open_served(config, roles, precomputed.kept_of(stored) == NOTHING),
+        published=_published(config, table, roles.student, programs, student, problems),
         problems=problems,
         responses=Responses(draw, {}, stored),
         rewarder=open_rewarder(
@@ -129,6 +135,27 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
         try_rewards(parts)
     sources = {method.prefix: prefix_sources(parts, method.prefix) for method in table.methods}
     return parts._replace(responses=parts.responses._replace(sources=sources))
+
+
+def _published(
+    config: Config,
+    table: Timetable,
+    role: Role,
+    programs: Programs,
+    student: Student,
+    problems: Problems,
+) -> Published | None:
+    """The student's engine; None where none draws its rollouts."""
+    drawn = config.trajectories is None and table.draws("student")
+    if config.rollouts.engine is None or not drawn:
+        return None
+    rows, most = np.arange(PROBED * data_size(programs.mesh)), config.data.max_prompt_tokens
+    batch = encode(problems.source, role.tokenizer, rows % problems.source.size, most, 1)
+    return open_published(config, role, programs, student, batch)
+
+
+PROBED = 4
+"""Prompts, of each device, whose log-probabilities tell whether an engine has the new weights."""
 
 
 def shapes_of(roles: Roles, stored: dict[str, Stored], served: bool = False) -> Shapes:
@@ -187,7 +214,9 @@ def prefix_sources(parts: Parts, prefix: Prefix) -> dict[str, PrefixSource]:
     asked, stored, draw = asked_of(parts, prefix), parts.responses.stored, parts.responses.draw
     sources: dict[str, Callable[[str], PrefixSource]] = {
         "dataset": lambda tag: from_dataset,
-        "student": lambda tag: from_student(draw),
+        "student": lambda tag: from_student(
+            draw if parts.published is None else parts.published.draw
+        ),
         "teacher": lambda tag: from_cache(asked[tag], lambda: rows_needed(parts, tag)),
         "stored": lambda tag: from_stored(asked[tag], stored[tag]),
     }

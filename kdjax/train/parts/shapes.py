@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax import models
-from kdjax.base import Params, Rollout, TopK
+from kdjax.base import PLAIN, Params, Rollout, Sampling, TopK
 from kdjax.config.schema import Config
 from kdjax.config.timetable import Method
 from kdjax.errors import ConfigError
@@ -25,6 +25,7 @@ ADAM_BYTES = 16  # float32 parameter, gradient and two moments
 COPY_BYTES = 4  # the parameter that the entropy gate may fall back to
 TEACHER_WEIGHTS: dict[str, models.Hold | None] = {"compute": None, "int8": models.int8}
 """How the teacher's parameters are stored, by the config's `teacher_weights`."""
+GREEDY = Sampling(0.0)
 SHARE_OF_MEMORY = 0.4  # of a device, for states; larger ones are sharded over fsdp
 
 
@@ -142,9 +143,16 @@ def expected_rollout(config: Config, method: Method, mesh: Mesh) -> Rollout:
         array(jnp.bool_),
     )
     if method.prefix == "student":
-        made = made._replace(own_logp_bt=a_token(), entropy_bt=a_token())
-        if config.rollouts.ahead:
-            made = made._replace(staleness_b=array(jnp.int32), old_logp_bt=a_token())
+        rollouts, plain = config.rollouts, config.sampling in (PLAIN, GREEDY)
+        known = rollouts.engine is None or plain  # an engine says what it draws from alone
+        own = a_token() if known else None
+        made = made._replace(own_logp_bt=own)
+        if rollouts.engine is None:
+            made = made._replace(entropy_bt=a_token())
+        if rollouts.ahead or rollouts.engine is not None:
+            made = made._replace(staleness_b=array(jnp.int32))
+        if rollouts.ahead or (rollouts.engine is not None and rollouts.engine_every > 1):
+            made = made._replace(old_logp_bt=own)
     if config.served.url is not None:
         named = response, config.served.top_k
         ids, logp = array(jnp.int32, *named), array(jnp.float32, *named)

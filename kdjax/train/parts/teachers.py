@@ -123,17 +123,8 @@ def both_ways(
 
     Errors: DataError where the engine serves other weights.
     """
-    mesh, k, rows = programs.mesh, config.served.top_k, len(batch.prompt_length_b)
-    scored = serve(
-        Rollout(
-            tokens_bs=jnp.asarray(batch.prompt_bp),
-            prompt_length_b=jnp.ones(rows, jnp.int32),
-            response_length_b=jnp.asarray(batch.prompt_length_b) - 1,
-            sampler_logp_bt=jnp.zeros((rows, batch.prompt_bp.shape[1] - 1)),
-            truncated_b=jnp.zeros(rows, bool),
-        )
-    )
-    rollout = shard_batch(scored, mesh)
+    mesh, k = programs.mesh, config.served.top_k
+    rollout = shard_batch(serve(as_responses(batch)), mesh)
     dtype, plan = jnp.dtype(config.dtype), programs.head
     model = models.build(role.shape, dtype=dtype, impl=config.attention, mesh=mesh)
     _, params = models.load(role.folder, mesh, params_dtype=dtype)
@@ -156,6 +147,19 @@ def both_ways(
         f" weights' own at {same:.1%}, log p within {gap:.2g} nats; student to teacher forward KL"
         f" {kls[0][0]:.5g} of {kls[1][0]:.5g}, reverse {kls[0][1]:.5g} of {kls[1][1]:.5g}"
     ).replace("%", " %")
+
+
+def as_responses(batch: Batch) -> Rollout:
+    """Prompts as rows whose every token but the first is a response: text to score that is there
+    before anything is drawn."""
+    rows = len(batch.prompt_length_b)
+    return Rollout(
+        tokens_bs=jnp.asarray(batch.prompt_bp),
+        prompt_length_b=jnp.ones(rows, jnp.int32),
+        response_length_b=jnp.asarray(batch.prompt_length_b) - 1,
+        sampler_logp_bt=jnp.zeros((rows, batch.prompt_bp.shape[1] - 1)),
+        truncated_b=jnp.zeros(rows, bool),
+    )
 
 
 def open_reference(
