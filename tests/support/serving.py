@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from kdjax import models
 from kdjax.base import Batch, Sampling
 from kdjax.numerics import project
 from kdjax.rollouts.sampler import generate
@@ -36,6 +37,10 @@ class Server(NamedTuple):
     asked: list[dict]
     headers: list[dict]
     in_flight: list[int]
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # of 5, some of many at once are turned away
 
 
 @contextlib.contextmanager
@@ -89,7 +94,7 @@ def serving(
                 self.end_headers()
                 self.wfile.write(text.encode())
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     server.daemon_threads, server.block_on_close = True, False
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
@@ -113,7 +118,8 @@ def engine_core(model, params, limit: int):
     """core(body, mode) -> Text: the model itself behind the wire, seeded by the body's seed.
 
     Log-probabilities are raw, or (mode "processed") of the tempered distribution; a greedy row's
-    are raw in both modes, as in vLLM and SGLang.
+    are raw in both modes, as in vLLM and SGLang. params may be a function that has the present
+    ones.
     """
 
     def core(body: dict, mode: str = "raw") -> Text:
@@ -122,8 +128,9 @@ def engine_core(model, params, limit: int):
         none, length = np.zeros((1, 1), np.int32), np.array([len(body["prompt"])], np.int32)
         batch = Batch(prompt, length, none, none[0], none[0] > 0, none[0])
         temperature = body["temperature"]
+        now = params() if callable(params) else params
         out = generate(
-            model, params, batch, jax.random.key(body.get("seed", 0)), max_new_tokens=limit,
+            model, now, batch, jax.random.key(body.get("seed", 0)), max_new_tokens=limit,
             stop_ids=tuple(body["stop_token_ids"]), sampling=Sampling(temperature),
         )  # fmt: skip
         count = min(int(out.length_b[0]), body["max_tokens"])
@@ -136,7 +143,8 @@ def engine_core(model, params, limit: int):
 
 
 def score_core(model, params, vocabulary: int):
-    """core(ids) -> float64 [ids, V]: the model's log-probabilities after each of these ids."""
+    """core(ids) -> float32 [ids, V]: the model's log-probabilities after each of these ids; params
+    as of `engine_core`."""
 
     @jax.jit
     def whole(params, ids):
@@ -145,7 +153,9 @@ def score_core(model, params, vocabulary: int):
     def core(ids: list[int]) -> np.ndarray:
         row = np.zeros((1, CONTEXT), np.int32)
         row[0, : len(ids)] = ids
-        logits = np.asarray(whole(params, row), np.float64)[: len(ids)]
+        logits = np.asarray(whole(params() if callable(params) else params, row), np.float64)[
+            : len(ids)
+        ]
         logits -= logits.max(-1, keepdims=True)
         return np.float32(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
 
@@ -169,6 +179,65 @@ def vllm_scores(core, body: dict) -> dict:
     answer = _completion(Text([1], [-1.0], None), ["x"], finish_reason="length")
     answer["choices"][0] |= {"prompt_logprobs": said, "logprobs": None}
     return answer
+
+
+class Reloading:
+    """An engine whose weights are those of the folder that it read last, in vLLM's words or
+    SGLang's. `load` is what it does with a folder, and may be replaced by what goes wrong."""
+
+    def __init__(self, folder, vocabulary: int, limit: int):
+        self.model, self.params = models.load(folder)
+        self.paths: list[str] = []
+        self.folders: list[str] = []
+        self.paused = False
+        self.draw = engine_core(self.model, lambda: self.params, limit)
+        self.score = score_core(self.model, lambda: self.params, vocabulary)
+
+    def load(self, folder: str) -> Reply | dict:
+        """The whole folder is read."""
+        _, self.params = models.load(folder)
+        return {"results": [None]}
+
+    def answer(self, body: dict) -> Reply | dict:
+        assert not self.paused
+        return vllm_scores(self.score, body) if "prompt_logprobs" in body else self.drawn(body)
+
+    def drawn(self, body: dict) -> dict:
+        return vllm(self.draw(body), body)
+
+    def _reload(self, folder: str) -> Reply | dict:
+        self.folders.append(folder)
+        return self.load(folder)
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[Server]:
+        def at(path, act):
+            def answer(body):
+                self.paths.append(path)
+                return act(body)
+
+            return path, answer
+
+        def pause(paused):
+            def act(body):
+                self.paused = paused
+                return {}
+
+            return act
+
+        def of_vllm(body):
+            assert self.paused
+            assert body["method"] == "reload_weights"
+            return self._reload(body["kwargs"]["weights_path"])
+
+        others = dict([
+            at("/pause?mode=wait", pause(True)), at("/collective_rpc", of_vllm),
+            at("/reset_prefix_cache", lambda body: {}), at("/resume", pause(False)),
+            at("/update_weights_from_disk", lambda body: self._reload(body["model_path"])),
+            ("/generate", lambda body: sglang_scores(self.score, body)),
+        ])  # fmt: skip
+        with serving(self.answer, others=others) as server:
+            yield server
 
 
 def sglang_scores(core, body: dict) -> dict:
