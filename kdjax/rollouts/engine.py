@@ -120,8 +120,8 @@ def open_engine(
     def draw(params: Params, batch: Batch, key: Key, max_new_tokens: int) -> Samples:
         if params is not None:
             raise ConfigError(
-                "an engine samples with weights of its own and takes None as parameters; weights"
-                " are not synchronised to it (docs/engines.md)"
+                "an engine samples with weights of its own and takes None as parameters; they are"
+                " published to it apart (docs/engines.md)"
             )
         seed_b = None if seeds is None or sampling.temperature == 0 else seeds(key, batch.row_b)
         requests = _requests(batch, seed_b, max_new_tokens, context)

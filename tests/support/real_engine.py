@@ -143,6 +143,7 @@ def _environment(folder: Path) -> dict[str, str]:
     ours = ("JAX_", "XLA_", "PYTHON", "VLLM_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return kept | {
-        "HF_HUB_OFFLINE": "1", "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1", "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CACHE_ROOT": str(folder / "cache"), "VLLM_CONFIG_ROOT": str(folder / "config"),
     }  # fmt: skip
