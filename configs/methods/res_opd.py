@@ -1,4 +1,5 @@
-"""ResOPD: reverse KL to a teacher's most probable tokens, and the sampled token for the rest.
+"""ResOPD (arXiv 2610.04882): reverse KL to a teacher's most probable tokens, and the sampled token
+for the rest.
 
 Buckets alone are a bound; where the sampled token is outside the top k, its log-ratio there makes
 value and gradient those of the whole vocabulary, in expectation over the student's tokens. A

@@ -39,6 +39,7 @@ from kdjax.errors import (
     BusyError,
     ConfigError,
     DataError,
+    EngineError,
     DivergedError,
     PreemptedError,
     StorageError,
