@@ -39,8 +39,8 @@ from kdjax.errors import (
     BusyError,
     ConfigError,
     DataError,
-    EngineError,
     DivergedError,
+    EngineError,
     PreemptedError,
     StorageError,
 )
