@@ -16,15 +16,19 @@ from serving import CONTEXT, Reply, score_core, serving, sglang_scores, vllm_sco
 
 from kdjax import add, reverse_divergence, tail_residual
 from kdjax.config import Config, Curriculum, Data, Evaluation, Optimizer, Rollouts, Served
+from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
 from kdjax.errors import ConfigError, DataError, EngineError
 from kdjax.losses.objectives import log_ratio, policy_gradient, where_teacher_unsure
+from kdjax.plan.plan import shapes_of
+from kdjax.sharding import make_mesh
 from kdjax.storage import trajectories
 from kdjax.train import loop as train_module
 from kdjax.train.parts import startup, teachers
 from kdjax.train.parts.build import asked_of, build, fresh_state
 from kdjax.train.parts.precompute import fill
 from kdjax.train.parts.precomputed import parse_keep
+from kdjax.train.parts.shapes import expected_rollout
 
 K = 6
 
@@ -172,6 +176,16 @@ def test_its_weights_may_be_elsewhere(tiny, server, tmp_path):
                 dataclasses.replace(config, served=dataclasses.replace(config.served, check_rows=1))
             )
         )
+
+
+def test_a_plan_holds_no_teacher(tiny):
+    """`kdjax plan` of a served teacher: shapes without it, steps that take its top k."""
+    config = dataclasses.replace(tiny, served=Served("http://nowhere:1", top_k=K))
+    shapes = shapes_of(config)
+    assert shapes.teachers == {tiny.teacher: None}
+    assert shapes_of(tiny).teachers[tiny.teacher] is not None
+    rollout = expected_rollout(config, timetable(config).methods[0], make_mesh(1))
+    assert rollout.teacher_top_k_bt.ids.shape == (8, 8, K)
 
 
 def test_rollouts_ahead_and_sampled_objectives(tiny, server):
