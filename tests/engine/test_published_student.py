@@ -68,7 +68,7 @@ def test_it_draws_with_the_weights_of_each_step(start, tmp_path, seconds):
     assert len(lines) == len(seconds["reload"]) == STEPS
     assert [line["staleness"] for line in lines] == [0] * STEPS
     assert max(rms) < 1e-4
-    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert len({line["loss"] for line in lines}) == STEPS
 
 
 def test_a_tied_head_stays_stale(start, tmp_path):
