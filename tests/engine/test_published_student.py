@@ -52,13 +52,24 @@ def seconds(monkeypatch):
     return spent
 
 
-def test_it_draws_with_the_weights_of_each_step(start, tmp_path, seconds):
-    """Served with a head of its own, the engine follows every update: in the mean over a step's
-    tokens its log p is the trainer's to rounding, at each of the steps."""
-    student = tmp_path / "student"
-    widen_heads(student, 32, "kdjax:student", untied=True)
-    server = start(student)
-    loop.train(config(student, tmp_path / "run", server.url))
+@pytest.fixture(scope="module")
+def student(tmp_path_factory) -> Path:
+    """The embedded student, whose head is its embedding, with heads that vLLM takes."""
+    folder = tmp_path_factory.mktemp("models") / "student"
+    widen_heads(folder, 32, "kdjax:student")
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(start, student):
+    return start(student)
+
+
+def test_it_draws_with_the_weights_of_each_step(served, student, tmp_path, seconds):
+    """It follows every update, its tied head too: in the mean over a step's tokens its log p is the
+    trainer's to rounding, at each of the steps."""
+    loop.train(config(student, tmp_path / "run", served.url))
     text = (tmp_path / "run" / "metrics.jsonl").read_text()
     lines = [line for line in map(json.loads, text.splitlines()) if "loss" in line]
     gaps = [line["sampler_gap"] for line in lines]
@@ -71,14 +82,16 @@ def test_it_draws_with_the_weights_of_each_step(start, tmp_path, seconds):
     assert len({line["loss"] for line in lines}) == STEPS
 
 
-def test_a_tied_head_stays_stale(start, tmp_path):
-    """Served with its head tied, it answers 200 and keeps the old head (docs/engines.md): the
-    scored prompts tell, before a row is drawn."""
-    tied = tmp_path / "student"
-    widen_heads(tied, 32, "kdjax:student")
-    assert json.loads((tied / "config.json").read_text())["tie_word_embeddings"]
-    server = start(tied)
-    with pytest.raises(EngineError, match="version 1: it serves other weights") as caught:
-        loop.train(config(tied, tmp_path / "run", server.url))
+def test_a_head_that_stays_stale_is_seen(served, student, tmp_path, monkeypatch):
+    """Published tied, as it is, the engine answers 200 and keeps the head that it had: the scored
+    prompts tell, before a row is drawn."""
+    real = published.models.write_folder
+    monkeypatch.setattr(
+        published.models, "write_folder", lambda *args, untied: real(*args, untied=False)
+    )
+    asked = len(served.log.read_text())
+    with pytest.raises(EngineError, match=r"version \d: it serves other weights") as caught:
+        loop.train(config(student, tmp_path / "run", served.url))
     print(caught.value)
     assert "\n" not in str(caught.value)
+    assert '/collective_rpc HTTP/1.1" 200' in served.log.read_text()[asked:]

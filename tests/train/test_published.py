@@ -85,6 +85,8 @@ def test_each_step_draws_with_its_own_weights(tiny, engine, speaks):
     assert engine.paths == {"vllm": VLLM, "sglang": ["/update_weights_from_disk"]}[speaks] * 3
     names = [Path(folder).name for folder in engine.folders]
     assert names == ["version-000000", "version-000001", "version-000002"]
+    about = (Path(config.run) / "startup.txt").read_text()
+    assert f"rollouts: an engine at {server.url} draws the student's, which is published" in about
     assert sorted(p.name for p in (Path(config.run) / "published").iterdir()) == names[1:]
 
 

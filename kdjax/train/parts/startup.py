@@ -180,6 +180,13 @@ def _about_method(parts: Parts, taught: bool) -> Iterator[str]:
             f" {served.model or parts.roles.teachers[''].name}: the top {served.top_k} tokens and"
             f" the sampled one; a tail under {TAIL_FLOOR:g} counts as that"
         )
+    if parts.published is not None:
+        every = config.rollouts.engine_every
+        yield (
+            f"rollouts: an engine at {config.rollouts.engine} draws the student's, which is"
+            f" published to it {'before each' if every == 1 else f'every {every} steps'}; the"
+            " evaluation draws here"
+        )
     stored = precomputed.describe(config.trajectories, parts.responses.stored)
     if stored is not None:
         yield f"trajectories: {stored}"
