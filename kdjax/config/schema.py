@@ -292,7 +292,8 @@ class Config:
     not drawn. Where it keeps the teacher's outputs, no teacher is loaded (of its states, its head
     alone), and the evaluation has no KLs; with its top-k, teacher may be None.
     stops: what loss and statistics make of stop tokens, where student and teacher end differently
-    (`kdjax.step.stops`): raw, like any other token; mask, left out; merge, all of them one event.
+    (`kdjax.step.stops`): raw, like any other token; mask, left out; merge, all of them one event,
+    which also ends what the student draws, in training and evaluation.
     turns: other methods that take some of the steps, each its share of all of them; an earlier
     turn, and the config's own method, keep their shares of what a later one leaves.
     reference: a model whose log-probabilities of the sampled tokens objectives may use.

@@ -11,11 +11,13 @@ import numpy as np
 
 from kdjax.base import Model, Params, Rollout
 from kdjax.config.schema import Config
+from kdjax.config.timetable import Timetable
 from kdjax.data.fitting import about_shared
 from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import DataError
 from kdjax.losses.combinators import closed_form
 from kdjax.losses.composition import describe
+from kdjax.losses.objectives import negative_log_likelihood
 from kdjax.models import DecoderConfig, context_tokens
 from kdjax.models.hf.stored import about_left_out, about_untied
 from kdjax.models.quantized import parameter_total
@@ -63,7 +65,7 @@ def report(parts: Parts) -> str:
     lines = [
         *_about_problems(parts),
         *_about_prompts(own, others, parts.config.data.chat_template),
-        *_about_stops(own, others, plan.stops),
+        *_about_stops(own, others, plan.stops, learns_from_teacher(parts.table)),
         *_about_shapes(parts, live),
         _about_vocabulary(read, own.size),
         *_about_method(parts, bool(live)),
@@ -246,8 +248,26 @@ def _about_prompts(own: Tokenizer, others: dict[str, Tokenizer], named: str | No
     return lines
 
 
-def _about_stops(own: Tokenizer, others: dict[str, Tokenizer], stops: Stops) -> list[str]:
-    """The stop ids and what the templates put after an answer, with token texts."""
+def learns_from_teacher(table: Timetable) -> bool:
+    """Whether some method of a run trains on a teacher's responses, or may read its distribution
+    (all do but plain likelihood)."""
+    return any(
+        method.prefix == "teacher" or method.objective is not negative_log_likelihood
+        for method in table.methods
+    )
+
+
+def _about_stops(
+    own: Tokenizer, others: dict[str, Tokenizer], stops: Stops, learns: bool
+) -> list[str]:
+    """The stop ids and what the templates put after an answer, with token texts.
+
+    Args:
+        own: the student's tokenizer, with the stop ids at which it draws.
+        others: the teachers' by their names.
+        stops: the policy.
+        learns: `learns_from_teacher`.
+    """
     lines = []
     for name, tokenizer in ({"student": own} | others).items():
         end = tokenizer.turn_end_id
@@ -261,14 +281,22 @@ def _about_stops(own: Tokenizer, others: dict[str, Tokenizer], stops: Stops) -> 
                 f"warning: the {name} does not stop at {ends}, where its template ends an answer;"
                 " add the id to eos_token_id in its generation_config.json"
             )
-        if tokenizer.stop_ids != own.stop_ids:
+        foreign = tuple(i for i in tokenizer.stop_ids if i not in own.stop_ids)
+        if foreign and stops.policy == "raw" and learns:
+            lines.append(
+                f"warning: the {name} stops at {_spelled(tokenizer, foreign)}, where the student"
+                " does not: with stops raw the student learns to write it as any other token and to"
+                " go on, so responses run to the limit (docs/study.md); --stops merge makes one"
+                " event of all stop tokens, in the loss and where the student draws"
+            )
+        elif {*tokenizer.stop_ids} != {*own.stop_ids}:
             lines.append(
                 f"note: student and {name} stop at other tokens; each samples with its own"
             )
     meaning = {
         "raw": "stop tokens count like any other",
         "mask": f"tokens {list(stops.ids)} are left out of loss and statistics",
-        "merge": f"tokens {list(stops.ids)} are one event",
+        "merge": f"tokens {list(stops.ids)} are one event, and the student draws up to any of them",
     }[stops.policy]
     return [*lines, f"stop policy: {stops.policy}, {meaning}"]
 
