@@ -42,7 +42,13 @@ from kdjax.train.finish import finish
 from kdjax.train.parts import startup
 from kdjax.train.parts.build import Parts, build
 from kdjax.train.parts.problems import MEASURE, encode, run_key
-from kdjax.train.records import check_gap, open_notes, record_of
+from kdjax.train.records import (
+    add_first_step,
+    check_gap,
+    open_notes,
+    record_of,
+    write_startup,
+)
 from kdjax.train.resume import about_step, about_version, check_resumable, start
 
 HELDOUT_RESPONSES = {"all": all_responses, "finished": finished_responses}
@@ -83,7 +89,7 @@ def _train(config: Config, folder: Path, profile_steps: int) -> EvalReport:
         files.write_json(folder / run_folder.CONFIG, as_dict(config))
         if int(state.step) < config.steps:  # who trained it, not who evaluates it again
             files.write_json(folder / run_folder.VERSIONS, versions)
-        files.write_text(folder / run_folder.STARTUP, about)
+        write_startup(folder, about, resumed=int(state.step) > 0)
         with profiling(folder / run_folder.PROFILE, profile_steps) as profile:
             profiled = parts._replace(profile=profile)
             state, seconds = _loop(profiled, state, before, folder, checkpoints)
@@ -132,6 +138,8 @@ def _loop(
                 tests = is_due(config.evaluation.every_steps, done)
                 logs = done % config.log_every_steps == 0 or math.isfinite(entropy) or tests
                 record = None
+                if done == 1:
+                    add_first_step(folder, updates[0])
                 notes.updated(done, updates)
                 if saves or logs:
                     seconds = time.perf_counter() - began

@@ -7,6 +7,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdjax.base import TrainState
@@ -15,10 +16,12 @@ from kdjax.config.timetable import Method
 from kdjax.errors import DivergedError, KdjaxError, place_of
 from kdjax.losses.composition import describe, theirs
 from kdjax.report.results import WARNINGS
+from kdjax.runtime import files, processes
 from kdjax.runtime.console import announce
 from kdjax.step.gate import last_decision, rollout_length
 from kdjax.step.optimizer import SKIPPED, gate_state, guard_state
 from kdjax.step.update import Metrics
+from kdjax.storage.run_folder import STARTUP
 from kdjax.train.cost import PARTS, open_account, spent
 from kdjax.train.parts.build import Parts
 
@@ -63,6 +66,40 @@ def check_gap(config: Config, record: dict[str, float], step: int) -> None:
             f"sampler and scorer differ by {gap:.3g} nats a token at step {step}, over"
             f" rollouts.gap_limit_nats {limit}; set rollouts.kv_cache compute or a wider dtype"
         )
+
+
+FIRST_STEP = "first step: "
+
+
+def write_startup(folder: Path, about: str, resumed: bool) -> None:
+    """Write a run's report; a resumed run's keeps the line of its first step. Errors:
+    StorageError."""
+    path = folder / STARTUP
+    if resumed and path.is_file():
+        before = files.read_text(path).splitlines(keepends=True)
+        about += "".join(line for line in before if line.startswith(FIRST_STEP))
+    files.write_text(path, about)
+
+
+def add_first_step(folder: Path, metrics: Metrics) -> None:
+    """Say, and add to the report, how many tokens of the first step's responses are the teacher's
+    most probable one too; nothing without a teacher.
+
+    Of the student's own responses it says what fresh ones are worth: live on-policy distillation
+    beat frozen rollouts of the initial student only where it was high (arXiv 2610.11291). It waits
+    for the step.
+    """
+    if "teacher_top1" not in metrics:
+        return
+    line = (
+        f"{FIRST_STEP}{float(metrics['teacher_top1']):.1%} of the responses' tokens are the"
+        " teacher's most probable one (first-step token overlap; of the student's own, a low one"
+        " speaks for drawing them once: configs/methods/semi_opd.py)"
+    )
+    announce(line)
+    if processes.is_first():
+        path = folder / STARTUP
+        files.write_text(path, files.read_text(path) + line + "\n")
 
 
 Record = Mapping[str, Any]

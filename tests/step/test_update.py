@@ -41,7 +41,7 @@ ALWAYS = {
 }  # fmt: skip
 WITH_TEACHER = {
     "teacher_logp", "teacher_entropy", "forward_kl", "reverse_kl", "top1_agreement",
-    "entropy_excess",
+    "teacher_top1", "entropy_excess",
 }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from kdjax.step.score import HeadPlan
 from kdjax.step.stops import Stops
 from kdjax.storage import run_folder
 from kdjax.train import evaluation as examine_module
+from kdjax.train.feed import draw
 from kdjax.train.loop import train
 from kdjax.train.parts import precompute as prefixes_module
 from kdjax.train.parts import problems, roles, startup
@@ -207,6 +208,43 @@ def test_merged_stops_end_what_the_student_draws(tiny, tokenizer):
     assert cut >= 4
 
 
+def test_the_first_step_says_the_overlap(tiny):
+    """The share of the first rollout's tokens that are the teacher's most probable one, counted
+    from its logits; of another first rollout it is another, and without a teacher there is none."""
+    path, shares = Path(tiny.teacher) / "model.safetensors", []
+    weights = load_file(path)
+    sharp = weights | {"model.norm.weight": 30 * weights["model.norm.weight"]}
+    save_file(sharp, path, metadata={"format": "pt"})
+    tiny = dataclasses.replace(tiny, student=tiny.teacher)
+    for seed in (0, 1):
+        config = dataclasses.replace(tiny, seed=seed, run=f"{tiny.run}{seed}", batch_size=16)
+        train(config)
+        (said,) = re.findall(
+            r"^first step: ([\d.]+)% of the responses' tokens are the teacher's most probable one",
+            (Path(config.run) / run_folder.STARTUP).read_text(),
+            re.MULTILINE,
+        )
+        parts = build(config)
+        rollout = jax.device_get(draw(parts, parts.student.trained, 0, 8, 0))
+        states = parts.teachers[""].programs.model.hidden(
+            parts.teachers[""].params, jax.numpy.asarray(rollout.tokens_bs)
+        )
+        head = parts.teachers[""].programs.model.head(parts.teachers[""].params)
+        best = np.asarray(states @ head.weight_vd.T).argmax(-1)
+        hits = []
+        for row, first in enumerate(rollout.prompt_length_b):
+            own = slice(first, first + rollout.response_length_b[row])
+            hits += (rollout.tokens_bs[row, own] == np.roll(best[row], 1)[own]).tolist()
+        shares.append(np.mean(hits))
+        assert said == f"{np.mean(hits):.1%}"[:-1]
+    assert 0.05 < shares[0] != shares[1] < 0.95
+    alone = dataclasses.replace(
+        tiny, teacher=None, objective=negative_log_likelihood, prefix="dataset"
+    )
+    train(alone)
+    assert "first step" not in (Path(alone.run) / run_folder.STARTUP).read_text()
+
+
 @pytest.mark.parametrize("whose", ["student", "teacher"])
 def test_a_missing_template_is_said(tiny, tokenizer, whose):
     """Base models often have none: the other's is used."""
@@ -347,8 +385,10 @@ def test_the_run_folder_keeps_it(tiny, capsys):
     train(tiny)
     shown = capsys.readouterr().out
     text = (Path(tiny.run) / run_folder.STARTUP).read_text()
-    assert text == startup.report(build(tiny))
-    assert text in shown
+    about, first = text[: text.index("first step: ")], text.splitlines()[-1]
+    assert about == startup.report(build(tiny))
+    assert about in shown
+    assert first in shown
     train(dataclasses.replace(tiny, evaluation=dataclasses.replace(tiny.evaluation, samples=2)))
     assert (Path(tiny.run) / run_folder.STARTUP).read_text() == text
 

@@ -11,13 +11,11 @@ import numpy as np
 
 from kdjax.base import Model, Params, Rollout
 from kdjax.config.schema import Config
-from kdjax.config.timetable import Timetable
 from kdjax.data.fitting import about_shared
 from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import DataError
 from kdjax.losses.combinators import closed_form
 from kdjax.losses.composition import describe
-from kdjax.losses.objectives import negative_log_likelihood
 from kdjax.models import DecoderConfig, context_tokens
 from kdjax.models.hf.stored import about_left_out, about_untied
 from kdjax.models.quantized import parameter_total
@@ -65,7 +63,7 @@ def report(parts: Parts) -> str:
     lines = [
         *_about_problems(parts),
         *_about_prompts(own, others, parts.config.data.chat_template),
-        *_about_stops(own, others, plan.stops, learns_from_teacher(parts.table)),
+        *_about_stops(own, others, plan.stops, parts.table.learns_from_teacher()),
         *_about_shapes(parts, live),
         _about_vocabulary(read, own.size),
         *_about_method(parts, bool(live)),
@@ -248,15 +246,6 @@ def _about_prompts(own: Tokenizer, others: dict[str, Tokenizer], named: str | No
     return lines
 
 
-def learns_from_teacher(table: Timetable) -> bool:
-    """Whether some method of a run trains on a teacher's responses, or may read its distribution
-    (all do but plain likelihood)."""
-    return any(
-        method.prefix == "teacher" or method.objective is not negative_log_likelihood
-        for method in table.methods
-    )
-
-
 def _about_stops(
     own: Tokenizer, others: dict[str, Tokenizer], stops: Stops, learns: bool
 ) -> list[str]:
@@ -266,7 +255,7 @@ def _about_stops(
         own: the student's tokenizer, with the stop ids at which it draws.
         others: the teachers' by their names.
         stops: the policy.
-        learns: `learns_from_teacher`.
+        learns: whether anything is learned from a teacher.
     """
     lines = []
     for name, tokenizer in ({"student": own} | others).items():
