@@ -28,7 +28,7 @@ from kdjax.step.score import HeadPlan
 from kdjax.step.stops import Stops
 from kdjax.storage import run_folder
 from kdjax.train import evaluation as examine_module
-from kdjax.train.feed import draw
+from kdjax.train import feed
 from kdjax.train.loop import train
 from kdjax.train.parts import precompute as prefixes_module
 from kdjax.train.parts import problems, roles, startup
@@ -225,7 +225,7 @@ def test_the_first_step_says_the_overlap(tiny):
             re.MULTILINE,
         )
         parts = build(config)
-        rollout = jax.device_get(draw(parts, parts.student.trained, 0, 8, 0))
+        rollout = jax.device_get(feed.draw(parts, parts.student.trained, 0, 8, 0))
         states = parts.teachers[""].programs.model.hidden(
             parts.teachers[""].params, jax.numpy.asarray(rollout.tokens_bs)
         )
