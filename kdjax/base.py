@@ -220,9 +220,10 @@ class Scores(NamedTuple):
 
     divergence is the token loss in use; top1_agreement says where the models' most probable tokens
     are one, teacher_top1 where the response's token is the teacher's; parts are the terms of a
-    token loss or objective that is a sum, by their text, where no other field holds them. Inside an objective, the student's
-    log-probability and entropy, both KLs and the divergence carry a gradient to the student (write
-    jax.lax.stop_gradient around what is only a weight); Scores that a function returns carry none.
+    token loss or objective that is a sum, by their text, where no other field holds them. Inside an
+    objective, the student's log-probability and entropy, both KLs and the divergence carry a
+    gradient to the student (write jax.lax.stop_gradient around what is only a weight); Scores that
+    a function returns carry none.
     Fields that need a teacher are None without one (plain SFT).
     """
 

@@ -137,6 +137,8 @@ class Evaluation:
     """The report at the end of a run: test problems, samples a problem, and the k of Pass@k.
 
     name, file and columns say which problems, as those of `Data`; `problems` is of the task.
+    temperatures: the report is made at each of these too, sampled otherwise as `sampling` says; the
+    report at `sampling` itself is the one that tables, claims and comparisons read.
     batch_size: rows that are scored at a time; how many are drawn at a time is of `Rollouts`.
     every_steps: also during training, with samples_during_training a problem, into the metrics as
     test_avg, test_length, test_entropy and test_truncated; 0: only at the end.
@@ -157,6 +159,7 @@ class Evaluation:
     name: str | None = None
     columns: tuple[str, ...] = ()
     grader: Literal["exact", "exact_flexible", "math", "math_lenient"] = "exact"
+    temperatures: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,13 +42,7 @@ from kdjax.train.finish import finish
 from kdjax.train.parts import startup
 from kdjax.train.parts.build import Parts, build
 from kdjax.train.parts.problems import MEASURE, encode, run_key
-from kdjax.train.records import (
-    add_first_step,
-    check_gap,
-    open_notes,
-    record_of,
-    write_startup,
-)
+from kdjax.train.records import check_gap, open_notes, record_of, write_startup
 from kdjax.train.resume import about_step, about_version, check_resumable, start
 
 HELDOUT_RESPONSES = {"all": all_responses, "finished": finished_responses}
@@ -138,8 +132,6 @@ def _loop(
                 tests = is_due(config.evaluation.every_steps, done)
                 logs = done % config.log_every_steps == 0 or math.isfinite(entropy) or tests
                 record = None
-                if done == 1:
-                    add_first_step(folder, updates[0])
                 notes.updated(done, updates)
                 if saves or logs:
                     seconds = time.perf_counter() - began

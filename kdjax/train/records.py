@@ -81,7 +81,7 @@ def write_startup(folder: Path, about: str, resumed: bool) -> None:
     files.write_text(path, about)
 
 
-def add_first_step(folder: Path, metrics: Metrics) -> None:
+def _add_first_step(folder: Path, metrics: Metrics) -> None:
     """Say, and add to the report, how many tokens of the first step's responses are the teacher's
     most probable one too; nothing without a teacher.
 
@@ -244,6 +244,8 @@ def open_notes(
     before, held = list(unsaid), list[Update]()
 
     def updated(step: int, updates: Sequence[Metrics]) -> None:
+        if step == 1:
+            _add_first_step(Path(parts.config.run), updates[0])
         held.extend(Update(step, u["loss"], u["gradient_norm"], u[SKIPPED]) for u in updates)
 
     def completed(step: int, record: dict[str, Any]):

@@ -91,7 +91,16 @@ FULL = Config(
         heldout_file="h.jsonl",
     ),
     evaluation=Evaluation(
-        5, "t.jsonl", 4, (1, 4), Sampling(0.6), 32, 16, 4, grader="exact_flexible"
+        5,
+        "t.jsonl",
+        4,
+        (1, 4),
+        Sampling(0.6),
+        32,
+        16,
+        4,
+        grader="exact_flexible",
+        temperatures=(0.3,),
     ),
     save_every_steps=2,
     checkpoints=Checkpointing(3, 4, "lowest test_entropy", "go_on"),
@@ -331,6 +340,12 @@ WRONG = [
     (
         nested("evaluation", sampling=Sampling(-1.0)),
         "evaluation.sampling.temperature must be at least 0, got -1",
+    ),
+    (nested("evaluation", temperatures=(0.6, 0.6)), "and 0.6 is among them twice; name each once"),
+    (nested("evaluation", temperatures=(0.6, 1.0)), "and 1.0 is among them twice; name each once"),
+    (
+        nested("evaluation", temperatures=(-0.5,)),
+        "evaluation.temperatures: temperature must be at least 0, got -0.5",
     ),
     (nested("evaluation", problems=0), "evaluation.problems"),
     (nested("evaluation", grader="sympy"), "evaluation.grader must be"),

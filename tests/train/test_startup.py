@@ -191,7 +191,9 @@ def test_merged_stops_end_what_the_student_draws(tiny, tokenizer):
         rows = np.arange(24)
         batch = problems.encode(parts.problems.source, parts.tokenizer, rows, 24, 64)
         own = parts.sampler_params(parts.student.trained)
-        evaluated = examine_module._evaluation_draw(parts, parts.student.trained)
+        evaluated = examine_module._evaluation_draw(
+            parts, parts.student.trained, tiny.evaluation.sampling
+        )
         key = problems.run_key(0, problems.ROLLOUT)
         drawn[stops] = parts.responses.draw(own, batch, key, 64), evaluated(batch, key, 64)
         assert parts.teachers[""].role.tokenizer.stop_ids == (end, pad)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.base import Model, Params, Rollout
+from kdjax.config.evaluated import evaluated_at
 from kdjax.config.schema import Config
 from kdjax.data.fitting import about_shared
 from kdjax.data.tokenizer import Tokenizer
@@ -159,8 +160,9 @@ def _about_method(parts: Parts, taught: bool) -> Iterator[str]:
     stored = precomputed.describe(config.trajectories, parts.responses.stored)
     if stored is not None:
         yield f"trajectories: {stored}"
+    evaluated = " and ".join(map(str, evaluated_at(config.evaluation)))
     yield (
-        f"sampling: rollouts {config.sampling}; evaluation {config.evaluation.sampling};"
+        f"sampling: rollouts {config.sampling}; evaluation {evaluated};"
         f" temperature of the loss {tempered}1.0"
     )
     lora = f", LoRA of rank {config.lora.rank}" if config.lora.rank else ""
