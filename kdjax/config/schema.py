@@ -301,7 +301,8 @@ class Config:
     turn, and the config's own method, keep their shares of what a later one leaves.
     reference: a model whose log-probabilities of the sampled tokens objectives may use.
     teachers: several in place of `teacher`, each "tag=model": a problem is taught by that of its
-    tag (column `tag` of data.file), and every batch holds problems of one tag.
+    tag (column `tag` of data.file), and every batch holds problems of one tag. teacher_shares: a
+    tag has steps in proportion to its problems, or as many as any other (equal).
     """
 
     run: str = "runs/default"
@@ -339,6 +340,7 @@ class Config:
     faults: Faults = Faults()
     head_memory_mib: int | None = None
     cache: str = "runs/cache"
+    teacher_shares: Literal["problems", "equal"] = "problems"
     wandb_project: str | None = None
 
 

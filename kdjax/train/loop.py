@@ -109,7 +109,7 @@ def _loop(
     first, name = int(state.step), run_folder.run_name(folder)
     records = run_folder.restored_metrics(folder, first, before.get("records"))
     metrics = run_folder.open_metrics(folder, first, config.wandb_project)
-    notes = open_notes(parts, state, records, before.get("unsaid", ()))
+    notes = open_notes(parts, state, records, before.get("unsaid", ()), before.get("by_tag", {}))
     began = time.perf_counter() - before["seconds"]
     pool, drawn = ThreadPoolExecutor(1), None
     try:

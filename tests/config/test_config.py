@@ -114,6 +114,7 @@ FULL = Config(
     lora=Lora(rank=4, alpha=8.0, targets=("q_proj", "v_proj")),
     head_memory_mib=4,
     cache="elsewhere",
+    teacher_shares="equal",
     wandb_project="w",
 )
 VALID = dataclasses.replace(FULL, turns=(), rl=RL(), stops="mask")  # these don't go with the rest
@@ -347,6 +348,7 @@ WRONG = [
         nested("evaluation", temperatures=(-0.5,)),
         "evaluation.temperatures: temperature must be at least 0, got -0.5",
     ),
+    (dict(teacher_shares="equal"), "teacher_shares equal is of teachers of several tags, got ()"),
     (nested("evaluation", problems=0), "evaluation.problems"),
     (nested("evaluation", grader="sympy"), "evaluation.grader must be"),
     (nested("evaluation", max_new_tokens=0), "max_new_tokens"),
