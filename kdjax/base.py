@@ -101,6 +101,19 @@ class TopK(NamedTuple):
     tail_logp: jax.Array
 
 
+class TeacherRows(NamedTuple):
+    """What the teacher reads where that is not the student's row: another prompt before the same
+    response, or the response in tokens of its own.
+
+    tokens_bs:  int32 [B, S'], right-padded.
+    slot_bt:    int32 [B, T], the slot in its row whose next token it must predict where the student
+                predicts response token t; -1 where there is none, and t is then not trained on.
+    """
+
+    tokens_bs: Array
+    slot_bt: Array
+
+
 class Rollout(NamedTuple):
     """Prefixes to train on: each row of `tokens_bs` is prompt, response, padding, without a gap.
 
@@ -111,6 +124,7 @@ class Rollout(NamedTuple):
     teacher_states_btd:  the teacher's last hidden state before each response token, where it was
                       computed elsewhere; None where the teacher still has to read the rows.
     teacher_top_k_bt:    its most probable tokens at each response token, instead of its states.
+    teacher_rows:     the rows that the teacher reads, where they are not `tokens_bs`.
     own_logp_bt:      log-probability of each response token under the student's own distribution
                       (temperature 1, not truncated), by its sampler, where the student drew
                       the rows.
@@ -140,6 +154,7 @@ class Rollout(NamedTuple):
     truncated_b: jax.Array
     teacher_states_btd: jax.Array | None = None
     teacher_top_k_bt: TopK | None = None
+    teacher_rows: TeacherRows | None = None
     own_logp_bt: jax.Array | None = None
     entropy_bt: jax.Array | None = None
     staleness_b: jax.Array | None = None
@@ -316,8 +331,8 @@ Objective = Callable[[Scores], jax.Array]
 """Scores -> the quantity to minimise at each token, from that token's scores alone."""
 
 Reduction = Callable[..., jax.Array]
-"""(mask [B, T], Rollout) -> weights [B, T] of the tokens; totals are divided by the total
-weight."""
+"""(mask [B, T], Rollout) -> weights [B, T] of the tokens; totals are divided by the total weight.
+One that weighs by what both models say of the tokens takes their `Scores` too, as `scores`."""
 
 PrefixSource = Callable[[Batch, Params, Key, int], Rollout]
 """(batch, student parameters as its sampler reads them, key, max_new_tokens) -> Rollout: the prefix

@@ -42,17 +42,25 @@ def bucket(length: int, widest: int) -> int:
     return next(width for width in ladder(widest) if width >= length)
 
 
-def longest(rollout: Rollout) -> int:
-    """Tokens of the longest row, prompt and response. The host waits for the rollout."""
-    return int((np.asarray(rollout.prompt_length_b) + np.asarray(rollout.response_length_b)).max())
+def longest(rollout: Rollout) -> tuple[int, int]:
+    """Tokens of the longest row, prompt and response, and of the longest that the teacher reads
+    apart (0: it reads these). The host waits for the rollout."""
+    own = np.asarray(rollout.prompt_length_b) + np.asarray(rollout.response_length_b)
+    apart = rollout.teacher_rows
+    return int(own.max()), 0 if apart is None else 1 + int(np.asarray(apart.slot_bt).max())
 
 
-def trim(rollout: Rollout, at_least: int = 0) -> Rollout:
-    """A rollout trimmed to the bucket of its longest row, or of `at_least` tokens; its response
-    axis to no more than that.
+def trim(rollout: Rollout, at_least: tuple[int, int] = (0, 0)) -> Rollout:
+    """A rollout trimmed to the bucket of its longest row, or of `at_least` tokens (as `longest`);
+    its response axis to no more than that.
 
     Only padding is removed, so losses and gradients don't change; there are at most len(ladder(S))
     widths, and so programs. Errors: ConfigError where a row is longer than its tokens.
     """
-    width = bucket(max(longest(rollout), at_least), rollout.tokens_bs.shape[1])
-    return jax.tree.map(lambda x: x[:, :width] if np.ndim(x) > 1 else x, rollout)
+    widest = tuple(map(max, longest(rollout), at_least))
+    width, apart = bucket(widest[0], rollout.tokens_bs.shape[1]), rollout.teacher_rows
+    cut = jax.tree.map(lambda x: x[:, :width] if np.ndim(x) > 1 else x, rollout)
+    if apart is None:
+        return cut
+    theirs = apart.tokens_bs[:, : bucket(max(widest[1], 1), apart.tokens_bs.shape[1])]
+    return cut._replace(teacher_rows=cut.teacher_rows._replace(tokens_bs=theirs))

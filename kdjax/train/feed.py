@@ -90,7 +90,8 @@ def own_batch_at(parts: Parts, number: int, redraw: int = 0) -> tuple[str, list[
 
 def on_mesh(parts: Parts, own: Rollout) -> Rollout:
     """The rows of all processes as one rollout on the mesh, as wide as the longest of them."""
-    return shard_batch(trim(own, max(processes.gather(longest(own)))), parts.mesh)
+    widest = [max(column) for column in zip(*processes.gather(longest(own)), strict=True)]
+    return shard_batch(trim(own, (widest[0], widest[1])), parts.mesh)
 
 
 def with_old_policy(parts: Parts, params: Params, rollout: Rollout) -> Rollout:

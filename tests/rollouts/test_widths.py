@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import one_layer, random_rollout
 
+from kdjax.base import TeacherRows
 from kdjax.errors import ConfigError
 from kdjax.rollouts import widths as widths_module
-from kdjax.rollouts.widths import bucket, ladder, trim
+from kdjax.rollouts.widths import bucket, ladder, longest, trim
 from kdjax.step.score import HeadPlan, scored_loss
 
 V = 20
@@ -91,3 +92,19 @@ def test_training_sees_few_shapes():
     shapes = {trim(rollout).tokens_bs.shape for rollout in rollouts}
     assert shapes == {(2, width) for width in ladder(63)}
     assert len(shapes) == 7
+
+
+@pytest.mark.usefixtures("small_buckets")
+def test_rows_of_the_teacher_are_trimmed_to_their_own():
+    """Each to the bucket of its longest, or of what another process says is its longest."""
+    rollout = random_rollout(0, V, [3, 2], [2, 1], response_width=30)
+    slot = np.array([[20, 21], [4, -1]])
+    apart = TeacherRows(
+        np.zeros((2, 40), np.int32), np.pad(slot, ((0, 0), (0, 28)), constant_values=-1)
+    )
+    rollout = rollout._replace(teacher_rows=apart)
+    assert longest(rollout) == (5, 22)
+    for least, width, theirs in [((0, 0), 8, 24), ((9, 25), 12, 32)]:
+        cut = trim(rollout, least)
+        assert (cut.tokens_bs.shape, cut.teacher_rows.tokens_bs.shape) == ((2, width), (2, theirs))
+        assert cut.teacher_rows.slot_bt.shape == cut.sampler_logp_bt.shape

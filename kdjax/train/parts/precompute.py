@@ -32,7 +32,7 @@ from kdjax.rollouts.widths import trim
 from kdjax.runtime import processes
 from kdjax.runtime.files import differences
 from kdjax.sharding import owners, pad_rows, shard_batch
-from kdjax.step.score import HeadPlan, response_states, response_top_k
+from kdjax.step.score import HeadPlan, response_top_k, teacher_states
 from kdjax.storage import trajectories as folders
 from kdjax.train.parts.precomputed import NOTHING, Keep, Stored, of_tag
 from kdjax.train.parts.problems import encode
@@ -340,5 +340,5 @@ def _read(asked: Asked, keep: Keep, rows: np.ndarray, samples: Samples) -> Traje
 def _reader(model: Model, keep: Keep, plan: HeadPlan):
     """read(params, rollout) -> the teacher's outputs to keep, [B, T, ...]."""
     if keep.kind == "states":
-        return jax.jit(functools.partial(response_states, model))
+        return jax.jit(functools.partial(teacher_states, model))
     return jax.jit(functools.partial(response_top_k, model, k=keep.k, plan=plan))

@@ -36,7 +36,7 @@ from kdjax.sharding import (
 from kdjax.step.gate import POLICIES, entropy_gate
 from kdjax.step.head import chunk_tokens
 from kdjax.step.optimizer import make_optimizer
-from kdjax.step.score import HeadPlan, response_states, sampled_logp, score
+from kdjax.step.score import HeadPlan, sampled_logp, score, teacher_states
 from kdjax.step.stops import Stops
 from kdjax.step.update import abstract_state, make_step
 from kdjax.train.parts.sampling import read_by_sampler, sampler_mesh
@@ -292,7 +292,7 @@ def read_elsewhere(taught: TeacherPrograms, teacher_mesh: Mesh, mesh: Mesh) -> T
     """The programs of a teacher on `teacher_mesh`: its states and its head are sent to `mesh`."""
     model = taught.model
     assert model is not None
-    states = jax.jit(functools.partial(response_states, model))
+    states = jax.jit(functools.partial(teacher_states, model))
 
     def read(params: Params, rollout: Rollout) -> Rollout:
         made = states(params, shard_batch(rollout, teacher_mesh))
