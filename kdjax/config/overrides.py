@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import tyro
 
 from kdjax.config.schema import Config, Study
+from kdjax.config.shipped import find
 from kdjax.config.validation import validate, validate_study
 from kdjax.errors import ConfigError, Stopped, first_line, raised_in
 from kdjax.runtime import processes
@@ -28,11 +29,9 @@ RETURNS: dict[str, type] = {"get_config": Config, "get_study": Study}
 
 
 def load_file(path: str, function: str) -> Any:
-    """What get_config() or get_study() of a Python file returns; it can import what lies beside it,
-    as a script can. Errors: ConfigError."""
-    if not Path(path).is_file():
-        near = difflib.get_close_matches(path, [str(p) for p in Path("configs").rglob("*.py")], n=1)
-        raise ConfigError(f"no config file {path}" + (f"; did you mean {near[0]}?" if near else ""))
+    """What get_config() or get_study() of a Python file returns, by its path or its name
+    (`shipped.find`); it can import what lies beside it, as a script can. Errors: ConfigError."""
+    path = str(find(path))
     if (beside := str(Path(path).parent.resolve())) not in sys.path:
         sys.path.append(beside)  # last: nothing of ours or of libraries is another's there
     names = _run_theirs(path, lambda: runpy.run_path(path))
@@ -95,15 +94,18 @@ SHORT = {
     "--benchmark": "--evaluation.name",
     "--n": "--evaluation.samples",
     "--k": "--evaluation.k",
+    "--temperatures": "--evaluation.temperatures",
 }
-"""What `kdjax evaluate` also takes; the values of --k may be parted by commas."""
+"""What `kdjax evaluate` also takes."""
+PARTED = ("--evaluation.k", "--evaluation.temperatures")
+"""Those whose values may be parted by commas."""
 
 
 def evaluation_fields(arguments: list[str]) -> list[str]:
     """Arguments of `kdjax evaluate` with the long forms in place of the SHORT ones.
 
-    >>> evaluation_fields(["--n", "32", "--k=1,8"])
-    ['--evaluation.samples', '32', '--evaluation.k', '1', '8']
+    >>> evaluation_fields(["--n", "32", "--k=1,8", "--temperatures", "0.6"])[2:]
+    ['--evaluation.k', '1', '8', '--evaluation.temperatures', '0.6']
     """
     found: list[str] = []
     for argument in arguments:
@@ -112,10 +114,11 @@ def evaluation_fields(arguments: list[str]) -> list[str]:
             found += [SHORT[name], value] if equals else [SHORT[name]]
         else:
             found.append(argument)
-    at = found.index(SHORT["--k"]) + 1 if SHORT["--k"] in found else len(found)
-    return (
-        found[:at] + [k for text in found[at : at + 1] for k in text.split(",")] + found[at + 1 :]
-    )
+    for name in PARTED:
+        if name in found:
+            at = found.index(name) + 1
+            found[at : at + 1] = [one for text in found[at : at + 1] for one in text.split(",")]
+    return found
 
 
 def join_processes(command: str, arguments: list[str]) -> list[str]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from kdjax.base import TopK
 
-BY_TOP_K = ("divergence", "forward_kl", "reverse_kl", "top1_agreement")
+BY_TOP_K = ("divergence", "forward_kl", "reverse_kl", "top1_agreement", "teacher_top1")
 """The `Scores` of a teacher that are known from its top k."""
 
 BY_SAMPLED = (*BY_TOP_K, "teacher_logp", "residual")

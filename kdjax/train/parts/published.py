@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from kdjax import models
 from kdjax.base import Batch, Params, Sampler
 from kdjax.config.schema import Config
 from kdjax.errors import ConfigError
+from kdjax.losses.topk import TAIL_FLOOR
 from kdjax.models.lora import Student
 from kdjax.rollouts.engine import open_engine, row_seeds
 from kdjax.rollouts.engine_client import Engine, open_client
@@ -114,3 +115,20 @@ def _open(config: Config, role: Role) -> _Opened:
         *named, k=1, vocabulary=tokenizer.size, speaks=rollouts.engine_speaks, **asking
     )
     return _Opened(open_client(*named, "rollouts.engine", **asking), draw, score)
+
+
+def about_engines(config: Config, teachers: dict[str, Role | None], draws: bool) -> Iterator[str]:
+    """What engines do in a run; draws: the student's rollouts."""
+    served, role = config.served, teachers.get("")
+    if served.url is not None and role is not None:
+        yield (
+            f"teacher: an engine at {served.url} scores as {served.model or role.name}: the top"
+            f" {served.top_k} tokens and the sampled one; a tail under {TAIL_FLOOR:g} counts so"
+        )
+    if draws:
+        every = config.rollouts.engine_every
+        yield (
+            f"rollouts: an engine at {config.rollouts.engine} draws the student's, which is"
+            f" published to it {'before each' if every == 1 else f'every {every} steps'}; the"
+            " evaluation draws here"
+        )

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.base import Model, Params, Rollout
+from kdjax.config.evaluated import evaluated_at
 from kdjax.config.schema import Config
 from kdjax.data.fitting import about_shared
 from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import DataError
 from kdjax.losses.combinators import closed_form
 from kdjax.losses.composition import describe
-from kdjax.losses.topk import TAIL_FLOOR
 from kdjax.models import DecoderConfig, context_tokens
 from kdjax.models.hf.stored import about_left_out, about_untied
 from kdjax.models.quantized import parameter_total
@@ -37,8 +37,8 @@ from kdjax.storage.trajectories import CHUNK_ROWS
 from kdjax.train.parts import precomputed
 from kdjax.train.parts.build import Parts, rows_needed
 from kdjax.train.parts.memory import activation_bytes, rows_at_once, sampling_bytes
-from kdjax.train.parts.problems import encode
 from kdjax.train.parts.programs import jitted_score
+from kdjax.train.parts.published import about_engines
 from kdjax.train.parts.roles import title
 from kdjax.train.parts.teachers import both_ways
 
@@ -66,7 +66,7 @@ def report(parts: Parts) -> str:
     lines = [
         *_about_problems(parts),
         *_about_prompts(own, others, parts.config.data.chat_template),
-        *_about_stops(own, others, plan.stops),
+        *_about_stops(own, others, plan.stops, parts.table.learns_from_teacher()),
         *_about_shapes(parts, live),
         _about_vocabulary(read, own.size),
         *_about_method(parts, bool(live)),
@@ -80,20 +80,9 @@ def report(parts: Parts) -> str:
         kl = self_test(*read[name], own, there, name=name)
         lines.append(f"self-test: the {name} as its own student has KL {kl:g}")
     if parts.config.served.check_rows:
-        lines.append(_served_both_ways(parts))
+        rows, whole = parts.problems.source, parts.student.whole(parts.student.trained)
+        lines.append(both_ways(parts.config, parts.roles, programs, whole, rows, parts.serve))
     return "".join(line + "\n" for line in lines)
-
-
-def _served_both_ways(parts: Parts) -> str:
-    """`teachers.both_ways` on the first prompts, rounded up to all devices."""
-    role, config, mesh = parts.roles.teachers[""], parts.config, parts.mesh
-    assert role is not None  # validate: one is named
-    each = data_size(mesh) // owners(mesh)
-    rows = np.arange(-(-config.served.check_rows // each) * each) % parts.problems.source.size
-    most = config.data.max_prompt_tokens
-    batch = encode(parts.problems.source, parts.tokenizer, rows, most, 1)
-    whole = parts.student.whole(parts.student.trained)
-    return both_ways(config, role, parts.programs, whole, batch, parts.serve)
 
 
 def evaluation_context(parts: Parts) -> Iterator[str]:
@@ -173,25 +162,13 @@ def _about_method(parts: Parts, taught: bool) -> Iterator[str]:
         f"loss: token loss {loss} (gradients {way}), objective {describe(config.objective)},"
         f" reduction {describe(config.reduction)}"
     )
-    served = config.served
-    if served.url is not None and parts.roles.teachers[""] is not None:
-        yield (
-            f"teacher: an engine at {served.url} scores as"
-            f" {served.model or parts.roles.teachers[''].name}: the top {served.top_k} tokens and"
-            f" the sampled one; a tail under {TAIL_FLOOR:g} counts as that"
-        )
-    if parts.published is not None:
-        every = config.rollouts.engine_every
-        yield (
-            f"rollouts: an engine at {config.rollouts.engine} draws the student's, which is"
-            f" published to it {'before each' if every == 1 else f'every {every} steps'}; the"
-            " evaluation draws here"
-        )
+    yield from about_engines(config, parts.roles.teachers, draws=parts.published is not None)
     stored = precomputed.describe(config.trajectories, parts.responses.stored)
     if stored is not None:
         yield f"trajectories: {stored}"
+    evaluated = " and ".join(map(str, evaluated_at(config.evaluation)))
     yield (
-        f"sampling: rollouts {config.sampling}; evaluation {config.evaluation.sampling};"
+        f"sampling: rollouts {config.sampling}; evaluation {evaluated};"
         f" temperature of the loss {tempered}1.0"
     )
     lora = f", LoRA of rank {config.lora.rank}" if config.lora.rank else ""
@@ -277,8 +254,17 @@ def _about_prompts(own: Tokenizer, others: dict[str, Tokenizer], named: str | No
     return lines
 
 
-def _about_stops(own: Tokenizer, others: dict[str, Tokenizer], stops: Stops) -> list[str]:
-    """The stop ids and what the templates put after an answer, with token texts."""
+def _about_stops(
+    own: Tokenizer, others: dict[str, Tokenizer], stops: Stops, learns: bool
+) -> list[str]:
+    """The stop ids and what the templates put after an answer, with token texts.
+
+    Args:
+        own: the student's tokenizer, with the stop ids at which it draws.
+        others: the teachers' by their names.
+        stops: the policy.
+        learns: whether anything is learned from a teacher.
+    """
     lines = []
     for name, tokenizer in ({"student": own} | others).items():
         end = tokenizer.turn_end_id
@@ -292,14 +278,22 @@ def _about_stops(own: Tokenizer, others: dict[str, Tokenizer], stops: Stops) -> 
                 f"warning: the {name} does not stop at {ends}, where its template ends an answer;"
                 " add the id to eos_token_id in its generation_config.json"
             )
-        if tokenizer.stop_ids != own.stop_ids:
+        foreign = tuple(i for i in tokenizer.stop_ids if i not in own.stop_ids)
+        if foreign and stops.policy == "raw" and learns:
+            lines.append(
+                f"warning: the {name} stops at {_spelled(tokenizer, foreign)}, where the student"
+                " does not: with stops raw the student learns to write it as any other token and to"
+                " go on, so responses run to the limit (docs/study.md); --stops merge makes one"
+                " event of all stop tokens, in the loss and where the student draws"
+            )
+        elif {*tokenizer.stop_ids} != {*own.stop_ids}:
             lines.append(
                 f"note: student and {name} stop at other tokens; each samples with its own"
             )
     meaning = {
         "raw": "stop tokens count like any other",
         "mask": f"tokens {list(stops.ids)} are left out of loss and statistics",
-        "merge": f"tokens {list(stops.ids)} are one event",
+        "merge": f"tokens {list(stops.ids)} are one event, and the student draws up to any of them",
     }[stops.policy]
     return [*lines, f"stop policy: {stops.policy}, {meaning}"]
 

@@ -13,10 +13,12 @@ import numpy as np
 from kdjax import models
 from kdjax.base import Batch, Params, Rollout
 from kdjax.config.schema import Config
+from kdjax.data.batches import Source
 from kdjax.errors import ConfigError, DataError, EngineError
 from kdjax.rollouts.engine_scores import Scorer, open_scorer
-from kdjax.sharding import rows_on_host, shard_batch
+from kdjax.sharding import data_size, owners, rows_on_host, shard_batch
 from kdjax.step.score import response_top_k
+from kdjax.train.parts.problems import encode
 from kdjax.train.parts.programs import Programs, TeacherPrograms, jitted_logp, jitted_score
 from kdjax.train.parts.roles import Role, Roles
 from kdjax.train.parts.shapes import TEACHER_WEIGHTS
@@ -105,25 +107,29 @@ dtype, other kernels and int8 stay below; other weights don't."""
 
 def both_ways(
     config: Config,
-    role: Role,
+    roles: Roles,
     programs: Programs,
     student: Params,
-    batch: Batch,
+    source: Source,
     serve: Callable[[Rollout], Rollout],
 ) -> str:
     """What scoring by the engine changes, in words: the weights are loaded to score the same. Every
-    token of the prompts but the first is a response here.
+    token of the first prompts but the first is a response here.
 
     Args:
-        config: with `served`.
-        role, programs: of the teacher, of the run.
+        config: with `served`, whose check_rows is rounded up to all devices.
+        roles, programs: of the run.
         student: the student's parameters, an adapter merged.
-        batch: this process's prompts.
+        source: of the prompts.
         serve: as of `open_served`.
 
     Errors: DataError where the engine serves other weights.
     """
-    mesh, k = programs.mesh, config.served.top_k
+    role, mesh, k = roles.teachers[""], programs.mesh, config.served.top_k
+    assert role is not None  # validate: one is named
+    each = data_size(mesh) // owners(mesh)
+    rows = np.arange(-(-config.served.check_rows // each) * each) % source.size
+    batch = encode(source, roles.student.tokenizer, rows, config.data.max_prompt_tokens, 1)
     rollout = shard_batch(serve(as_responses(batch)), mesh)
     dtype, plan = jnp.dtype(config.dtype), programs.head
     model = models.build(role.shape, dtype=dtype, impl=config.attention, mesh=mesh)
