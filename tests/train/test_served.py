@@ -15,6 +15,7 @@ from runs import logged
 from serving import CONTEXT, Reply, score_core, serving, sglang_scores, vllm_scores
 
 from kdjax import add, reverse_divergence, tail_residual
+from kdjax.__main__ import main
 from kdjax.config import Config, Curriculum, Data, Evaluation, Optimizer, Rollouts, Served
 from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
@@ -112,7 +113,7 @@ def test_kept_from_an_engine_or_from_here(tiny, server, speaks):
     assert metrics[0]["tail_residual"] != 0
 
 
-def test_a_run_with_a_served_teacher(tiny, server):
+def test_a_run_with_a_served_teacher(tiny, server, tmp_path):
     """Live: the same loss as from what is kept of the same rollouts, the tail's mass in the
     metrics, no weights of the teacher, no KL in the evaluation; every row of each step is asked
     for once, and one token first."""
@@ -128,6 +129,13 @@ def test_a_run_with_a_served_teacher(tiny, server):
     assert [len(body["prompt"]) for body in server.asked[:1]] == [2]
     assert len(server.asked) == 1 + 3 * 8
     assert report.forward_kl is None
+    asked = len(server.asked)
+    for name, options in {"alone": [], "taught": ["--teacher", config.teacher]}.items():
+        out = tmp_path / f"{name}.json"
+        assert main(["evaluate", config.run, "--out", str(out), *options]) == 0
+        (found,) = re.findall(r'"forward_kl": (null|[\d.e-]+)', out.read_text())
+        assert (found == "null") == (name == "alone")
+    assert len(server.asked) == asked
     parts = build(config)
     assert parts.teachers[""].params is None
     rollout, metrics = step_of(config)
