@@ -237,7 +237,8 @@ class Scores(NamedTuple):
     sum, by their text, where no other field holds them. Inside an objective, the student's
     log-probability and entropy, both KLs and the divergence carry a gradient to the student (write
     jax.lax.stop_gradient around what is only a weight); Scores that a function returns carry none.
-    Fields that need a teacher are None without one (plain SFT).
+    Fields that need a teacher are None without one (plain SFT); teacher_shared is its probability
+    of tokens that the student's vocabulary has, where its own is another.
     """
 
     student_logp: jax.Array
@@ -250,6 +251,7 @@ class Scores(NamedTuple):
     forward_kl: jax.Array | None = None
     reverse_kl: jax.Array | None = None
     top1_agreement: jax.Array | None = None
+    teacher_shared: jax.Array | None = None
     reference_logp: jax.Array | None = None
     old_logp: jax.Array | None = None
     advantage: jax.Array | None = None

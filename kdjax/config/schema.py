@@ -296,6 +296,9 @@ class Config:
     turns: other methods that take some of the steps, each its share of all of them; an earlier
     turn, and the config's own method, keep their shares of what a later one leaves.
     reference: a model whose log-probabilities of the sampled tokens objectives may use.
+    least_aligned: None, and the teacher must have the student's tokenizer; a share in (0, 1], and
+    it may have another: trained on are tokens that both cut alike (`kdjax.data.alignment`), and a
+    run is refused where fewer of the first responses' are.
     teachers: several in place of `teacher`, each "tag=model": a problem is taught by that of its
     tag (column `tag` of data.file), and every batch holds problems of one tag.
     """
@@ -312,6 +315,7 @@ class Config:
     reduction: Annotated[Reduction, _written(REDUCTIONS)] = sequence_mean
     turns: Annotated[tuple[Turn, ...], tyro.conf.Suppress] = ()
     stops: Literal["raw", "mask", "merge"] = "raw"
+    least_aligned: float | None = None
     steps: int = 120
     batch_size: int = 48
     micro_batches: int = 1

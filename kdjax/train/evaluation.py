@@ -233,14 +233,17 @@ def _scorer(parts: Parts, params: Params, source: batches.Source):
     tags = batches.tags_of(source, list(teachers))
     foreign = sorted({*tags.tolist()} - {*teachers})
     kept = precomputed.kept_of(parts.responses.stored) != NOTHING
-    if kept:
+    other = parts.config.least_aligned is not None
+    if other:
+        announce("evaluation: no KL to a teacher, as its tokenizer is not the student's")
+    elif kept:
         announce(
             "evaluation: no KL to a teacher, as its outputs were read from a folder and it is not"
             f" loaded; kdjax evaluate {parts.config.run} --teacher MODEL has it"
         )
     elif foreign:
         announce(f"evaluation: no KL to a teacher, as problems have the tags {foreign} of none")
-    if kept or foreign:
+    if kept or foreign or other:
         tags, teachers = np.full(source.size, ""), {"": Teacher(None, TeacherPrograms())}
 
     def against(tag: str, rollout: Rollout) -> Scores:

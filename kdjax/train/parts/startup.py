@@ -59,13 +59,20 @@ def report(parts: Parts) -> str:
         "student": (programs.student.model, programs.student.params)
     }
     read |= {name: (t.programs.model, t.params) for name, t in live.items()}
-    others = {name: t.role.tokenizer for name, t in live.items() if t.role is not None}
+    others = {
+        name: t.role.tokenizer for name, t in live.items() if t.role and t.role.shared is None
+    }
+    reads = {"student": own} | {
+        name: t.role.tokenizer if t.role and name not in others else own for name, t in live.items()
+    }
+    sizes = {name: tokenizer.size for name, tokenizer in reads.items()}
     lines = [
         *_about_problems(parts),
         *_about_prompts(own, others, parts.config.data.chat_template),
         *_about_stops(own, others, plan.stops),
         *_about_shapes(parts, live),
-        _about_vocabulary(read, own.size),
+        *_about_other_tokenizers(live),
+        _about_vocabulary(read, sizes),
         *_about_method(parts, bool(live)),
         _about_sizes(parts, read, heads),
     ]
@@ -74,7 +81,8 @@ def report(parts: Parts) -> str:
         lines.append(f"teacher's devices: {more} more, for the teacher alone")
     there = plan._replace(mesh=programs.teacher_mesh)
     for name in live:
-        kl = self_test(*read[name], own, there, name=name)
+        plan = there._replace(vocabulary=sizes[name])
+        kl = self_test(*read[name], reads[name], plan, name=name)
         lines.append(f"self-test: the {name} as its own student has KL {kl:g}")
     return "".join(line + "\n" for line in lines)
 
@@ -188,7 +196,7 @@ def self_test(
 
     Args:
         model, params: the model, layers stacked.
-        tokenizer: the student's.
+        tokenizer: that whose ids it reads.
         plan: how its LM head is read; with a mesh.
         name: of the model, for the error.
 
@@ -277,18 +285,32 @@ def _spelled(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
     return ", ".join(f"{i} {tokenizer.token(i)!r}" for i in ids)
 
 
-def _about_vocabulary(models: dict[str, Any], size: int) -> str:
+def _about_other_tokenizers(live: dict[str, Any]) -> Iterator[str]:
+    """Teachers whose tokens are aligned: their prompt, and what of their vocabulary is shared."""
+    for name, teacher in live.items():
+        role = teacher.role
+        if role is None or role.shared is None:
+            continue
+        yield f"prompt as the {name} reads it, in its own tokens: {role.tokenizer.render(PROMPT)!r}"
+        yield f"tokenizers: student and {name} have their own; {role.shared}"
+        if any(role.shared.stops):
+            stops = _spelled(role.tokenizer, role.tokenizer.stop_ids)
+            yield f"stop tokens: the {name}'s {stops} are one event, and so are the student's"
+
+
+def _about_vocabulary(models: dict[str, Any], sizes: dict[str, int]) -> str:
     rows = {
         name: jax.eval_shape(model.head, params).weight_vd.shape[0]
         for name, (model, params) in models.items()
     }
     for name, count in rows.items():
-        if count < size:
+        if count < sizes[name]:
             raise DataError(
-                f"the {name} has {count} vocabulary rows, its tokenizer {size} tokens;"
+                f"the {name} has {count} vocabulary rows, its tokenizer {sizes[name]} tokens;"
                 " put the tokenizer that it was trained with into its folder"
             )
     shown = ", ".join(f"{name} {count}" for name, count in rows.items())
+    size = " and ".join(map(str, dict.fromkeys(sizes.values())))
     return f"vocabulary: {size} tokens in use; rows beyond have no probability ({shown} rows)"
 
 

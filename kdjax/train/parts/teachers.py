@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from kdjax import models
 from kdjax.base import Params, Rollout
-from kdjax.train.parts.programs import Programs, TeacherPrograms, jitted_logp
+from kdjax.data.alignment import SharedVocabulary
+from kdjax.numerics import LMHead
+from kdjax.sharding import head_sharding, replicated
+from kdjax.step.vocabulary import SharedHead, arranged, lay_out
+from kdjax.train.parts.programs import Headed, Programs, TeacherPrograms, jitted_logp
 from kdjax.train.parts.roles import Role, Roles
 from kdjax.train.parts.shapes import TEACHER_WEIGHTS
 
@@ -37,10 +44,24 @@ def load_teachers(
             hold, mesh = TEACHER_WEIGHTS[teacher_weights], programs.teacher_mesh
             _, params = models.load(role.folder, mesh, params_dtype=jnp.dtype(dtype), hold=hold)
             given = own.give(params)
+            if role.shared is not None:
+                given = _rearranged(given, role.shared, programs.mesh)
         elif role is not None and own.guide is not None:
             given = models.read_head(role.folder, role.shape, jnp.dtype(dtype), programs.mesh)
         loaded[name] = Teacher(role, own, params, given)
     return {tag: loaded[role.name if role else None] for tag, role in roles.teachers.items()}
+
+
+def _rearranged(given: Headed | LMHead, vocabulary: SharedVocabulary, mesh: Mesh) -> Params:
+    """The same with the LM head's rows in the student's order."""
+    head: Any = given.head if isinstance(given, Headed) else given
+    columns, shared = lay_out(vocabulary.teacher_of_v, vocabulary.size, vocabulary.stops)
+    if not np.array_equal(columns, np.arange(len(columns))):
+        place = head_sharding(mesh, (len(columns), head.weight_vd.shape[1]))
+        head = jax.jit(arranged, out_shardings=place)(head, columns)
+    if shared is not None:
+        head = SharedHead(head, jax.device_put(shared, replicated(mesh)))
+    return given._replace(head=head) if isinstance(given, Headed) else head
 
 
 def open_reference(
