@@ -25,7 +25,7 @@ OTHERS = [
 ] * 4
 KINDS = {
     "english": lambda out: byte_level(out, ENGLISH, 300),
-    "others": lambda out: byte_level(out, OTHERS, 400),
+    "others": lambda out: byte_level(out, OTHERS, 600),
     "pieces": lambda out: sentence_pieces(out, ENGLISH + OTHERS[:1], 330),
     "unigram": lambda out: unigram(out, ENGLISH + OTHERS, 60),
 }

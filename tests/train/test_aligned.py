@@ -39,13 +39,13 @@ def test_a_teacher_whose_tokens_have_other_ids_teaches_the_same(tiny, tmp_path):
     positions are aligned, and on devices of the teacher's own it is the same run again."""
     permuted(tiny.teacher, tmp_path / "other")
     loop.train(tiny)
-    plain = logged(tiny.run)
+    plain = logged(tiny)
     devices = Layout(teacher_devices=4)
     for name, changes in {"beside": {}, "apart": {"layout": devices}}.items():
         run = str(tmp_path / name)
         config = aligned(tiny, tmp_path / "other", run=run, least_aligned=1.0, **changes)
         loop.train(config)
-        for before, now in zip(plain, logged(run), strict=True):
+        for before, now in zip(plain, logged(config), strict=True):
             assert now["aligned"] == 1
             for metric in ("loss", "gradient_norm", "forward_kl", "reverse_kl", "teacher_entropy"):
                 np.testing.assert_allclose(now[metric], before[metric], rtol=1e-4, err_msg=metric)
@@ -57,7 +57,7 @@ def test_a_student_learns_from_another_tokenizer(tiny, other_teacher, tmp_path, 
     report, and those of the first step are those that were told; the evaluation has no KL."""
     config = aligned(tiny, other_teacher, prefix=prefix, steps=30, token_loss=reverse_kl)
     report = loop.train(config)
-    records = logged(config.run)
+    records = logged(config)
     losses = [record["loss"] for record in records]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     told = (Path(config.run) / "startup.txt").read_text()
