@@ -89,8 +89,8 @@ def align(
     of the response the number of the teacher's that is the same one at the same place, or -1).
 
     At the student's stop, where both end, it is the number of ids: the teacher's own stop would be
-    next. What follows a control token, bytes that are no UTF-8, or text that the teacher's
-    tokenizer changes, is not aligned. Student and teacher may change places.
+    next. What follows a control token, or text that the teacher's tokenizer changes, is not
+    aligned; nor is a last character that is not whole. Student and teacher may change places.
     """
     ids, ended = list(response), bool(len(response)) and int(response[-1]) in student.stop_ids
     body, places = ids[:-1] if ended else ids, np.full(len(ids), -1)
@@ -99,11 +99,7 @@ def align(
         places[:] = np.arange(len(ids))
         return theirs, places
     data, spans = _spans(student.spelling(), body)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        text = data[: error.start].decode()
-    theirs = teacher.spelling().encode(text)
+    theirs = _encoded(teacher.spelling(), data)
     other, their_spans = _spans(teacher.spelling(), theirs)
     agreed = _common_start(data, other)
     number = {span: u for u, span in enumerate(their_spans) if span[1] <= agreed}
@@ -115,6 +111,24 @@ def align(
     if ended and read and agreed == len(data) == len(other):
         places[-1] = len(theirs)
     return theirs, places
+
+
+def _encoded(spelling: Spelling, data: bytes) -> list[int]:
+    """The ids of a text given in bytes. Bytes that are no UTF-8 are tokens of one byte, where there
+    are such tokens; else all ends before them, as it does before a last character that is not
+    whole, which would be read otherwise."""
+    ids: list[int] = []
+    while data:
+        try:
+            return ids + spelling.encode(data.decode())
+        except UnicodeDecodeError as error:
+            ids += spelling.encode(data[: error.start].decode())
+            wrong, data = data[error.start : error.end], data[error.end :]
+            single = [spelling.of_byte.get(byte) for byte in wrong]
+            if None in single or error.reason == "unexpected end of data":
+                return ids
+            ids += [number for number in single if number is not None]
+    return ids
 
 
 def _spans(spelling: Spelling, ids: Sequence[int]) -> tuple[bytes, list[tuple[int, int]]]:

@@ -22,6 +22,7 @@ class Spelling(NamedTuple):
       tokens, the unknown token, and ids without a token.
     - names: by id, how the vocabulary writes it; None for ids without a token.
     - fallback: the ids that SentencePiece writes <0xE4>.
+    - of_byte: the id of the token of each single byte, of those that have one.
     - encode(text) -> ids of text within an answer: control tokens are plain text, and nothing is
       put before it.
     """
@@ -29,6 +30,7 @@ class Spelling(NamedTuple):
     bytes_of: tuple[bytes | None, ...]
     names: tuple[str | None, ...]
     fallback: frozenset[int]
+    of_byte: dict[int, int]
     encode: Callable[[str], list[int]]
 
 
@@ -70,7 +72,8 @@ def read_spelling(folder: Path, hf: Any) -> Spelling:
         with trusting(folder):
             return continuing.encode(text, add_special_tokens=False).ids
 
-    return Spelling(tuple(found), tuple(names), frozenset(byte), encode)
+    of_byte = {text[0]: i for i, text in enumerate(found) if text is not None and len(text) == 1}
+    return Spelling(tuple(found), tuple(names), frozenset(byte), of_byte, encode)
 
 
 def _speller(folder: Path, parts: dict[str, Any]) -> Callable[[str], bytes | None]:

@@ -134,6 +134,20 @@ def test_a_response_cut_within_a_character(made):
     assert places.tolist() == [0, -1, -1]
 
 
+def test_bytes_that_are_no_text(made):
+    """Bytes that no character begins with are tokens of one byte on both sides, and what follows
+    is aligned; a vocabulary without bytes can't read on."""
+    first, letters = made["english"], made["unigram"]
+    wrong = [first.spelling().of_byte[byte] for byte in (0xFF, 0xC3, 0x28)]
+    ids = [*first.spelling().encode("a"), *wrong, *first.spelling().encode("b")]
+    for name in ("others", "pieces"):
+        theirs, places = align(first, made[name], share(first, made[name]), ids)
+        spelled = [made[name].spelling().bytes_of[i] for i in theirs]
+        assert spelled == [b"a", b"\xff", b"\xc3", b"(", b"b"]
+        assert places.tolist() == [0, 1, 2, 3, 4]
+    assert align(first, letters, share(first, letters), ids)[1].tolist() == [0, -1, -1, -1, -1]
+
+
 def test_stops_are_one_event_at_the_end(made):
     """A finished response's stop is aligned with what follows the teacher's last token; text after
     which the student stops early is not finished."""

@@ -52,7 +52,7 @@ def test_a_teacher_whose_tokens_have_other_ids_teaches_the_same(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["student", "dataset"])
-def test_a_student_learns_from_another_tokenizer(tiny, other_teacher, tmp_path, prefix, capsys):
+def test_a_student_learns_from_another_tokenizer(tiny, other_teacher, prefix):
     """The loss falls; shares of positions and of the teacher's probability are in the start-up
     report, and those of the first step are those that were told; the evaluation has no KL."""
     config = aligned(tiny, other_teacher, prefix=prefix, steps=30, token_loss=reverse_kl)
@@ -69,7 +69,6 @@ def test_a_student_learns_from_another_tokenizer(tiny, other_teacher, tmp_path, 
         f" {first['teacher_shared']:.2%} of its probability"
     ) in told
     assert "are one event, and so are the student's" in told
-    assert "no KL to a teacher, as its tokenizer is not the student's" in capsys.readouterr().out
     assert report.forward_kl is None
 
 
