@@ -62,6 +62,7 @@ FULL = Config(
     objective=add(negative_log_likelihood, scale(divergence, -0.1)),
     reduction=token_mean,
     stops="merge",
+    least_aligned=0.25,
     steps=7,
     batch_size=6,
     micro_batches=2,
@@ -107,7 +108,8 @@ FULL = Config(
     cache="elsewhere",
     wandb_project="w",
 )
-VALID = dataclasses.replace(FULL, turns=(), rl=RL(), stops="mask")  # these don't go with the rest
+APART = {"turns": (), "rl": RL(), "stops": "mask", "least_aligned": None}
+VALID = dataclasses.replace(FULL, **APART)  # these don't go with the rest
 
 
 def test_the_full_example_leaves_no_field_at_its_default():

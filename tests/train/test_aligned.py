@@ -11,11 +11,15 @@ from revocabulary import byte_level, permuted
 from runs import logged
 from tiny import tiny_config
 
-from kdjax import models, reverse_kl
+from kdjax import models, negative_log_likelihood, reverse_kl
 from kdjax.config import Config, Evaluation, Layout
 from kdjax.config.validation import validate
 from kdjax.errors import ConfigError
+from kdjax.plan.plan import plan
 from kdjax.train import loop
+from kdjax.train.parts.build import asked_of, build
+from kdjax.train.parts.precompute import fill
+from kdjax.train.parts.precomputed import parse_keep
 
 SUMS = [f"{a}+{b}={a + b}\nuser assistant \\boxed{{{a + b}}}" for a in range(9) for b in range(9)]
 
@@ -74,7 +78,7 @@ def test_a_student_learns_from_another_tokenizer(tiny, other_teacher, prefix):
 
 def test_too_few_aligned_tokens_are_an_error_at_the_start(tiny, other_teacher):
     """One line with the share, before the first step."""
-    with pytest.raises(ConfigError, match=r"least_aligned is 0.99, and of the first 8 responses"):
+    with pytest.raises(ConfigError, match=r"least_aligned is 0.99, and of the first responses"):
         loop.train(aligned(tiny, other_teacher, least_aligned=0.99))
     assert not (Path(tiny.run) / "metrics.jsonl").exists()
 
@@ -83,6 +87,16 @@ def test_nobody_gets_it_by_accident(tiny, other_teacher):
     """Without the field, another tokenizer is refused as ever."""
     with pytest.raises(ConfigError, match="student and teacher tokenizers differ"):
         loop.train(dataclasses.replace(tiny, teacher=str(other_teacher)))
+
+
+def test_what_is_kept_and_planned_is_of_one_tokenizer(tiny, other_teacher):
+    """Outputs of such a teacher are not kept, and its step is not planned: one line each."""
+    config = aligned(tiny, other_teacher, prefix="student")
+    asked = asked_of(build(config), "student")[""]
+    with pytest.raises(ConfigError, match="--keep top_k=4 is of the student's tokens"):
+        fill(asked, None, parse_keep("top_k=4"), (0, 1), False)
+    with pytest.raises(ConfigError, match="plan: a teacher of another tokenizer is not planned"):
+        plan(config, "local")
 
 
 @pytest.mark.parametrize(
@@ -98,8 +112,6 @@ def test_nobody_gets_it_by_accident(tiny, other_teacher):
 )
 def test_what_it_can_not_be_combined_with(changes, said):
     """Each is one line, before anything is loaded."""
-    from kdjax import negative_log_likelihood
-
     config = Config(least_aligned=0.5, prefix="student", evaluation=Evaluation())
     if "objective" in changes:
         changes = changes | {"objective": negative_log_likelihood}

@@ -32,11 +32,12 @@ from kdjax.sharding import (
 )
 from kdjax.step.score import HeadPlan
 from kdjax.step.stops import Stops
+from kdjax.step.vocabulary import SharedHead
 from kdjax.storage.trajectories import CHUNK_ROWS
 from kdjax.train.parts import precomputed
 from kdjax.train.parts.build import Parts, rows_needed
 from kdjax.train.parts.memory import activation_bytes, rows_at_once, sampling_bytes
-from kdjax.train.parts.programs import jitted_score
+from kdjax.train.parts.programs import Headed, jitted_score
 from kdjax.train.parts.roles import title
 
 PROMPT = "1+1="
@@ -55,6 +56,8 @@ def report(parts: Parts) -> str:
     once = {title(t): teacher for t, teacher in parts.teachers.items() if first[teacher.role] == t}
     live = {name: t for name, t in once.items() if t.programs.model is not None}
     heads = [t.given for t in once.values() if t.params is None and t.given is not None]
+    heads += [t.given for t in live.values() if isinstance(t.given, SharedHead)]
+    heads += [t.given.head for t in live.values() if isinstance(t.given, Headed)]
     read: dict[str, tuple[Any, Params]] = {
         "student": (programs.student.model, programs.student.params)
     }
@@ -71,7 +74,6 @@ def report(parts: Parts) -> str:
         *_about_prompts(own, others, parts.config.data.chat_template),
         *_about_stops(own, others, plan.stops),
         *_about_shapes(parts, live),
-        *_about_other_tokenizers(live),
         _about_vocabulary(read, sizes),
         *_about_method(parts, bool(live)),
         _about_sizes(parts, read, heads),
@@ -283,19 +285,6 @@ def _about_stops(own: Tokenizer, others: dict[str, Tokenizer], stops: Stops) -> 
 
 def _spelled(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
     return ", ".join(f"{i} {tokenizer.token(i)!r}" for i in ids)
-
-
-def _about_other_tokenizers(live: dict[str, Any]) -> Iterator[str]:
-    """Teachers whose tokens are aligned: their prompt, and what of their vocabulary is shared."""
-    for name, teacher in live.items():
-        role = teacher.role
-        if role is None or role.shared is None:
-            continue
-        yield f"prompt as the {name} reads it, in its own tokens: {role.tokenizer.render(PROMPT)!r}"
-        yield f"tokenizers: student and {name} have their own; {role.shared}"
-        if any(role.shared.stops):
-            stops = _spelled(role.tokenizer, role.tokenizer.stop_ids)
-            yield f"stop tokens: the {name}'s {stops} are one event, and so are the student's"
 
 
 def _about_vocabulary(models: dict[str, Any], sizes: dict[str, int]) -> str:
