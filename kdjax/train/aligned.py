@@ -18,11 +18,18 @@ from kdjax.train.parts.startup import PROMPT
 
 
 def about_alignment(parts: Parts) -> str:
-    """Lines on the teachers, and on the rollout of step 0; "" where all have one tokenizer. Errors:
-    ConfigError where less of that rollout is aligned than `least_aligned`."""
+    """Lines on each teacher, and on the rollout of the first step that it teaches; "" where all
+    have one tokenizer. Errors: ConfigError where less of that rollout is aligned than
+    `least_aligned`."""
     if parts.config.least_aligned is None:
         return ""
-    return "".join(f"{line}\n" for line in (*_about_teachers(parts), _about_first_step(parts)))
+    first: dict[str, int] = {}
+    for step in range(parts.config.steps):
+        first.setdefault(own_batch_at(parts, step)[0], step)
+        if len(first) == len(parts.teachers):
+            break
+    lines = [*_about_teachers(parts), *(_about_step(parts, step) for step in first.values())]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _about_teachers(parts: Parts) -> Iterator[str]:
@@ -38,11 +45,12 @@ def _about_teachers(parts: Parts) -> Iterator[str]:
             yield f"stop tokens: the {name}'s {stops} are one event, and so are the student's"
 
 
-def _about_first_step(parts: Parts) -> str:
-    """The shares of positions and of the teacher's probability in the rollout of step 0."""
+def _about_step(parts: Parts, step: int) -> str:
+    """The shares of positions and of the teacher's probability in the rollout of a step, drawn with
+    the student as it starts."""
     programs, student, least = parts.programs, parts.student, parts.config.least_aligned
-    rollout = draw(parts, student.trained, 0, parts.config.curriculum.lengths[0], 0)
-    tag = own_batch_at(parts, 0)[0]
+    rollout = draw(parts, student.trained, step, parts.config.curriculum.lengths[0], 0)
+    tag = own_batch_at(parts, step)[0]
     teacher = parts.teachers[tag]
     read = teacher.programs.read(teacher.params, rollout)
     scores = jitted_score(
