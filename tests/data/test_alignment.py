@@ -148,6 +148,48 @@ def test_bytes_that_are_no_text(made):
     assert align(first, letters, share(first, letters), ids)[1].tolist() == [0, -1, -1, -1, -1]
 
 
+def test_text_that_the_teacher_changes(made, tmp_path):
+    """A teacher that reads everything in small letters has read another text from the first capital
+    on, though its tokens stand at the same places: nothing more is aligned, the stop neither."""
+    first = made["english"]
+    out = shutil.copytree(made["others"].folder, tmp_path / "small")
+    fields = json.loads((out / "tokenizer.json").read_text())
+    fields["normalizer"] = {"type": "Lowercase"}
+    (out / "tokenizer.json").write_text(json.dumps(fields))
+    second = load_tokenizer(out)
+    ids = [*first.spelling().encode("a+B+c"), first.stop_ids[0]]
+    theirs, places = align(first, second, share(first, second), ids)
+    assert second.decode(theirs) == "a+b+c"
+    assert places.tolist() == [0, 1, -1, -1, -1, -1]
+
+
+def test_an_unknown_letter_is_no_text(made, tmp_path):
+    """The unknown token has no bytes, also where it is an ordinary piece: a letter that the teacher
+    does not know ends what is aligned."""
+    first = made["english"]
+    out = shutil.copytree(made["unigram"].folder, tmp_path / "letters")
+    fields = json.loads((out / "tokenizer.json").read_text())
+    fields["added_tokens"] = [t for t in fields["added_tokens"] if t["content"] != "<unk>"]
+    (out / "tokenizer.json").write_text(json.dumps(fields))
+    second = load_tokenizer(out)
+    unknown = fields["model"]["unk_id"]
+    assert second.spelling().encode("a\u2603b")[1] == unknown
+    assert second.spelling().bytes_of[unknown] is None
+    ids = first.spelling().encode("a\u2603b")
+    assert align(first, second, share(first, second), ids)[1].tolist() == [0, -1, -1, -1, -1]
+
+
+def test_bytes_that_two_tokens_spell(made):
+    """SentencePiece has the letter t and the byte of t: text is cut into the letter, which is the
+    shared one; the byte, where a student draws it, is another token."""
+    first, second = made["pieces"], made["english"]
+    spelling, shared = first.spelling(), share(first, second)
+    letter, byte = spelling.names.index("t"), spelling.names.index("<0x74>")
+    assert spelling.bytes_of[letter] == spelling.bytes_of[byte] == b"t"
+    assert align(first, second, shared, [letter, letter])[1].tolist() == [0, 1]
+    assert align(first, second, shared, [letter, byte])[1].tolist() == [0, -1]
+
+
 def test_stops_are_one_event_at_the_end(made):
     """A finished response's stop is aligned with what follows the teacher's last token; text after
     which the student stops early is not finished."""

@@ -156,6 +156,9 @@ def test_loss_and_gradient_are_those_of_float64(name, case):
         target = rollout.tokens_bs[b, rollout.prompt_length_b[b] + t]
         q = softmax64(wide["embed"][before] @ wide["head"].T)
         np.testing.assert_allclose(scores.student_logp[b, t], np.log(q[target]), rtol=1e-4)
+        whole = events(p, [g for _, g in groups]).sum()
+        for event in (p[list(g)].sum() / whole for mine, g in groups if target in mine):
+            np.testing.assert_allclose(scores.teacher_logp[b, t], np.log(event), rtol=1e-4)
 
 
 def results(guide, given, rollout, loss=forward_kl, stops=()):
