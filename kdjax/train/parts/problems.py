@@ -21,7 +21,7 @@ ROLLOUT, MEASURE, EVALUATE, TRAJECTORIES, ADAPTER, PROGRESS = range(6)  # purpos
 class Problems(NamedTuple):
     """The problems of a run: those of training, their rows by tag, and the batch of each step,
     batch_size different ones, one a row or one a group where every step is rewarded; the gate's,
-    where it measures; the evaluation's."""
+    where it measures; the evaluation's. equal: every tag has as many batches as any other."""
 
     source: batches.Source
     heldout: batches.Source | None
@@ -29,11 +29,12 @@ class Problems(NamedTuple):
     groups: batches.Groups
     batch_size: int
     seed: int
+    equal: bool = False
 
     def batch_at(self, step: int, redraw: int = 0) -> tuple[str, list[int]]:
         """(tag, rows of the source) of a step's batch; at each redraw others of the same tag."""
         seed = self.seed + (redraw << 32)  # another order of the same problems
-        return batches.batch_at(self.groups, step, self.batch_size, seed)
+        return batches.batch_at(self.groups, step, self.batch_size, seed, self.equal)
 
 
 def open_problems(
@@ -66,7 +67,8 @@ def open_problems(
             )
     if table.draws("dataset"):
         batches.require_solutions(source, [0])
-    return Problems(source, heldout, test, groups, asked, config.seed)
+    equal = config.teacher_shares == "equal"
+    return Problems(source, heldout, test, groups, asked, config.seed, equal)
 
 
 def training_source(data: Data, table: Timetable) -> batches.Source:
