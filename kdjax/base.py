@@ -241,9 +241,10 @@ class Scores(NamedTuple):
     objective, the student's log-probability and entropy, both KLs and the divergence carry a
     gradient to the student (write jax.lax.stop_gradient around what is only a weight); Scores that
     a function returns carry none.
-    Fields that need a teacher are None without one (plain SFT). residual is of a `TopK` teacher:
-    log q - log p of the sampled token, each among the tokens outside the top k alone, and 0 of a
-    token inside it.
+    Fields that need a teacher are None without one (plain SFT); teacher_shared is its probability
+    of tokens that the student's vocabulary has, where its own is another.
+    residual is of a `TopK` teacher: log q - log p of the sampled token, each among the tokens
+    outside the top k alone, and 0 of a token inside it.
     """
 
     student_logp: jax.Array
@@ -257,6 +258,7 @@ class Scores(NamedTuple):
     reverse_kl: jax.Array | None = None
     top1_agreement: jax.Array | None = None
     teacher_top1: jax.Array | None = None
+    teacher_shared: jax.Array | None = None
     reference_logp: jax.Array | None = None
     old_logp: jax.Array | None = None
     advantage: jax.Array | None = None

@@ -118,6 +118,7 @@ def check_served(config: Any, methods: Sequence[Any]) -> None:
             raise ConfigError(f"served.{name} must be at least {least}, got {got}")
     for field, held, wanted, why in (
         ("stops", config.stops == "merge", "raw or mask", "its tokens outside the top k are one"),
+        ("least_aligned", config.least_aligned is not None, "None", "it reads the same ids"),
         ("layout.teacher_devices", config.layout.teacher_devices, "0", "its weights are not here"),
         ("teacher_weights", config.teacher_weights != "compute", "compute",
          "its weights are not here"),

@@ -267,6 +267,9 @@ class Config:
     turn, and the config's own method, keep their shares of what a later one leaves.
     reference: a model whose log-probabilities of the sampled tokens objectives may use.
     served: an engine that scores as the teacher, whose weights are then not loaded.
+    least_aligned: None, and the teacher must have the student's tokenizer; a share in (0, 1], and
+    it may have another: trained on are tokens that both cut alike (`kdjax.data.alignment`), and a
+    run is refused where fewer of the first responses' are.
     teachers: several in place of `teacher`, each "tag=model": a problem is taught by that of its
     tag (column `tag` of data.file), and every batch holds problems of one tag. teacher_shares: a
     tag has steps in proportion to its problems, or as many as any other (equal).
@@ -284,6 +287,7 @@ class Config:
     reduction: Annotated[Reduction, _written(REDUCTIONS)] = sequence_mean
     turns: Annotated[tuple[Turn, ...], tyro.conf.Suppress] = ()
     stops: Literal["raw", "mask", "merge"] = "raw"
+    least_aligned: float | None = None
     steps: int = 120
     batch_size: int = 48
     micro_batches: int = 1
@@ -326,17 +330,9 @@ class Study:
 
 
 WHERE_IT_RUNS = (
-    "run",
-    "cache",
-    "trajectories",
-    "wandb_project",
-    "log_every_steps",
-    "save_every_steps",
-    "checkpoints",
-    "evaluation",
-    "layout",
-    "faults",
-)
+    "run", "cache", "trajectories", "wandb_project", "log_every_steps", "save_every_steps",
+    "checkpoints", "evaluation", "layout", "faults",
+)  # fmt: skip
 """Fields that may differ when a run is resumed: they don't change what is trained. (A folder of
 trajectories may have moved; what is in it is checked by its identity.)"""
 

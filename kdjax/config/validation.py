@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from kdjax.base import Objective
+from kdjax.config.aligned import check_aligned
 from kdjax.config.engines import check_rollouts, check_served
 from kdjax.config.evaluated import check_evaluation
 from kdjax.config.schema import (
@@ -42,15 +43,8 @@ def validate(config: Config) -> Config:
     for name in ("run", "cache"):  # an empty one would be the present folder
         if not getattr(config, name).strip():
             raise ConfigError(f"{name} must name a folder, got {getattr(config, name)!r}")
-    positive = (
-        "steps",
-        "batch_size",
-        "micro_batches",
-        "save_every_steps",
-        "log_every_steps",
-        "head_memory_mib",
-    )
-    for name in positive:
+    positive = "steps", "batch_size", "micro_batches", "save_every_steps", "log_every_steps"
+    for name in (*positive, "head_memory_mib"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
     if config.layout.tensor < 1 or (config.layout.fsdp or 1) < 1:
@@ -77,6 +71,7 @@ def validate(config: Config) -> Config:
     _check_rl(config)
     for method in timetable(config).methods:
         _check_teachers(config, method)
+        check_aligned(config, method)
     check_rollouts(config.rollouts, config.save_every_steps)
     check_served(config, timetable(config).methods)
     _check_faults(config.faults)

@@ -42,6 +42,8 @@ def plan(config: Config, target: str) -> Plan:
         config = dataclasses.replace(config, attention="chunked")
     if config.layout.teacher_devices:
         raise ConfigError("plan: layout.teacher_devices is not planned yet; leave it at 0")
+    if config.least_aligned is not None:
+        raise ConfigError("plan: a teacher of another tokenizer is not planned yet")
     if config.trajectories is not None:
         raise ConfigError("plan: trajectories are not planned yet; leave them out")
     meshes = choose_meshes(config, devices, shapes)

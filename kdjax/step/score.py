@@ -32,7 +32,7 @@ from kdjax.losses.objectives import (
 )
 from kdjax.losses.reductions import reads_scores, sequence_mean, token_mean
 from kdjax.losses.topk import buckets, residual, top_k
-from kdjax.numerics import gather_last, log_probs
+from kdjax.numerics import LMHead, gather_last, log_probs
 from kdjax.sharding import (
     collect_rows,
     micro_batched,
@@ -44,6 +44,7 @@ from kdjax.sharding import (
 from kdjax.step.closed_forms import Comparison, compare, is_top
 from kdjax.step.head import Teacher, TeacherStates, TokenFunction, head_loss
 from kdjax.step.stops import RAW, Stops, kept, merged
+from kdjax.step.vocabulary import Foreign, side_by_side
 
 
 class HeadPlan(NamedTuple):
@@ -135,7 +136,8 @@ def _guide(teacher: Model | None, teacher_params: Params | None, rollout: Rollou
     states = rollout.teacher_states_btd
     if states is None:
         states = teacher_states(teacher, constant, rollout)
-    return TeacherStates(states, teacher.head(constant))
+    head = teacher.head(constant)
+    return TeacherStates(states, *((head,) if isinstance(head, LMHead) else head))
 
 
 def response_states(model: Model, params: Params, rollout: Rollout) -> jax.Array:
@@ -264,23 +266,32 @@ def token_function(
     token loss is differentiated automatically, down to the chunk's logits. Against a `TopK`
     teacher, divergences compare k + 1 buckets (so each is at most the full one); the teacher's
     entropy is then not known, and None, and so is its log-probability of the response token where
-    the `TopK` does not have it. Under policy
-    merge of `stops` all Scores are of merged distributions (`kdjax.step.stops.merged`).
+    the `TopK` does not have it. Under policy merge of `stops` all Scores are of merged
+    distributions (`kdjax.step.stops.merged`). Against `Foreign` logits they are of the tokens that
+    both vocabularies have and of the events of `side_by_side`, but for the student's
+    log-probability, which is over its whole vocabulary.
     """
 
     def function(logits, teacher, extra) -> tuple[jax.Array, Scores]:
-        logits, teacher, targets = merged(stops, logits, teacher, extra["targets"], axis)
-        more = {}
+        more: dict[str, Any] = {}
+        whole, targets, shares = logits, extra["targets"], None
+        if isinstance(teacher, Foreign):
+            logits, teacher, targets, shares = side_by_side(logits, teacher, targets)
+        logits, teacher, targets = merged(stops, logits, teacher, targets, axis)
         if isinstance(teacher, TopK):
             comparison, against, more = _against_top_k(logits, teacher, targets, axis)
         else:
             comparison = compare(logits, teacher, targets, axis=axis)
             against = functools.partial(_divergence, logits, teacher, comparison, axis)
+        if shares is not None:
+            whole, _, at = merged(stops, whole, None, extra["targets"], axis)
+            comparison = comparison._replace(student_logp=compare(whole, None, at).student_logp)
         scores = Scores(
             sampler_logp=extra["sampler_logp"],
             **{name: extra.get(name) for name in KNOWN_BEFORE},
             mask=jnp.ones(targets.shape, bool),
             divergence=None if teacher is None else against(token_loss),
+            teacher_shared=shares,
             **comparison._asdict() | more,
         )
         parts = {describe(part): part(scores) for part in _parts(objective)}

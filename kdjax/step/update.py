@@ -231,6 +231,10 @@ def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
         value = getattr(rollout, f"{name}_b")
         if value is not None:
             token_level[name] = WeightedSum(jnp.sum(value.astype(jnp.float32)), rows)
+    if rollout.teacher_rows is not None:
+        steps = jnp.arange(scores.mask.shape[1])[None] < rollout.response_length_b[:, None]
+        found = jnp.sum(steps & (rollout.teacher_rows.slot_bt >= 0))
+        token_level["aligned"] = WeightedSum(found.astype(jnp.float32), jnp.sum(steps) * 1.0)
     if rollout.signal_b is not None:
         signal = rollout.signal_b.astype(jnp.float32)
         token_level["reward_signal"] = WeightedSum(jnp.sum(signal), rows)

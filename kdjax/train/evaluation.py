@@ -257,8 +257,11 @@ def _scorer(parts: Parts, params: Params, source: batches.Source):
     tags = batches.tags_of(source, list(teachers))
     foreign = sorted({*tags.tolist()} - {*teachers})
     kept = precomputed.kept_of(parts.responses.stored) != NOTHING
+    other = parts.config.least_aligned is not None
     served = parts.config.served.url is not None
-    if kept or served:
+    if other:
+        announce("evaluation: no KL to a teacher, as its tokenizer is not the student's")
+    elif kept or served:
         how = "an engine scores as it" if served else "its outputs were read from a folder"
         announce(
             f"evaluation: no KL to a teacher, as {how} and it is not loaded;"
@@ -266,7 +269,7 @@ def _scorer(parts: Parts, params: Params, source: batches.Source):
         )
     elif foreign:
         announce(f"evaluation: no KL to a teacher, as problems have the tags {foreign} of none")
-    if kept or served or foreign:
+    if kept or served or foreign or other:
         tags, teachers = np.full(source.size, ""), {"": Teacher(None, TeacherPrograms())}
 
     def against(tag: str, rollout: Rollout) -> Scores:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.base import Batch, Params, Rollout, TrainState
+from kdjax.base import Batch, Params, Rollout, TeacherRows, TrainState
 from kdjax.data import batches
+from kdjax.data.alignment import teacher_rows
 from kdjax.grading.rewards import Rewards, overlong_penalty
 from kdjax.losses.grpo import have_signal
 from kdjax.models.lora import join
@@ -79,6 +80,7 @@ def draw_own(
         batch = _encode(parts, indices, length)
         source = parts.responses.sources[method.prefix][tag]
         rollout = source(batch, reads, run_key(config.seed, ROLLOUT, number), length)
+        rollout = _with_teacher_rows(parts, tag, indices, rollout)
     rollout = parts.profile.timed("teacher", parts.serve, rollout)
     if method.prefix != "student" or not (config.rollouts.ahead or parts.published):
         return rollout
@@ -176,7 +178,7 @@ def _attempt(
     samples = problems * config.rl.group_size + rows % config.rl.group_size
     batch = batch._replace(row_b=samples.astype(np.int32))
     rollout = parts.responses.sources["student"][tag](batch, reads, key, length)
-    rollout = jax.tree.map(np.array, rollout)
+    rollout = jax.tree.map(np.array, _with_teacher_rows(parts, tag, problems, rollout))
     made = parts.profile.timed("verify", _rewards, parts, problems, rollout)
     return rollout._replace(reward_b=made.value_b, not_scored_b=made.not_scored_b)
 
@@ -190,6 +192,35 @@ def _rewards(parts: Parts, problems: np.ndarray, rollout: Rollout) -> Rewards:
     ]
     asked = [parts.problems.source.problem(int(index)) for index in problems]
     return parts.rewarder.of_all(asked, texts)
+
+
+def _with_teacher_rows(parts: Parts, tag: str, indices: Any, rollout: Rollout) -> Rollout:
+    """The rollout with the rows that a teacher of another tokenizer reads: each problem's prompt in
+    its own template, and the response in its own tokens."""
+    role, source = parts.teachers[tag].role, parts.problems.source
+    if role is None or (shared := role.shared) is None:
+        return rollout
+
+    def rows() -> TeacherRows:
+        tokens, starts, counts = (
+            np.asarray(x)
+            for x in (rollout.tokens_bs, rollout.prompt_length_b, rollout.response_length_b)
+        )
+        responses = [
+            row[start : start + count].tolist()
+            for row, start, count in zip(tokens, starts, counts, strict=True)
+        ]
+        prompts = batches.encode_prompts(source, [int(i) for i in indices], role.tokenizer)
+        return teacher_rows(
+            parts.tokenizer, role.tokenizer, shared, prompts, responses,
+            width=LONGER * tokens.shape[1], length=rollout.sampler_logp_bt.shape[1],
+        )  # fmt: skip
+
+    return rollout._replace(teacher_rows=parts.profile.timed("input", rows))
+
+
+LONGER = 2
+"""A teacher's rows in its own tokens are at most so many times as long as the student's can be."""
 
 
 def _encode(parts: Parts, indices: Any, length: int) -> Batch:

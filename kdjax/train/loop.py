@@ -27,6 +27,7 @@ from kdjax.runtime.watchdog import watchdog
 from kdjax.step.update import Metrics
 from kdjax.storage import run_folder
 from kdjax.storage.checkpoints import Checkpoints, open_checkpoints
+from kdjax.train.aligned import about_alignment
 from kdjax.train.evaluation import progress_of
 from kdjax.train.feed import (
     draw,
@@ -62,7 +63,7 @@ def train(config: Config, profile_steps: int = 0) -> EvalReport:
 def _train(config: Config, folder: Path, profile_steps: int) -> EvalReport:
     check_resumable(config, folder / "checkpoints")  # a refusal is all that is printed
     parts = build(config)
-    about = startup.report(parts)
+    about = startup.report(parts) + about_alignment(parts)
     checkpoints = open_checkpoints(folder / "checkpoints", **as_dict(config.checkpoints))
     try:
         state, before = start(parts, checkpoints)

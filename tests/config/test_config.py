@@ -63,6 +63,7 @@ FULL = Config(
     objective=add(negative_log_likelihood, scale(divergence, -0.1)),
     reduction=token_mean,
     stops="merge",
+    least_aligned=0.25,
     steps=7,
     batch_size=6,
     micro_batches=2,
@@ -119,9 +120,8 @@ FULL = Config(
     teacher_shares="equal",
     wandb_project="w",
 )
-VALID = dataclasses.replace(  # these don't go with the rest
-    FULL, turns=(), rl=RL(), stops="mask", served=Served()
-)
+APART = {"turns": (), "rl": RL(), "stops": "mask", "least_aligned": None, "served": Served()}
+VALID = dataclasses.replace(FULL, **APART)  # these don't go with the rest
 
 
 def test_the_full_example_leaves_no_field_at_its_default():

@@ -162,7 +162,8 @@ def shapes_of(roles: Roles, stored: dict[str, Stored], served: bool = False) -> 
     """The shapes of these models. Where teachers' outputs are stored, or an engine scores (served),
     no teacher runs here, and only stored states need its LM head."""
     keep, teachers = precomputed.kept_of(stored), roles.by_model()
-    stop_ids = (i for role in teachers.values() if role for i in role.tokenizer.stop_ids)
+    alike = [role for role in teachers.values() if role and role.shared is None]
+    stop_ids = (i for role in alike for i in role.tokenizer.stop_ids)
     live = keep == NOTHING and not served
     return Shapes(
         student=roles.student.shape,
@@ -265,7 +266,8 @@ def check_turns(config: Config, table: Timetable, programs: Programs) -> None:
     """Trace the training steps of a config's turns, which may begin long after the first, and the
     first where functions of the user's own are in it: a loss that lacks something it needs fails
     now. Errors: ConfigError, and those of the user's functions."""
-    if programs.teacher_mesh is not programs.mesh:  # the teacher's given arrays are not here yet
+    apart = programs.teacher_mesh is not programs.mesh or config.least_aligned is not None
+    if apart:  # the arrays that the teacher gives are not known yet
         return
     entropy, own = jax.ShapeDtypeStruct((), jnp.float32), programs.student
     teacher = next(iter(programs.teachers.values()))

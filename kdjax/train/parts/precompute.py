@@ -226,6 +226,11 @@ def fill(
         raise ConfigError(f"--keep {keep} needs a teacher; set teacher, or leave --keep out")
     if keep.kind == "states" and asked.config.served.url is not None:
         raise ConfigError("--keep states: an engine says no states; keep its top, --keep top_k=20")
+    if keep != NOTHING and asked.config.least_aligned is not None:
+        raise ConfigError(
+            f"--keep {keep} is of the student's tokens, and least_aligned is for a teacher of other"
+            " ones; leave --keep out"
+        )
     if keep.k > asked.student.tokenizer.size:
         raise ConfigError(
             f"--keep {keep} is over the vocabulary of {asked.student.tokenizer.size} tokens; keep"

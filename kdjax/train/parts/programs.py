@@ -24,6 +24,7 @@ from kdjax.losses.trial import require_per_token, try_reduction, try_token_loss
 from kdjax.models.layers.linear import LoRA
 from kdjax.models.lora import adapter_of, make_lora
 from kdjax.models.shape import DecoderConfig
+from kdjax.numerics import LMHead
 from kdjax.runtime import topology
 from kdjax.runtime.settings import check_settings
 from kdjax.sharding import (
@@ -39,6 +40,7 @@ from kdjax.step.optimizer import make_optimizer
 from kdjax.step.score import HeadPlan, sampled_logp, score, teacher_states
 from kdjax.step.stops import Stops
 from kdjax.step.update import abstract_state, make_step
+from kdjax.step.vocabulary import SharedHead
 from kdjax.train.parts.sampling import read_by_sampler, sampler_mesh
 from kdjax.train.parts.shapes import Shapes, check_layout, teacher_shapes
 
@@ -197,6 +199,7 @@ def _try_losses(config: Config, table: Timetable, head: HeadPlan) -> None:
     whose function is wrong, and where."""
     assert head.vocabulary is not None
     merges = head.stops.policy == "merge" and len(head.stops.ids) > 1
+    merges |= config.least_aligned is not None
     for method in table.methods:
         require_per_token(method.objective)
         try_token_loss(method.token_loss, head.vocabulary)
@@ -247,7 +250,13 @@ def _teacher_programs(
         params=teacher_shapes(shape, config.dtype, config.teacher_weights, teacher_mesh),
         guide=model,
     )
-    return taught if teacher_mesh is mesh else read_elsewhere(taught, teacher_mesh, mesh)
+    if teacher_mesh is not mesh:
+        return read_elsewhere(taught, teacher_mesh, mesh)
+    if config.least_aligned is None:
+        return taught
+    return taught._replace(
+        guide=headed(model), give=lambda params: Headed(params, model.head(params))
+    )
 
 
 def _steps(
@@ -303,6 +312,22 @@ def read_elsewhere(taught: TeacherPrograms, teacher_mesh: Mesh, mesh: Mesh) -> T
         return jax.device_put(head, head_sharding(mesh, head.weight_vd.shape))
 
     return taught._replace(guide=HEAD, read=read, give=give)
+
+
+class Headed(NamedTuple):
+    """A model's parameters, and an LM head in place of its own."""
+
+    params: Params
+    head: LMHead | SharedHead
+
+
+def headed(model: Model) -> Model:
+    """The model as it reads `Headed` parameters: for one whose head is arranged anew."""
+
+    def hidden(given: Headed, tokens_bs: jax.Array) -> jax.Array:
+        return model.hidden(given.params, tokens_bs)
+
+    return HEAD._replace(config=model.config, hidden=hidden, head=lambda given: given.head)
 
 
 def _same(head):

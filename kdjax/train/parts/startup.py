@@ -33,11 +33,12 @@ from kdjax.sharding import (
 )
 from kdjax.step.score import HeadPlan
 from kdjax.step.stops import Stops
+from kdjax.step.vocabulary import SharedHead
 from kdjax.storage.trajectories import CHUNK_ROWS
 from kdjax.train.parts import precomputed
 from kdjax.train.parts.build import Parts, rows_needed
 from kdjax.train.parts.memory import activation_bytes, rows_at_once, sampling_bytes
-from kdjax.train.parts.programs import jitted_score
+from kdjax.train.parts.programs import Headed, jitted_score
 from kdjax.train.parts.published import about_engines
 from kdjax.train.parts.roles import title
 from kdjax.train.parts.teachers import both_ways
@@ -58,30 +59,38 @@ def report(parts: Parts) -> str:
     once = {title(t): teacher for t, teacher in parts.teachers.items() if first[teacher.role] == t}
     live = {name: t for name, t in once.items() if t.programs.model is not None}
     heads = [t.given for t in once.values() if t.params is None and t.given is not None]
+    heads += [t.given for t in live.values() if isinstance(t.given, SharedHead)]
+    heads += [t.given.head for t in live.values() if isinstance(t.given, Headed)]
     read: dict[str, tuple[Any, Params]] = {
         "student": (programs.student.model, programs.student.params)
     }
     read |= {name: (t.programs.model, t.params) for name, t in live.items()}
-    others = {name: t.role.tokenizer for name, t in live.items() if t.role is not None}
+    others = {
+        name: t.role.tokenizer for name, t in live.items() if t.role and t.role.shared is None
+    }
+    reads = {"student": own} | {
+        name: t.role.tokenizer if t.role and name not in others else own for name, t in live.items()
+    }
+    sizes = {name: tokenizer.size for name, tokenizer in reads.items()}
     lines = [
         *_about_problems(parts),
         *_about_prompts(own, others, parts.config.data.chat_template),
         *_about_stops(own, others, plan.stops, parts.table.learns_from_teacher()),
         *_about_shapes(parts, live),
-        _about_vocabulary(read, own.size),
+        _about_vocabulary(read, sizes),
         *_about_method(parts, bool(live)),
         _about_sizes(parts, read, heads),
     ]
     if programs.teacher_mesh is not programs.mesh:
-        more = programs.teacher_mesh.size
-        lines.append(f"teacher's devices: {more} more, for the teacher alone")
+        lines.append(f"teacher's devices: {programs.teacher_mesh.size} more, for the teacher alone")
     there = plan._replace(mesh=programs.teacher_mesh)
     for name in live:
-        kl = self_test(*read[name], own, there, name=name)
+        plan = there._replace(vocabulary=sizes[name])
+        kl = self_test(*read[name], reads[name], plan, name=name)
         lines.append(f"self-test: the {name} as its own student has KL {kl:g}")
     if parts.config.served.check_rows:
-        rows, whole = parts.problems.source, parts.student.whole(parts.student.trained)
-        lines.append(both_ways(parts.config, parts.roles, programs, whole, rows, parts.serve))
+        known = parts.student, parts.problems.source, parts.serve
+        lines.append(both_ways(parts.config, parts.roles, programs, *known))
     return "".join(line + "\n" for line in lines)
 
 
@@ -163,8 +172,7 @@ def _about_method(parts: Parts, taught: bool) -> Iterator[str]:
         f" reduction {describe(config.reduction)}"
     )
     yield from about_engines(config, parts.roles.teachers, draws=parts.published is not None)
-    stored = precomputed.describe(config.trajectories, parts.responses.stored)
-    if stored is not None:
+    if (stored := precomputed.describe(config.trajectories, parts.responses.stored)) is not None:
         yield f"trajectories: {stored}"
     evaluated = " and ".join(map(str, evaluated_at(config.evaluation)))
     yield (
@@ -196,7 +204,7 @@ def self_test(
 
     Args:
         model, params: the model, layers stacked.
-        tokenizer: the student's.
+        tokenizer: that whose ids it reads.
         plan: how its LM head is read; with a mesh.
         name: of the model, for the error.
 
@@ -302,18 +310,19 @@ def _spelled(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
     return ", ".join(f"{i} {tokenizer.token(i)!r}" for i in ids)
 
 
-def _about_vocabulary(models: dict[str, Any], size: int) -> str:
+def _about_vocabulary(models: dict[str, Any], sizes: dict[str, int]) -> str:
     rows = {
         name: jax.eval_shape(model.head, params).weight_vd.shape[0]
         for name, (model, params) in models.items()
     }
     for name, count in rows.items():
-        if count < size:
+        if count < sizes[name]:
             raise DataError(
-                f"the {name} has {count} vocabulary rows, its tokenizer {size} tokens;"
+                f"the {name} has {count} vocabulary rows, its tokenizer {sizes[name]} tokens;"
                 " put the tokenizer that it was trained with into its folder"
             )
     shown = ", ".join(f"{name} {count}" for name, count in rows.items())
+    size = " and ".join(map(str, dict.fromkeys(sizes.values())))
     return f"vocabulary: {size} tokens in use; rows beyond have no probability ({shown} rows)"
 
 

@@ -9,17 +9,35 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from kdjax import models
 from kdjax.base import Batch, Params, Rollout
 from kdjax.config.schema import Config
+from kdjax.data.alignment import SharedVocabulary
 from kdjax.data.batches import Source
 from kdjax.errors import ConfigError, DataError, EngineError
+from kdjax.models.lora import Student
+from kdjax.numerics import LMHead
 from kdjax.rollouts.engine_scores import Scorer, open_scorer
-from kdjax.sharding import data_size, owners, rows_on_host, shard_batch
+from kdjax.sharding import (
+    data_size,
+    head_sharding,
+    owners,
+    replicated,
+    rows_on_host,
+    shard_batch,
+)
 from kdjax.step.score import response_top_k
+from kdjax.step.vocabulary import SharedHead, arranged, lay_out
 from kdjax.train.parts.problems import encode
-from kdjax.train.parts.programs import Programs, TeacherPrograms, jitted_logp, jitted_score
+from kdjax.train.parts.programs import (
+    Headed,
+    Programs,
+    TeacherPrograms,
+    jitted_logp,
+    jitted_score,
+)
 from kdjax.train.parts.roles import Role, Roles
 from kdjax.train.parts.shapes import TEACHER_WEIGHTS
 
@@ -47,10 +65,24 @@ def load_teachers(
             hold, mesh = TEACHER_WEIGHTS[teacher_weights], programs.teacher_mesh
             _, params = models.load(role.folder, mesh, params_dtype=jnp.dtype(dtype), hold=hold)
             given = own.give(params)
+            if role.shared is not None:
+                given = _rearranged(given, role.shared, programs.mesh)
         elif role is not None and own.guide is not None:
             given = models.read_head(role.folder, role.shape, jnp.dtype(dtype), programs.mesh)
         loaded[name] = Teacher(role, own, params, given)
     return {tag: loaded[role.name if role else None] for tag, role in roles.teachers.items()}
+
+
+def _rearranged(given: Headed | LMHead, vocabulary: SharedVocabulary, mesh: Mesh) -> Params:
+    """The same with the LM head's rows in the student's order."""
+    head: Any = given.head if isinstance(given, Headed) else given
+    columns, shared = lay_out(vocabulary.teacher_of_v, vocabulary.size, vocabulary.stops)
+    if not np.array_equal(columns, np.arange(len(columns))):
+        place = head_sharding(mesh, (len(columns), head.weight_vd.shape[1]))
+        head = jax.jit(arranged, out_shardings=place)(head, columns)
+    if shared is not None:
+        head = SharedHead(head, jax.device_put(shared, replicated(mesh)))
+    return given._replace(head=head) if isinstance(given, Headed) else head
 
 
 def open_served(config: Config, roles: Roles, live: bool) -> Callable[[Rollout], Rollout]:
@@ -109,7 +141,7 @@ def both_ways(
     config: Config,
     roles: Roles,
     programs: Programs,
-    student: Params,
+    student: Student,
     source: Source,
     serve: Callable[[Rollout], Rollout],
 ) -> str:
@@ -119,7 +151,7 @@ def both_ways(
     Args:
         config: with `served`, whose check_rows is rounded up to all devices.
         roles, programs: of the run.
-        student: the student's parameters, an adapter merged.
+        student: as it begins.
         source: of the prompts.
         serve: as of `open_served`.
 
@@ -135,9 +167,10 @@ def both_ways(
     model = models.build(role.shape, dtype=dtype, impl=config.attention, mesh=mesh)
     _, params = models.load(role.folder, mesh, params_dtype=dtype)
     own = jax.jit(functools.partial(response_top_k, model, k=k, plan=plan))(params, rollout)
+    begun = student.whole(student.trained)
     learner, bare = programs.student.model, rollout._replace(teacher_top_k_bt=None)
-    full = jitted_score(learner, model, plan, student, params, bare)
-    coarse = jitted_score(learner, None, plan, student, None, rollout)
+    full = jitted_score(learner, model, plan, begun, params, bare)
+    coarse = jitted_score(learner, None, plan, begun, None, rollout)
     top: Any = rows_on_host(rollout.teacher_top_k_bt)
     own, full, coarse = rows_on_host(own), rows_on_host(full), rows_on_host(coarse)
     gap = np.abs(top.sampled_logp - own.sampled_logp)[full.mask].max()
