@@ -259,6 +259,7 @@ def test_an_engine_that_dies_in_a_run(tiny, core):
             "served.url needs teacher beside it",
         ),
         (dict(served=Served("http://h"), stops="merge"), "set stops raw or mask"),
+        (dict(served=Served("http://h"), least_aligned=0.5), "set least_aligned None"),
         (dict(served=Served("http://h"), teacher_weights="int8"), "set teacher_weights compute"),
         (dict(served=Served("http://h"), prefix="teacher"), "rollouts.engine"),
         (
