@@ -73,8 +73,9 @@ def _template(config: Config, folder: Path) -> str | None:
 
 def _merged_stops(config: Config, folder: Path) -> tuple[int, ...]:
     """The stop ids of student and teachers, which stops merge trained as one event, so that the
-    student may write any of them; () under another policy."""
-    if config.stops != "merge":
+    student may write any of them; () under another policy, and where the teachers' are ids of
+    another vocabulary."""
+    if config.stops != "merge" or config.least_aligned is not None:
         return ()
     teachers = (models.find(name) for name in teacher_models(config).values() if name is not None)
     ends = (i for each in (folder, *teachers) for i in stop_ids(each, read_tokenizer(each)))

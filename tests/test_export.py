@@ -7,6 +7,7 @@ import json
 import shutil
 
 import pytest
+from revocabulary import permuted
 from transformers import AutoTokenizer
 
 from kdjax.data.tokenizer import load_tokenizer
@@ -51,3 +52,14 @@ def test_an_export_stops_where_its_training_did(tiny, tmp_path, stops):
     assert found == ((pad,) if stops == "raw" else (pad, end))
     declared = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert declared["temperature"] == 0.7
+
+
+def test_an_export_has_no_stop_ids_of_another_vocabulary(tiny, tmp_path):
+    """Of a teacher whose tokens have other ids, those of its stops are words of the student."""
+    permuted(tiny.teacher, tmp_path / "other")
+    other = dict(teacher=str(tmp_path / "other"), least_aligned=0.5)
+    train(dataclasses.replace(tiny, **other, steps=1, stops="merge"))
+    export(tiny.run, tmp_path / "out")
+    stops = [load_tokenizer(folder).stop_ids for folder in (tiny.student, tmp_path / "other")]
+    assert {*stops[0]} != {*stops[1]}
+    assert load_tokenizer(tmp_path / "out").stop_ids == stops[0]

@@ -134,14 +134,14 @@ def _as_arrays(rows: list[list[Place]], width: int, k: int, vocabulary: int) -> 
 
 def _check(place: Place, k: int, vocabulary: int) -> None:
     """Errors: ValueError for what is no top k of a distribution over the vocabulary."""
-    if len(place.ids) != k or len({*place.ids}) != k:
-        raise ValueError(f"it named {len({*place.ids})} tokens where {k} were asked for")
     for token in place.ids:
-        if not 0 <= token < vocabulary:
+        if type(token) is not int or not 0 <= token < vocabulary:
             raise ValueError(
-                f"token id {token} is among its best {k} and outside the vocabulary of"
+                f"token id {token!r} is among its best {k} and outside the vocabulary of"
                 f" {vocabulary}: another model, or one with rows that no token has (lower top_k)"
             )
+    if len(place.ids) != k or len({*place.ids}) != k:
+        raise ValueError(f"it named {len({*place.ids})} tokens where {k} were asked for")
     for value in (*place.logp, place.own):
         if type(value) not in (int, float) or not MINUS_INFINITY < value <= ROUNDING_NATS:
             raise ValueError(f"{value!r} is no log-probability")

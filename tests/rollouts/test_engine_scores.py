@@ -230,6 +230,15 @@ SGLANG_CASES = {
         }},
         "it gave no input_top_logprobs of 2 tokens",
     ),
+} | {
+    f"an id that is {wrong!r}": (
+        {"meta_info": {
+            "input_token_logprobs": [place(None), place(), place(-1.0, 3)],
+            "input_top_logprobs": [None, *2 * [[place(), place(-2.0, wrong)]]],
+        }},
+        f"token id {wrong!r} is among its best 2 and outside the vocabulary",
+    )
+    for wrong in ("3", 3.5, True, None, [3])
 }  # fmt: skip
 
 
