@@ -16,6 +16,7 @@ import numpy as np
 from kdjax.base import Batch, Key, Params, Rollout, Samples, Scores
 from kdjax.config.as_json import as_dict
 from kdjax.config.schema import WHERE_IT_RUNS, Config
+from kdjax.config.teachers import SELF
 from kdjax.config.timetable import timetable
 from kdjax.data import batches
 from kdjax.evaluate import Chunk, Keep, evaluate, progress
@@ -233,14 +234,17 @@ def _scorer(parts: Parts, params: Params, source: batches.Source):
     tags = batches.tags_of(source, list(teachers))
     foreign = sorted({*tags.tolist()} - {*teachers})
     kept = precomputed.kept_of(parts.responses.stored) != NOTHING
-    if kept:
+    own = parts.config.teacher == SELF
+    if own:
+        announce("evaluation: no KL to a teacher, as the student is its own")
+    elif kept:
         announce(
             "evaluation: no KL to a teacher, as its outputs were read from a folder and it is not"
             f" loaded; kdjax evaluate {parts.config.run} --teacher MODEL has it"
         )
     elif foreign:
         announce(f"evaluation: no KL to a teacher, as problems have the tags {foreign} of none")
-    if kept or foreign:
+    if own or kept or foreign:
         tags, teachers = np.full(source.size, ""), {"": Teacher(None, TeacherPrograms())}
 
     def against(tag: str, rollout: Rollout) -> Scores:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax import models
-from kdjax.base import Params, Rollout
+from kdjax.base import Params, Rollout, TeacherRows
 from kdjax.config.schema import Config
 from kdjax.config.timetable import Method
 from kdjax.errors import ConfigError
@@ -22,7 +22,7 @@ from kdjax.runtime import topology
 from kdjax.sharding import batch_spec, data_size, make_mesh, owners
 
 ADAM_BYTES = 16  # float32 parameter, gradient and two moments
-COPY_BYTES = 4  # the parameter that the entropy gate may fall back to
+COPY_BYTES = 4  # the parameter that the entropy gate may fall back to, or that is averaged
 TEACHER_WEIGHTS: dict[str, models.Hold | None] = {"compute": None, "int8": models.int8}
 """How the teacher's parameters are stored, by the config's `teacher_weights`."""
 SHARE_OF_MEMORY = 0.4  # of a device, for states; larger ones are sharded over fsdp
@@ -82,8 +82,8 @@ def held_bytes(config: Config, shapes: Shapes) -> float:
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(teachers))
     if shapes.reference is not None:
         held += jnp.dtype(config.dtype).itemsize * parameter_count(shapes.reference)
-    kept = COPY_BYTES if config.curriculum.policy == "fall_back" else 0
-    return (ADAM_BYTES + kept) * sum(x.size for x in trained) + held
+    copies = (config.curriculum.policy == "fall_back") + (config.self_decay > 0)
+    return (ADAM_BYTES + copies * COPY_BYTES) * sum(x.size for x in trained) + held
 
 
 def check_layout(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> None:
@@ -141,6 +141,10 @@ def expected_rollout(config: Config, method: Method, mesh: Mesh) -> Rollout:
         a_token(),
         array(jnp.bool_),
     )
+    if config.data.teacher_prompt_template is not None:
+        theirs = config.data.teacher_prompt_tokens + response
+        rows_of = TeacherRows(array(jnp.int32, theirs), array(jnp.int32, response))
+        made = made._replace(teacher_rows=rows_of)
     if method.prefix == "student":
         made = made._replace(own_logp_bt=a_token(), entropy_bt=a_token())
         if config.rollouts.ahead:

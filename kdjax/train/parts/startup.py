@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.base import Model, Params, Rollout
-from kdjax.config.schema import Config
+from kdjax.config.schema import Data
+from kdjax.config.teachers import SELF
 from kdjax.data.fitting import about_shared
 from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import DataError
@@ -38,6 +39,7 @@ from kdjax.train.parts.build import Parts, rows_needed
 from kdjax.train.parts.memory import activation_bytes, rows_at_once, sampling_bytes
 from kdjax.train.parts.programs import jitted_score
 from kdjax.train.parts.roles import title
+from kdjax.train.parts.teachers import about_what_teachers_read
 
 PROMPT = "1+1="
 SELF_TEST_TOKENS = 8
@@ -63,6 +65,7 @@ def report(parts: Parts) -> str:
     lines = [
         *_about_problems(parts),
         *_about_prompts(own, others, parts.config.data.chat_template),
+        *about_what_teachers_read(parts.config, parts.problems),
         *_about_stops(own, others, plan.stops),
         *_about_shapes(parts, live),
         _about_vocabulary(read, own.size),
@@ -85,23 +88,26 @@ def evaluation_context(parts: Parts) -> Iterator[str]:
     read = {"student": parts.roles.student} | {n: r for n, r in teachers.items() if r}
     shapes = {name: role.shape for name, role in read.items()}
     longest = {"evaluation.max_new_tokens": parts.config.evaluation.max_new_tokens}
-    return _about_context(parts.config, shapes, longest)
+    return _about_context(parts.config.data, shapes, longest)
 
 
 def _about_context(
-    config: Config, shapes: dict[str, DecoderConfig], longest: dict[str, int]
+    data: Data,
+    shapes: dict[str, DecoderConfig],
+    longest: dict[str, int],
+    limit: str = "max_prompt_tokens",
 ) -> Iterator[str]:
     """A warning for each model, by its role, that may read more tokens than it was made for; with
-    the longest response by its field. Errors: DataError where it would be computed otherwise there
-    than here."""
-    prompt = config.data.max_prompt_tokens
+    the longest response by its field, and the limit of a prompt by its. Errors: DataError where it
+    would be computed otherwise there than here."""
+    prompt = getattr(data, limit)
     for role, shape in shapes.items():
         context, scaling = context_tokens(shape), shape.rope_scaling
         for field, response in longest.items():
             if prompt + response <= context:
                 continue
             said = (
-                f"the {role} may read {prompt} + {response} tokens (data.max_prompt_tokens +"
+                f"the {role} may read {prompt} + {response} tokens (data.{limit} +"
                 f" {field}), and its context is {context}"
             )
             if scaling is not None and scaling.rope_type in WITHIN_CONTEXT:
@@ -136,7 +142,11 @@ def _about_shapes(parts: Parts, live: dict[str, Any]) -> Iterator[str]:
     read |= {"reference": reference} if reference else {}
     shapes = {name: role.shape for name, role in read.items()}
     longest = {"curriculum.lengths": parts.config.curriculum.lengths[-1]}
-    yield from _about_context(parts.config, shapes, longest)
+    data, own = parts.config.data, parts.config.teacher == SELF
+    yield from _about_context(data, shapes, longest)
+    if data.max_teacher_prompt_tokens is not None:
+        taught = {"student": student.shape} if own else {n: shapes[n] for n in live if n in shapes}
+        yield from _about_context(data, taught, longest, "max_teacher_prompt_tokens")
     yield from evaluation_context(parts)
     for role in {role.folder: role for role in read.values()}.values():
         declared = json_object(role.folder, "config.json").get("tie_word_embeddings")
@@ -298,7 +308,8 @@ def _about_sizes(parts: Parts, models: dict[str, Any], heads: list[Params]) -> s
     counts = {name: parameter_total(params) for name, (_, params) in models.items()}
     shown = ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
     held = _held(parts, models, heads)
-    phases = {"a step": _of_step(parts, len(models) > 1 or bool(heads))} | _of_draws(parts)
+    taught = len(models) > 1 or bool(heads) or parts.config.teacher == SELF
+    phases = {"a step": _of_step(parts, taught)} | _of_draws(parts)
     total = sum(held.values()) + max(sum(own.values()) for own in phases.values())
     said = "; ".join(f"{name} adds {_mebibytes(own)}" for name, own in phases.items())
     return (
@@ -316,6 +327,8 @@ def _held(parts: Parts, models: dict[str, Any], heads: list[Params]) -> dict[str
     student = parts.programs.student
     trained = 4.0 * device_bytes(student.state.params, 4)
     held = {"what is trained, its gradient and Adam moments": trained}
+    if parts.config.self_decay:
+        held["its average"] = trained / 4
     if student.frozen is not None:
         held["frozen student"] = device_bytes(student.frozen)
     held |= {
@@ -359,7 +372,8 @@ def _of_draws(parts: Parts) -> dict[str, dict[str, float]]:
         draws["drawing the teacher's responses"] = teacher, min(CHUNK_ROWS, most), length
     found = {}
     for name, ((model, params, mesh), rows, response) in draws.items():
-        prompt = config.data.max_prompt_tokens
+        data, theirs = config.data, model is taught.sampler
+        prompt = data.teacher_prompt_tokens if theirs else data.max_prompt_tokens
         size = rows_at_once(model, mesh, config.rollouts, rows, prompt, response)
         slots, columns = levels(response)[-1].slots(prompt), parts.roles.student.tokenizer.size
         found[name] = sampling_bytes(model, params, mesh, config.dtype, size, slots, columns)
