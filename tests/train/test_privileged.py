@@ -1,4 +1,4 @@
-"""A teacher that reads more than the student, and the student as its own teacher, in the trainer."""
+"""In the trainer: a teacher that reads more than the student, and the student as its own."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from runs import (
     logged,
 )
 
-from kdjax import clipped_surrogate, divergence, models, reverse_kl
+from kdjax import clipped_surrogate, divergence, models
 from kdjax.__main__ import main
 from kdjax.config import RL, Config, Data, Evaluation, Layout, Lora, Turn
 from kdjax.config.validation import validate
 from kdjax.errors import ConfigError
 from kdjax.losses.combinators import add
+from kdjax.runtime.files import read_json
 from kdjax.step.average import average_of
 from kdjax.storage import run_folder, trajectories
 from kdjax.train import loop as train_module
@@ -93,7 +94,7 @@ def test_the_teacher_reads_the_solution_and_the_student_does_not(tiny):
     np.testing.assert_allclose(metrics["loss"], np.mean(sequences), rtol=1e-4)
     np.testing.assert_allclose(metrics["forward_kl"], np.mean(tokens), rtol=1e-4)
     plain = step_of(build(tiny))[2]
-    assert abs(plain["loss"] - metrics["loss"]) > 1e-4
+    assert not np.isclose(plain["loss"], metrics["loss"], rtol=1e-3)
 
 
 @pytest.mark.parametrize("prefix", ["student", "dataset", "teacher"])
@@ -151,7 +152,7 @@ def test_the_teacher_draws_after_what_it_reads(tiny):
     plain = build(config)
     train_module._rollout(plain, fresh_state(plain), 0)
     kept = sorted((Path(tiny.cache) / "trajectories").glob("*/settings.json"))
-    settings = [run_folder.files.read_json(path) for path in kept]
+    settings = [read_json(path) for path in kept]
     assert len(kept) == 3
     assert sum("teacher_prompts" in one for one in settings) == 1
 
@@ -172,27 +173,24 @@ def test_kept_states_are_of_what_the_teacher_reads(tiny, tmp_path, monkeypatch):
         for name in ("loss", "forward_kl", "reverse_kl"):
             np.testing.assert_allclose(metrics[name], wanted[name], rtol=2e-4, err_msg=name)
         for other in (None, "{answer} {prompt}"):
-            with pytest.raises(ConfigError, match="are not this config's: .*teacher_prompts"):
+            with pytest.raises(ConfigError, match=r"are not this config's: .*teacher_prompts"):
                 build(dataclasses.replace(told(config, other), trajectories=folder))
     bare = dataclasses.replace(config, trajectories=folder, teacher=None)
     np.testing.assert_allclose(step_of(build(bare))[2]["loss"], wanted["loss"], rtol=2e-4)
 
 
 def test_groups_are_read_with_their_solutions(tiny):
-    """RL beside a teacher: each row's teacher prompt is of its own problem, that of a group that was
+    """RL beside a teacher: each row's teacher prompt is of its own problem, in a group that was
     drawn anew too."""
-    parts = build(
-        told(
-            tiny, objective=add(clipped_surrogate(0.2), divergence), token_loss=reverse_kl,
-            rl=RL(4, lambda prompt, response, answer: flat(prompt, response), redraws=1),
-            rollouts=dataclasses.replace(tiny.rollouts, reward_workers=1),
-        )
-    )  # fmt: skip
-    first = parts.problems.source.problem(parts.problems.batch_at(0)[1][0]).prompt
+    first = []
 
-    def flat(prompt, response):
-        return 0.0 if prompt == first else even_digits(prompt, response, "")
+    def reward(prompt, response, answer):
+        return 0.0 if prompt in first else even_digits(prompt, response, answer)
 
+    objective = add(clipped_surrogate(0.2), divergence)
+    rollouts = dataclasses.replace(tiny.rollouts, reward_workers=1)
+    parts = build(told(tiny, objective=objective, rl=RL(4, reward, redraws=1), rollouts=rollouts))
+    first.append(parts.problems.source.problem(parts.problems.batch_at(0)[1][0]).prompt)
     rollout = jax.device_get(draw(parts, fresh_state(parts).params, 0, 8, 0))
     own = parts.problems.batch_at(0)[1], parts.problems.batch_at(0, 1)[1]
     assert rollout.draws_b.tolist() == [2] * 4 + [1] * 4
@@ -330,14 +328,14 @@ def test_with_an_adapter_it_is_the_adapter_s_average(myself, decay):
     assert alike == (decay == 1.0)
 
 
-def test_the_run_of_a_student_that_teaches_itself_is_evaluated(myself, capsys):
+def test_the_run_of_a_student_that_teaches_itself_is_evaluated(myself):
     """`kdjax evaluate RUN` has no KL, or that to a teacher that is named."""
-    train_module.train(dataclasses.replace(myself, self_decay=0.5, steps=2))
-    assert "no KL to a teacher, as the student is its own" in capsys.readouterr().out
-    out = Path(myself.run).parent / "report.json"
-    for named, has in (((), False), (("--teacher", myself.student), True)):
+    result = train_module.train(dataclasses.replace(myself, self_decay=0.5, steps=2))
+    assert result.forward_kl is None
+    for number, named in enumerate([(), ("--teacher", myself.student)]):
+        out = Path(myself.run).parent / f"report{number}.json"
         assert main(["evaluate", myself.run, "--out", str(out), *named]) == 0
-        assert (run_folder.files.read_json(out)["forward_kl"] is not None) == has
+        assert (read_json(out)["forward_kl"] is not None) == bool(named)
 
 
 def test_a_teacher_prompt_that_nobody_reads_is_said(tiny, tmp_path):
@@ -363,7 +361,7 @@ def test_a_teacher_prompt_that_nobody_reads_is_said(tiny, tmp_path):
         ({"teacher": None, "teachers": ("a=self",)}, "a model by its name, got 'a=self'"),
         ({"data": Data()}, "teacher self with self_decay 0 is the student, and reads what it"),
         (
-            {"data": Data(max_teacher_prompt_tokens=9)},
+            {"self_decay": 0.5, "data": Data(max_teacher_prompt_tokens=9)},
             "tokens is 9, and there is no data.teacher_p",
         ),
         ({"data": Data(teacher_prompt_template="")}, "has none, in ''; its fields are {prompt}"),
