@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from kdjax.losses.kl import *
     from kdjax.losses.objectives import *
     from kdjax.losses.reductions import *
+    from kdjax.losses.selection import *
     from kdjax.rollouts.prefix import from_dataset, from_student, from_teacher
     from kdjax.rollouts.sampler import generate, open_sampler
     from kdjax.step.gate import entropy_gate, rollout_length

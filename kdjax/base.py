@@ -338,8 +338,8 @@ Objective = Callable[[Scores], jax.Array]
 """Scores -> the quantity to minimise at each token, from that token's scores alone."""
 
 Reduction = Callable[..., jax.Array]
-"""(mask [B, T], Rollout) -> weights [B, T] of the tokens; totals are divided by the total
-weight."""
+"""(mask [B, T], Rollout) -> weights [B, T] of the tokens; totals are divided by the total weight.
+One that weighs by what both models say of the tokens takes their `Scores` too, as `scores`."""
 
 PrefixSource = Callable[[Batch, Params, Key, int], Rollout]
 """(batch, student parameters as its sampler reads them, key, max_new_tokens) -> Rollout: the prefix

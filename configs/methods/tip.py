@@ -1,10 +1,18 @@
-"""TIP: on-policy distillation on the half of the tokens where the student had most entropy when
-it drew them (arXiv 2604.14084; its second axis, divergence at confident tokens, is not here).
+"""TIP: on-policy distillation on the half of each response's tokens where the student is unsure, or
+sure and far from the teacher (arXiv 2604.14084; its scale of both is the batch's, here the
+response's). `most_uncertain(sequence_mean, 0.5)` is its first axis alone, without a second pass.
 
     kdjax train configs/methods/tip.py
 """
 
-from kdjax import Config, most_uncertain, reverse_kl, sequence_mean
+from kdjax import (
+    Config,
+    reverse_divergence,
+    reverse_kl,
+    sequence_mean,
+    student_entropy,
+    top_either,
+)
 
 
 def get_config() -> Config:
@@ -12,5 +20,5 @@ def get_config() -> Config:
         run="runs/methods/tip",
         prefix="student",
         token_loss=reverse_kl,
-        reduction=most_uncertain(sequence_mean, 0.5),
+        reduction=top_either(sequence_mean, student_entropy, reverse_divergence, 0.5),
     )

@@ -7,9 +7,11 @@ import ast
 import inspect
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, TypeGuard
 
+from kdjax.base import Objective, Reduction
 from kdjax.errors import ConfigError
 from kdjax.grading import rewards
 from kdjax.losses import TABLES, named
@@ -17,15 +19,26 @@ from kdjax.losses.composition import Number, Schedule, composition_of, walk
 
 
 class Names(NamedTuple):
-    """What one kind of function is written with: names of functions, and of what composes them."""
+    """What one kind of function is written with: names of functions, of what composes them, and of
+    what these take besides, which is of another kind."""
 
     functions: dict[str, Callable]
     combinators: dict[str, Callable]
+    inside: Mapping[str, Callable] = MappingProxyType({})
+
+    def has(self, function: object) -> bool:
+        """Whether a function is of this kind, by its name or by what composed it."""
+        made_by = composition_of(function) if callable(function) else None
+        if made_by is not None:
+            return made_by.combinator in self.combinators.values()
+        return function in self.functions.values()
 
 
 TOKEN_LOSSES = Names(named("TOKEN_LOSSES"), named("TOKEN_LOSS_MAKERS"))
 OBJECTIVES = Names(named("OBJECTIVES"), named("OBJECTIVE_MAKERS"))
-REDUCTIONS = Names(named("REDUCTIONS"), named("REDUCTION_MAKERS"))
+REDUCTIONS = Names(
+    named("REDUCTIONS"), named("REDUCTION_MAKERS"), named("OBJECTIVES", "OBJECTIVE_MAKERS")
+)
 GROUP_ADVANTAGES = Names(named("GROUP_ADVANTAGES"), {})
 REWARDS = Names({reward.__name__: reward for reward in rewards.REWARDS}, {})
 SCHEDULES = named("SCHEDULES")
@@ -43,16 +56,18 @@ def parse(text: str, names: Names) -> Callable:
     'mix(forward_kl, reverse_kl, weight=linear(0.9, 0.5))'
     """
 
+    known = {**names.inside, **names.functions}
+
     def build(node: ast.expr):
         match node:
-            case ast.Name(id=name) if name in names.functions:
-                return names.functions[name]
+            case ast.Name(id=name) if name in known:
+                return known[name]
             case ast.Constant(value=number) if _is_number(number):
                 return number
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=n)) if _is_number(n):
                 return -n
             case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords):
-                function = (names.combinators | SCHEDULES).get(name)
+                function = {**names.inside, **names.combinators, **SCHEDULES}.get(name)
                 if function is not None:
                     given = [(k.arg or "**", build(k.value)) for k in keywords]
                     return _call(function, [build(a) for a in args], given)
@@ -64,9 +79,11 @@ def parse(text: str, names: Names) -> Callable:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Python about the text: it is refused here, or fine
             built = build(ast.parse(text.strip(), mode="eval").body)
-        if callable(built):
+        if callable(built) and names.has(built):
             return built
-        reason = "that is a number"
+        reason = (
+            "that ranks tokens; it is written inside one" if callable(built) else "that is a number"
+        )
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         reason = f"can't read {error}"
     raise ConfigError(
@@ -129,7 +146,9 @@ def _belongs(value: object, kind: object) -> bool:
         return isinstance(value, int | float)
     if kind in (Number, Number | None):
         return isinstance(value, int | float | Schedule)
-    return callable(value)
+    if kind == Reduction:
+        return REDUCTIONS.has(value)
+    return callable(value) and not (kind == Objective and REDUCTIONS.has(value))
 
 
 def _wanted(kind: object) -> str:

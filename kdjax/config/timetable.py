@@ -14,6 +14,7 @@ from kdjax.base import Objective, Reduction, Rollout, Scores, TokenLoss
 from kdjax.config.schema import Config, Curriculum, Prefix
 from kdjax.errors import ConfigError
 from kdjax.losses.combinators import runs_on
+from kdjax.losses.reductions import weigh_by
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
 
@@ -105,9 +106,11 @@ def is_rewarded(
     ones = jnp.ones((1, 1))
     rows: dict[str, Any] = {n: ones[0] if n.endswith("_b") else ones for n in Rollout._fields}
     del rows["pass_rate_b"], rows["signal_b"]
+    known: dict[str, Any] = {n: ones for n in Scores._fields if n not in OF_REWARDS}
+    scores = Scores(**known)._replace(mask=ones > 0)
     try:
         drawn = Rollout(**rows)._replace(truncated_b=ones[0] > 0)
-        reduction(ones > 0, drawn)
+        weigh_by(reduction, ones > 0, drawn, scores)
     except (ConfigError, TypeError, AttributeError):  # what None does in an expression
         return True
     return False

@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
-HOMES = ("kl", "divergences", "objectives", "grpo", "combinators", "composition", "reductions")
+HOMES = (
+    "kl", "divergences", "objectives", "grpo", "combinators", "composition", "reductions",
+    "selection",
+)  # fmt: skip
 """The files that have tables, in the order in which help shows their names."""
 
 TABLES = (

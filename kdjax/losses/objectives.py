@@ -89,6 +89,28 @@ def reference_log_ratio(scores: Scores) -> jax.Array:
     return scores.known("reference_logp") - scores.student_logp
 
 
+def student_entropy(scores: Scores) -> jax.Array:
+    """The student's predictive entropy, [B, T] in nats: to rank tokens by; minimised, it makes the
+    student surer of everything."""
+    return scores.student_entropy
+
+
+def disagreement(scores: Scores) -> jax.Array:
+    """(p - q) (log p - log q) of the sampled token, at least 0: its term of Jeffreys' divergence,
+    large where both the log-ratio and the probability that it is about are."""
+    gap = jnp.exp(scores.known("teacher_logp")) - jnp.exp(scores.student_logp)
+    return gap * log_ratio(scores)
+
+
+def magnitude(advantage: Objective) -> Objective:
+    """|a|: how far from 0 an advantage is, whichever way.
+
+    >>> magnitude(log_ratio).__name__
+    'magnitude(log_ratio)'
+    """
+    return composed(lambda scores: jnp.abs(advantage(scores)), magnitude, advantage)
+
+
 def power_difference(exponent: Number) -> Objective:
     """p^a - q^a of the sampled token, bounded by 1 for every a > 0, where the log-ratio has no
     bound (PowerOPD); divided by a it is the log-ratio in the limit a -> 0.
@@ -158,10 +180,13 @@ OBJECTIVES: tuple[Objective, ...] = (
     reverse_divergence,
     log_ratio,
     reference_log_ratio,
+    student_entropy,
+    disagreement,
 )
 OBJECTIVE_MAKERS: tuple[Callable, ...] = (
     where_teacher_unsure,
     policy_gradient,
+    magnitude,
     power_difference,
     extrapolated,
     log_compressed,

@@ -1,19 +1,21 @@
 """Reductions: how tokens are weighed before totals are divided, and where masks meet a loss.
 
 A `Reduction` knows the mask, and of the rollout whatever was known before the loss: position,
-sampler's entropy.
+sampler's entropy. One that takes a third argument is given the `Scores` too, of a pass of their own
+(kdjax/losses/selection.py).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from kdjax.base import Reduction, Rollout, WeightedSum
+from kdjax.base import Reduction, Rollout, Scores, WeightedSum
 from kdjax.errors import ConfigError
-from kdjax.losses.composition import composed
+from kdjax.losses.composition import composed, composition_of
 
 
 def sequence_mean(mask: jax.Array, rollout: Rollout | None = None) -> jax.Array:
@@ -51,6 +53,34 @@ def reduce(loss_bt: jax.Array, mask_bt: jax.Array, weights_bt: jax.Array) -> Wei
     return WeightedSum(jnp.sum(jnp.where(mask_bt, loss_bt, 0.0) * weights_bt), jnp.sum(weights_bt))
 
 
+def reads_scores(reduction: Reduction) -> bool:
+    """Whether a reduction, or one that it is composed of, has an argument `scores`: it weighs by
+    what both models say of the tokens.
+
+    >>> reads_scores(token_mean), reads_scores(lambda mask, rollout, scores: mask * scores.mask)
+    (False, True)
+    """
+    composition = composition_of(reduction)
+    if composition is not None:
+        inner, *quantities = composition.functions
+        return bool(quantities) or reads_scores(inner)
+    try:
+        return "scores" in inspect.signature(reduction).parameters
+    except (TypeError, ValueError):  # of what was not written in Python
+        return False
+
+
+def weigh_by(
+    reduction: Reduction, mask: jax.Array, rollout: Rollout | None, scores: Scores | None = None
+) -> jax.Array:
+    """The reduction's weights [B, T], given the scores where it reads them.
+
+    >>> weigh_by(token_mean, jnp.array([[True, False]]), None).tolist()
+    [[1.0, 0.0]]
+    """
+    return reduction(mask, rollout, scores) if reads_scores(reduction) else reduction(mask, rollout)
+
+
 def first_tokens(reduction: Reduction, limit: int) -> Reduction:
     """The reduction over response tokens 0 .. limit - 1 of each sequence: a loss on prefixes of
     what was drawn.
@@ -61,8 +91,10 @@ def first_tokens(reduction: Reduction, limit: int) -> Reduction:
     if limit < 1:
         raise ConfigError(f"first_tokens: limit must be at least 1, got {limit}")
 
-    def weigh(mask: jax.Array, rollout: Rollout | None = None) -> jax.Array:
-        return reduction(mask & (jnp.arange(mask.shape[1])[None] < limit), rollout)
+    def weigh(mask: jax.Array, rollout: Rollout | None = None, scores=None) -> jax.Array:
+        return weigh_by(
+            reduction, mask & (jnp.arange(mask.shape[1])[None] < limit), rollout, scores
+        )
 
     return composed(weigh, first_tokens, reduction, numbers=(limit,))
 
@@ -80,7 +112,7 @@ def most_uncertain(reduction: Reduction, share: float) -> Reduction:
     if not 0 < share <= 1:
         raise ConfigError(f"most_uncertain: share must be in (0, 1], got {share}")
 
-    def weigh(mask: jax.Array, rollout: Rollout | None = None) -> jax.Array:
+    def weigh(mask: jax.Array, rollout: Rollout | None = None, scores=None) -> jax.Array:
         if rollout is None or rollout.entropy_bt is None:
             raise ConfigError(
                 "most_uncertain: the entropy of who drew the responses is not known;"
@@ -90,7 +122,7 @@ def most_uncertain(reduction: Reduction, share: float) -> Reduction:
         ordered = jnp.sort(entropy, axis=None)[::-1]
         wanted = jnp.ceil(share * mask.sum()).astype(jnp.int32)
         least = ordered[jnp.maximum(wanted - 1, 0)]
-        return reduction(mask & (entropy >= least), rollout)
+        return weigh_by(reduction, mask & (entropy >= least), rollout, scores)
 
     return composed(weigh, most_uncertain, reduction, numbers=(share,))
 
@@ -103,10 +135,26 @@ def finished_only(reduction: Reduction) -> Reduction:
     'finished_only(token_mean)'
     """
 
-    def weigh(mask: jax.Array, rollout: Rollout) -> jax.Array:
-        return reduction(mask & ~rollout.truncated_b[:, None], rollout)
+    def weigh(mask: jax.Array, rollout: Rollout, scores=None) -> jax.Array:
+        return weigh_by(reduction, mask & ~rollout.truncated_b[:, None], rollout, scores)
 
     return composed(weigh, finished_only, reduction)
+
+
+def except_stop(reduction: Reduction) -> Reduction:
+    """The reduction without the stop token that ended a response: where student and teacher end
+    differently, or a rank within the response should not be of how it ends.
+
+    >>> except_stop(token_mean).__name__
+    'except_stop(token_mean)'
+    """
+
+    def weigh(mask: jax.Array, rollout: Rollout, scores=None) -> jax.Array:
+        last = jnp.arange(mask.shape[1])[None] == rollout.response_length_b[:, None] - 1
+        stop = last & ~rollout.truncated_b[:, None]
+        return weigh_by(reduction, mask & ~stop, rollout, scores)
+
+    return composed(weigh, except_stop, reduction)
 
 
 def with_signal(reduction: Reduction) -> Reduction:
@@ -117,11 +165,11 @@ def with_signal(reduction: Reduction) -> Reduction:
     'with_signal(token_mean)'
     """
 
-    def weigh(mask: jax.Array, rollout: Rollout | None = None) -> jax.Array:
+    def weigh(mask: jax.Array, rollout: Rollout | None = None, scores=None) -> jax.Array:
         signal = None if rollout is None else rollout.signal_b
         if signal is None:
             raise ConfigError("with_signal: rewards need rl.group_size over 1, and prefix student")
-        return reduction(mask & signal[:, None], rollout)
+        return weigh_by(reduction, mask & signal[:, None], rollout, scores)
 
     return composed(weigh, with_signal, reduction)
 
@@ -136,11 +184,13 @@ def paced(reduction: Reduction, power: float) -> Reduction:
     if not power >= 0:
         raise ConfigError(f"paced: power must be at least 0, got {power}")
 
-    def weigh(mask: jax.Array, rollout: Rollout) -> jax.Array:
+    def weigh(mask: jax.Array, rollout: Rollout, scores=None) -> jax.Array:
         rate = rollout.pass_rate_b
         if rate is None:
             raise ConfigError("paced: pass rates need rl.group_size over 1, and prefix student")
-        return reduction(mask, rollout) * ((4 * rate * (1 - rate)) ** power)[:, None]
+        return (
+            weigh_by(reduction, mask, rollout, scores) * ((4 * rate * (1 - rate)) ** power)[:, None]
+        )
 
     return composed(weigh, paced, reduction, numbers=(power,))
 
@@ -150,6 +200,7 @@ REDUCTION_MAKERS: tuple[Callable, ...] = (
     first_tokens,
     most_uncertain,
     finished_only,
+    except_stop,
     with_signal,
     paced,
 )

@@ -17,15 +17,18 @@ import numpy as np
 
 from kdjax.base import Objective, Reduction, Rollout, Scores, TokenLoss
 from kdjax.errors import ConfigError, first_line, place_of, raised_in
-from kdjax.losses.composition import at_progress, describe, theirs
+from kdjax.losses.composition import at_progress, composition_of, describe, theirs
 from kdjax.losses.grpo import GroupAdvantage
+from kdjax.losses.reductions import reads_scores
 
 TOKENS = 3
 """Tokens of a trial: more than one, so that a sum over them is seen."""
 
 AS_TOKEN_LOSS = "a token loss makes [...] of student_logp and teacher_logp, [..., V] each"
 AS_OBJECTIVE = "it must map Scores [tokens] to [tokens], one by one"
-AS_REDUCTION = "a reduction makes weights [B, T] of mask [B, T] and the rollout"
+AS_REDUCTION = (
+    "a reduction makes weights [B, T] of mask [B, T], the rollout, and scores if it names them"
+)
 AS_ADVANTAGE = "advantages are finite, of the rewards' shape, and 0 in a group of equal rewards"
 
 REMEDIES = {
@@ -93,15 +96,38 @@ def try_reduction(reduction: Reduction) -> None:
     for name in ("prompt_length_b", "response_length_b", "staleness_b", "draws_b"):
         fields[name] = np.array([2, 3], np.int32)
     fields["tokens_bs"] = np.ones((rows, 5), np.int32)
-    given = jnp.asarray(mask), jax.tree.map(jnp.asarray, Rollout(**fields))
-    for one in theirs(reduction):
-        made = _tried("reduction", one, AS_REDUCTION, _made, one, *given)
-        if made is None or made.shape != mask.shape:
-            raise ConfigError(
-                f"reduction: {place_of(one)} made {_spelled(made)} of a mask [{rows}, {tokens}];"
-                f" {AS_REDUCTION}"
-            )
-        _check_finite("reduction: {}: a weight", one, "an ordinary mask", one, *given)
+    known: dict[str, Any] = {
+        name: jnp.full(mask.shape, 0.5) for name in Scores._fields if name not in ("mask", "parts")
+    }
+    drawn, scores = (
+        jax.tree.map(jnp.asarray, Rollout(**fields)),
+        Scores(mask=jnp.asarray(mask), **known),
+    )
+    weighing, quantities = _weighing(reduction)
+    last = (scores,) if reads_scores(weighing) else ()
+    calls = [
+        (weighing, (jnp.asarray(mask), drawn, *last)),
+        *((one, (scores,)) for one in quantities),
+    ]
+    for one, given in calls:
+        for own in theirs(one):
+            made = _tried("reduction", own, AS_REDUCTION, _made, own, *given)
+            if made is None or made.shape != mask.shape:
+                raise ConfigError(
+                    f"reduction: {place_of(own)} made {_spelled(made)} of a mask"
+                    f" [{rows}, {tokens}]; {AS_REDUCTION}"
+                )
+            _check_finite("reduction: {}: a weight", own, "an ordinary mask", own, *given)
+
+
+def _weighing(reduction: Reduction) -> tuple[Reduction, list[Objective]]:
+    """(the innermost reduction of a composition, the quantities that the others rank by)."""
+    composition = composition_of(reduction)
+    if composition is None:
+        return reduction, []
+    inner, *quantities = composition.functions
+    innermost, others = _weighing(inner)
+    return innermost, [*quantities, *others]
 
 
 def require_per_token(objective: Objective) -> None:

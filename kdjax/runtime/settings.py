@@ -1,6 +1,8 @@
-"""Settings of JAX that programs are not made for."""
+"""Settings of JAX that programs are not made for, and of the C library's memory."""
 
 from __future__ import annotations
+
+import ctypes
 
 import jax
 
@@ -24,3 +26,12 @@ def check_settings() -> None:
     for name, why in REFUSED.items():
         if getattr(jax.config, name):
             raise ConfigError(f"{name.upper()} is set; unset it: {why}")
+
+
+def return_freed_memory() -> None:
+    """Give the system back what this process has freed, where the C library is glibc, which keeps
+    buffers of some MiB: a KV cache of thirty layers would otherwise stay for good (460 MiB of an
+    evaluation of 135 M parameters)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

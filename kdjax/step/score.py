@@ -30,7 +30,7 @@ from kdjax.losses.objectives import (
     negative_log_likelihood,
     reverse_divergence,
 )
-from kdjax.losses.reductions import sequence_mean, token_mean
+from kdjax.losses.reductions import reads_scores, sequence_mean, token_mean
 from kdjax.losses.topk import buckets, top_k
 from kdjax.numerics import gather_last, log_probs
 from kdjax.sharding import (
@@ -81,6 +81,10 @@ def scored_loss(
     token, and nothing after the stop token is scored. The gradient flows to the student's
     parameters through the loss's total alone; Scores are constants, 0 outside the mask.
 
+    A reduction that reads the Scores is given those of a pass of its own over the LM heads, without
+    a gradient; then those tokens alone are read whose weight is not 0. With a share s of them the
+    heads cost V (2 D + 2 D_teacher) + s V (6 D + 2 D_teacher) FLOPs a token.
+
     Args:
         student, student_params: the model that is trained, layers stacked.
         teacher, teacher_params: the model to learn from, or None. Where the rollout has the
@@ -91,35 +95,47 @@ def scored_loss(
         reduction: the weights [B, T] of the tokens.
         plan: how the LM heads are read.
     """
+    targets, mask = _trained_tokens(rollout, plan.stops)
+    known = {"targets": targets, "sampler_logp": rollout.sampler_logp_bt}
+    before = {name: getattr(rollout, f"{name}_bt") for name in KNOWN_BEFORE}
+    known |= {name: value for name, value in before.items() if value is not None}
+    theirs = _guide(teacher, teacher_params, rollout)
+    function = token_function(token_loss, objective, vocabulary_axis(plan.mesh), stops=plan.stops)
+
+    def read(states, head, weights, mask) -> tuple[jax.Array, Scores]:
+        return head_loss(function, states, head, theirs, known, weights, mask, **plan.for_head())
+
+    own = response_states(student, student_params, rollout), student.head(student_params)
+    if not reads_scores(reduction):
+        weights = reduction(mask, rollout)
+        total, scores = read(*own, weights, mask)
+    else:
+        _, scores = read(*jax.lax.stop_gradient(own), jnp.zeros(mask.shape), mask)
+        weights = jax.lax.stop_gradient(reduction(mask, rollout, scores))
+        total, _ = read(*own, weights, mask & (weights != 0))
+    return WeightedSum(total, jnp.sum(weights)), scores
+
+
+def _trained_tokens(rollout: Rollout, stops: Stops) -> tuple[jax.Array, jax.Array]:
+    """(the response tokens, the mask of those that are trained on), [B, T] each."""
     steps = jnp.arange(rollout.sampler_logp_bt.shape[1])[None]
-    mask = steps < rollout.response_length_b[:, None]
     targets = jnp.take_along_axis(rollout.tokens_bs, _response_slots(rollout), axis=1)
-    mask = kept(plan.stops, targets, mask)
+    mask = kept(stops, targets, steps < rollout.response_length_b[:, None])
     if rollout.teacher_rows is not None:
         mask &= rollout.teacher_rows.slot_bt >= 0
+    return targets, mask
 
-    theirs: Teacher = rollout.teacher_top_k_bt
-    if theirs is None and teacher is not None:
-        constant = jax.lax.stop_gradient(teacher_params)
-        states = rollout.teacher_states_btd
-        if states is None:
-            states = teacher_states(teacher, constant, rollout)
-        theirs = TeacherStates(states, teacher.head(constant))
-    weights = reduction(mask, rollout)
-    extra = {"targets": targets, "sampler_logp": rollout.sampler_logp_bt}
-    known = {name: getattr(rollout, f"{name}_bt") for name in KNOWN_BEFORE}
-    extra |= {name: value for name, value in known.items() if value is not None}
-    total, scores = head_loss(
-        token_function(token_loss, objective, vocabulary_axis(plan.mesh), stops=plan.stops),
-        response_states(student, student_params, rollout),
-        student.head(student_params),
-        theirs,
-        extra,
-        weights,
-        mask,
-        **plan.for_head(),
-    )
-    return WeightedSum(total, jnp.sum(weights)), scores
+
+def _guide(teacher: Model | None, teacher_params: Params | None, rollout: Rollout) -> Teacher:
+    """The teacher as the loss head takes it, a constant: its top-k or states of the rollout, or
+    states that it computes now."""
+    if rollout.teacher_top_k_bt is not None or teacher is None:
+        return rollout.teacher_top_k_bt
+    constant = jax.lax.stop_gradient(teacher_params)
+    states = rollout.teacher_states_btd
+    if states is None:
+        states = teacher_states(teacher, constant, rollout)
+    return TeacherStates(states, teacher.head(constant))
 
 
 def response_states(model: Model, params: Params, rollout: Rollout) -> jax.Array:

@@ -29,6 +29,7 @@ from kdjax.rollouts.sampler import Drawn
 from kdjax.runtime import processes
 from kdjax.runtime.console import announce, response_progress
 from kdjax.runtime.files import digest
+from kdjax.runtime.settings import return_freed_memory
 from kdjax.sharding import data_size, rows_on_host, shard_batch
 from kdjax.storage import run_folder
 from kdjax.storage.fingerprint import fingerprint
@@ -224,7 +225,14 @@ def _evaluation_draw(
         parts.tokenizer.size,
         drawn,
     )
-    return functools.partial(draw, programs.student.to_sampler(params))
+    reads = programs.student.to_sampler(params)
+
+    def draw_and_free(batch: Batch, key: Key, length: int) -> Samples:
+        samples = draw(reads, batch, key, length)
+        return_freed_memory()  # of the KV cache, before anything is scored
+        return samples
+
+    return draw_and_free
 
 
 def _scorer(parts: Parts, params: Params, source: batches.Source):

@@ -15,7 +15,10 @@ from tiny import bigram, bigram_params, one_layer, random_rollout
 from kdjax import forward_kl, mix, reverse_kl
 from kdjax.base import Scores, TeacherRows
 from kdjax.errors import ConfigError
-from kdjax.losses.reductions import token_mean
+from kdjax.losses.objectives import disagreement, negative_log_likelihood, student_entropy
+from kdjax.losses.reductions import sequence_mean, token_mean
+from kdjax.losses.selection import top_share, top_tokens
+from kdjax.step.head import head_loss
 from kdjax.step.score import HeadPlan, sampled_logp, score, scored_loss
 
 V = 23
@@ -315,3 +318,67 @@ def test_a_teacher_that_reads_rows_of_its_own():
     partly = scored(rollout._replace(teacher_rows=rows_of(other, known)))
     np.testing.assert_array_equal(partly.mask, np.asarray(plain.mask) & known)
     np.testing.assert_array_equal(partly.forward_kl, np.where(partly.mask, found.forward_kl, 0))
+
+
+@pytest.mark.parametrize("chunk", [2, 64])
+def test_scores_first_then_weights(pair, chunk):
+    """A reduction that ranks by scores is given those of all tokens; loss, gradient and Scores are
+    those of the same weights given by hand, and the student's layers run once."""
+    rollout = random_rollout(5, V, PROMPTS, RESPONSES)
+    ranked = top_share(sequence_mean, disagreement, 0.4)
+    params, teacher_params = pair
+    runs = []
+
+    def counted(*args):
+        runs.append(1)
+        return bigram().hidden(*args)
+
+    student = bigram()._replace(hidden=counted)
+
+    def made_by(reduction):
+        def loss(params):
+            total, scores = scored_loss(
+                student, params, bigram(), teacher_params, rollout,
+                token_loss=MIXED, reduction=reduction, plan=HeadPlan(chunk),
+            )  # fmt: skip
+            return total.mean(), scores
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    plain = bigram_scores(params, teacher_params, rollout)
+    q, p = (
+        np.exp(np.asarray(plain.student_logp, np.float64)),
+        np.exp(np.asarray(plain.teacher_logp)),
+    )
+    rank = np.where(plain.mask, (p - q) * np.log(p / q), -1)
+    chosen = rank >= -np.sort(-rank, axis=1)[np.arange(3), [1, 2, 0]][:, None]  # 2, 3 and 1 of each
+    assert chosen.sum(1).tolist() == [2, 3, 1]
+    weights = chosen / chosen.sum(1, keepdims=True)
+    (loss, scores), gradient = made_by(ranked)
+    assert len(runs) == 1
+    (wanted, same), by_hand = made_by(lambda mask, rollout: jnp.asarray(weights))
+    np.testing.assert_allclose(loss, wanted, rtol=1e-6)
+    chex.assert_trees_all_close(gradient, by_hand, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_close(scores, same, rtol=1e-5, atol=1e-6)
+    assert 0 < loss != made_by(sequence_mean)[0][0]
+
+
+def test_the_second_pass_reads_the_chosen_tokens_alone(monkeypatch):
+    """Its mask holds no token of weight 0, so the loop over chunks ends after those."""
+    read = []
+
+    def spied(function, hidden, head, teacher, known, weights, mask, **plan):
+        read.append((np.asarray(weights), np.asarray(mask)))
+        return head_loss(function, hidden, head, teacher, known, weights, mask, **plan)
+
+    monkeypatch.setattr("kdjax.step.score.head_loss", spied)
+    rollout = random_rollout(5, V, PROMPTS, RESPONSES)
+    scored_loss(
+        bigram(), bigram_params(1, V), None, None, rollout,
+        objective=negative_log_likelihood, reduction=top_tokens(token_mean, student_entropy, 2),
+    )  # fmt: skip
+    (nothing, every), (weights, chosen) = read
+    assert not nothing.any()
+    assert every.sum(1).tolist() == RESPONSES
+    np.testing.assert_array_equal(chosen, weights != 0)
+    assert chosen.sum(1).tolist() == [2, 2, 2]

@@ -385,3 +385,27 @@ def test_norms_of_a_narrow_teacher_are_those_of_its_student(student_folder, tmp_
     teacher, student = read(tmp_path / "fine", jnp.bfloat16), read(tmp_path / "fine")
     assert_bitwise_equal(teacher, models.narrow(student, jnp.bfloat16))
     assert teacher["norm"].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    ("said", "stored"),
+    [
+        ("gemma3", "qwen3"),
+        ("qwen3_5", "qwen3"),
+        ("olmo3", "llama"),
+        ("qwen3", "llama"),
+        ("qwen3", "qwen3_5"),
+    ],
+)
+def test_weights_of_another_family(said, stored, family, tmp_path):
+    """A folder whose config.json is of one family and whose weights are of another: one line that
+    names tensors that are missing or that it does not know."""
+    of = {name.split(",")[0]: name for name in reversed(OF_EACH_FAMILY)}
+    source, params = family(of[stored])
+    made = tmp_path / "made"
+    models.write_folder(made, params, source)
+    other = tiny_config(V, **SHAPES[of[said]])
+    (made / "config.json").write_text(json.dumps(to_fields(other)))
+    with pytest.raises(DataError, match=r"(missing|unexpected) model\.layers\.") as caught:
+        models.load(made)
+    assert "\n" not in str(caught.value)
