@@ -2,10 +2,10 @@ r"""Tasks: procedural, verifiable arithmetic, deterministic in (task, split, ind
 can't overlap.
 
 A task makes of a random generator and a number of terms a prompt, a gold answer, one of many right
-worked solutions, and for some what only the teacher is told. Randomness comes from a counter-based generator (Philox) keyed by (task,
-split) at counter `index`, and a prompt belongs to exactly one split by the hash of its text:
-drawing again until the hash agrees makes an overlap impossible by construction, however many
-problems are drawn.
+worked solutions, and for some what only the teacher is told. Randomness comes from a counter-based
+generator (Philox) keyed by (task, split) at counter `index`, and a prompt belongs to exactly one
+split by the hash of its text: drawing again until the hash agrees makes an overlap impossible by
+construction, however many problems are drawn.
 
     >>> problem("calc", "train", 0, (3,)) == problem("calc", "train", 0, (3,))
     True
