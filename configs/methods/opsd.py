@@ -1,8 +1,8 @@
 """On-policy self-distillation (OPSD): the student writes, and itself as it was at the start, which
 has read the worked solution, says at each token how it would go on.
 
-The model must be able to use a solution that stands before the question; the embedded student is
-not (configs/methods/self_taught.py makes one that is).
+The model must be able to use a solution that stands in its prompt. The embedded student is not;
+what it can use shows configs/methods/self_taught.py.
 
     kdjax train configs/methods/opsd.py --data.name openai/gsm8k --evaluation.name openai/gsm8k \
         --student MODEL --data.max_prompt_tokens 512 --data.max_teacher_prompt_tokens 1024

@@ -36,9 +36,12 @@ def teacher_models(config: Config) -> dict[str, str | None]:
     models: dict[str, str | None] = {}
     for text in config.teachers:
         tag, _, model = text.partition("=")
-        if not tag or not model or model == SELF:
+        if not tag or not model:
+            raise ConfigError(f'teachers: each is written "tag=model", got {text!r}')
+        if model == SELF:
             raise ConfigError(
-                f'teachers: each is written "tag=model", a model by its name, got {text!r}'
+                f"teachers: {text} is for teacher alone; name the student's model, which is it as"
+                " it is at the start"
             )
         if tag in models:
             raise ConfigError(f"teachers: tag {tag!r} has two; name one model a tag")
@@ -69,9 +72,10 @@ def check_teachers(config: Config, method: Method) -> None:
             " or objective negative_log_likelihood"
         )
     if not taught and config.teacher_weights != "compute":
+        lacks = "a teacher of its own weights" if own else "a teacher"
         raise ConfigError(
-            f"teacher_weights {config.teacher_weights} needs a teacher of its own weights; set"
-            " teacher, or teacher_weights compute"
+            f"teacher_weights {config.teacher_weights} needs {lacks}; set teacher, or"
+            " teacher_weights compute"
         )
     if not 0 <= config.self_decay <= 1:
         raise ConfigError(f"self_decay must be in [0, 1], got {config.self_decay}")

@@ -56,6 +56,7 @@ FULL = Config(
     student="a folder",
     teacher=None,
     teachers=("math=a folder", "code=kdjax:teacher"),
+    self_decay=0.5,
     prefix="dataset",
     trajectories="kept",
     token_loss=mix(at_temperature(forward_kl, 2.0), clip(reverse_kl, 5.0), weight=0.8),
@@ -107,7 +108,9 @@ FULL = Config(
     cache="elsewhere",
     wandb_project="w",
 )
-VALID = dataclasses.replace(FULL, turns=(), rl=RL(), stops="mask")  # these don't go with the rest
+VALID = dataclasses.replace(  # these don't go with the rest
+    FULL, turns=(), rl=RL(), stops="mask", self_decay=0.0
+)
 
 
 def test_the_full_example_leaves_no_field_at_its_default():

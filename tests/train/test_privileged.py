@@ -358,7 +358,7 @@ def test_a_teacher_prompt_that_nobody_reads_is_said(tiny, tmp_path):
         ({"self_decay": 1.5}, r"self_decay must be in \[0, 1\], got 1.5"),
         ({"self_decay": float("nan")}, "self_decay must be a number"),
         ({"self_decay": 0.5, "teacher": "kdjax:teacher"}, "0.5 is of teacher self, and teacher is"),
-        ({"teacher": None, "teachers": ("a=self",)}, "a model by its name, got 'a=self'"),
+        ({"teacher": None, "teachers": ("a=self",)}, "teachers: a=self is for teacher alone"),
         ({"data": Data()}, "teacher self with self_decay 0 is the student, and reads what it"),
         (
             {"self_decay": 0.5, "data": Data(max_teacher_prompt_tokens=9)},
