@@ -8,6 +8,7 @@ independent: "Decoupling KL and Trajectories", arXiv 2605.16826.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f"kdjax.{_MODULE_OF[name]}"), name)
     if name in _ROOM_OF:
         return importlib.import_module(_ROOM_OF[name])
+    if name == "__version__":
+        return importlib.metadata.version("kdjax")
     if name == "__all__":
         return [*_MODULE_OF, *_ROOM_OF, *_losses()]
     # not for a name that Python asks every module for, or for a module that is about to be imported

@@ -49,8 +49,11 @@ kdjax: distillation of language models in JAX, where a method is two choices
   kdjax bench head|rollout|verifier [--out FILE] [--field VALUE ...]
                                              errors, memory and time of the loss head, the sampler
                                              or the verifier, here
+  kdjax list [configs|methods|losses|objectives|reductions|models|tasks|datasets]
+                                             the names that come along
 
-CONFIG is a Python file with get_config() -> kdjax.Config (a study: get_study() -> kdjax.Study).
+CONFIG is one that comes along (student_mix, methods/gkd, for a study quickstart) or a Python file
+with get_config() -> kdjax.Config (a study: get_study() -> kdjax.Study).
 Any field can be overridden: --optimizer.learning_rate 3e-4 --prefix teacher
   --token_loss "mix(forward_kl, reverse_kl, weight=0.8)". `kdjax train CONFIG --help` lists them.
 
@@ -67,12 +70,13 @@ COMMANDS = {
     "evaluate": "evaluate.run",
     "compare": "compare.run",
     "study": "study.run",
-    "export": "export.run",
-    "export-adapter": "export.run_adapter",
-    "init-student": "init_student.run",
+    "export": "folders.export",
+    "export-adapter": "folders.export_adapter",
+    "init-student": "folders.init_student",
     "data": "data.run",
     "plan": "plan.run",
     "bench": "bench.run",
+    "list": "names.run",
 }
 """Where each command stands in kdjax/commands: it is imported when it is asked for."""
 
@@ -83,6 +87,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     unbroken()
     args = sys.argv[1:] if arguments is None else arguments
+    if args[:1] in (["--version"], ["-V"]):
+        from kdjax import __version__
+
+        print(f"kdjax {__version__}")
+        return 0
     if not args or args[0] == "help" or _asks_for_help(args):
         print(help_of(args[0]) if args else HELP, end="")
         return 0

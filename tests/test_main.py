@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from commands import CONFIG, fails
 from jax.errors import JaxRuntimeError
 
+import kdjax
 from kdjax.__main__ import COMMANDS, HELP, NO_FIELDS, main
 from kdjax.commands import bench
 from kdjax.commands.evaluate import BENCHMARK_TOKENS
@@ -76,9 +79,7 @@ def test_bad_data_is_65(config_file, capsys, overrides, says):
 
 def test_bad_files(tmp_path, capsys):
     """A missing config names the nearest one; a broken or wrong one says what is wrong."""
-    assert "did you mean configs/student_mix.py?" in fails(
-        capsys, 64, "train", "configs/student_mixx.py"
-    )
+    assert "did you mean student_mix?" in fails(capsys, 64, "train", "configs/student_mixx.py")
     path = tmp_path / "broken.py"
     path.write_text("import nothing_like_this")
     wrong = fails(capsys, 64, "train", path)
@@ -434,3 +435,40 @@ def test_a_model_that_is_too_large(config_file, capsys, monkeypatch):
     monkeypatch.setattr("kdjax.train.resume.fresh_state", lambda parts: jnp.zeros((1 << 44,)).sum())
     said = fails(capsys, 71, "train", config_file)
     assert "kdjax plan CONFIG says what fits" in said
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("configs", r"quickstart +a study: The main job"),
+        ("methods", r"methods/gkd +GKD: Jensen-Shannon"),
+        ("losses", r"mix +weight \* first"),
+        ("objectives", r"log_ratio +log p - log q"),
+        ("reductions", r"sequence_mean +The paper's"),
+        ("models", r"kdjax:teacher +331,728 parameters; comes along"),
+        ("tasks", r"calc +a calculator chain"),
+        ("datasets", r"openai/gsm8k +train 7,473 rows, test 1,319 rows"),
+    ],
+)
+def test_what_comes_along_is_listed(kind, line, capsys):
+    """A line a name, and what it is in a sentence."""
+    assert main(["list", kind]) == 0
+    assert re.search(f"(?m)^  {line}", capsys.readouterr().out)
+
+
+def test_everything_is_listed_within_the_terminal(capsys, monkeypatch):
+    """All kinds under their names; on a terminal a line is cut at its edge."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {"configs:", "methods:", "losses:", "models:", "datasets:"} <= {*lines}
+    assert max(map(len, lines)) == 80
+    assert main(["list", "nothing"]) == 64
+    assert "usage: kdjax list [configs|" in capsys.readouterr().err
+
+
+def test_the_version(capsys):
+    """As the package's metadata has it."""
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"kdjax {kdjax.__version__}\n"
+    assert kdjax.__version__ == importlib.metadata.version("kdjax")

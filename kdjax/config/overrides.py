@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import tyro
 
 from kdjax.config.schema import Config, Study
+from kdjax.config.shipped import find
 from kdjax.config.validation import validate, validate_study
 from kdjax.errors import ConfigError, Stopped, first_line, raised_in
 from kdjax.runtime import processes
@@ -28,11 +29,9 @@ RETURNS: dict[str, type] = {"get_config": Config, "get_study": Study}
 
 
 def load_file(path: str, function: str) -> Any:
-    """What get_config() or get_study() of a Python file returns; it can import what lies beside it,
-    as a script can. Errors: ConfigError."""
-    if not Path(path).is_file():
-        near = difflib.get_close_matches(path, [str(p) for p in Path("configs").rglob("*.py")], n=1)
-        raise ConfigError(f"no config file {path}" + (f"; did you mean {near[0]}?" if near else ""))
+    """What get_config() or get_study() of a Python file returns, by its path or its name
+    (`shipped.find`); it can import what lies beside it, as a script can. Errors: ConfigError."""
+    path = str(find(path))
     if (beside := str(Path(path).parent.resolve())) not in sys.path:
         sys.path.append(beside)  # last: nothing of ours or of libraries is another's there
     names = _run_theirs(path, lambda: runpy.run_path(path))

@@ -1,4 +1,4 @@
-"""`kdjax init-student`: a student of its teacher's widths and fewer layers."""
+"""`kdjax export`, `export-adapter` and `init-student`: folders of models that others read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,33 @@ from kdjax.errors import ConfigError
 USAGE = "kdjax init-student TEACHER OUT --layers 10|0,3,6 [--fresh [--seed 0]]"
 
 
-def run(args: list[str]) -> None:
+def export(args: list[str]) -> None:
+    from kdjax import export as exports
+
+    rest = list(args)
+    dtype, step = option(rest, "--dtype") or "float32", option(rest, "--step") or exports.NEWEST
+    if len(rest) != 2 or not all(rest) or dtype not in ("float32", "bfloat16"):
+        raise ConfigError(
+            "usage: kdjax export RUN OUT [--dtype float32|bfloat16] [--step newest|best|N]"
+        )
+    run, out = rest
+    exports.export(run, out, dtype, step)
+    print(f"wrote {out}: a Hugging Face folder in {dtype}")
+
+
+def export_adapter(args: list[str]) -> None:
+    from kdjax import export as exports
+
+    rest = list(args)
+    step = option(rest, "--step") or exports.NEWEST
+    if len(rest) != 2 or not all(rest):
+        raise ConfigError("usage: kdjax export-adapter RUN OUT [--step newest|best|N]")
+    run, out = rest
+    exports.export_adapter(run, out, step)
+    print(f"wrote {out}: a peft adapter")
+
+
+def init_student(args: list[str]) -> None:
     rest = list(args)
     layers, seed = option(rest, "--layers"), option(rest, "--seed")
     fresh = "--fresh" in rest
@@ -21,10 +47,12 @@ def run(args: list[str]) -> None:
     if seed is not None and not re.fullmatch(r"\d{1,9}", seed):
         raise ConfigError(f"--seed is a whole number, got {seed}")
     from kdjax import models
-    from kdjax.models.pruned import init_student
+    from kdjax.models import pruned
 
     teacher, out = models.find(rest[0]), rest[1]
-    kept = init_student(teacher, Path(out), _parsed(layers), int(seed or 0) if fresh else None)
+    kept = pruned.init_student(
+        teacher, Path(out), _parsed(layers), int(seed or 0) if fresh else None
+    )
     listed = ", ".join(map(str, kept))
     what = f"{len(kept)} fresh layers as wide as those" if fresh else f"layers {listed}"
     print(f"wrote {out}: {what} of {rest[0]}")
