@@ -391,7 +391,8 @@ def test_a_template_needs_a_reader():
 
 
 def test_kept_outputs_are_not_of_the_student_itself(tiny, myself, tmp_path):
-    """A folder with states and teacher self: refused; nothing can be kept of it."""
+    """A folder with states and teacher self: refused; nothing can be kept of it. It reads the
+    responses of a folder that keeps nothing."""
     kept = told(tiny, prefix="dataset")
     folder = str(tmp_path / "kept")
     fill(asked_of(build(kept), "dataset")[""], folder, Keep("states"), (0, 1), False)
@@ -400,3 +401,10 @@ def test_kept_outputs_are_not_of_the_student_itself(tiny, myself, tmp_path):
     asked = asked_of(build(dataclasses.replace(myself, prefix="dataset")), "dataset")[""]
     with pytest.raises(ConfigError, match="--keep states needs a teacher; set teacher"):
         fill(asked, str(tmp_path / "other"), Keep("states"), (0, 1), False)
+    fill(asked, str(tmp_path / "bare"), Keep(), (0, 1), False)
+    folders = None, str(tmp_path / "bare")
+    losses = [
+        step_of(build(dataclasses.replace(myself, prefix="dataset", trajectories=f)))[2]["loss"]
+        for f in folders
+    ]
+    assert losses[0] == losses[1] > 1e-5
