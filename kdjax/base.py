@@ -243,10 +243,12 @@ class Scores(NamedTuple):
     """The results of both models at each response token, [B, T] or packed; log-probabilities in
     nats.
 
-    divergence is the token loss in use; parts are the terms of a token loss or objective that is a
-    sum, by their text, where no other field holds them. Inside an objective, the student's
-    log-probability and entropy, both KLs and the divergence carry a gradient to the student (write
-    jax.lax.stop_gradient around what is only a weight); Scores that a function returns carry none.
+    divergence is the token loss in use; top1_agreement says where the models' most probable tokens
+    are one, teacher_top1 where the response's token is the teacher's; parts are the terms of a
+    token loss or objective that is a sum, by their text, where no other field holds them. Inside an
+    objective, the student's log-probability and entropy, both KLs and the divergence carry a
+    gradient to the student (write jax.lax.stop_gradient around what is only a weight); Scores that
+    a function returns carry none.
     Fields that need a teacher are None without one (plain SFT).
     """
 
@@ -260,6 +262,7 @@ class Scores(NamedTuple):
     forward_kl: jax.Array | None = None
     reverse_kl: jax.Array | None = None
     top1_agreement: jax.Array | None = None
+    teacher_top1: jax.Array | None = None
     reference_logp: jax.Array | None = None
     old_logp: jax.Array | None = None
     advantage: jax.Array | None = None

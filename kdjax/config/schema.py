@@ -148,6 +148,8 @@ class Evaluation:
     """The report at the end of a run: test problems, samples a problem, and the k of Pass@k.
 
     name, file and columns say which problems, as those of `Data`; `problems` is of the task.
+    temperatures: the report is made at each of these too, sampled otherwise as `sampling` says; the
+    report at `sampling` itself is the one that tables, claims and comparisons read.
     batch_size: rows that are scored at a time; how many are drawn at a time is of `Rollouts`.
     every_steps: also during training, with samples_during_training a problem, into the metrics as
     test_avg, test_length, test_entropy and test_truncated; 0: only at the end.
@@ -168,6 +170,7 @@ class Evaluation:
     name: str | None = None
     columns: tuple[str, ...] = ()
     grader: Literal["exact", "exact_flexible", "math", "math_lenient"] = "exact"
+    temperatures: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,12 +306,14 @@ class Config:
     not drawn. Where it keeps the teacher's outputs, no teacher is loaded (of its states, its head
     alone), and the evaluation has no KLs; with its top-k, teacher may be None.
     stops: what loss and statistics make of stop tokens, where student and teacher end differently
-    (`kdjax.step.stops`): raw, like any other token; mask, left out; merge, all of them one event.
+    (`kdjax.step.stops`): raw, like any other token; mask, left out; merge, all of them one event,
+    which also ends what the student draws, in training and evaluation.
     turns: other methods that take some of the steps, each its share of all of them; an earlier
     turn, and the config's own method, keep their shares of what a later one leaves.
     reference: a model whose log-probabilities of the sampled tokens objectives may use.
     teachers: several in place of `teacher`, each "tag=model": a problem is taught by that of its
-    tag (column `tag` of data.file), and every batch holds problems of one tag.
+    tag (column `tag` of data.file), and every batch holds problems of one tag. teacher_shares: a
+    tag has steps in proportion to its problems, or as many as any other (equal).
     teacher self: the student itself, without gradient, as self_decay says: 0, as it is; 1, as it
     was at the start; between, the exponential average of its parameters, which keeps so much of
     itself at each update (docs/methods.md).
@@ -350,6 +355,7 @@ class Config:
     faults: Faults = Faults()
     head_memory_mib: int | None = None
     cache: str = "runs/cache"
+    teacher_shares: Literal["problems", "equal"] = "problems"
     wandb_project: str | None = None
 
 

@@ -71,6 +71,11 @@ def check_teachers(config: Config, method: Method) -> None:
             "objective divergence needs a teacher; set teacher,"
             " or objective negative_log_likelihood"
         )
+    if config.teacher_shares != "problems" and len(config.teachers) < 2:
+        raise ConfigError(
+            f"teacher_shares {config.teacher_shares} is of teachers of several tags, got"
+            f" {config.teachers}; set teachers, or teacher_shares problems"
+        )
     if not taught and config.teacher_weights != "compute":
         lacks = "a teacher of its own weights" if own else "a teacher"
         raise ConfigError(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from kdjax.base import Objective
+from kdjax.config.evaluated import check_evaluation
 from kdjax.config.schema import (
     RL,
     Config,
@@ -84,7 +85,7 @@ def validate(config: Config) -> Config:
     _check_engine(config.rollouts)
     _check_faults(config.faults)
     check_sampling(config.sampling, "sampling.")
-    check_sampling(config.evaluation.sampling, "evaluation.sampling.")
+    check_evaluation(config.evaluation)
     _check_problems(config)
     _check_prompts(config.data)
     check_teacher_prompts(config)
@@ -229,7 +230,7 @@ def _uses(objective: Objective, combinator: Callable) -> bool:
 
 
 def _check_measurements(config: Config) -> None:
-    """The gate's held-out measurements, and the evaluation."""
+    """The gate's held-out measurements."""
     curriculum = config.curriculum
     entropy_gate(
         curriculum.lengths,
@@ -238,21 +239,6 @@ def _check_measurements(config: Config) -> None:
     )
     if curriculum.measure_every_steps < 1 or curriculum.heldout_problems < 1:
         raise ConfigError("curriculum.measure_every_steps and heldout_problems must be at least 1")
-    evaluation = config.evaluation
-    if not evaluation.k or not all(1 <= k <= evaluation.samples for k in evaluation.k):
-        raise ConfigError(
-            f"evaluation.k must lie in 1..samples ({evaluation.samples}), got {evaluation.k}; give"
-            " other k (--k), or draw more (evaluation.samples, --n)"
-        )
-    if min(evaluation.problems, evaluation.max_new_tokens, evaluation.batch_size) < 1:
-        raise ConfigError("evaluation.problems, max_new_tokens and batch_size must be at least 1")
-    if evaluation.every_steps < 0 or evaluation.samples_during_training < 1:
-        raise ConfigError(
-            "evaluation.every_steps must be at least 0 and samples_during_training at least 1, got"
-            f" {evaluation.every_steps} and {evaluation.samples_during_training}"
-        )
-    if evaluation.grader.startswith("math"):
-        check_installed(f"evaluation.grader {evaluation.grader}")  # before the run, not at its end
 
 
 def _check_checkpoints(config: Config) -> None:

@@ -336,12 +336,13 @@ def _against_top_k(logits, teacher: TopK, targets, axis):
     own = jax.tree.map(lambda x: own_rows(x, axis), teacher)
     both = buckets(whole, own)
     coarse = compare(*both, jnp.zeros(whole.shape[:-1], jnp.int32))
-    best = gather_last(own.ids, own.logp.argmax(-1))
+    best, own_targets = gather_last(own.ids, own.logp.argmax(-1)), own_rows(targets, axis)
     top = whole.max(-1)
     agrees = is_top((gather_last(whole, best) - top)[..., None], top)[..., 0].astype(whole.dtype)
     comparison = compare(logits, None, targets, axis=axis)._replace(
         forward_kl=collect_rows(coarse.forward_kl, axis),
         reverse_kl=collect_rows(coarse.reverse_kl, axis),
         top1_agreement=collect_rows(agrees, axis),
+        teacher_top1=collect_rows((best == own_targets).astype(whole.dtype), axis),
     )
     return comparison, lambda loss: collect_rows(_divergence(*both, coarse, None, loss), axis)

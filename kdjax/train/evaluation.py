@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax.base import Batch, Key, Params, Rollout, Samples, Scores
+from kdjax.base import Batch, Key, Params, Rollout, Samples, Sampling, Scores
 from kdjax.config.as_json import as_dict
+from kdjax.config.evaluated import evaluated_at
 from kdjax.config.schema import WHERE_IT_RUNS, Config
 from kdjax.config.teachers import SELF
 from kdjax.config.timetable import timetable
@@ -65,11 +66,22 @@ def evaluation_key(config: Config) -> dict[str, Any]:
 
 
 def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict[str, Any]]]:
-    """The config's evaluation of any parameters of the student's shapes (an adapter merged); its
-    KLs and entropy follow the config's stop policy, as the loss's do."""
+    """The config's evaluation of any parameters of the student's shapes (an adapter merged), with
+    the reports at its other temperatures beside it and the records of its own; its KLs and entropy
+    follow the config's stop policy, as the loss's do."""
+    params = _placed(parts, params)
+    first, *others = evaluated_at(parts.config.evaluation)
+    result, records = _evaluated(parts, params, first, "evaluation")
+    also = (_evaluated(parts, params, other, f"evaluation at {other}")[0] for other in others)
+    return result._replace(also=tuple(also)), records
+
+
+def _evaluated(
+    parts: Parts, params: Params, sampling: Sampling, title: str
+) -> tuple[EvalReport, list[dict[str, Any]]]:
+    """The report and the records of one way of sampling; title: what progress is shown under."""
     config, settings, programs = parts.config, parts.config.evaluation, parts.programs
-    params, tokenizer = _placed(parts, params), parts.tokenizer
-    source = parts.problems.test
+    tokenizer, source = parts.tokenizer, parts.problems.test
     responses = source.size * settings.samples
     multiple = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
     rows = rows_at_once(
@@ -78,10 +90,11 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     )  # fmt: skip
     chunk, batch = sizes(responses, rows, settings.batch_size, multiple)
     weights = fingerprint(params)
+    besides = {"weights": weights, "chunk_rows": chunk, "sampled": as_dict(sampling)}
     with (
         GRADERS[settings.grader]() as grader,
-        response_progress("evaluation", responses) as tally,
-        _keeping(config, {"weights": weights, "chunk_rows": chunk}, chunk < responses) as keep,
+        response_progress(title, responses) as tally,
+        _keeping(config, besides, chunk < responses) as keep,
     ):
         score = _scorer(parts, params, source)
 
@@ -98,7 +111,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
             return found
 
         result, records = evaluate(
-            _evaluation_draw(parts, params, tally.drawn),
+            _evaluation_draw(parts, params, sampling, tally.drawn),
             scored,
             source,
             tokenizer,
@@ -106,7 +119,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
             grader=(settings.grader, grader),
             samples=settings.samples,
             k=settings.k,
-            sampling=settings.sampling,
+            sampling=sampling,
             max_new_tokens=settings.max_new_tokens,
             max_prompt_tokens=config.data.max_prompt_tokens,
             batch_size=batch,
@@ -115,7 +128,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
             keep=kept,
         )
     if said := unread(result, records):
-        announce(f"evaluation: {said}")
+        announce(f"{title}: {said}")
     return result._replace(weights=weights), records
 
 
@@ -195,7 +208,7 @@ def progress_of(parts: Parts, params: Params, step: int) -> dict[str, Any]:
     config, settings = parts.config, parts.config.evaluation
     with GRADERS[settings.grader]() as grader:
         return progress(
-            _evaluation_draw(parts, _placed(parts, parts.student.whole(params))),
+            _evaluation_draw(parts, _placed(parts, parts.student.whole(params)), settings.sampling),
             parts.problems.test,
             parts.tokenizer,
             run_key(config.seed, PROGRESS, step),
@@ -212,15 +225,18 @@ def _placed(parts: Parts, params: Params) -> Params:
 
 
 def _evaluation_draw(
-    parts: Parts, params: Params, drawn: Drawn = lambda ended, tokens: None
+    parts: Parts,
+    params: Params,
+    sampling: Sampling,
+    drawn: Drawn = lambda ended, tokens: None,
 ) -> Callable[[Batch, Key, int], Samples]:
-    """draw(batch, key, length) of a student with these parameters, as the evaluation samples."""
+    """draw(batch, key, length) of a student with these parameters, sampled so."""
     config, programs = parts.config, parts.programs
     draw = sampler_of(
         config.rollouts,
         programs.mesh,
         programs.student.sampler,
-        config.evaluation.sampling,
+        sampling,
         parts.tokenizer.stop_ids,
         parts.tokenizer.size,
         drawn,

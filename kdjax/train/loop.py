@@ -42,7 +42,7 @@ from kdjax.train.finish import finish
 from kdjax.train.parts import startup
 from kdjax.train.parts.build import Parts, build
 from kdjax.train.parts.problems import MEASURE, encode, run_key
-from kdjax.train.records import check_gap, open_notes, record_of
+from kdjax.train.records import check_gap, open_notes, record_of, write_startup
 from kdjax.train.resume import about_step, about_version, check_resumable, start
 
 HELDOUT_RESPONSES = {"all": all_responses, "finished": finished_responses}
@@ -83,7 +83,7 @@ def _train(config: Config, folder: Path, profile_steps: int) -> EvalReport:
         files.write_json(folder / run_folder.CONFIG, as_dict(config))
         if int(state.step) < config.steps:  # who trained it, not who evaluates it again
             files.write_json(folder / run_folder.VERSIONS, versions)
-        files.write_text(folder / run_folder.STARTUP, about)
+        write_startup(folder, about, resumed=int(state.step) > 0)
         with profiling(folder / run_folder.PROFILE, profile_steps) as profile:
             profiled = parts._replace(profile=profile)
             state, seconds = _loop(profiled, state, before, folder, checkpoints)
@@ -109,7 +109,7 @@ def _loop(
     first, name = int(state.step), run_folder.run_name(folder)
     records = run_folder.restored_metrics(folder, first, before.get("records"))
     metrics = run_folder.open_metrics(folder, first, config.wandb_project)
-    notes = open_notes(parts, state, records, before.get("unsaid", ()))
+    notes = open_notes(parts, state, records, before.get("unsaid", ()), before.get("by_tag", {}))
     began = time.perf_counter() - before["seconds"]
     pool, drawn = ThreadPoolExecutor(1), None
     try:

@@ -92,7 +92,16 @@ FULL = Config(
         heldout_file="h.jsonl",
     ),
     evaluation=Evaluation(
-        5, "t.jsonl", 4, (1, 4), Sampling(0.6), 32, 16, 4, grader="exact_flexible"
+        5,
+        "t.jsonl",
+        4,
+        (1, 4),
+        Sampling(0.6),
+        32,
+        16,
+        4,
+        grader="exact_flexible",
+        temperatures=(0.3,),
     ),
     save_every_steps=2,
     checkpoints=Checkpointing(3, 4, "lowest test_entropy", "go_on"),
@@ -106,6 +115,7 @@ FULL = Config(
     lora=Lora(rank=4, alpha=8.0, targets=("q_proj", "v_proj")),
     head_memory_mib=4,
     cache="elsewhere",
+    teacher_shares="equal",
     wandb_project="w",
 )
 VALID = dataclasses.replace(  # these don't go with the rest
@@ -335,6 +345,13 @@ WRONG = [
         nested("evaluation", sampling=Sampling(-1.0)),
         "evaluation.sampling.temperature must be at least 0, got -1",
     ),
+    (nested("evaluation", temperatures=(0.6, 0.6)), "and 0.6 is among them twice; name each once"),
+    (nested("evaluation", temperatures=(0.6, 1.0)), "and 1.0 is among them twice; name each once"),
+    (
+        nested("evaluation", temperatures=(-0.5,)),
+        "evaluation.temperatures: temperature must be at least 0, got -0.5",
+    ),
+    (dict(teacher_shares="equal"), "teacher_shares equal is of teachers of several tags, got ()"),
     (nested("evaluation", problems=0), "evaluation.problems"),
     (nested("evaluation", grader="sympy"), "evaluation.grader must be"),
     (nested("evaluation", max_new_tokens=0), "max_new_tokens"),

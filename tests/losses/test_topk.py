@@ -226,6 +226,7 @@ def test_scores_against_a_top_k_teacher(loss):
     agrees = student.argmax(-1) == teacher.argmax(-1)
     assert 0 < agrees.sum() < 6
     np.testing.assert_array_equal(scores.top1_agreement, agrees)
+    np.testing.assert_array_equal(scores.teacher_top1, teacher.argmax(-1) == targets)
     np.testing.assert_array_equal(scores.sampler_logp, sampler_logp)
     assert scores.mask.all()
     q, p = (bucketed64(softmax64(x), kept.ids) for x in (student, teacher))
@@ -248,8 +249,10 @@ def test_top1_agreement_reads_the_ids_that_are_given():
     kept = TopK(np.int32([[2, 1], [1, 2]]), logp, tail)
     zeros = np.zeros(2, np.int32)
     function = token_function(forward_kl, divergence)
-    _, scores = jax.jit(function)(student, kept, {"targets": zeros, "sampler_logp": zeros})
+    asked = {"targets": np.int32([1, 1]), "sampler_logp": zeros}
+    _, scores = jax.jit(function)(student, kept, asked)
     np.testing.assert_array_equal(scores.top1_agreement, [1, 0])
+    np.testing.assert_array_equal(scores.teacher_top1, [1, 0])
 
 
 def test_a_sure_teacher_keeps_its_tail():

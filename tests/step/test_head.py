@@ -152,7 +152,9 @@ def plain_scores(token_loss, q, teacher, extra, mask) -> Scores:
         entropy = -jnp.sum(jnp.exp(p) * p, -1)
         scores = scores._replace(teacher_logp=at_target(p), teacher_entropy=entropy)
     kls = dict(forward_kl=forward(q, p), reverse_kl=forward(p, q), divergence=token_loss(q, p))
-    return scores._replace(top1_agreement=agrees.astype(q.dtype), **kls)
+    best = teacher.ids[..., 0] if isinstance(teacher, TopK) else teacher.argmax(-1)
+    drawn = (best == extra["targets"]).astype(q.dtype)
+    return scores._replace(top1_agreement=agrees.astype(q.dtype), teacher_top1=drawn, **kls)
 
 
 def dense(token_loss, objective, columns=None):

@@ -54,6 +54,7 @@ def by_hand(student, teacher, tokens, position: int) -> dict[str, float]:
         "forward_kl": forward,
         "reverse_kl": reverse,
         "top1_agreement": float(q.argmax() == p.argmax()),
+        "teacher_top1": float(tokens[position] == p.argmax()),
         "divergence": 0.3 * forward + 0.7 * reverse,
     }
 

@@ -294,7 +294,7 @@ def test_run_folder_is_complete(tiny, monkeypatch):
     wanted = {
         "loss", "forward_kl", "reverse_kl", "student_entropy", "teacher_entropy", "student_logp",
         "teacher_logp", "sampler_logp", "top1_agreement", "response_length", "truncated",
-        "gradient_norm",
+        "gradient_norm", "entropy_excess",
     }  # fmt: skip
     assert wanted <= set(logged(tiny)[-1])
     assert list((folder / "tensorboard").iterdir())

@@ -122,7 +122,7 @@ def _troubles(config: Config, teacher: str | None, stored: Stored) -> Iterator[s
         )
 
 
-BY_TOP_K = ("divergence", "forward_kl", "reverse_kl", "top1_agreement")
+BY_TOP_K = ("divergence", "forward_kl", "reverse_kl", "top1_agreement", "teacher_top1")
 """The `Scores` of a teacher that are known from its top-k."""
 
 

@@ -24,7 +24,7 @@ class Problems(NamedTuple):
     """The problems of a run: those of training, their rows by tag, and the batch of each step,
     batch_size different ones, one a row or one a group where every step is rewarded; the gate's,
     where it measures; the evaluation's. theirs: by tag, the prompts of a teacher that reads others;
-    {} where teachers read the student's."""
+    {} where teachers read the student's. equal: every tag has as many batches as any other."""
 
     source: batches.Source
     heldout: batches.Source | None
@@ -33,11 +33,12 @@ class Problems(NamedTuple):
     batch_size: int
     seed: int
     theirs: dict[str, TeacherPrompts]
+    equal: bool = False
 
     def batch_at(self, step: int, redraw: int = 0) -> tuple[str, list[int]]:
         """(tag, rows of the source) of a step's batch; at each redraw others of the same tag."""
         seed = self.seed + (redraw << 32)  # another order of the same problems
-        return batches.batch_at(self.groups, step, self.batch_size, seed)
+        return batches.batch_at(self.groups, step, self.batch_size, seed, self.equal)
 
 
 def open_problems(
@@ -93,7 +94,8 @@ def open_problems(
     if template is not None:
         read = as_teacher(source, template)
         theirs = {tag: TeacherPrompts(read, reader, most) for tag, reader in readers.items()}
-    return Problems(source, heldout, test, groups, at_once, config.seed, theirs)
+    equal = config.teacher_shares == "equal"
+    return Problems(source, heldout, test, groups, at_once, config.seed, theirs, equal)
 
 
 def training_source(data: Data, table: Timetable) -> batches.Source:

@@ -53,9 +53,13 @@ def resolve(config: Config, at_most: int | None = None) -> Roles:
     """The roles of a config, with its model names resolved to folders.
 
     at_most: tokens in use where there is no teacher whose own would say it. Where the student has
-    no chat template, the first teacher's is used. Errors: DataError for a missing model, as
-    `load_pair` for each teacher, and ConfigError where one stops at a token that another doesn't
-    have, or the reference has fewer tokens than are in use.
+    no chat template, the first teacher's is used. Under stops merge the student ends at its own
+    stop ids and its teachers', wherever it draws: in the loss they are one event, and to draw on
+    behind one of them would be to draw on behind the end (arXiv 2609.20511).
+
+    Errors: DataError for a missing model, as `load_pair` for each teacher, and ConfigError where
+    one stops at a token that another doesn't have, or the reference has fewer tokens than are in
+    use.
     """
     folder, wording = models.find(config.student), wording_of(config.data)
     names = teacher_models(config)
@@ -67,6 +71,9 @@ def resolve(config: Config, at_most: int | None = None) -> Roles:
     else:
         own = load_tokenizer(folder, wording)
         own = own._replace(size=min(own.size, at_most or own.size))
+    if config.stops == "merge":
+        theirs = (i for _, teacher in pairs.values() for i in teacher.stop_ids)
+        own = own._replace(stop_ids=tuple(dict.fromkeys((*own.stop_ids, *theirs))))
     teachers = {
         name: Role(name, folders[name], tokenizer._replace(size=size))
         for name, (_, tokenizer) in pairs.items()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.base import Model, Params, Rollout
+from kdjax.config.evaluated import evaluated_at
 from kdjax.config.schema import Data
 from kdjax.config.teachers import SELF
 from kdjax.data.fitting import about_shared
@@ -66,7 +67,7 @@ def report(parts: Parts) -> str:
         *_about_problems(parts),
         *_about_prompts(own, others, parts.config.data.chat_template),
         *about_what_teachers_read(parts.config, parts.problems),
-        *_about_stops(own, others, plan.stops),
+        *_about_stops(own, others, plan.stops, parts.table.learns_from_teacher()),
         *_about_shapes(parts, live),
         _about_vocabulary(read, own.size),
         *_about_method(parts, bool(live)),
@@ -169,8 +170,9 @@ def _about_method(parts: Parts, taught: bool) -> Iterator[str]:
     stored = precomputed.describe(config.trajectories, parts.responses.stored)
     if stored is not None:
         yield f"trajectories: {stored}"
+    evaluated = " and ".join(map(str, evaluated_at(config.evaluation)))
     yield (
-        f"sampling: rollouts {config.sampling}; evaluation {config.evaluation.sampling};"
+        f"sampling: rollouts {config.sampling}; evaluation {evaluated};"
         f" temperature of the loss {tempered}1.0"
     )
     lora = f", LoRA of rank {config.lora.rank}" if config.lora.rank else ""
@@ -256,8 +258,17 @@ def _about_prompts(own: Tokenizer, others: dict[str, Tokenizer], named: str | No
     return lines
 
 
-def _about_stops(own: Tokenizer, others: dict[str, Tokenizer], stops: Stops) -> list[str]:
-    """The stop ids and what the templates put after an answer, with token texts."""
+def _about_stops(
+    own: Tokenizer, others: dict[str, Tokenizer], stops: Stops, learns: bool
+) -> list[str]:
+    """The stop ids and what the templates put after an answer, with token texts.
+
+    Args:
+        own: the student's tokenizer, with the stop ids at which it draws.
+        others: the teachers' by their names.
+        stops: the policy.
+        learns: whether anything is learned from a teacher.
+    """
     lines = []
     for name, tokenizer in ({"student": own} | others).items():
         end = tokenizer.turn_end_id
@@ -271,14 +282,22 @@ def _about_stops(own: Tokenizer, others: dict[str, Tokenizer], stops: Stops) -> 
                 f"warning: the {name} does not stop at {ends}, where its template ends an answer;"
                 " add the id to eos_token_id in its generation_config.json"
             )
-        if tokenizer.stop_ids != own.stop_ids:
+        foreign = tuple(i for i in tokenizer.stop_ids if i not in own.stop_ids)
+        if foreign and stops.policy == "raw" and learns:
+            lines.append(
+                f"warning: the {name} stops at {_spelled(tokenizer, foreign)}, where the student"
+                " does not: with stops raw the student learns to write it as any other token and to"
+                " go on, so responses run to the limit (docs/study.md); --stops merge makes one"
+                " event of all stop tokens, in the loss and where the student draws"
+            )
+        elif {*tokenizer.stop_ids} != {*own.stop_ids}:
             lines.append(
                 f"note: student and {name} stop at other tokens; each samples with its own"
             )
     meaning = {
         "raw": "stop tokens count like any other",
         "mask": f"tokens {list(stops.ids)} are left out of loss and statistics",
-        "merge": f"tokens {list(stops.ids)} are one event",
+        "merge": f"tokens {list(stops.ids)} are one event, and the student draws up to any of them",
     }[stops.policy]
     return [*lines, f"stop policy: {stops.policy}, {meaning}"]
 
