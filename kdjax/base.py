@@ -100,6 +100,7 @@ class TopK(NamedTuple):
     ids:        int [..., k], distinct.
     logp:       [..., k], their log-probabilities over the full vocabulary.
     tail_logp:  [...], the log-probability of all other tokens together.
+    sampled_logp:  [...], that of the response token, where it is known.
 
     The tail is stored, since 1 - sum exp(logp) is only rounding where a teacher is sure. Merging
     tokens never raises a divergence: KLs between the k + 1 buckets are at most those over the
@@ -109,6 +110,7 @@ class TopK(NamedTuple):
     ids: jax.Array
     logp: jax.Array
     tail_logp: jax.Array
+    sampled_logp: jax.Array | None = None
 
 
 class TeacherRows(NamedTuple):
@@ -249,7 +251,10 @@ class Scores(NamedTuple):
     objective, the student's log-probability and entropy, both KLs and the divergence carry a
     gradient to the student (write jax.lax.stop_gradient around what is only a weight); Scores that
     a function returns carry none.
-    Fields that need a teacher are None without one (plain SFT).
+    Fields that need a teacher are None without one (plain SFT); teacher_shared is its probability
+    of tokens that the student's vocabulary has, where its own is another.
+    residual is of a `TopK` teacher: log q - log p of the sampled token, each among the tokens
+    outside the top k alone, and 0 of a token inside it.
     """
 
     student_logp: jax.Array
@@ -263,9 +268,11 @@ class Scores(NamedTuple):
     reverse_kl: jax.Array | None = None
     top1_agreement: jax.Array | None = None
     teacher_top1: jax.Array | None = None
+    teacher_shared: jax.Array | None = None
     reference_logp: jax.Array | None = None
     old_logp: jax.Array | None = None
     advantage: jax.Array | None = None
+    residual: jax.Array | None = None
     parts: dict[str, jax.Array] | None = None
 
     def known(self, name: str) -> jax.Array:
@@ -278,7 +285,7 @@ class Scores(NamedTuple):
 
 
 BROUGHT_BY = {
-    "teacher": "set teacher (a kept top-k knows neither its entropy nor its log-probability)",
+    "teacher": "set teacher (a kept top-k knows no entropy, and an old one no log-probability)",
     "divergence": "set teacher, or use another objective",
     "reference_logp": "set reference",
     "old_logp": "set rl.epochs over 1, or rollouts.ahead",

@@ -17,6 +17,7 @@ BENCHMARK_TOKENS = (1024, 4096)
 
 
 def run(args: list[str]) -> None:
+    from kdjax.config.engines import Served
     from kdjax.config.overrides import evaluation_fields, override
     from kdjax.config.schema import Config, Data, Evaluation, Lora
     from kdjax.losses.objectives import negative_log_likelihood
@@ -36,6 +37,8 @@ def run(args: list[str]) -> None:
         data, evaluation = Data(max_prompt_tokens=prompt), Evaluation(max_new_tokens=new)
         bare = dataclasses.replace(bare, data=data, evaluation=evaluation)
     config, params = load_run(target, step or NEWEST) if is_run else (bare, None)
+    if config.served.url is not None:  # its weights may not be here; --teacher loads them
+        config = dataclasses.replace(config, teacher=None, served=Served())
     config, student = _for_evaluation(config), config.student
     config = override(config, rest, f"kdjax evaluate {target}")
     if config.student != student:

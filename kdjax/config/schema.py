@@ -9,6 +9,7 @@ import tyro
 
 from kdjax.base import PLAIN, Objective, Reduction, Sampling, TokenLoss
 from kdjax.config.claims import Claim
+from kdjax.config.engines import Rollouts, Served
 from kdjax.config.names import (
     GROUP_ADVANTAGES,
     OBJECTIVES,
@@ -174,41 +175,6 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rollouts:
-    """How responses are drawn, by student and teacher, in training and evaluation alike.
-
-    rows: decoded at a time, at most. cache_gib: what their KV cache may take of a device; by
-    default a quarter of an accelerator's memory, or 0.25 GiB. kv_cache: keys and values as they are
-    computed, or in int8, half of bfloat16's memory, which changes log-probabilities a little.
-    gap_limit_nats: training stops where sampler and scorer differ by more, in the mean over a
-    batch's tokens, about the log-probability of what the student drew. ahead: draw (or
-    read) the next step's rollout while this step trains; the student's are then one update old.
-    engine: the URL of an OpenAI-compatible server (docs/engines.md) that draws in place of this
-    process, for teacher prefixes and `kdjax rollouts`; engine_model is its name for the model (by
-    default the config's), engine_log_probs what its log-probabilities describe; engine_seeds none
-    is for one that takes no seeds, whose draws can't be repeated. So many requests are in flight,
-    each answered within so many seconds or tried again. reward_workers,
-    reward_seconds: rewards that are computed at a time, and how long those of a batch may take
-    (answers of reward math have a deadline each).
-    """
-
-    rows: int = 512
-    cache_gib: float | None = None
-    kv_cache: Literal["compute", "int8"] = "compute"
-    gap_limit_nats: float = 0.1
-    ahead: bool = False
-    engine: str | None = None
-    engine_model: str | None = None
-    engine_log_probs: Literal["raw", "tempered", "drawn"] = "raw"
-    reward_workers: int = 4
-    reward_seconds: float = 60.0
-    engine_seeds: Literal["rows", "none"] = "rows"
-    engine_at_once: int = 32
-    engine_timeout_seconds: float = 600.0
-    engine_retries: int = 4
-
-
-@dataclasses.dataclass(frozen=True)
 class Layout:
     """Devices by mesh axis; the rest go to data. fsdp shards parameters, optimizer state and batch
     (by default 1, or all devices where the state would fill 40 % of one), tensor heads, MLP and
@@ -311,6 +277,10 @@ class Config:
     turns: other methods that take some of the steps, each its share of all of them; an earlier
     turn, and the config's own method, keep their shares of what a later one leaves.
     reference: a model whose log-probabilities of the sampled tokens objectives may use.
+    served: an engine that scores as the teacher, whose weights are then not loaded.
+    least_aligned: None, and the teacher must have the student's tokenizer; a share in (0, 1], and
+    it may have another: trained on are tokens that both cut alike (`kdjax.data.alignment`), and a
+    run is refused where fewer of the first responses' are.
     teachers: several in place of `teacher`, each "tag=model": a problem is taught by that of its
     tag (column `tag` of data.file), and every batch holds problems of one tag. teacher_shares: a
     tag has steps in proportion to its problems, or as many as any other (equal).
@@ -332,11 +302,13 @@ class Config:
     reduction: Annotated[Reduction, _written(REDUCTIONS)] = sequence_mean
     turns: Annotated[tuple[Turn, ...], tyro.conf.Suppress] = ()
     stops: Literal["raw", "mask", "merge"] = "raw"
+    least_aligned: float | None = None
     steps: int = 120
     batch_size: int = 48
     micro_batches: int = 1
     sampling: Sampling = PLAIN
     rollouts: Rollouts = Rollouts()
+    served: Served = Served()
     seed: int = 0
     data: Data = Data()
     rl: RL = RL()
@@ -373,16 +345,8 @@ class Study:
 
 
 WHERE_IT_RUNS = (
-    "run",
-    "cache",
-    "trajectories",
-    "wandb_project",
-    "log_every_steps",
-    "save_every_steps",
-    "checkpoints",
-    "evaluation",
-    "layout",
-    "faults",
-)
+    "run", "cache", "trajectories", "wandb_project", "log_every_steps", "save_every_steps",
+    "checkpoints", "evaluation", "layout", "faults",
+)  # fmt: skip
 """Fields that may differ when a run is resumed: they don't change what is trained. (A folder of
 trajectories may have moved; what is in it is checked by its identity.)"""

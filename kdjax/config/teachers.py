@@ -82,6 +82,10 @@ def check_teachers(config: Config, method: Method) -> None:
             f"teacher_weights {config.teacher_weights} needs {lacks}; set teacher, or"
             " teacher_weights compute"
         )
+    if own and config.served.url is not None:
+        raise ConfigError(
+            "served.url scores as another teacher; set teacher to its model, not self"
+        )
     if not 0 <= config.self_decay <= 1:
         raise ConfigError(f"self_decay must be in [0, 1], got {config.self_decay}")
     if config.self_decay and not own:
@@ -114,6 +118,13 @@ def check_teacher_prompts(config: Config) -> None:
     if others or not fields_of(template):
         got = f"the field {{{others[0]}}}" if others else f"none, in {template!r}"
         raise ConfigError(f"data.teacher_prompt_template has {got}; its fields are {known}")
+    elsewhere = {"served.url": config.served.url, "least_aligned": config.least_aligned}
+    for field, value in elsewhere.items():
+        if value is not None:
+            raise ConfigError(
+                f"data.teacher_prompt_template and {field} are both set, and such a teacher reads"
+                " the student's prompt; leave one of them out"
+            )
     if not taught and config.trajectories is None:
         raise ConfigError(
             "data.teacher_prompt_template needs a teacher that reads it; set teacher (self: the"

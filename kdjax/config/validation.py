@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from kdjax.base import Objective
+from kdjax.config.aligned import check_aligned
+from kdjax.config.engines import check_rollouts, check_served
 from kdjax.config.evaluated import check_evaluation
 from kdjax.config.schema import (
     RL,
@@ -18,7 +20,6 @@ from kdjax.config.schema import (
     Data,
     Faults,
     Lora,
-    Rollouts,
     Study,
     Turn,
 )
@@ -32,7 +33,6 @@ from kdjax.grading.symbolic import check_installed
 from kdjax.losses.composition import composition_of, walk
 from kdjax.losses.grpo import importance
 from kdjax.rollouts.choose import check_sampling
-from kdjax.rollouts.engine import check_url
 from kdjax.step.gate import entropy_gate
 
 
@@ -42,15 +42,8 @@ def validate(config: Config) -> Config:
     for name in ("run", "cache"):  # an empty one would be the present folder
         if not getattr(config, name).strip():
             raise ConfigError(f"{name} must name a folder, got {getattr(config, name)!r}")
-    positive = (
-        "steps",
-        "batch_size",
-        "micro_batches",
-        "save_every_steps",
-        "log_every_steps",
-        "head_memory_mib",
-    )
-    for name in positive:
+    positive = "steps", "batch_size", "micro_batches", "save_every_steps", "log_every_steps"
+    for name in (*positive, "head_memory_mib"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
     if config.layout.tensor < 1 or (config.layout.fsdp or 1) < 1:
@@ -77,12 +70,9 @@ def validate(config: Config) -> Config:
     _check_rl(config)
     for method in timetable(config).methods:
         check_teachers(config, method)
-    if config.rollouts.rows < 1 or not (config.rollouts.cache_gib or 1.0) > 0:
-        raise ConfigError(
-            f"rollouts.rows and rollouts.cache_gib must be over 0, got {config.rollouts.rows} and"
-            f" {config.rollouts.cache_gib}"
-        )
-    _check_engine(config.rollouts)
+        check_aligned(config, method)
+    check_rollouts(config.rollouts, config.save_every_steps)
+    check_served(config, timetable(config).methods)
     _check_faults(config.faults)
     check_sampling(config.sampling, "sampling.")
     check_evaluation(config.evaluation)
@@ -263,19 +253,6 @@ def _check_checkpoints(config: Config) -> None:
                 f"{name} {every} is not a multiple of save_every_steps {saved}, so that what"
                 " checkpoints would keep is not saved; change one of them"
             )
-
-
-def _check_engine(rollouts: Rollouts) -> None:
-    if rollouts.engine is not None:
-        check_url(rollouts.engine, "rollouts.engine")
-    for name, least in (("engine_at_once", 1), ("engine_retries", 0)):
-        if getattr(rollouts, name) < least:
-            got = getattr(rollouts, name)
-            raise ConfigError(f"rollouts.{name} must be at least {least}, got {got}")
-    if not rollouts.engine_timeout_seconds > 0:
-        raise ConfigError(
-            f"rollouts.engine_timeout_seconds must be over 0, got {rollouts.engine_timeout_seconds}"
-        )
 
 
 def _check_faults(faults: Faults) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 
 from kdjax.base import Params, TrainState
 from kdjax.errors import ConfigError
+from kdjax.models import narrow
+from kdjax.models.lora import join
 
 
 class AverageState(NamedTuple):
@@ -53,3 +57,13 @@ def average_of(state: TrainState) -> Params:
     none."""
     kept = state.opt_state.get("average")
     return state.params if kept is None else kept.params
+
+
+def of_student(dtype: DTypeLike) -> Callable[[TrainState, Params], Params]:
+    """of_state(state, frozen) -> the parameters of the student as its own teacher, in the compute
+    dtype, as a teacher's are held: its average where the state has one, else the present ones."""
+
+    def of_state(state: TrainState, frozen: Params) -> Params:
+        return narrow(join(frozen, average_of(state)), jnp.dtype(dtype))
+
+    return of_state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,11 +28,15 @@ from kdjax.losses.composition import at_progress, schedules
 from kdjax.losses.kl import forward_kl
 from kdjax.losses.objectives import divergence
 from kdjax.losses.reductions import reduce, sequence_mean, token_mean
+from kdjax.losses.topk import TAIL_FLOOR
 from kdjax.losses.trial import require_per_token
 from kdjax.models.lora import join
 from kdjax.sharding import micro_batched, replicated
 from kdjax.step.optimizer import decision
 from kdjax.step.score import PLAIN_HEAD, HeadPlan, scored_loss
+
+LEAST_TAIL = math.log(TAIL_FLOOR) * (1 - 1e-6)
+"""The largest log-probability of a tail that may have been raised to the floor, to rounding."""
 
 Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[TrainState, Metrics]]
@@ -219,6 +224,11 @@ def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
         token_level["sampler_gap"] = reduce(gap, scores.mask, weights)
         # mean squares show tails that means hide, and add up over micro-batches as a maximum can't
         token_level["sampler_gap_squared"] = reduce(gap**2, scores.mask, weights)
+    if rollout.teacher_top_k_bt is not None:
+        tail = rollout.teacher_top_k_bt.tail_logp
+        token_level["teacher_tail"] = reduce(jnp.exp(tail), scores.mask, weights)
+        least = (tail <= LEAST_TAIL).astype(jnp.float32)
+        token_level["teacher_tail_floored"] = reduce(least, scores.mask, weights)
     if rollout.old_logp_bt is not None:
         moved = jnp.abs(scores.student_logp - rollout.old_logp_bt)
         token_level["policy_drift"] = reduce(moved, scores.mask, weights)
@@ -226,6 +236,10 @@ def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
         value = getattr(rollout, f"{name}_b")
         if value is not None:
             token_level[name] = WeightedSum(jnp.sum(value.astype(jnp.float32)), rows)
+    if rollout.teacher_rows is not None:
+        steps = jnp.arange(scores.mask.shape[1])[None] < rollout.response_length_b[:, None]
+        found = jnp.sum(steps & (rollout.teacher_rows.slot_bt >= 0))
+        token_level["aligned"] = WeightedSum(found.astype(jnp.float32), jnp.sum(steps) * 1.0)
     if rollout.signal_b is not None:
         signal = rollout.signal_b.astype(jnp.float32)
         token_level["reward_signal"] = WeightedSum(jnp.sum(signal), rows)

@@ -258,17 +258,21 @@ def _scorer(parts: Parts, params: Params, source: batches.Source):
     tags = batches.tags_of(source, list(teachers))
     foreign = sorted({*tags.tolist()} - {*teachers})
     kept = precomputed.kept_of(parts.responses.stored) != NOTHING
-    own = parts.config.teacher == SELF
+    own, other = parts.config.teacher == SELF, parts.config.least_aligned is not None
+    served = parts.config.served.url is not None
     if own:
         announce("evaluation: no KL to a teacher, as the student is its own")
-    elif kept:
+    elif other:
+        announce("evaluation: no KL to a teacher, as its tokenizer is not the student's")
+    elif kept or served:
+        how = "an engine scores as it" if served else "its outputs were read from a folder"
         announce(
-            "evaluation: no KL to a teacher, as its outputs were read from a folder and it is not"
-            f" loaded; kdjax evaluate {parts.config.run} --teacher MODEL has it"
+            f"evaluation: no KL to a teacher, as {how} and it is not loaded;"
+            f" kdjax evaluate {parts.config.run} --teacher MODEL has it"
         )
     elif foreign:
         announce(f"evaluation: no KL to a teacher, as problems have the tags {foreign} of none")
-    if own or kept or foreign:
+    if own or kept or served or foreign or other:
         tags, teachers = np.full(source.size, ""), {"": Teacher(None, TeacherPrograms())}
 
     def against(tag: str, rollout: Rollout) -> Scores:

@@ -59,10 +59,10 @@ def record_of(
 
 
 def check_gap(config: Config, record: dict[str, float], step: int) -> None:
-    """Stop where the sampler's distribution is not the one that is trained. Rollouts drawn ahead
-    are of older weights, so their gap is no fault."""
+    """Stop where the sampler's distribution is not the one that is trained. Rollouts drawn ahead,
+    or by an engine before it got newer weights, are of older ones, so their gap is no fault."""
     gap, limit = record.get("sampler_gap", 0.0), config.rollouts.gap_limit_nats
-    if gap > limit and not config.rollouts.ahead:
+    if gap > limit and not config.rollouts.ahead and not record.get("staleness"):
         raise DivergedError(
             f"sampler and scorer differ by {gap:.3g} nats a token at step {step}, over"
             f" rollouts.gap_limit_nats {limit}; set rollouts.kv_cache compute or a wider dtype"

@@ -38,6 +38,7 @@ from kdjax.config import (
     Lora,
     Optimizer,
     Rollouts,
+    Served,
     Turn,
 )
 from kdjax.config.as_json import as_dict, from_dict, trained_by
@@ -63,11 +64,13 @@ FULL = Config(
     objective=add(negative_log_likelihood, scale(divergence, -0.1)),
     reduction=token_mean,
     stops="merge",
+    least_aligned=0.25,
     steps=7,
     batch_size=6,
     micro_batches=2,
     sampling=Sampling(0.0, 0.9, 20, 0.1),
     rollouts=Rollouts(8, 0.5, "int8", 0.2, True, "http://localhost:1/v1", "m", "drawn", 2, 3.0),
+    served=Served("http://localhost:1", "m", "sglang", 5, 3),
     seed=3,
     rl=RL(3, math_reward, centered, 2, 1, 1),
     data=Data(
@@ -118,9 +121,9 @@ FULL = Config(
     teacher_shares="equal",
     wandb_project="w",
 )
-VALID = dataclasses.replace(  # these don't go with the rest
-    FULL, turns=(), rl=RL(), stops="mask", self_decay=0.0
-)
+APART = {"turns": (), "rl": RL(), "stops": "mask", "least_aligned": None, "served": Served()}
+APART |= {"self_decay": 0.0}
+VALID = dataclasses.replace(FULL, **APART)  # these don't go with the rest
 
 
 def test_the_full_example_leaves_no_field_at_its_default():

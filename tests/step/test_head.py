@@ -166,7 +166,7 @@ def dense(token_loss, objective, columns=None):
         return jax.nn.log_softmax(capped)
 
     def loss(hidden, head, teacher, extra, weights, mask):
-        theirs = plain_logp(*teacher) if isinstance(teacher, TeacherStates) else teacher
+        theirs = plain_logp(*teacher[:2]) if isinstance(teacher, TeacherStates) else teacher
         scores = plain_scores(token_loss, plain_logp(hidden, head), theirs, extra, mask)
         total = jnp.sum(jnp.where(mask, weights * objective(scores), 0.0))
         return total, jax.tree.map(lambda x: jnp.where(mask, x, jnp.zeros((), x.dtype)), scores)

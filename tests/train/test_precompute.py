@@ -324,14 +324,14 @@ REFUSED = {
 }
 
 
-def by_teacher_logp(scores):
-    return scores.divergence - 0.1 * scores.teacher_logp
+def by_teacher_entropy(scores):
+    return scores.divergence - 0.1 * scores.teacher_entropy
 
 
 REFUSED |= {
     "objective": (
-        dict(objective=by_teacher_logp),
-        r"objective \S*by_teacher_logp needs more than its",
+        dict(objective=by_teacher_entropy),
+        r"objective \S*by_teacher_entropy needs more of the teacher",
     ),
     "composed": (
         dict(teacher=None, objective=add(negative_log_likelihood, divergence)),

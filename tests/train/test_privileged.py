@@ -20,7 +20,7 @@ from runs import (
 
 from kdjax import clipped_surrogate, divergence, models
 from kdjax.__main__ import main
-from kdjax.config import RL, Config, Data, Evaluation, Layout, Lora, Turn
+from kdjax.config import RL, Config, Data, Evaluation, Layout, Lora, Served, Turn
 from kdjax.config.validation import validate
 from kdjax.errors import ConfigError
 from kdjax.losses.combinators import add
@@ -359,6 +359,15 @@ def test_a_teacher_prompt_that_nobody_reads_is_said(tiny, tmp_path):
         ({"self_decay": float("nan")}, "self_decay must be a number"),
         ({"self_decay": 0.5, "teacher": "kdjax:teacher"}, "0.5 is of teacher self, and teacher is"),
         ({"teacher": None, "teachers": ("a=self",)}, "teachers: a=self is for teacher alone"),
+        ({"served": Served("http://localhost:1/v1")}, "served.url scores as another teacher"),
+        (
+            {"teacher": "kdjax:teacher", "served": Served("http://localhost:1/v1")},
+            "data.teacher_prompt_template and served.url are both set",
+        ),
+        (
+            {"teacher": "kdjax:teacher", "least_aligned": 0.5},
+            "data.teacher_prompt_template and least_aligned are both set",
+        ),
         ({"data": Data()}, "teacher self with self_decay 0 is the student, and reads what it"),
         (
             {"self_decay": 0.5, "data": Data(max_teacher_prompt_tokens=9)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ def write_folder(
     shard_bytes: int = SHARD_BYTES,
     fields: dict[str, Any] | None = None,
     chat_template: str | None = None,
+    untied: bool = False,
     stop_ids: Sequence[int] = (),
 ) -> None:
     """Write a Hugging Face folder: parameters with the config and tokenizer of another.
@@ -48,6 +50,7 @@ def write_folder(
         shard_bytes: of one file, unless one tensor is larger.
         fields: the config.json to write in place of that of `source`.
         chat_template: the text to write in place of that of `source`.
+        untied: a head that is the embedding is written apart, as a head of its own.
         stop_ids: the ids to write as those that end a response, in place of those of `source`.
 
     Errors: StorageError; DataError where `source` is of another shape.
@@ -58,6 +61,12 @@ def write_folder(
             fields["tie_word_embeddings"] = config.tie_word_embeddings
     else:
         config = from_fields(fields, str(source))
+    if untied and config.tie_word_embeddings:
+        fields, params = (
+            {**fields, "tie_word_embeddings": False},
+            {**params, "head": params["embed"]},
+        )
+        config = dataclasses.replace(config, tie_word_embeddings=False)
     places = tensors(config)
     _check_paths(params, places, source)
     dtype = np.dtype(dtype)

@@ -17,12 +17,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.base import Batch, Key, Model, Params, PrefixSource, Sampler, Samples, Trajectories
+from kdjax.base import (
+    Batch,
+    Key,
+    Model,
+    Params,
+    PrefixSource,
+    Rollout,
+    Sampler,
+    Samples,
+    Trajectories,
+)
 from kdjax.config.schema import Config, Prefix
 from kdjax.data import batches
 from kdjax.data.teacher_prompts import TeacherPrompts
 from kdjax.errors import ConfigError, DataError, EngineError
-from kdjax.rollouts.engine import client_package, open_engine, row_seeds
+from kdjax.rollouts.engine import open_engine, row_seeds
+from kdjax.rollouts.engine_client import client_package
+from kdjax.rollouts.engine_scores import Scorer
 from kdjax.rollouts.prefix import (
     assemble_samples,
     dataset_samples,
@@ -40,7 +52,7 @@ from kdjax.train.parts.problems import encode
 from kdjax.train.parts.programs import Programs
 from kdjax.train.parts.roles import Role
 from kdjax.train.parts.sampling import read_by_sampler, sampler_of
-from kdjax.train.parts.teachers import Teacher
+from kdjax.train.parts.teachers import Teacher, scorer_of
 
 
 def parse_share(text: str | None) -> tuple[int, int]:
@@ -110,6 +122,10 @@ def settings_of(asked: Asked, keep: Keep) -> dict[str, Any]:
         found |= {"weights": teacher.identity, "stop_ids": list(teacher.tokenizer.stop_ids)}
     if keep != NOTHING:
         found |= {"teacher": teacher.identity, "teacher_stop_ids": list(teacher.tokenizer.stop_ids)}
+    if keep.kind == "top_k":
+        found["sampled_logp"] = True
+    if keep != NOTHING and config.served.url is not None:
+        found["served"] = config.served.model or teacher.name
     if keep != NOTHING or prefix == "teacher":
         found["teacher_weights"] = config.teacher_weights
     if asked.theirs is not None and (keep != NOTHING or prefix == "teacher"):
@@ -215,6 +231,13 @@ def fill(
     """
     if keep != NOTHING and asked.teacher.role is None:
         raise ConfigError(f"--keep {keep} needs a teacher; set teacher, or leave --keep out")
+    if keep.kind == "states" and asked.config.served.url is not None:
+        raise ConfigError("--keep states: an engine says no states; keep its top, --keep top_k=20")
+    if keep != NOTHING and asked.config.least_aligned is not None:
+        raise ConfigError(
+            f"--keep {keep} is of the student's tokens, and least_aligned is for a teacher of other"
+            " ones; leave --keep out"
+        )
     if keep.k > asked.student.tokenizer.size:
         raise ConfigError(
             f"--keep {keep} is over the vocabulary of {asked.student.tokenizer.size} tokens; keep"
@@ -236,13 +259,27 @@ def drawer(asked: Asked, keep: Keep, reads: Params | None = None) -> folders.Dra
     if by_engine:
         client_package()
     engine = functools.cache(functools.partial(_open_engine, asked))
+    scores = functools.cache(functools.partial(_open_scores, asked, keep))
 
     def draw(places: np.ndarray) -> Trajectories:
         rows = asked.rows[places]
         samples = _draw_samples(asked, rows, reads, engine() if by_engine else None)
-        return Trajectories(samples) if keep == NOTHING else _read(asked, keep, rows, samples)
+        if keep == NOTHING:
+            return Trajectories(samples)
+        if asked.config.served.url is not None:
+            return Trajectories(samples, top_k_bt=scores()(_assembled(asked, rows, samples)))
+        return _read(asked, keep, rows, samples)
 
     return draw
+
+
+def _open_scores(asked: Asked, keep: Keep) -> Scorer:
+    assert asked.teacher.role is not None  # fill: outputs are kept of a teacher
+    return scorer_of(asked.config, asked.teacher.role, keep.k)
+
+
+def _assembled(asked: Asked, rows: np.ndarray, samples: Samples) -> Rollout:
+    return assemble_samples(_encode(asked, rows), samples)
 
 
 def _draw_samples(
@@ -338,7 +375,7 @@ def _read(asked: Asked, keep: Keep, rows: np.ndarray, samples: Samples) -> Traje
         own = np.arange(first, min(first + at_once, len(rows)))
         places = pad_rows(own, mesh, at_least=at_once)
         piece = jax.tree.map(lambda x, p=places: x[p], samples)
-        rollout = trim(assemble_samples(_encode(asked, rows[places]), piece))
+        rollout = trim(_assembled(asked, rows[places], piece))
         made = read(teacher.params, shard_batch(rollout, mesh))
         if whole is None:  # pages of zeros that nothing is written to take no memory
             shape = (len(rows), width)

@@ -13,6 +13,7 @@ from kdjax.config.teachers import SELF, teacher_models
 from kdjax.errors import ConfigError
 from kdjax.losses.combinators import runs_on
 from kdjax.losses.composition import describe as describe_function
+from kdjax.losses.topk import BY_SAMPLED, BY_TOP_K
 from kdjax.storage import trajectories as folders
 from kdjax.train.parts.roles import title
 
@@ -100,10 +101,11 @@ def _troubles(config: Config, teacher: str | None, stored: Stored) -> Iterator[s
             f"keep nothing of a teacher, and objective {describe_function(config.objective)} needs"
             " one; set teacher, or draw with --keep states or --keep top_k=64"
         )
-    if keep.kind == "top_k" and not runs_on(config.objective, *BY_TOP_K):
+    known = BY_SAMPLED if stored.settings.get("sampled_logp") else BY_TOP_K
+    if keep.kind == "top_k" and not runs_on(config.objective, *known):
         yield (
             f"keep the teacher's top {keep.k}, and objective {describe_function(config.objective)}"
-            " needs more than its divergences; draw with --keep states"
+            " needs more of the teacher than is kept; draw with --keep states"
         )
     if keep.kind == "states" and teacher is None:
         yield (
@@ -120,10 +122,6 @@ def _troubles(config: Config, teacher: str | None, stored: Stored) -> Iterator[s
             f"keep {keep}, so no teacher is loaded, and layout.teacher_devices is"
             f" {config.layout.teacher_devices}; set it to 0"
         )
-
-
-BY_TOP_K = ("divergence", "forward_kl", "reverse_kl", "top1_agreement", "teacher_top1")
-"""The `Scores` of a teacher that are known from its top-k."""
 
 
 def stop_ids(stored: dict[str, Stored]) -> tuple[int, ...]:

@@ -16,15 +16,16 @@ import optax
 from jax.sharding import Mesh
 
 from kdjax import models
-from kdjax.base import Model, Params, Rollout, Scores, TrainState
+from kdjax.base import Model, Params, Rollout, Scores
 from kdjax.config.as_json import as_dict
 from kdjax.config.schema import Config, Curriculum, Optimizer
 from kdjax.config.teachers import SELF
 from kdjax.config.timetable import Timetable
 from kdjax.losses.trial import require_per_token, try_reduction, try_token_loss
 from kdjax.models.layers.linear import LoRA
-from kdjax.models.lora import adapter_of, join, make_lora
+from kdjax.models.lora import adapter_of, make_lora
 from kdjax.models.shape import DecoderConfig
+from kdjax.numerics import LMHead
 from kdjax.runtime import topology
 from kdjax.runtime.settings import check_settings
 from kdjax.sharding import (
@@ -34,13 +35,14 @@ from kdjax.sharding import (
     replicated,
     shard_batch,
 )
-from kdjax.step.average import average_of, exponential_average
+from kdjax.step.average import exponential_average, of_student
 from kdjax.step.gate import POLICIES, entropy_gate
 from kdjax.step.head import chunk_tokens
 from kdjax.step.optimizer import make_optimizer
 from kdjax.step.score import HeadPlan, sampled_logp, score, teacher_states
 from kdjax.step.stops import Stops
 from kdjax.step.update import abstract_state, make_step
+from kdjax.step.vocabulary import SharedHead
 from kdjax.train.parts.sampling import read_by_sampler, sampler_mesh
 from kdjax.train.parts.shapes import Shapes, check_layout, teacher_shapes
 
@@ -151,7 +153,7 @@ def compose(
 
 NOT_COMPILED = (
     "run", "cache", "trajectories", "seed", "data", "evaluation", "save_every_steps",
-    "log_every_steps", "wandb_project", "student", "reference",
+    "log_every_steps", "wandb_project", "served", "student", "reference",
 )  # fmt: skip
 """Fields that no program depends on (of models, their shapes decide)."""
 
@@ -211,6 +213,7 @@ def _try_losses(config: Config, table: Timetable, head: HeadPlan) -> None:
     whose function is wrong, and where."""
     assert head.vocabulary is not None
     merges = head.stops.policy == "merge" and len(head.stops.ids) > 1
+    merges |= config.least_aligned is not None
     for method in table.methods:
         require_per_token(method.objective)
         try_token_loss(method.token_loss, head.vocabulary)
@@ -262,7 +265,13 @@ def _teacher_programs(
         params=teacher_shapes(shape, config.dtype, config.teacher_weights, teacher_mesh),
         guide=model,
     )
-    return taught if teacher_mesh is mesh else read_elsewhere(taught, teacher_mesh, mesh)
+    if teacher_mesh is not mesh:
+        return read_elsewhere(taught, teacher_mesh, mesh)
+    if config.least_aligned is None:
+        return taught
+    return taught._replace(
+        guide=headed(model), give=lambda params: Headed(params, model.head(params))
+    )
 
 
 def _steps(
@@ -304,16 +313,6 @@ def _steps(
     )
 
 
-def of_student(dtype: str) -> Callable[[TrainState, Params], Params]:
-    """of_state(state, frozen) -> the parameters of the student as its own teacher, in the compute
-    dtype, as a teacher's are held: its average where the state has one, else the present ones."""
-
-    def of_state(state: TrainState, frozen: Params) -> Params:
-        return models.narrow(join(frozen, average_of(state)), jnp.dtype(dtype))
-
-    return of_state
-
-
 def read_elsewhere(taught: TeacherPrograms, teacher_mesh: Mesh, mesh: Mesh) -> TeacherPrograms:
     """The programs of a teacher on `teacher_mesh`: its states and its head are sent to `mesh`."""
     model = taught.model
@@ -329,6 +328,22 @@ def read_elsewhere(taught: TeacherPrograms, teacher_mesh: Mesh, mesh: Mesh) -> T
         return jax.device_put(head, head_sharding(mesh, head.weight_vd.shape))
 
     return taught._replace(guide=HEAD, read=read, give=give)
+
+
+class Headed(NamedTuple):
+    """A model's parameters, and an LM head in place of its own."""
+
+    params: Params
+    head: LMHead | SharedHead
+
+
+def headed(model: Model) -> Model:
+    """The model as it reads `Headed` parameters: for one whose head is arranged anew."""
+
+    def hidden(given: Headed, tokens_bs: jax.Array) -> jax.Array:
+        return model.hidden(given.params, tokens_bs)
+
+    return HEAD._replace(config=model.config, hidden=hidden, head=lambda given: given.head)
 
 
 def _same(head):

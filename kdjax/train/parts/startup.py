@@ -11,17 +11,14 @@ import numpy as np
 
 from kdjax.base import Model, Params, Rollout
 from kdjax.config.evaluated import evaluated_at
-from kdjax.config.schema import Data
 from kdjax.config.teachers import SELF
 from kdjax.data.fitting import about_shared
 from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import DataError
 from kdjax.losses.combinators import closed_form
 from kdjax.losses.composition import describe
-from kdjax.models import DecoderConfig, context_tokens
 from kdjax.models.hf.stored import about_left_out, about_untied
 from kdjax.models.quantized import parameter_total
-from kdjax.models.shape import WITHIN_CONTEXT
 from kdjax.rollouts.levels import levels
 from kdjax.runtime.files import json_object
 from kdjax.sharding import (
@@ -34,13 +31,16 @@ from kdjax.sharding import (
 )
 from kdjax.step.score import HeadPlan
 from kdjax.step.stops import Stops
+from kdjax.step.vocabulary import SharedHead
 from kdjax.storage.trajectories import CHUNK_ROWS
 from kdjax.train.parts import precomputed
 from kdjax.train.parts.build import Parts, rows_needed
 from kdjax.train.parts.memory import activation_bytes, rows_at_once, sampling_bytes
-from kdjax.train.parts.programs import jitted_score
+from kdjax.train.parts.programs import Headed, jitted_score
+from kdjax.train.parts.published import about_engines
 from kdjax.train.parts.roles import title
-from kdjax.train.parts.teachers import about_what_teachers_read
+from kdjax.train.parts.shapes import about_context
+from kdjax.train.parts.teachers import about_what_teachers_read, both_ways
 
 PROMPT = "1+1="
 SELF_TEST_TOKENS = 8
@@ -58,28 +58,39 @@ def report(parts: Parts) -> str:
     once = {title(t): teacher for t, teacher in parts.teachers.items() if first[teacher.role] == t}
     live = {name: t for name, t in once.items() if t.programs.model is not None}
     heads = [t.given for t in once.values() if t.params is None and t.given is not None]
+    heads += [t.given for t in live.values() if isinstance(t.given, SharedHead)]
+    heads += [t.given.head for t in live.values() if isinstance(t.given, Headed)]
     read: dict[str, tuple[Any, Params]] = {
         "student": (programs.student.model, programs.student.params)
     }
     read |= {name: (t.programs.model, t.params) for name, t in live.items()}
-    others = {name: t.role.tokenizer for name, t in live.items() if t.role is not None}
+    others = {
+        name: t.role.tokenizer for name, t in live.items() if t.role and t.role.shared is None
+    }
+    reads = {"student": own} | {
+        name: t.role.tokenizer if t.role and name not in others else own for name, t in live.items()
+    }
+    sizes = {name: tokenizer.size for name, tokenizer in reads.items()}
     lines = [
         *_about_problems(parts),
         *_about_prompts(own, others, parts.config.data.chat_template),
         *about_what_teachers_read(parts.config, parts.problems),
         *_about_stops(own, others, plan.stops, parts.table.learns_from_teacher()),
         *_about_shapes(parts, live),
-        _about_vocabulary(read, own.size),
+        _about_vocabulary(read, sizes),
         *_about_method(parts, bool(live)),
         _about_sizes(parts, read, heads),
     ]
     if programs.teacher_mesh is not programs.mesh:
-        more = programs.teacher_mesh.size
-        lines.append(f"teacher's devices: {more} more, for the teacher alone")
+        lines.append(f"teacher's devices: {programs.teacher_mesh.size} more, for the teacher alone")
     there = plan._replace(mesh=programs.teacher_mesh)
     for name in live:
-        kl = self_test(*read[name], own, there, name=name)
+        plan = there._replace(vocabulary=sizes[name])
+        kl = self_test(*read[name], reads[name], plan, name=name)
         lines.append(f"self-test: the {name} as its own student has KL {kl:g}")
+    if parts.config.served.check_rows:
+        known = parts.student, parts.problems.source, parts.serve
+        lines.append(both_ways(parts.config, parts.roles, programs, *known))
     return "".join(line + "\n" for line in lines)
 
 
@@ -89,37 +100,7 @@ def evaluation_context(parts: Parts) -> Iterator[str]:
     read = {"student": parts.roles.student} | {n: r for n, r in teachers.items() if r}
     shapes = {name: role.shape for name, role in read.items()}
     longest = {"evaluation.max_new_tokens": parts.config.evaluation.max_new_tokens}
-    return _about_context(parts.config.data, shapes, longest)
-
-
-def _about_context(
-    data: Data,
-    shapes: dict[str, DecoderConfig],
-    longest: dict[str, int],
-    limit: str = "max_prompt_tokens",
-) -> Iterator[str]:
-    """A warning for each model, by its role, that may read more tokens than it was made for; with
-    the longest response by its field, and the limit of a prompt by its. Errors: DataError where it
-    would be computed otherwise there than here."""
-    prompt = getattr(data, limit)
-    for role, shape in shapes.items():
-        context, scaling = context_tokens(shape), shape.rope_scaling
-        for field, response in longest.items():
-            if prompt + response <= context:
-                continue
-            said = (
-                f"the {role} may read {prompt} + {response} tokens (data.{limit} +"
-                f" {field}), and its context is {context}"
-            )
-            if scaling is not None and scaling.rope_type in WITHIN_CONTEXT:
-                raise DataError(
-                    f"{said}: its rope_scaling of type {scaling.rope_type} is computed up to there"
-                    " alone; lower the limits"
-                )
-            yield (
-                f"warning: {said} (max_position_embeddings): beyond it a model's text is often"
-                " worthless; lower the limits, or take one of a longer context"
-            )
+    return about_context(parts.config.data, shapes, longest)
 
 
 def _about_problems(parts: Parts) -> Iterator[str]:
@@ -144,10 +125,10 @@ def _about_shapes(parts: Parts, live: dict[str, Any]) -> Iterator[str]:
     shapes = {name: role.shape for name, role in read.items()}
     longest = {"curriculum.lengths": parts.config.curriculum.lengths[-1]}
     data, own = parts.config.data, parts.config.teacher == SELF
-    yield from _about_context(data, shapes, longest)
+    yield from about_context(data, shapes, longest)
     if data.max_teacher_prompt_tokens is not None:
         taught = {"student": student.shape} if own else {n: shapes[n] for n in live if n in shapes}
-        yield from _about_context(data, taught, longest, "max_teacher_prompt_tokens")
+        yield from about_context(data, taught, longest, "max_teacher_prompt_tokens")
     yield from evaluation_context(parts)
     for role in {role.folder: role for role in read.values()}.values():
         declared = json_object(role.folder, "config.json").get("tie_word_embeddings")
@@ -167,8 +148,8 @@ def _about_method(parts: Parts, taught: bool) -> Iterator[str]:
         f"loss: token loss {loss} (gradients {way}), objective {describe(config.objective)},"
         f" reduction {describe(config.reduction)}"
     )
-    stored = precomputed.describe(config.trajectories, parts.responses.stored)
-    if stored is not None:
+    yield from about_engines(config, parts.roles.teachers, draws=parts.published is not None)
+    if (stored := precomputed.describe(config.trajectories, parts.responses.stored)) is not None:
         yield f"trajectories: {stored}"
     evaluated = " and ".join(map(str, evaluated_at(config.evaluation)))
     yield (
@@ -200,7 +181,7 @@ def self_test(
 
     Args:
         model, params: the model, layers stacked.
-        tokenizer: the student's.
+        tokenizer: that whose ids it reads.
         plan: how its LM head is read; with a mesh.
         name: of the model, for the error.
 
@@ -306,18 +287,19 @@ def _spelled(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
     return ", ".join(f"{i} {tokenizer.token(i)!r}" for i in ids)
 
 
-def _about_vocabulary(models: dict[str, Any], size: int) -> str:
+def _about_vocabulary(models: dict[str, Any], sizes: dict[str, int]) -> str:
     rows = {
         name: jax.eval_shape(model.head, params).weight_vd.shape[0]
         for name, (model, params) in models.items()
     }
     for name, count in rows.items():
-        if count < size:
+        if count < sizes[name]:
             raise DataError(
-                f"the {name} has {count} vocabulary rows, its tokenizer {size} tokens;"
+                f"the {name} has {count} vocabulary rows, its tokenizer {sizes[name]} tokens;"
                 " put the tokenizer that it was trained with into its folder"
             )
     shown = ", ".join(f"{name} {count}" for name, count in rows.items())
+    size = " and ".join(map(str, dict.fromkeys(sizes.values())))
     return f"vocabulary: {size} tokens in use; rows beyond have no probability ({shown} rows)"
 
 
