@@ -55,7 +55,8 @@ def check_key(key: Key) -> None:
 class Problem(NamedTuple):
     """One question with its gold answer; `solution` is a worked response, if the source has one.
 
-    tag is that of its teacher, where there are several.
+    tag is that of its teacher, where there are several. teacher_prompt: what only a teacher is
+    told (feedback, documents, another wording), if the source has it.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Problem(NamedTuple):
     answer: str
     solution: str | None = None
     tag: str = ""
+    teacher_prompt: str | None = None
 
 
 class Batch(NamedTuple):
@@ -74,6 +76,8 @@ class Batch(NamedTuple):
     response_length_b:     int32, 0 where there is none.
     response_truncated_b:  bool, the worked response was longer than response_bt and cut.
     row_b:            int32, the row's number, of its problem or sample; it seeds the row's draw.
+    teacher_prompts:  (prompt_bp, prompt_length_b) of the prompts that the teacher reads, where
+                      these are others.
     """
 
     prompt_bp: Array
@@ -82,6 +86,12 @@ class Batch(NamedTuple):
     response_length_b: Array
     response_truncated_b: Array
     row_b: Array
+    teacher_prompts: tuple[Array, Array] | None = None
+
+    def of_teacher(self) -> Batch:
+        """The batch with the prompts that the teacher reads in place of the student's."""
+        prompts, lengths = self.teacher_prompts or (self.prompt_bp, self.prompt_length_b)
+        return self._replace(prompt_bp=prompts, prompt_length_b=lengths)
 
 
 class TopK(NamedTuple):

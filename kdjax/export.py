@@ -14,7 +14,8 @@ from jax.typing import DTypeLike
 from kdjax import models
 from kdjax.base import Params
 from kdjax.config.as_json import from_dict, trained_by
-from kdjax.config.schema import Config, teacher_models
+from kdjax.config.schema import Config
+from kdjax.config.teachers import teacher_models
 from kdjax.config.validation import check_types
 from kdjax.data.tokenizer import Wording, load_tokenizer
 from kdjax.data.tokenizer_folder import read_tokenizer, stop_ids

@@ -15,8 +15,8 @@ from kdjax.config.schema import (
     Optimizer,
     Study,
     Turn,
-    teacher_models,
 )
+from kdjax.config.teachers import teacher_models
 
 __all__ = [
     "RL", "WHERE_IT_RUNS", "Checkpointing", "Config", "Curriculum", "Data", "Evaluation", "Faults",

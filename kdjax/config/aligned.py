@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kdjax.config.schema import Config, teacher_models
+from kdjax.config.schema import Config
+from kdjax.config.teachers import teacher_models
 from kdjax.config.timetable import Method
 from kdjax.errors import ConfigError
 

@@ -19,7 +19,6 @@ from kdjax.config.names import (
     Names,
     parse,
 )
-from kdjax.errors import ConfigError
 from kdjax.grading.rewards import Reward, accuracy
 from kdjax.losses.composition import describe
 from kdjax.losses.grpo import GroupAdvantage, standardized
@@ -72,6 +71,10 @@ class Data:
     prompt is put, in training, gate and evaluation, to student and teacher; {prompt} stands for the
     problem, and other braces are text. chat_template: `plain` or a jinja file, in place of the
     models' own; a base model often has none.
+    teacher_prompt_template: another text in the place of the problem for the teacher alone, in
+    training: {prompt}, {answer}, {solution} and {teacher_prompt} stand for the row's; problems that
+    lack one of those it names are left out. max_teacher_prompt_tokens: the limit of its prompts, by
+    default max_prompt_tokens.
     """
 
     task: str = "calc"
@@ -86,6 +89,14 @@ class Data:
     system_prompt: str | None = None
     thinking: bool = False
     chat_template: str | None = None
+    teacher_prompt_template: str | None = None
+    max_teacher_prompt_tokens: int | None = None
+
+    @property
+    def teacher_prompt_tokens(self) -> int:
+        """The most tokens of a prompt that a teacher reads."""
+        own = self.max_teacher_prompt_tokens
+        return self.max_prompt_tokens if own is None else own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,12 +284,16 @@ class Config:
     teachers: several in place of `teacher`, each "tag=model": a problem is taught by that of its
     tag (column `tag` of data.file), and every batch holds problems of one tag. teacher_shares: a
     tag has steps in proportion to its problems, or as many as any other (equal).
+    teacher self: the student itself, without gradient, as self_decay says: 0, as it is; 1, as it
+    was at the start; between, the exponential average of its parameters, which keeps so much of
+    itself at each update (docs/methods.md).
     """
 
     run: str = "runs/default"
     student: str = "kdjax:student"
     teacher: str | None = "kdjax:teacher"
     teachers: tuple[str, ...] = ()
+    self_decay: float = 0.0
     reference: str | None = None
     prefix: Prefix = "student"
     trajectories: str | None = None
@@ -335,30 +350,3 @@ WHERE_IT_RUNS = (
 )  # fmt: skip
 """Fields that may differ when a run is resumed: they don't change what is trained. (A folder of
 trajectories may have moved; what is in it is checked by its identity.)"""
-
-
-def teacher_models(config: Config) -> dict[str, str | None]:
-    """Tag -> the model that teaches its problems. One teacher is everybody's, under the tag "" (and
-    None is no teacher).
-
-    Errors: ConfigError where `teachers` can't be read, or stands beside `teacher`.
-
-    >>> teacher_models(Config(teacher=None, teachers=("math=org/m", "code=folder")))
-    {'math': 'org/m', 'code': 'folder'}
-    """
-    if not config.teachers:
-        return {"": config.teacher}
-    if config.teacher is not None:
-        raise ConfigError(
-            f"teacher {config.teacher} and teachers {config.teachers} are both set;"
-            " set teacher None, or no teachers"
-        )
-    models: dict[str, str | None] = {}
-    for text in config.teachers:
-        tag, _, model = text.partition("=")
-        if not tag or not model:
-            raise ConfigError(f'teachers: each is written "tag=model", got {text!r}')
-        if tag in models:
-            raise ConfigError(f"teachers: tag {tag!r} has two; name one model a tag")
-        models[tag] = model
-    return models

@@ -22,9 +22,9 @@ from kdjax.config.schema import (
     Lora,
     Study,
     Turn,
-    teacher_models,
 )
-from kdjax.config.timetable import Method, timetable
+from kdjax.config.teachers import FIELD, check_teacher_prompts, check_teachers
+from kdjax.config.timetable import timetable
 from kdjax.data.chat.named import PLAIN, SUFFIX
 from kdjax.data.sources.mapping import mapping_of
 from kdjax.errors import ConfigError, without_secrets
@@ -32,7 +32,6 @@ from kdjax.grading.rewards import math as math_reward
 from kdjax.grading.symbolic import check_installed
 from kdjax.losses.composition import composition_of, walk
 from kdjax.losses.grpo import importance
-from kdjax.losses.objectives import divergence
 from kdjax.rollouts.choose import check_sampling
 from kdjax.step.gate import entropy_gate
 
@@ -70,7 +69,7 @@ def validate(config: Config) -> Config:
         )
     _check_rl(config)
     for method in timetable(config).methods:
-        _check_teachers(config, method)
+        check_teachers(config, method)
         check_aligned(config, method)
     check_rollouts(config.rollouts, config.save_every_steps)
     check_served(config, timetable(config).methods)
@@ -79,6 +78,7 @@ def validate(config: Config) -> Config:
     check_evaluation(config.evaluation)
     _check_problems(config)
     _check_prompts(config.data)
+    check_teacher_prompts(config)
     _check_measurements(config)
     _check_checkpoints(config)
     _check_lora(config.lora)
@@ -158,10 +158,6 @@ def _check_prompts(data: Data) -> None:
         )
 
 
-FIELD = re.compile(r"(?<![\w\\}])\{\w+\}")
-"""A name in braces that no LaTeX command stands before."""
-
-
 def _check_turns(config: Config) -> None:
     for turn in config.turns:
         if not 0 < turn.share <= 1:
@@ -221,33 +217,6 @@ def _check_rl(config: Config) -> None:
 def _uses(objective: Objective, combinator: Callable) -> bool:
     made = (composition_of(one) for one in walk(objective))
     return any(one is not None and one.combinator is combinator for one in made)
-
-
-def _check_teachers(config: Config, method: Method) -> None:
-    taught = any(teacher_models(config).values())
-    if config.layout.teacher_devices < 0 or (config.layout.teacher_devices and not taught):
-        raise ConfigError(
-            f"layout.teacher_devices is {config.layout.teacher_devices}; set it to 0, or beside a"
-            " teacher to a number of devices"
-        )
-    stored = config.trajectories is not None  # what is stored there may be all that is needed
-    if not taught and not stored and method.prefix == "teacher":
-        raise ConfigError("prefix teacher needs a teacher; set teacher, or prefix dataset")
-    if not taught and not stored and method.objective is divergence:
-        raise ConfigError(
-            "objective divergence needs a teacher; set teacher,"
-            " or objective negative_log_likelihood"
-        )
-    if config.teacher_shares != "problems" and len(config.teachers) < 2:
-        raise ConfigError(
-            f"teacher_shares {config.teacher_shares} is of teachers of several tags, got"
-            f" {config.teachers}; set teachers, or teacher_shares problems"
-        )
-    if not taught and config.teacher_weights != "compute":
-        raise ConfigError(
-            f"teacher_weights {config.teacher_weights} needs a teacher; set teacher,"
-            " or teacher_weights compute"
-        )
 
 
 def _check_measurements(config: Config) -> None:

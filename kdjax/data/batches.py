@@ -233,15 +233,26 @@ def with_solutions(source: Source) -> Source:
 
     Errors: DataError where none does.
     """
-    kept = [index for index in range(source.size) if source.problem(index).solution]
+    kept = having(source, "solution")
+    require_solutions(source, kept[:1] or [0])
+    return chosen(source, kept, "a solution", "have a worked response, and are used")
+
+
+def having(source: Source, field: str) -> list[int]:
+    """The indices of the problems in which this field is not empty."""
+    return [index for index in range(source.size) if getattr(source.problem(index), field)]
+
+
+def chosen(source: Source, kept: Sequence[int], having: str, said: str) -> Source:
+    """The problems at these indices, those `having` something; the source itself, where that is all
+    of them. said: of them, in `about`."""
     if len(kept) == source.size:
         return source
-    require_solutions(source, [0] if not kept else kept[:1])
     return Source(
         len(kept),
         lambda index: source.problem(kept[index]),
-        f"{source.identity}, {len(kept)} with a solution",
-        f"{source.about}; {len(kept)} of {source.size} have a worked response, and are used",
+        f"{source.identity}, {len(kept)} with {having}",
+        f"{source.about}; {len(kept)} of {source.size} {said}",
     )
 
 

@@ -12,7 +12,8 @@ import dataclasses
 import jax
 
 from kdjax import models
-from kdjax.config.schema import Config, teacher_models
+from kdjax.config.schema import Config
+from kdjax.config.teachers import teacher_models
 from kdjax.config.timetable import Timetable, timetable
 from kdjax.data.tokenizer_folder import read_tokenizer, stop_ids
 from kdjax.errors import ConfigError

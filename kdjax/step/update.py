@@ -85,6 +85,7 @@ def make_step(
     plan: HeadPlan = PLAIN_HEAD,
     micro_batches: int = 1,
     steps: int | None = None,
+    of_state: Callable[[TrainState, Params], Params] | None = None,
 ) -> Step:
     """step(state, teacher_params, rollout, heldout_entropy_nats=nan, frozen=None) -> (state,
     metrics).
@@ -106,6 +107,8 @@ def make_step(
         plan: how the LM heads are read; with its mesh wherever the batch is sharded.
         micro_batches: how many a batch is split into; they are accumulated.
         steps: of the run, over which schedules of token loss and objective go.
+        of_state: (state, frozen) -> the teacher's parameters, where the student teaches itself;
+            the step is then given None as its teacher_params.
 
     Errors: ConfigError for an objective whose value at a token depends on other tokens.
     """
@@ -138,6 +141,8 @@ def make_step(
         heldout_entropy_nats=jnp.nan,
         frozen: Params = None,
     ):
+        if of_state is not None:
+            teacher_params = of_state(state, frozen)
         progress = state.step / (steps or 1)
         gradient_of = functools.partial(gradient, state.params, frozen, teacher_params, progress)
         total_gradient, sums = _accumulated(gradient_of, rollout, micro_batches)

@@ -17,6 +17,7 @@ from kdjax.base import Batch, Key, Params, Rollout, Samples, Sampling, Scores
 from kdjax.config.as_json import as_dict
 from kdjax.config.evaluated import evaluated_at
 from kdjax.config.schema import WHERE_IT_RUNS, Config
+from kdjax.config.teachers import SELF
 from kdjax.config.timetable import timetable
 from kdjax.data import batches
 from kdjax.evaluate import Chunk, Keep, evaluate, progress
@@ -257,9 +258,11 @@ def _scorer(parts: Parts, params: Params, source: batches.Source):
     tags = batches.tags_of(source, list(teachers))
     foreign = sorted({*tags.tolist()} - {*teachers})
     kept = precomputed.kept_of(parts.responses.stored) != NOTHING
-    other = parts.config.least_aligned is not None
+    own, other = parts.config.teacher == SELF, parts.config.least_aligned is not None
     served = parts.config.served.url is not None
-    if other:
+    if own:
+        announce("evaluation: no KL to a teacher, as the student is its own")
+    elif other:
         announce("evaluation: no KL to a teacher, as its tokenizer is not the student's")
     elif kept or served:
         how = "an engine scores as it" if served else "its outputs were read from a folder"
@@ -269,7 +272,7 @@ def _scorer(parts: Parts, params: Params, source: batches.Source):
         )
     elif foreign:
         announce(f"evaluation: no KL to a teacher, as problems have the tags {foreign} of none")
-    if kept or served or foreign or other:
+    if own or kept or served or foreign or other:
         tags, teachers = np.full(source.size, ""), {"": Teacher(None, TeacherPrograms())}
 
     def against(tag: str, rollout: Rollout) -> Scores:

@@ -77,7 +77,7 @@ def draw_own(
         tag, indices = own_batch_at(parts, number)
         if method.prefix == "dataset":
             batches.require_solutions(parts.problems.source, indices)
-        batch = _encode(parts, indices, length)
+        batch = _encode(parts, tag, indices, length)
         source = parts.responses.sources[method.prefix][tag]
         rollout = source(batch, reads, run_key(config.seed, ROLLOUT, number), length)
         rollout = _with_teacher_rows(parts, tag, indices, rollout)
@@ -174,7 +174,7 @@ def _attempt(
         key: of the draw.
     """
     (tag, problems, rows), config = asked, parts.config
-    batch = _encode(parts, problems, length)
+    batch = _encode(parts, tag, problems, length)
     samples = problems * config.rl.group_size + rows % config.rl.group_size
     batch = batch._replace(row_b=samples.astype(np.int32))
     rollout = parts.responses.sources["student"][tag](batch, reads, key, length)
@@ -223,6 +223,9 @@ LONGER = 2
 """A teacher's rows in its own tokens are at most so many times as long as the student's can be."""
 
 
-def _encode(parts: Parts, indices: Any, length: int) -> Batch:
+def _encode(parts: Parts, tag: str, indices: Any, length: int) -> Batch:
     most, source = parts.config.data.max_prompt_tokens, parts.problems.source
-    return parts.profile.timed("input", encode, source, parts.tokenizer, indices, most, length)
+    reads = parts.teachers[tag].programs.shape is not None  # else its outputs are stored, or none
+    theirs = parts.problems.theirs.get(tag) if reads else None
+    asked = source, parts.tokenizer, indices, most, length, theirs
+    return parts.profile.timed("input", encode, *asked)

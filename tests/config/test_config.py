@@ -57,6 +57,7 @@ FULL = Config(
     student="a folder",
     teacher=None,
     teachers=("math=a folder", "code=kdjax:teacher"),
+    self_decay=0.5,
     prefix="dataset",
     trajectories="kept",
     token_loss=mix(at_temperature(forward_kl, 2.0), clip(reverse_kl, 5.0), weight=0.8),
@@ -121,6 +122,7 @@ FULL = Config(
     wandb_project="w",
 )
 APART = {"turns": (), "rl": RL(), "stops": "mask", "least_aligned": None, "served": Served()}
+APART |= {"self_decay": 0.0}
 VALID = dataclasses.replace(FULL, **APART)  # these don't go with the rest
 
 

@@ -105,7 +105,9 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     meshes = choose_meshes(config, devices or jax.devices(), shapes)
     programs = compose(config, table, meshes, shapes)
     check_turns(config, table, programs)
-    problems = open_problems(config, table, roles.teachers, roles.student.tokenizer)
+    own = roles.student.tokenizer
+    readers = {tag: role.tokenizer if role else own for tag, role in roles.teachers.items()}
+    problems = open_problems(config, table, readers, own)
     student = load_student(roles.student, programs, config.dtype, run_key(config.seed, ADAPTER))
     teachers = load_teachers(roles, programs, config.dtype, config.teacher_weights)
     draw = sampler_of(
@@ -205,6 +207,7 @@ def asked_of(parts: Parts, prefix: Prefix) -> dict[str, Asked]:
             source=parts.problems.source,
             key=run_key(config.seed, TRAJECTORIES),
             draw_student=draw_first,
+            theirs=parts.problems.theirs.get(tag),
         )
         for tag, teacher in parts.teachers.items()
     }

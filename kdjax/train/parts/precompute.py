@@ -30,6 +30,7 @@ from kdjax.base import (
 )
 from kdjax.config.schema import Config, Prefix
 from kdjax.data import batches
+from kdjax.data.teacher_prompts import TeacherPrompts
 from kdjax.errors import ConfigError, DataError, EngineError
 from kdjax.rollouts.engine import open_engine, row_seeds
 from kdjax.rollouts.engine_client import client_package
@@ -74,6 +75,7 @@ class Asked(NamedTuple):
 
     prefix: who draws them. teacher: reads them; role and weights may be None. key: of the draw.
     draw_student: (batch, key, max_new_tokens) -> Samples with the student's initial parameters.
+    theirs: the prompts that the teacher reads, and draws after, if these are others.
     """
 
     config: Config
@@ -86,6 +88,7 @@ class Asked(NamedTuple):
     source: batches.Source
     key: Key
     draw_student: Callable[[Batch, Key, int], Samples]
+    theirs: TeacherPrompts | None = None
 
 
 def settings_of(asked: Asked, keep: Keep) -> dict[str, Any]:
@@ -125,6 +128,8 @@ def settings_of(asked: Asked, keep: Keep) -> dict[str, Any]:
         found["served"] = config.served.model or teacher.name
     if keep != NOTHING or prefix == "teacher":
         found["teacher_weights"] = config.teacher_weights
+    if asked.theirs is not None and (keep != NOTHING or prefix == "teacher"):
+        found["teacher_prompts"] = batches.source_key(*asked.theirs)
     return found
 
 
@@ -154,6 +159,7 @@ def from_cache(asked: Asked, needed: Callable[[], np.ndarray]) -> PrefixSource:
 
 DECISIVE = (
     "prefix", "problems", "tokenizer", "template", "tag", "rows", "weights", "sampling", "stop_ids",
+    "teacher_prompts",
 )  # fmt: skip
 OF_TEACHER = ("teacher", "vocabulary", "dtype", "teacher_weights", "teacher_stop_ids")
 """Settings in which a config must agree with a folder of responses, and of teacher outputs."""
@@ -169,7 +175,8 @@ def from_stored(asked: Asked, stored: Stored) -> PrefixSource:
     unknown: tuple[str, ...] = ()
     if asked.teacher.role is None:  # its files may be elsewhere
         of_it = ("weights", "stop_ids") if asked.prefix == "teacher" else ()
-        unknown = ("teacher", "teacher_weights", "teacher_stop_ids", *of_it)
+        named = ("teacher", "teacher_weights", "teacher_stop_ids", "teacher_prompts")
+        unknown = (*named, *of_it)
     old, new = (
         {n: s[n] for n in names if n in s and n not in unknown} for s in (stored.settings, wanted)
     )
@@ -278,19 +285,24 @@ def _assembled(asked: Asked, rows: np.ndarray, samples: Samples) -> Rollout:
 def _draw_samples(
     asked: Asked, rows: np.ndarray, reads: Params | None, engine: Sampler | None
 ) -> Samples:
-    """Responses to the student's prompts, the engine's if there is one; the teacher's end at its
-    own stop ids."""
+    """Responses to the student's prompts, the engine's if there is one; the teacher's are to the
+    prompts that it reads, and end at its own stop ids."""
     prefix, length = asked.prefix, asked.config.curriculum.lengths[-1]
     if prefix == "dataset":
         batches.require_solutions(asked.source, [int(row) for row in rows])
     sources: dict[str, Callable[[Batch], Samples]] = {
         "dataset": lambda batch: dataset_samples(batch, length),
         "student": lambda batch: asked.draw_student(batch, asked.key, length),
-        "teacher": lambda batch: _as_teacher(asked, batch, length, reads),
+        "teacher": lambda batch: _as_teacher(asked, _asked(asked, batch), length, reads),
     }
     if engine is not None:
-        sources[prefix] = lambda batch: engine(None, batch, asked.key, length)
+        sources[prefix] = lambda batch: engine(None, _asked(asked, batch), asked.key, length)
     return jax.tree.map(np.asarray, sources[prefix](_encode(asked, rows)))
+
+
+def _asked(asked: Asked, batch: Batch) -> Batch:
+    """The batch with the prompts of whoever draws."""
+    return batch.of_teacher() if asked.prefix == "teacher" else batch
 
 
 def _as_teacher(asked: Asked, batch: Batch, length: int, reads: Params | None) -> Samples:
@@ -319,7 +331,9 @@ def _open_engine(asked: Asked) -> Sampler:
     assert rollouts.engine is not None
     own = asked.teacher.role if asked.prefix == "teacher" else asked.student
     assert own is not None
-    prompts = batches.encode_prompts(asked.source, asked.rows.tolist(), asked.student.tokenizer)
+    own_prompts = TeacherPrompts(asked.source, asked.student.tokenizer, 0)
+    drawn = (asked.theirs if asked.prefix == "teacher" else None) or own_prompts
+    prompts = batches.encode_prompts(drawn.source, asked.rows.tolist(), drawn.tokenizer)
     sampler = open_engine(
         rollouts.engine,
         rollouts.engine_model or own.name,
@@ -334,7 +348,7 @@ def _open_engine(asked: Asked) -> Sampler:
         retries=rollouts.engine_retries,
     )
     try:
-        sampler(None, _encode(asked, asked.rows[:1]), asked.key, 1)
+        sampler(None, _asked(asked, _encode(asked, asked.rows[:1])), asked.key, 1)
     except EngineError as error:
         raise EngineError(
             f"{error} (asked for one token first; docs/engines.md names what ends an engine there)"
@@ -344,7 +358,7 @@ def _open_engine(asked: Asked) -> Sampler:
 
 def _encode(asked: Asked, rows: np.ndarray) -> Batch:
     prompt, length = asked.config.data.max_prompt_tokens, asked.config.curriculum.lengths[-1]
-    return encode(asked.source, asked.student.tokenizer, rows, prompt, length)
+    return encode(asked.source, asked.student.tokenizer, rows, prompt, length, asked.theirs)
 
 
 def _read(asked: Asked, keep: Keep, rows: np.ndarray, samples: Samples) -> Trajectories:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
-from kdjax.config.schema import Config, teacher_models
+from kdjax.config.schema import Config
+from kdjax.config.teachers import SELF, teacher_models
 from kdjax.errors import ConfigError
 from kdjax.losses.combinators import runs_on
 from kdjax.losses.composition import describe as describe_function
@@ -89,7 +90,13 @@ def _troubles(config: Config, teacher: str | None, stored: Stored) -> Iterator[s
             f"end at {stored.settings['max_new_tokens']} tokens, and curriculum.lengths reach"
             f" {lengths[-1]}; lower those, or draw longer ones"
         )
-    if keep == NOTHING and teacher is None and not runs_on(config.objective):
+    own = config.teacher == SELF
+    if own and keep != NOTHING:
+        yield (
+            f"keep {keep} of a teacher, and teacher self reads rows anew at each step; draw without"
+            " --keep, or set teacher"
+        )
+    if keep == NOTHING and teacher is None and not own and not runs_on(config.objective):
         yield (
             f"keep nothing of a teacher, and objective {describe_function(config.objective)} needs"
             " one; set teacher, or draw with --keep states or --keep top_k=64"

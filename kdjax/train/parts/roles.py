@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdjax import models
-from kdjax.config.schema import Config, Data, teacher_models
+from kdjax.config.schema import Config, Data
+from kdjax.config.teachers import teacher_models
 from kdjax.data.alignment import SharedVocabulary, share
 from kdjax.data.chat.named import PLAIN
 from kdjax.data.tokenizer import Tokenizer, Wording, load_pair, load_tokenizer

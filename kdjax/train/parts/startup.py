@@ -11,16 +11,14 @@ import numpy as np
 
 from kdjax.base import Model, Params, Rollout
 from kdjax.config.evaluated import evaluated_at
-from kdjax.config.schema import Config
+from kdjax.config.teachers import SELF
 from kdjax.data.fitting import about_shared
 from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import DataError
 from kdjax.losses.combinators import closed_form
 from kdjax.losses.composition import describe
-from kdjax.models import DecoderConfig, context_tokens
 from kdjax.models.hf.stored import about_left_out, about_untied
 from kdjax.models.quantized import parameter_total
-from kdjax.models.shape import WITHIN_CONTEXT
 from kdjax.rollouts.levels import levels
 from kdjax.runtime.files import json_object
 from kdjax.sharding import (
@@ -41,7 +39,8 @@ from kdjax.train.parts.memory import activation_bytes, rows_at_once, sampling_by
 from kdjax.train.parts.programs import Headed, jitted_score
 from kdjax.train.parts.published import about_engines
 from kdjax.train.parts.roles import title
-from kdjax.train.parts.teachers import both_ways
+from kdjax.train.parts.shapes import about_context
+from kdjax.train.parts.teachers import about_what_teachers_read, both_ways
 
 PROMPT = "1+1="
 SELF_TEST_TOKENS = 8
@@ -75,6 +74,7 @@ def report(parts: Parts) -> str:
     lines = [
         *_about_problems(parts),
         *_about_prompts(own, others, parts.config.data.chat_template),
+        *about_what_teachers_read(parts.config, parts.problems),
         *_about_stops(own, others, plan.stops, parts.table.learns_from_teacher()),
         *_about_shapes(parts, live),
         _about_vocabulary(read, sizes),
@@ -100,34 +100,7 @@ def evaluation_context(parts: Parts) -> Iterator[str]:
     read = {"student": parts.roles.student} | {n: r for n, r in teachers.items() if r}
     shapes = {name: role.shape for name, role in read.items()}
     longest = {"evaluation.max_new_tokens": parts.config.evaluation.max_new_tokens}
-    return _about_context(parts.config, shapes, longest)
-
-
-def _about_context(
-    config: Config, shapes: dict[str, DecoderConfig], longest: dict[str, int]
-) -> Iterator[str]:
-    """A warning for each model, by its role, that may read more tokens than it was made for; with
-    the longest response by its field. Errors: DataError where it would be computed otherwise there
-    than here."""
-    prompt = config.data.max_prompt_tokens
-    for role, shape in shapes.items():
-        context, scaling = context_tokens(shape), shape.rope_scaling
-        for field, response in longest.items():
-            if prompt + response <= context:
-                continue
-            said = (
-                f"the {role} may read {prompt} + {response} tokens (data.max_prompt_tokens +"
-                f" {field}), and its context is {context}"
-            )
-            if scaling is not None and scaling.rope_type in WITHIN_CONTEXT:
-                raise DataError(
-                    f"{said}: its rope_scaling of type {scaling.rope_type} is computed up to there"
-                    " alone; lower the limits"
-                )
-            yield (
-                f"warning: {said} (max_position_embeddings): beyond it a model's text is often"
-                " worthless; lower the limits, or take one of a longer context"
-            )
+    return about_context(parts.config.data, shapes, longest)
 
 
 def _about_problems(parts: Parts) -> Iterator[str]:
@@ -151,7 +124,11 @@ def _about_shapes(parts: Parts, live: dict[str, Any]) -> Iterator[str]:
     read |= {"reference": reference} if reference else {}
     shapes = {name: role.shape for name, role in read.items()}
     longest = {"curriculum.lengths": parts.config.curriculum.lengths[-1]}
-    yield from _about_context(parts.config, shapes, longest)
+    data, own = parts.config.data, parts.config.teacher == SELF
+    yield from about_context(data, shapes, longest)
+    if data.max_teacher_prompt_tokens is not None:
+        taught = {"student": student.shape} if own else {n: shapes[n] for n in live if n in shapes}
+        yield from about_context(data, taught, longest, "max_teacher_prompt_tokens")
     yield from evaluation_context(parts)
     for role in {role.folder: role for role in read.values()}.values():
         declared = json_object(role.folder, "config.json").get("tie_word_embeddings")
@@ -332,7 +309,8 @@ def _about_sizes(parts: Parts, models: dict[str, Any], heads: list[Params]) -> s
     counts = {name: parameter_total(params) for name, (_, params) in models.items()}
     shown = ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
     held = _held(parts, models, heads)
-    phases = {"a step": _of_step(parts, len(models) > 1 or bool(heads))} | _of_draws(parts)
+    taught = len(models) > 1 or bool(heads) or parts.config.teacher == SELF
+    phases = {"a step": _of_step(parts, taught)} | _of_draws(parts)
     total = sum(held.values()) + max(sum(own.values()) for own in phases.values())
     said = "; ".join(f"{name} adds {_mebibytes(own)}" for name, own in phases.items())
     return (
@@ -350,6 +328,8 @@ def _held(parts: Parts, models: dict[str, Any], heads: list[Params]) -> dict[str
     student = parts.programs.student
     trained = 4.0 * device_bytes(student.state.params, 4)
     held = {"what is trained, its gradient and Adam moments": trained}
+    if parts.config.self_decay:
+        held["its average"] = trained / 4
     if student.frozen is not None:
         held["frozen student"] = device_bytes(student.frozen)
     held |= {
@@ -393,7 +373,8 @@ def _of_draws(parts: Parts) -> dict[str, dict[str, float]]:
         draws["drawing the teacher's responses"] = teacher, min(CHUNK_ROWS, most), length
     found = {}
     for name, ((model, params, mesh), rows, response) in draws.items():
-        prompt = config.data.max_prompt_tokens
+        data, theirs = config.data, model is taught.sampler
+        prompt = data.teacher_prompt_tokens if theirs else data.max_prompt_tokens
         size = rows_at_once(model, mesh, config.rollouts, rows, prompt, response)
         slots, columns = levels(response)[-1].slots(prompt), parts.roles.student.tokenizer.size
         found[name] = sampling_bytes(model, params, mesh, config.dtype, size, slots, columns)

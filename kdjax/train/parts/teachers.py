@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -14,8 +14,10 @@ from jax.sharding import Mesh
 from kdjax import models
 from kdjax.base import Batch, Params, Rollout
 from kdjax.config.schema import Config
+from kdjax.config.teachers import SELF
 from kdjax.data.alignment import SharedVocabulary
 from kdjax.data.batches import Source
+from kdjax.data.teacher_prompts import fields_of
 from kdjax.errors import ConfigError, DataError, EngineError
 from kdjax.models.lora import Student
 from kdjax.numerics import LMHead
@@ -30,7 +32,7 @@ from kdjax.sharding import (
 )
 from kdjax.step.score import response_top_k
 from kdjax.step.vocabulary import SharedHead, arranged, lay_out
-from kdjax.train.parts.problems import encode
+from kdjax.train.parts.problems import Problems, encode
 from kdjax.train.parts.programs import (
     Headed,
     Programs,
@@ -38,7 +40,7 @@ from kdjax.train.parts.programs import (
     jitted_logp,
     jitted_score,
 )
-from kdjax.train.parts.roles import Role, Roles
+from kdjax.train.parts.roles import Role, Roles, title
 from kdjax.train.parts.shapes import TEACHER_WEIGHTS
 
 
@@ -216,3 +218,25 @@ def open_reference(
         return rollout._replace(reference_logp_bt=read)
 
     return refer
+
+
+def about_what_teachers_read(config: Config, problems: Problems) -> Iterator[str]:
+    """What teachers read that the student does not, and which student teaches itself, in words."""
+    for tag, theirs in problems.theirs.items():
+        first = theirs.source.problem(int(problems.groups[tag][0])).prompt
+        shown = theirs.tokenizer.render(first)[:SHOWN]
+        yield f"prompt of the {title(tag)} as rendered, of the first problem: {shown!r}"
+    told = problems.source.problem(0).teacher_prompt is not None
+    if told and "teacher_prompt" not in fields_of(config.data.teacher_prompt_template or ""):
+        yield (
+            "note: problems have a teacher_prompt, and nobody reads it; put {teacher_prompt} into"
+            " data.teacher_prompt_template"
+        )
+    if config.teacher == SELF:
+        which = {0.0: "as it is at each update", 1.0: "as it is at the start"}
+        average = f"averaged over updates with decay {config.self_decay}"
+        yield f"teacher: the student itself, {which.get(config.self_decay, average)}"
+
+
+SHOWN = 400
+"""Characters of a teacher's prompt that are shown."""
