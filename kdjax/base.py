@@ -284,6 +284,9 @@ class Scores(NamedTuple):
         return value
 
 
+KNOWN_BEFORE = ("reference_logp", "old_logp", "advantage")
+"""The `Scores` that a rollout may have."""
+
 BROUGHT_BY = {
     "teacher": "set teacher (a kept top-k knows no entropy, and an old one no log-probability)",
     "divergence": "set teacher, or use another objective",

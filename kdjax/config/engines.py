@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from kdjax.base import KNOWN_BEFORE
 from kdjax.errors import ConfigError
 from kdjax.losses.combinators import runs_on
 from kdjax.losses.composition import describe
+from kdjax.losses.reductions import ranked_by
 from kdjax.losses.topk import BY_SAMPLED
 from kdjax.rollouts.engine_client import check_url
 
@@ -132,9 +134,12 @@ def check_served(config: Any, methods: Sequence[Any]) -> None:
                 "prefix teacher, and the teacher is served: let an engine draw its responses too"
                 " (rollouts.engine)"
             )
-        if not runs_on(method.objective, *BY_SAMPLED):
+        read = {"objective": [method.objective], "reduction": ranked_by(config.reduction)[1]}
+        for field, one in ((field, one) for field, ones in read.items() for one in ones):
+            if runs_on(one, *BY_SAMPLED, *KNOWN_BEFORE):
+                continue
             raise ConfigError(
-                f"objective {describe(method.objective)} needs more of the teacher than the top"
+                f"{field} {describe(one)} needs more of the teacher than the top"
                 f" {served.top_k} and the sampled token, which an engine says; use another, or"
                 " leave served out"
             )

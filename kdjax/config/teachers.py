@@ -5,16 +5,20 @@ from __future__ import annotations
 import re
 
 from kdjax.config.schema import Config
-from kdjax.config.timetable import Method
+from kdjax.config.timetable import Method, timetable
 from kdjax.data.teacher_prompts import FIELDS, fields_of
 from kdjax.errors import ConfigError
-from kdjax.losses.objectives import divergence
+from kdjax.losses.objectives import divergence, forward_divergence, reverse_divergence
 
 SELF = "self"
 """The teacher that is the student itself."""
 
 FIELD = re.compile(r"(?<![\w\\}])\{\w+\}")
 """A name in braces that no LaTeX command stands before."""
+
+
+OF_BOTH = (divergence, forward_divergence, reverse_divergence)
+"""Objectives that are 0, with no gradient, where student and teacher are one distribution."""
 
 
 def teacher_models(config: Config) -> dict[str, str | None]:
@@ -93,17 +97,18 @@ def check_teachers(config: Config, method: Method) -> None:
             f"self_decay {config.self_decay} is of teacher self, and teacher is {config.teacher};"
             " set teacher self, or leave it out"
         )
-    if own and config.self_decay == 0 and config.data.teacher_prompt_template is None:
-        raise ConfigError(
-            "teacher self with self_decay 0 is the student, and reads what it reads: set"
-            " data.teacher_prompt_template, or self_decay over 0"
-        )
 
 
 def check_teacher_prompts(config: Config) -> None:
     """Errors: ConfigError for a template of other fields or of none, or that nobody reads."""
     data, taught = config.data, config.teacher == SELF or any(teacher_models(config).values())
     template, limit = data.teacher_prompt_template, data.max_teacher_prompt_tokens
+    still = all(method.objective in OF_BOTH for method in timetable(config).methods)
+    if config.teacher == SELF and template in (None, "{prompt}") and still:
+        raise ConfigError(
+            "teacher self reads what the student reads, and both begin as one model, so the loss is"
+            " 0 and stays it: set data.teacher_prompt_template to more than {prompt}"
+        )
     if template is None:
         if limit is not None:
             raise ConfigError(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from kdjax.base import Reduction, Rollout, Scores, WeightedSum
+from kdjax.base import Objective, Reduction, Rollout, Scores, WeightedSum
 from kdjax.errors import ConfigError
 from kdjax.losses.composition import composed, composition_of
 
@@ -68,6 +68,20 @@ def reads_scores(reduction: Reduction) -> bool:
         return "scores" in inspect.signature(reduction).parameters
     except (TypeError, ValueError):  # of what was not written in Python
         return False
+
+
+def ranked_by(reduction: Reduction) -> tuple[Reduction, list[Objective]]:
+    """The innermost reduction of a composition, and the quantities that the others rank by.
+
+    >>> ranked_by(first_tokens(token_mean, 1)) == (token_mean, [])
+    True
+    """
+    composition = composition_of(reduction)
+    if composition is None:
+        return reduction, []
+    inner, *quantities = composition.functions
+    innermost, others = ranked_by(inner)
+    return innermost, [*quantities, *others]
 
 
 def weigh_by(

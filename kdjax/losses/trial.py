@@ -17,9 +17,9 @@ import numpy as np
 
 from kdjax.base import Objective, Reduction, Rollout, Scores, TokenLoss
 from kdjax.errors import ConfigError, first_line, place_of, raised_in
-from kdjax.losses.composition import at_progress, composition_of, describe, theirs
+from kdjax.losses.composition import at_progress, describe, schedules, theirs
 from kdjax.losses.grpo import GroupAdvantage
-from kdjax.losses.reductions import reads_scores
+from kdjax.losses.reductions import ranked_by, reads_scores
 
 TOKENS = 3
 """Tokens of a trial: more than one, so that a sum over them is seen."""
@@ -103,7 +103,13 @@ def try_reduction(reduction: Reduction) -> None:
         jax.tree.map(jnp.asarray, Rollout(**fields)),
         Scores(mask=jnp.asarray(mask), **known),
     )
-    weighing, quantities = _weighing(reduction)
+    weighing, quantities = ranked_by(reduction)
+    for one in quantities:
+        if schedules(one):
+            raise ConfigError(
+                f"reduction: {describe(one)} goes with training's progress, which no reduction"
+                " knows; write a number in place of the schedule"
+            )
     last = (scores,) if reads_scores(weighing) else ()
     calls = [
         (weighing, (jnp.asarray(mask), drawn, *last)),
@@ -118,16 +124,6 @@ def try_reduction(reduction: Reduction) -> None:
                     f" [{rows}, {tokens}]; {AS_REDUCTION}"
                 )
             _check_finite("reduction: {}: a weight", own, "an ordinary mask", own, *given)
-
-
-def _weighing(reduction: Reduction) -> tuple[Reduction, list[Objective]]:
-    """(the innermost reduction of a composition, the quantities that the others rank by)."""
-    composition = composition_of(reduction)
-    if composition is None:
-        return reduction, []
-    inner, *quantities = composition.functions
-    innermost, others = _weighing(inner)
-    return innermost, [*quantities, *others]
 
 
 def require_per_token(objective: Objective) -> None:

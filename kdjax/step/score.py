@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax.base import (
+    KNOWN_BEFORE,
     Model,
     Objective,
     Params,
@@ -307,9 +308,6 @@ def _parts(loss: Callable) -> list[Callable]:
     summed = terms(loss)
     return [one for one in summed if one not in SCORED] if len(summed) > 1 else []
 
-
-KNOWN_BEFORE = ("reference_logp", "old_logp", "advantage")
-"""The `Scores` that a rollout may have."""
 
 SCORED = (
     forward_kl,

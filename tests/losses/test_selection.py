@@ -16,8 +16,10 @@ from kdjax import (
     except_stop,
     finished_only,
     first_tokens,
+    linear,
     log_ratio,
     magnitude,
+    mix,
     reverse_divergence,
     sequence_mean,
     student_entropy,
@@ -200,4 +202,7 @@ def test_what_cannot_be():
         try_reduction(top_share(token_mean, summed, 0.5))
     with pytest.raises(ConfigError, match=r"made \[\] of a mask \[2, 3\]"):
         try_reduction(lambda mask, rollout, scores: scores.reverse_kl.sum())
+    moving = mix(student_entropy, reverse_divergence, weight=linear(0, 1))
+    with pytest.raises(ConfigError, match=r"linear\(0, 1\)\) goes .* in place of the schedule"):
+        try_reduction(first_tokens(top_share(token_mean, moving, 0.5), 3))
     try_reduction(top_share(lambda mask, rollout: mask * 1.0, bounded(log_ratio, -1.0, 1.0), 0.5))

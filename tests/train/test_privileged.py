@@ -18,7 +18,7 @@ from runs import (
     logged,
 )
 
-from kdjax import clipped_surrogate, divergence, models
+from kdjax import clipped_surrogate, divergence, models, negative_log_likelihood
 from kdjax.__main__ import main
 from kdjax.config import RL, Config, Data, Evaluation, Layout, Lora, Served, Turn
 from kdjax.config.validation import validate
@@ -369,15 +369,17 @@ def test_a_teacher_prompt_that_nobody_reads_is_said(tiny, tmp_path):
             {"teacher": "kdjax:teacher", "least_aligned": 0.5},
             "data.teacher_prompt_template and least_aligned are both set",
         ),
-        ({"data": Data()}, "teacher self with self_decay 0 is the student, and reads what it"),
+        ({"data": Data()}, "teacher self reads what the student reads, and both begin as one"),
+        ({"data": Data(), "self_decay": 0.5}, "the loss is 0 and stays it: set data.teacher_pr"),
+        ({"data": Data(teacher_prompt_template="{prompt}")}, "begin as one model"),
         (
-            {"self_decay": 0.5, "data": Data(max_teacher_prompt_tokens=9)},
+            {"teacher": "kdjax:teacher", "data": Data(max_teacher_prompt_tokens=9)},
             "tokens is 9, and there is no data.teacher_p",
         ),
         ({"data": Data(teacher_prompt_template="")}, "has none, in ''; its fields are {prompt}"),
         ({"data": Data(teacher_prompt_template="{hint} {prompt}")}, "has the field {hint}; its f"),
         (
-            {"data": Data(teacher_prompt_template="{prompt}", max_teacher_prompt_tokens=0)},
+            {"data": Data(teacher_prompt_template=TOLD, max_teacher_prompt_tokens=0)},
             "max_teacher_prompt_tokens must be at least 1, got 0",
         ),
     ],
@@ -389,11 +391,15 @@ def test_what_can_not_be_is_one_line(changes, says):
     assert "\n" not in str(caught.value)
 
 
+def test_a_student_may_hold_itself_back():
+    """Beside what moves it, its own past is a teacher of the same prompts."""
+    moved = add(divergence, negative_log_likelihood)
+    validate(Config(teacher="self", self_decay=1.0, objective=moved))
+
+
 def test_a_template_needs_a_reader():
     """No teacher, and no folder that may hold what one said."""
     alone = Config(teacher=None, prefix="dataset", data=Data(teacher_prompt_template=TOLD))
-    from kdjax import negative_log_likelihood
-
     alone = dataclasses.replace(alone, objective=negative_log_likelihood)
     with pytest.raises(ConfigError, match="teacher_prompt_template needs a teacher that reads it"):
         validate(alone)

@@ -11,12 +11,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import logged
+from runs import even_digits, logged
 from serving import CONTEXT, Reply, score_core, serving, sglang_scores, vllm_scores
 
-from kdjax import add, reverse_divergence, tail_residual
+from kdjax import (
+    add,
+    clipped_surrogate,
+    reverse_divergence,
+    scale,
+    sequence_mean,
+    tail_residual,
+    top_share,
+)
 from kdjax.__main__ import main
-from kdjax.config import Config, Curriculum, Data, Evaluation, Optimizer, Rollouts, Served
+from kdjax.config import (
+    RL,
+    Config,
+    Curriculum,
+    Data,
+    Evaluation,
+    Optimizer,
+    Rollouts,
+    Served,
+)
+from kdjax.config.overrides import load_file
 from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
 from kdjax.errors import ConfigError, DataError, EngineError
@@ -267,7 +285,16 @@ def test_an_engine_that_dies_in_a_run(tiny, core):
                 served=Served("http://h"),
                 objective=where_teacher_unsure(reverse_divergence, 0.5),
             ),
-            "needs more of the teacher than the top 20",
+            "objective where_teacher_unsure(reverse_divergence, 0.5) needs more of the teacher",
+        ),
+        (
+            dict(
+                served=Served("http://h"),
+                reduction=top_share(
+                    sequence_mean, where_teacher_unsure(reverse_divergence, 0.5), 0.5
+                ),
+            ),
+            "reduction where_teacher_unsure(reverse_divergence, 0.5) needs more of the teacher",
         ),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
@@ -277,6 +304,25 @@ def test_what_does_not_fit_is_said_before_anything_is_loaded(changes, says):
         validate(dataclasses.replace(Config(), **changes))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["kdrl", "teacher_advantage", "opd_then_rl", "g_opd"])
+def test_rewards_and_a_reference_are_not_the_engines_to_bring(name):
+    """What an objective needs beside the teacher comes from where it always does."""
+    config = load_file(f"methods/{name}", "get_config")
+    assert validate(dataclasses.replace(config, served=Served("http://h")))
+
+
+def test_a_served_teacher_beside_rewards(tiny, server):
+    """KDRL: the reward's term is that of the run by the weights, the buckets' KL at most its."""
+    rl = RL(group_size=2, reward=even_digits)
+    objective = add(clipped_surrogate(0.2), scale(reverse_divergence, 0.5))
+    config = dataclasses.replace(tiny, rl=rl, objective=objective)
+    (rollout, metrics), (_, plain) = step_of(by(config, server)), step_of(config)
+    assert np.abs(rollout.advantage_bt).max() > 0
+    name = "clipped_surrogate(0.2)"
+    np.testing.assert_allclose(metrics[name], plain[name], atol=1e-6)
+    assert 0 < metrics["reverse_kl"] <= plain["reverse_kl"]
 
 
 def test_states_are_not_kept_from_an_engine(tiny, server):

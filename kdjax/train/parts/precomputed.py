@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
+from kdjax.base import KNOWN_BEFORE
 from kdjax.config.schema import Config
 from kdjax.config.teachers import SELF, teacher_models
 from kdjax.errors import ConfigError
 from kdjax.losses.combinators import runs_on
 from kdjax.losses.composition import describe as describe_function
+from kdjax.losses.reductions import ranked_by
 from kdjax.losses.topk import BY_SAMPLED, BY_TOP_K
 from kdjax.storage import trajectories as folders
 from kdjax.train.parts.roles import title
@@ -102,11 +104,13 @@ def _troubles(config: Config, teacher: str | None, stored: Stored) -> Iterator[s
             " one; set teacher, or draw with --keep states or --keep top_k=64"
         )
     known = BY_SAMPLED if stored.settings.get("sampled_logp") else BY_TOP_K
-    if keep.kind == "top_k" and not runs_on(config.objective, *known):
-        yield (
-            f"keep the teacher's top {keep.k}, and objective {describe_function(config.objective)}"
-            " needs more of the teacher than is kept; draw with --keep states"
-        )
+    read = {"objective": [config.objective], "reduction": ranked_by(config.reduction)[1]}
+    for field, one in ((field, one) for field, ones in read.items() for one in ones):
+        if keep.kind == "top_k" and not runs_on(one, *known, *KNOWN_BEFORE):
+            yield (
+                f"keep the teacher's top {keep.k}, and {field} {describe_function(one)} needs more"
+                " of the teacher than is kept; draw with --keep states"
+            )
     if keep.kind == "states" and teacher is None:
         yield (
             "keep the teacher's states, which its LM head turns into probabilities; set teacher to"
