@@ -174,9 +174,14 @@ def from_stored(asked: Asked, stored: Stored) -> PrefixSource:
     names = DECISIVE if stored.keep == NOTHING else (*DECISIVE, *OF_TEACHER)
     unknown: tuple[str, ...] = ()
     if asked.teacher.role is None:  # its files may be elsewhere
-        of_it = ("weights", "stop_ids") if asked.prefix == "teacher" else ()
-        named = ("teacher", "teacher_weights", "teacher_stop_ids", "teacher_prompts")
-        unknown = (*named, *of_it)
+        unknown = ("teacher", "teacher_weights", "teacher_stop_ids", "teacher_prompts")
+        unknown += ("weights", "stop_ids") if asked.prefix == "teacher" else ()
+    told = stored.settings.get("teacher_prompts", {"problems": None})["problems"]
+    if unknown and asked.theirs and told != asked.theirs.source.identity:
+        raise ConfigError(
+            f"trajectories {stored.path} hold nothing of a teacher that read this"
+            " data.teacher_prompt_template; set that of their drawing, or leave it out"
+        )
     old, new = (
         {n: s[n] for n in names if n in s and n not in unknown} for s in (stored.settings, wanted)
     )
