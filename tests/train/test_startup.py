@@ -131,6 +131,10 @@ def test_a_pair_that_differs_in_what_may_differ(tiny, tokenizer):
     assert said["prompt as rendered 0"] == repr(rendered)
     brief = "Be brief." + rendered
     assert said["note 0"] == f"the teacher's own template renders {brief!r}; it reads the student's"
+    own = dict(teacher_prompt_template="{solution} {prompt}", max_teacher_prompt_tokens=90)
+    apart = facts(dataclasses.replace(config, data=dataclasses.replace(config.data, **own)))
+    assert apart["note 0"].endswith(f"renders {brief!r}; it reads its prompts in that")
+    assert "Be brief." in apart["prompt of the teacher as rendered, of the first problem 0"]
     assert said["tokenizers 0"] == (
         f"student ({tokenizer.size} tokens) and teacher ({tokenizer.size + 1}) agree on the first"
         f" {tokenizer.size} ids, which are in use"

@@ -11,6 +11,7 @@ import numpy as np
 
 from kdjax.base import Model, Params, Rollout
 from kdjax.config.evaluated import evaluated_at
+from kdjax.config.schema import Data
 from kdjax.config.teachers import SELF
 from kdjax.data.fitting import about_shared
 from kdjax.data.tokenizer import Tokenizer
@@ -73,7 +74,7 @@ def report(parts: Parts) -> str:
     sizes = {name: tokenizer.size for name, tokenizer in reads.items()}
     lines = [
         *_about_problems(parts),
-        *_about_prompts(own, others, parts.config.data.chat_template),
+        *_about_prompts(own, others, parts.config.data),
         *about_what_teachers_read(parts.config, parts.problems),
         *_about_stops(own, others, plan.stops, parts.table.learns_from_teacher()),
         *_about_shapes(parts, live),
@@ -211,8 +212,9 @@ def self_test(
     return largest
 
 
-def _about_prompts(own: Tokenizer, others: dict[str, Tokenizer], named: str | None) -> list[str]:
-    rendered = own.render(PROMPT)
+def _about_prompts(own: Tokenizer, others: dict[str, Tokenizer], data: Data) -> list[str]:
+    rendered, named = own.render(PROMPT), data.chat_template
+    reads = "the student's" if data.teacher_prompt_template is None else "its prompts in that"
     lines = [f"prompt as rendered: {rendered!r}"]
     if named is not None:
         lines.append(
@@ -222,9 +224,7 @@ def _about_prompts(own: Tokenizer, others: dict[str, Tokenizer], named: str | No
     for name, other in others.items():
         elsewhere = other.render(PROMPT)
         if elsewhere != rendered:
-            lines.append(
-                f"note: the {name}'s own template renders {elsewhere!r}; it reads the student's"
-            )
+            lines.append(f"note: the {name}'s own template renders {elsewhere!r}; it reads {reads}")
         if named is None and own.template_folder == other.folder != own.folder:
             lines.append(f"note: the student has no chat template; the {name}'s is used")
         if named is None and other.template_folder != other.folder:
