@@ -174,19 +174,27 @@ def more_samples(cells: Sequence[Cell]) -> Table:
 
 def at_temperatures(cells: Sequence[Cell]) -> Table:
     """Of cells that were evaluated at several temperatures, a line for each; means over seeds."""
-    k, lines = shared_k(cells), []
-    header: list[str] = []
-    for cell in (cell for cell in cells if cell.runs[0].report.also):
+    several = [cell for cell in cells if cell.runs[0].report.also]
+    k, n, lines = shared_k(cells), _samples(several) if several else "n", []
+    for cell in several:
         for reports in zip(*((r.report, *r.report.also) for r in cell.runs), strict=True):
-            values = [by_problem(report) for report in reports]
-            shown_of = {
-                name: shown(metric, over_problems_and_seeds(np.array([v[name][1] for v in values])))
-                for name, (metric, _) in values[0].items()
-                if metric != "pass" or name == f"Pass@{k}"
-            }
-            header = ["run", "sampled at", *shown_of]
-            lines.append([cell.name, str(reports[0].sampling), *shown_of.values()])
-    return header, lines
+            found = [by_problem(report) for report in reports]
+            columns = [[f[f"Avg@{reports[0].samples}"] for f in found]]
+            columns += [[("pass", pass_by_problem(r.correct, r.samples, k)) for r in reports]]
+            columns += [[f[name] for f in found if name in f] for name in LENGTHS]
+            lines.append([cell.name, str(reports[0].sampling), *map(_mean_of_seeds, columns)])
+    return ["run", "sampled at", f"Avg@{n}", f"Pass@{k}", *LENGTHS] if lines else [], lines
+
+
+LENGTHS = ("length", "truncated")
+"""What reports say of lengths by problem, but for those of older versions."""
+
+
+def _mean_of_seeds(found: Sequence[tuple[Metric, np.ndarray]]) -> str:
+    """A metric of each problem [problems], by seed, as its mean; a dash of none."""
+    if not found:
+        return "-"
+    return shown(found[0][0], over_problems_and_seeds(np.array([values for _, values in found])))
 
 
 def _passing(cell: Cell, k: int) -> str:

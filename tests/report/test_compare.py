@@ -199,3 +199,19 @@ def test_the_table_of_temperatures_by_hand():
     means = [[float(text.split(" ")[0]) for text in line[2:]] for line in lines]
     assert means == [[25.0, 66.7, 3.3, 0.0], [75.0, 100.0, 3.3, 41.7]]
     assert at_temperatures([alone])[1] == []
+
+
+def test_temperatures_of_cells_with_other_numbers_of_samples():
+    """Each number stands under its own name; Pass@k is of the k that all have, a dash is for what
+    an old report does not say."""
+    warm = a_report([2, 2, 2], 2, sampling=Sampling(0.6))
+    few = a_report([0, 2, 2], 2, also=(warm,), tokens=[8, 12, 20], cut=[0, 1, 2])
+    many = a_report([0, 1, 4], also=(a_report([4, 4, 0], sampling=Sampling(0.0), **COUNTED),))
+    cells = [Cell(name, [Row(name, x, [], [])]) for name, x in (("few", few), ("many", many))]
+    header, lines = at_temperatures(cells)
+    assert header == ["run", "sampled at", "Avg@n", "Pass@2", "length", "truncated"]
+    shown = [[text.split(" ")[0] for text in line[2:]] for line in lines]
+    assert shown[0] == ["66.7", "66.7", "6.7", "50.0"]
+    assert shown[1] == ["100.0", "100.0", "-", "-"]
+    assert shown[2] == ["41.7", "50.0", "-", "-"]
+    assert shown[3] == ["66.7", "66.7", "3.3", "41.7"]
