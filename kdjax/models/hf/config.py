@@ -178,7 +178,7 @@ def to_fields(config: DecoderConfig) -> Fields:
     fields |= {"attention_bias": True} if config.output_bias else {}
     if config.sliding_window is None and "sliding_window" in family.defaults:
         fields["sliding_window"] = None
-    if config.layer_types or family.pattern:
+    if config.layer_types or family.pattern or family.no_rope_every:
         fields["layer_types"] = [kind.mixer for kind in kinds]
     if family.window.startswith("switched"):
         windowed = [layer for layer, kind in enumerate(kinds) if kind.mixer == SLIDING]

@@ -137,6 +137,46 @@ def test_what_is_written_is_read_again(name, tmp_path):
     assert read(config) == read_by_transformers(theirs(written, tmp_path))
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LINEAR_ROPE = {"rope_type": "linear", "factor": 2.0}
+BOTH = {kind: {"rope_type": "default", "rope_theta": 3e5} for kind in (FULL, SLIDING)}
+TWICE_SAID = [
+    ("HuggingFaceTB/SmolLM3-3B", {"rope_scaling": LINEAR_ROPE, "rope_parameters": BOTH[FULL]}),
+    ("google/gemma-3-270m", {"rope_scaling": LINEAR_ROPE, "rope_parameters": BOTH}),
+    ("allenai/Olmo-3-1025-7B", {"rope_scaling": YARN, "rope_parameters": BOTH}),
+    ("allenai/Olmo-3-1025-7B", {"rope_theta": 1e6}),
+    ("allenai/Olmo-3-1025-7B", {"rope_theta": 1e6, "rope_parameters": {FULL: YARN}}),
+    ("HuggingFaceTB/SmolLM3-3B", {"original_max_position_embeddings": 8, "rope_scaling": YARN}),
+    (
+        "HuggingFaceTB/SmolLM3-3B",
+        {"original_max_position_embeddings": 8, "rope_scaling": {"type": "yarn", "factor": 2.0}},
+    ),
+    ("google/gemma-3-270m", {"original_max_position_embeddings": 8, "rope_scaling": YARN}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), TWICE_SAID)
+def test_what_is_said_in_two_places_is_read_as_transformers_reads_it(name, changes, tmp_path):
+    """rope_scaling stands before rope_parameters, and a trained context beside them before that
+    within, but for families with an object for each kind of layer."""
+    fields = RELEASED[name] | changes
+    found = from_fields(fields, name)
+    reference = theirs(fields, tmp_path)
+    reference.standardize_rope_params()  # as its classes do before they compute frequencies
+    assert read(found) == read_by_transformers(reference)
+    assert from_fields(to_fields(found), name) == found
+
+
+def test_a_beta_of_zero_is_none():
+    """As in transformers, where it is the default."""
+    fields = RELEASED["HuggingFaceTB/SmolLM3-3B"]
+    zero, none = (
+        from_fields(fields | {"rope_scaling": YARN | beta}, "x")
+        for beta in ({"beta_fast": 0, "beta_slow": 0}, {})
+    )
+    assert zero == none
+
+
 GEMMA, GEMMA_OUTER = "google/gemma-3-270m", "google/gemma-3-4b-it"
 QWEN, SMOL, OLMO = "Qwen/Qwen3.5-0.8B", "HuggingFaceTB/SmolLM3-3B", "allenai/Olmo-3-1025-7B"
 WINDOWED = "Qwen2.5, windows from layer 10 on"
@@ -180,6 +220,22 @@ REFUSED = [
         "but there is no window: use_sliding_window is false",
     ),
     (WINDOWED, {"num_hidden_layers": 10**6}, "1000000 layers; at most 4096 are read"),
+    # transformers reads these keys of no such family, or fails
+    (GEMMA, {"rope_parameters": {"rope_theta": 1e5}}, "rope_parameters of Gemma3ForCausalLM must"),
+    (OLMO, {"rope_parameters": {"rope_theta": 1e5}}, "must be an object for each kind of layer"),
+    (GEMMA, {"rope_scaling": {FULL: {"rope_theta": 1e5}}}, "rope_scaling of Gemma3ForCausalLM must"),
+    (SMOL, {"rope_parameters": {FULL: {"rope_theta": 1e5}}}, "must be the same for all layers, got"),
+    (
+        GEMMA, {"rope_parameters": {FULL: {}, SLIDING: {"type": "linear", "factor": 2.0}}},
+        "rope_scaling={'type': 'linear', 'factor': 2.0}",
+    ),
+    (SMOL, {"rope_theta": 0}, "rope_theta must be above 1, got 0"),
+    (GEMMA, {"rope_local_base_freq": 1.0}, "rope_theta must be above 1, got 1.0"),
+    (
+        SMOL, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0}},
+        "rope_scaling of type llama3 needs low_freq_factor below high_freq_factor",
+    ),
+    (WINDOWED, {"sliding_window": 0}, "sliding_window must be at least 1, or null: no window"),
 ]  # fmt: skip
 
 
