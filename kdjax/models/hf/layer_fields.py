@@ -150,7 +150,7 @@ def _of_kinds(rope: Fields) -> bool:
     return FULL in rope or SLIDING in rope
 
 
-def _base(theta: float, where: str) -> float:
+def _base(theta: Any, where: str) -> float:
     if theta <= 1:
         raise DataError(f"{where}: rope_theta must be above 1, got {theta}")
     return theta

@@ -223,8 +223,8 @@ REFUSED = [
     # transformers reads these keys of no such family, or fails
     (GEMMA, {"rope_parameters": {"rope_theta": 1e5}}, "rope_parameters of Gemma3ForCausalLM must"),
     (OLMO, {"rope_parameters": {"rope_theta": 1e5}}, "must be an object for each kind of layer"),
-    (GEMMA, {"rope_scaling": {FULL: {"rope_theta": 1e5}}}, "rope_scaling of Gemma3ForCausalLM must"),
-    (SMOL, {"rope_parameters": {FULL: {"rope_theta": 1e5}}}, "must be the same for all layers, got"),
+    (GEMMA, {"rope_scaling": {FULL: {"rope_theta": 2.0}}}, "rope_scaling of Gemma3ForCausalLM"),
+    (SMOL, {"rope_parameters": {FULL: {"rope_theta": 1e5}}}, "must be the same for all layers"),
     (
         GEMMA, {"rope_parameters": {FULL: {}, SLIDING: {"type": "linear", "factor": 2.0}}},
         "rope_scaling={'type': 'linear', 'factor': 2.0}",
