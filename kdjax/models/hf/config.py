@@ -176,9 +176,11 @@ def to_fields(config: DecoderConfig) -> Fields:
         fields = {k: v for k, v in fields.items() if not k.startswith("linear_")}
     fields[family.activation_key] = fields.pop("hidden_act")
     fields |= {"attention_bias": True} if config.output_bias else {}
-    if config.sliding_window is None and "sliding_window" in family.defaults:
+    by_type = family.window in ("by_type", "switched_by_type")
+    # null where the family needs it: classes that read layer_types make a mask of windows for none
+    if config.sliding_window is None and "sliding_window" in family.defaults and not by_type:
         fields["sliding_window"] = None
-    if config.layer_types or family.pattern or family.no_rope_every:
+    if config.layer_types or family.pattern or by_type:
         fields["layer_types"] = [kind.mixer for kind in kinds]
     if family.window.startswith("switched"):
         windowed = [layer for layer, kind in enumerate(kinds) if kind.mixer == SLIDING]

@@ -137,6 +137,21 @@ def test_what_is_written_is_read_again(name, tmp_path):
     assert read(config) == read_by_transformers(theirs(written, tmp_path))
 
 
+@pytest.mark.parametrize("model_type", ["olmo3", "gemma3_text", "ministral"])
+def test_a_student_of_full_layers_alone_runs_in_transformers(model_type, tmp_path):
+    """Its class makes a mask of windows for no layer, too: the file names one."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    own = {"hidden_act": "gelu_pytorch_tanh", "query_pre_attn_scalar": 8} | {"local_rope_theta": 1e4}
+    changes = {"olmo3": {"local_rope_theta": 5e5}, "gemma3_text": own}.get(model_type, {})
+    config = tiny_config(40, model_type=model_type, **changes)
+    written = to_fields(config) | {"pad_token_id": 0}
+    assert from_fields(written, "again") == config
+    reference = AutoModelForCausalLM.from_config(theirs(written, tmp_path))
+    assert reference(torch.zeros((1, 2), dtype=torch.int64)).logits.shape == (1, 2, 40)
+
+
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LINEAR_ROPE = {"rope_type": "linear", "factor": 2.0}
 BOTH = {kind: {"rope_type": "default", "rope_theta": 3e5} for kind in (FULL, SLIDING)}
