@@ -20,6 +20,9 @@ SCALING_KEYS = {
 """Kind of scaling -> the keys that it has beside its factor and the trained context."""
 TRAINED_CONTEXT = "original_max_position_embeddings"
 
+MAX_FACTOR = 2**20
+"""Far more than any released model's; a context so stretched still is a number."""
+
 
 def layers_of(family: Family, fields: Fields, where: str) -> Fields:
     """layer_types, sliding_window and no_rope_layers of a DecoderConfig, each empty where all
@@ -188,8 +191,10 @@ def _scaling(family: Family, rope: Fields, fields: Fields, where: str) -> RopeSc
             raise DataError(f"{where}: rope_scaling of type longrope needs short_factor")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         factor = factor or fields.get(CONTEXT, context) / context  # type: ignore[operator]
-    if not factor:
-        raise DataError(f"{where}: rope_scaling of type {rope_type} needs a factor, got {rope}")
+    if not factor or factor > MAX_FACTOR:
+        raise DataError(
+            f"{where}: rope_scaling of type {rope_type} needs a factor of at most 2**20, got {rope}"
+        )
     values |= {TRAINED_CONTEXT: context} if context else {}
     scaling = RopeScaling(rope_type, factor, **values)
     if scaling.low_freq_factor >= scaling.high_freq_factor:

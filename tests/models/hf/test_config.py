@@ -143,8 +143,13 @@ def test_a_student_of_full_layers_alone_runs_in_transformers(model_type, tmp_pat
     import torch
     from transformers import AutoModelForCausalLM
 
-    own = {"hidden_act": "gelu_pytorch_tanh", "query_pre_attn_scalar": 8} | {"local_rope_theta": 1e4}
-    changes = {"olmo3": {"local_rope_theta": 5e5}, "gemma3_text": own}.get(model_type, {})
+    own = {
+        "olmo3": {"local_rope_theta": 5e5},
+        "gemma3_text": {
+            "hidden_act": "gelu_pytorch_tanh", "query_pre_attn_scalar": 8, "local_rope_theta": 1e4,
+        },
+    }  # fmt: skip
+    changes = own.get(model_type, {})
     config = tiny_config(40, model_type=model_type, **changes)
     written = to_fields(config) | {"pad_token_id": 0}
     assert from_fields(written, "again") == config
@@ -244,12 +249,17 @@ REFUSED = [
         GEMMA, {"rope_parameters": {FULL: {}, SLIDING: {"type": "linear", "factor": 2.0}}},
         "rope_scaling={'type': 'linear', 'factor': 2.0}",
     ),
+    (SMOL, {"rope_scaling": {"rope_type": "yarn", "factor": 1e308}}, "factor of at most 2**20"),
     (SMOL, {"rope_theta": 0}, "rope_theta must be above 1, got 0"),
     (GEMMA, {"rope_local_base_freq": 1.0}, "rope_theta must be above 1, got 1.0"),
     (
         SMOL, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0}},
         "rope_scaling of type llama3 needs low_freq_factor below high_freq_factor",
     ),
+    (GEMMA, {"query_pre_attn_scalar": 0}, "missing or 0: query_pre_attn_scalar"),
+    (SMOL, {"model_type": ["smollm3"]}, "model_type must be a text, got ['smollm3']"),
+    (SMOL, {"model_type": "llama"}, "model_type llama is not that of SmolLM3ForCausalLM: smollm3"),
+    (GEMMA_OUTER, {"model_type": "qwen3"}, "is not that of Gemma3ForCausalLM: gemma3_text"),
     (WINDOWED, {"sliding_window": 0}, "sliding_window must be at least 1, or null: no window"),
 ]  # fmt: skip
 
