@@ -55,7 +55,8 @@ def check_key(key: Key) -> None:
 class Problem(NamedTuple):
     """One question with its gold answer; `solution` is a worked response, if the source has one.
 
-    tag is that of its teacher, where there are several.
+    tag is that of its teacher, where there are several. teacher_prompt: what only a teacher is
+    told (feedback, documents, another wording), if the source has it.
     """
 
     id: str
@@ -63,6 +64,7 @@ class Problem(NamedTuple):
     answer: str
     solution: str | None = None
     tag: str = ""
+    teacher_prompt: str | None = None
 
 
 class Batch(NamedTuple):
@@ -74,6 +76,8 @@ class Batch(NamedTuple):
     response_length_b:     int32, 0 where there is none.
     response_truncated_b:  bool, the worked response was longer than response_bt and cut.
     row_b:            int32, the row's number, of its problem or sample; it seeds the row's draw.
+    teacher_prompts:  (prompt_bp, prompt_length_b) of the prompts that the teacher reads, where
+                      these are others.
     """
 
     prompt_bp: Array
@@ -82,6 +86,12 @@ class Batch(NamedTuple):
     response_length_b: Array
     response_truncated_b: Array
     row_b: Array
+    teacher_prompts: tuple[Array, Array] | None = None
+
+    def of_teacher(self) -> Batch:
+        """The batch with the prompts that the teacher reads in place of the student's."""
+        prompts, lengths = self.teacher_prompts or (self.prompt_bp, self.prompt_length_b)
+        return self._replace(prompt_bp=prompts, prompt_length_b=lengths)
 
 
 class TopK(NamedTuple):
@@ -90,6 +100,7 @@ class TopK(NamedTuple):
     ids:        int [..., k], distinct.
     logp:       [..., k], their log-probabilities over the full vocabulary.
     tail_logp:  [...], the log-probability of all other tokens together.
+    sampled_logp:  [...], that of the response token, where it is known.
 
     The tail is stored, since 1 - sum exp(logp) is only rounding where a teacher is sure. Merging
     tokens never raises a divergence: KLs between the k + 1 buckets are at most those over the
@@ -99,6 +110,7 @@ class TopK(NamedTuple):
     ids: jax.Array
     logp: jax.Array
     tail_logp: jax.Array
+    sampled_logp: jax.Array | None = None
 
 
 class TeacherRows(NamedTuple):
@@ -233,11 +245,16 @@ class Scores(NamedTuple):
     """The results of both models at each response token, [B, T] or packed; log-probabilities in
     nats.
 
-    divergence is the token loss in use; parts are the terms of a token loss or objective that is a
-    sum, by their text, where no other field holds them. Inside an objective, the student's
-    log-probability and entropy, both KLs and the divergence carry a gradient to the student (write
-    jax.lax.stop_gradient around what is only a weight); Scores that a function returns carry none.
-    Fields that need a teacher are None without one (plain SFT).
+    divergence is the token loss in use; top1_agreement says where the models' most probable tokens
+    are one, teacher_top1 where the response's token is the teacher's; parts are the terms of a
+    token loss or objective that is a sum, by their text, where no other field holds them. Inside an
+    objective, the student's log-probability and entropy, both KLs and the divergence carry a
+    gradient to the student (write jax.lax.stop_gradient around what is only a weight); Scores that
+    a function returns carry none.
+    Fields that need a teacher are None without one (plain SFT); teacher_shared is its probability
+    of tokens that the student's vocabulary has, where its own is another.
+    residual is of a `TopK` teacher: log q - log p of the sampled token, each among the tokens
+    outside the top k alone, and 0 of a token inside it.
     """
 
     student_logp: jax.Array
@@ -250,9 +267,12 @@ class Scores(NamedTuple):
     forward_kl: jax.Array | None = None
     reverse_kl: jax.Array | None = None
     top1_agreement: jax.Array | None = None
+    teacher_top1: jax.Array | None = None
+    teacher_shared: jax.Array | None = None
     reference_logp: jax.Array | None = None
     old_logp: jax.Array | None = None
     advantage: jax.Array | None = None
+    residual: jax.Array | None = None
     parts: dict[str, jax.Array] | None = None
 
     def known(self, name: str) -> jax.Array:
@@ -265,7 +285,7 @@ class Scores(NamedTuple):
 
 
 BROUGHT_BY = {
-    "teacher": "set teacher (a kept top-k knows neither its entropy nor its log-probability)",
+    "teacher": "set teacher (a kept top-k knows no entropy, and an old one no log-probability)",
     "divergence": "set teacher, or use another objective",
     "reference_logp": "set reference",
     "old_logp": "set rl.epochs over 1, or rollouts.ahead",

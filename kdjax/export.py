@@ -14,10 +14,11 @@ from jax.typing import DTypeLike
 from kdjax import models
 from kdjax.base import Params
 from kdjax.config.as_json import from_dict, trained_by
-from kdjax.config.schema import Config, teacher_models
+from kdjax.config.schema import Config
+from kdjax.config.teachers import teacher_models
 from kdjax.config.validation import check_types
 from kdjax.data.tokenizer import Wording, load_tokenizer
-from kdjax.data.tokenizer_folder import read_tokenizer
+from kdjax.data.tokenizer_folder import read_tokenizer, stop_ids
 from kdjax.errors import ConfigError, DataError
 from kdjax.models.lora import Student, adapter_of, make_lora, write_adapter
 from kdjax.models.shape import DecoderConfig
@@ -43,14 +44,22 @@ def export(
     run: str | Path, out: str | Path, dtype: DTypeLike = jnp.float32, step: str = NEWEST
 ) -> None:
     """Write a checkpoint's student to `out` in `dtype`, with its initial model's config and
-    tokenizer, and the chat template that it was trained with; step as in `load_run`.
+    tokenizer, the chat template that it was trained with, and all stop ids that stops merge made
+    one; step as in `load_run`.
 
     Errors: DataError when `run` holds no such checkpoint, StorageError when `out` exists and is not
     empty.
     """
     config, params = load_run(run, step)
     folder = models.find(config.student)
-    models.write_folder(Path(out), params, folder, dtype, chat_template=_template(config, folder))
+    models.write_folder(
+        Path(out),
+        params,
+        folder,
+        dtype,
+        chat_template=_template(config, folder),
+        stop_ids=_merged_stops(config, folder),
+    )
 
 
 def _template(config: Config, folder: Path) -> str | None:
@@ -61,6 +70,16 @@ def _template(config: Config, folder: Path) -> str | None:
     spare = models.find(first) if named is None and first is not None else None
     wording = Wording(chat_template=named)
     return load_tokenizer(folder, wording, spare_template=spare).template
+
+
+def _merged_stops(config: Config, folder: Path) -> tuple[int, ...]:
+    """The stop ids of student and teachers, which stops merge trained as one event, so that the
+    student may write any of them; () under another policy."""
+    if config.stops != "merge":
+        return ()
+    teachers = (models.find(name) for name in teacher_models(config).values() if name is not None)
+    ends = (i for each in (folder, *teachers) for i in stop_ids(each, read_tokenizer(each)))
+    return tuple(dict.fromkeys(ends))
 
 
 def export_adapter(run: str | Path, out: str | Path, step: str = NEWEST) -> None:

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from kdjax.config.as_json import as_dict
-from kdjax.config.schema import Config, Lora, Study, teacher_models
+from kdjax.config.schema import Config, Lora, Study
+from kdjax.config.teachers import teacher_models
 from kdjax.errors import ConfigError, KdjaxError, PreemptedError, StorageError, ordinary
 from kdjax.export import export
 from kdjax.losses.combinators import weights

@@ -1,8 +1,9 @@
-"""What an export holds beside the trained weights: the chat template of its training."""
+"""What an export holds beside the trained weights: chat template and stop ids of its training."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -32,3 +33,21 @@ def test_an_export_holds_the_template_of_its_training(tiny, tmp_path, named):
     )
     assert rendered == load_tokenizer(tmp_path / "out").render("1+1=")
     assert (rendered == "1+1=\n") == (named == "plain")
+
+
+@pytest.mark.parametrize("stops", ["raw", "merge"])
+def test_an_export_stops_where_its_training_did(tiny, tmp_path, stops):
+    """Merged, the student may write its teacher's stop token: any reader of the folder then stops
+    at both; raw, at its own alone."""
+    student = shutil.copytree(tiny.student, tmp_path / "base")
+    end, pad = load_tokenizer(student).stop_ids
+    for name, own in (("generation_config", {"eos_token_id": pad}), ("tokenizer_config", {})):
+        path = student / f"{name}.json"
+        fields = {"temperature": 0.7, "eos_token": "<|endoftext|>"} | own
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    train(dataclasses.replace(tiny, student=str(student), steps=1, stops=stops))
+    export(tiny.run, tmp_path / "out")
+    found = load_tokenizer(tmp_path / "out").stop_ids
+    assert found == ((pad,) if stops == "raw" else (pad, end))
+    declared = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert declared["temperature"] == 0.7

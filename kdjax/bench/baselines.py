@@ -51,6 +51,7 @@ def dense(loss: Callable, inputs: Inputs) -> tuple[jax.Array, dict[str, jax.Arra
         "student_logp": gather_last(logq, inputs.targets),
         "teacher_logp": gather_last(logp, inputs.targets),
         "top1_agreement": (logq.argmax(-1) == logp.argmax(-1)).astype(logq.dtype),
+        "teacher_top1": (inputs.targets == logp.argmax(-1)).astype(logq.dtype),
     }
     kept = {name: jnp.where(inputs.weights > 0, x, 0.0) for name, x in statistics.items()}
     return jnp.sum(inputs.weights * loss(logq, logp)), jax.lax.stop_gradient(kept)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kdjax.commands.arguments import first, new_file, option
 from kdjax.errors import ConfigError
+
+if TYPE_CHECKING:
+    from kdjax.config.schema import Config
 
 BENCHMARK_TOKENS = (1024, 4096)
 """Limits of prompt and response of a model folder on a dataset by name, unless others are given."""
 
 
 def run(args: list[str]) -> None:
+    from kdjax.config.engines import Served
     from kdjax.config.overrides import evaluation_fields, override
-    from kdjax.config.schema import Config, Data, Evaluation, Lora, teacher_models
+    from kdjax.config.schema import Config, Data, Evaluation, Lora
     from kdjax.losses.objectives import negative_log_likelihood
 
     named = args[1:] if args[:1] == ["--model"] else args  # both spellings of TARGET
@@ -32,10 +37,9 @@ def run(args: list[str]) -> None:
         data, evaluation = Data(max_prompt_tokens=prompt), Evaluation(max_new_tokens=new)
         bare = dataclasses.replace(bare, data=data, evaluation=evaluation)
     config, params = load_run(target, step or NEWEST) if is_run else (bare, None)
-    if not any(teacher_models(config).values()):  # its objective may need none, or be unreadable
-        config = dataclasses.replace(config, objective=negative_log_likelihood)
-    student = config.student
-    config = dataclasses.replace(config, prefix="student", trajectories=None)
+    if config.served.url is not None:  # its weights may not be here; --teacher loads them
+        config = dataclasses.replace(config, teacher=None, served=Served())
+    config, student = _for_evaluation(config), config.student
     config = override(config, rest, f"kdjax evaluate {target}")
     if config.student != student:
         raise ConfigError("kdjax evaluate: TARGET is the student; give another TARGET")
@@ -70,3 +74,17 @@ def run(args: list[str]) -> None:
     elif place is not None:
         write_results(place, row, parts.config)
         print(f"report: {place / run_folder.PAGE}")
+
+
+def _for_evaluation(config: Config) -> Config:
+    """A run's config without what is of training alone, with the teacher that has weights of its
+    own."""
+    from kdjax.config.teachers import teacher_models
+    from kdjax.losses.objectives import negative_log_likelihood
+
+    prompts = {"teacher_prompt_template": None, "max_teacher_prompt_tokens": None}
+    data: Any = dataclasses.replace(config.data, **prompts)  # type: ignore[arg-type]
+    changed: dict[str, Any] = {"prefix": "student", "trajectories": None, "data": data}
+    if not any(teacher_models(config).values()):  # its objective may need none, or be unreadable
+        changed |= {"teacher": None, "objective": negative_log_likelihood}
+    return dataclasses.replace(config, self_decay=0.0, **changed)

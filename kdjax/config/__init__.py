@@ -1,5 +1,6 @@
 """The config of an experiment: its fields, names, checks and text."""
 
+from kdjax.config.engines import Rollouts, Served
 from kdjax.config.schema import (
     RL,
     WHERE_IT_RUNS,
@@ -12,13 +13,12 @@ from kdjax.config.schema import (
     Layout,
     Lora,
     Optimizer,
-    Rollouts,
     Study,
     Turn,
-    teacher_models,
 )
+from kdjax.config.teachers import teacher_models
 
 __all__ = [
     "RL", "WHERE_IT_RUNS", "Checkpointing", "Config", "Curriculum", "Data", "Evaluation", "Faults",
-    "Layout", "Lora", "Optimizer", "Rollouts", "Study", "Turn", "teacher_models",
+    "Layout", "Lora", "Optimizer", "Rollouts", "Served", "Study", "Turn", "teacher_models",
 ]  # fmt: skip

@@ -39,7 +39,11 @@ def trained_by(fields: dict[str, Any]) -> dict[str, Any]:
     rollouts = dict(fields.get("rollouts", {}))
     if rollouts.get("ahead"):
         decisive["save_every_steps"] = fields.get("save_every_steps")
-    return decisive | {"rollouts": {name: rollouts.get(name) for name in ("kv_cache", "ahead")}}
+    decisive["rollouts"] = {
+        name: rollouts.get(name) for name in ("kv_cache", "ahead", "engine_every")
+    }
+    served = fields["served"]  # its engine may have moved
+    return decisive | {"served": {"top_k": served["top_k"] if served["url"] else None}}
 
 
 def _completed(fields: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

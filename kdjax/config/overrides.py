@@ -94,15 +94,18 @@ SHORT = {
     "--benchmark": "--evaluation.name",
     "--n": "--evaluation.samples",
     "--k": "--evaluation.k",
+    "--temperatures": "--evaluation.temperatures",
 }
-"""What `kdjax evaluate` also takes; the values of --k may be parted by commas."""
+"""What `kdjax evaluate` also takes."""
+PARTED = ("--evaluation.k", "--evaluation.temperatures")
+"""Those whose values may be parted by commas."""
 
 
 def evaluation_fields(arguments: list[str]) -> list[str]:
     """Arguments of `kdjax evaluate` with the long forms in place of the SHORT ones.
 
-    >>> evaluation_fields(["--n", "32", "--k=1,8"])
-    ['--evaluation.samples', '32', '--evaluation.k', '1', '8']
+    >>> evaluation_fields(["--n", "32", "--k=1,8", "--temperatures", "0.6"])[2:]
+    ['--evaluation.k', '1', '8', '--evaluation.temperatures', '0.6']
     """
     found: list[str] = []
     for argument in arguments:
@@ -111,10 +114,11 @@ def evaluation_fields(arguments: list[str]) -> list[str]:
             found += [SHORT[name], value] if equals else [SHORT[name]]
         else:
             found.append(argument)
-    at = found.index(SHORT["--k"]) + 1 if SHORT["--k"] in found else len(found)
-    return (
-        found[:at] + [k for text in found[at : at + 1] for k in text.split(",")] + found[at + 1 :]
-    )
+    for name in PARTED:
+        if name in found:
+            at = found.index(name) + 1
+            found[at : at + 1] = [one for text in found[at : at + 1] for one in text.split(",")]
+    return found
 
 
 def join_processes(command: str, arguments: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ import tyro
 
 from kdjax.base import PLAIN, Objective, Reduction, Sampling, TokenLoss
 from kdjax.config.claims import Claim
+from kdjax.config.engines import Rollouts, Served
 from kdjax.config.names import (
     GROUP_ADVANTAGES,
     OBJECTIVES,
@@ -18,7 +19,6 @@ from kdjax.config.names import (
     Names,
     parse,
 )
-from kdjax.errors import ConfigError
 from kdjax.grading.rewards import Reward, accuracy
 from kdjax.losses.composition import describe
 from kdjax.losses.grpo import GroupAdvantage, standardized
@@ -71,6 +71,10 @@ class Data:
     prompt is put, in training, gate and evaluation, to student and teacher; {prompt} stands for the
     problem, and other braces are text. chat_template: `plain` or a jinja file, in place of the
     models' own; a base model often has none.
+    teacher_prompt_template: another text in the place of the problem for the teacher alone, in
+    training: {prompt}, {answer}, {solution} and {teacher_prompt} stand for the row's; problems that
+    lack one of those it names are left out. max_teacher_prompt_tokens: the limit of its prompts, by
+    default max_prompt_tokens.
     """
 
     task: str = "calc"
@@ -85,6 +89,14 @@ class Data:
     system_prompt: str | None = None
     thinking: bool = False
     chat_template: str | None = None
+    teacher_prompt_template: str | None = None
+    max_teacher_prompt_tokens: int | None = None
+
+    @property
+    def teacher_prompt_tokens(self) -> int:
+        """The most tokens of a prompt that a teacher reads."""
+        own = self.max_teacher_prompt_tokens
+        return self.max_prompt_tokens if own is None else own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +149,8 @@ class Evaluation:
     """The report at the end of a run: test problems, samples a problem, and the k of Pass@k.
 
     name, file and columns say which problems, as those of `Data`; `problems` is of the task.
+    temperatures: the report is made at each of these too, sampled otherwise as `sampling` says; the
+    report at `sampling` itself is the one that tables, claims and comparisons read.
     batch_size: rows that are scored at a time; how many are drawn at a time is of `Rollouts`.
     every_steps: also during training, with samples_during_training a problem, into the metrics as
     test_avg, test_length, test_entropy and test_truncated; 0: only at the end.
@@ -157,41 +171,7 @@ class Evaluation:
     name: str | None = None
     columns: tuple[str, ...] = ()
     grader: Literal["exact", "exact_flexible", "math", "math_lenient"] = "exact"
-
-
-@dataclasses.dataclass(frozen=True)
-class Rollouts:
-    """How responses are drawn, by student and teacher, in training and evaluation alike.
-
-    rows: decoded at a time, at most. cache_gib: what their KV cache may take of a device; by
-    default a quarter of an accelerator's memory, or 0.25 GiB. kv_cache: keys and values as they are
-    computed, or in int8, half of bfloat16's memory, which changes log-probabilities a little.
-    gap_limit_nats: training stops where sampler and scorer differ by more, in the mean over a
-    batch's tokens, about the log-probability of what the student drew. ahead: draw (or
-    read) the next step's rollout while this step trains; the student's are then one update old.
-    engine: the URL of an OpenAI-compatible server (docs/engines.md) that draws in place of this
-    process, for teacher prefixes and `kdjax rollouts`; engine_model is its name for the model (by
-    default the config's), engine_log_probs what its log-probabilities describe; engine_seeds none
-    is for one that takes no seeds, whose draws can't be repeated. So many requests are in flight,
-    each answered within so many seconds or tried again. reward_workers,
-    reward_seconds: rewards that are computed at a time, and how long those of a batch may take
-    (answers of reward math have a deadline each).
-    """
-
-    rows: int = 512
-    cache_gib: float | None = None
-    kv_cache: Literal["compute", "int8"] = "compute"
-    gap_limit_nats: float = 0.1
-    ahead: bool = False
-    engine: str | None = None
-    engine_model: str | None = None
-    engine_log_probs: Literal["raw", "tempered", "drawn"] = "raw"
-    reward_workers: int = 4
-    reward_seconds: float = 60.0
-    engine_seeds: Literal["rows", "none"] = "rows"
-    engine_at_once: int = 32
-    engine_timeout_seconds: float = 600.0
-    engine_retries: int = 4
+    temperatures: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,18 +272,28 @@ class Config:
     not drawn. Where it keeps the teacher's outputs, no teacher is loaded (of its states, its head
     alone), and the evaluation has no KLs; with its top-k, teacher may be None.
     stops: what loss and statistics make of stop tokens, where student and teacher end differently
-    (`kdjax.step.stops`): raw, like any other token; mask, left out; merge, all of them one event.
+    (`kdjax.step.stops`): raw, like any other token; mask, left out; merge, all of them one event,
+    which also ends what the student draws, in training and evaluation.
     turns: other methods that take some of the steps, each its share of all of them; an earlier
     turn, and the config's own method, keep their shares of what a later one leaves.
     reference: a model whose log-probabilities of the sampled tokens objectives may use.
+    served: an engine that scores as the teacher, whose weights are then not loaded.
+    least_aligned: None, and the teacher must have the student's tokenizer; a share in (0, 1], and
+    it may have another: trained on are tokens that both cut alike (`kdjax.data.alignment`), and a
+    run is refused where fewer of the first responses' are.
     teachers: several in place of `teacher`, each "tag=model": a problem is taught by that of its
-    tag (column `tag` of data.file), and every batch holds problems of one tag.
+    tag (column `tag` of data.file), and every batch holds problems of one tag. teacher_shares: a
+    tag has steps in proportion to its problems, or as many as any other (equal).
+    teacher self: the student itself, without gradient, as self_decay says: 0, as it is; 1, as it
+    was at the start; between, the exponential average of its parameters, which keeps so much of
+    itself at each update (docs/methods.md).
     """
 
     run: str = "runs/default"
     student: str = "kdjax:student"
     teacher: str | None = "kdjax:teacher"
     teachers: tuple[str, ...] = ()
+    self_decay: float = 0.0
     reference: str | None = None
     prefix: Prefix = "student"
     trajectories: str | None = None
@@ -312,11 +302,13 @@ class Config:
     reduction: Annotated[Reduction, _written(REDUCTIONS)] = sequence_mean
     turns: Annotated[tuple[Turn, ...], tyro.conf.Suppress] = ()
     stops: Literal["raw", "mask", "merge"] = "raw"
+    least_aligned: float | None = None
     steps: int = 120
     batch_size: int = 48
     micro_batches: int = 1
     sampling: Sampling = PLAIN
     rollouts: Rollouts = Rollouts()
+    served: Served = Served()
     seed: int = 0
     data: Data = Data()
     rl: RL = RL()
@@ -335,6 +327,7 @@ class Config:
     faults: Faults = Faults()
     head_memory_mib: int | None = None
     cache: str = "runs/cache"
+    teacher_shares: Literal["problems", "equal"] = "problems"
     wandb_project: str | None = None
 
 
@@ -352,43 +345,8 @@ class Study:
 
 
 WHERE_IT_RUNS = (
-    "run",
-    "cache",
-    "trajectories",
-    "wandb_project",
-    "log_every_steps",
-    "save_every_steps",
-    "checkpoints",
-    "evaluation",
-    "layout",
-    "faults",
-)
+    "run", "cache", "trajectories", "wandb_project", "log_every_steps", "save_every_steps",
+    "checkpoints", "evaluation", "layout", "faults",
+)  # fmt: skip
 """Fields that may differ when a run is resumed: they don't change what is trained. (A folder of
 trajectories may have moved; what is in it is checked by its identity.)"""
-
-
-def teacher_models(config: Config) -> dict[str, str | None]:
-    """Tag -> the model that teaches its problems. One teacher is everybody's, under the tag "" (and
-    None is no teacher).
-
-    Errors: ConfigError where `teachers` can't be read, or stands beside `teacher`.
-
-    >>> teacher_models(Config(teacher=None, teachers=("math=org/m", "code=folder")))
-    {'math': 'org/m', 'code': 'folder'}
-    """
-    if not config.teachers:
-        return {"": config.teacher}
-    if config.teacher is not None:
-        raise ConfigError(
-            f"teacher {config.teacher} and teachers {config.teachers} are both set;"
-            " set teacher None, or no teachers"
-        )
-    models: dict[str, str | None] = {}
-    for text in config.teachers:
-        tag, _, model = text.partition("=")
-        if not tag or not model:
-            raise ConfigError(f'teachers: each is written "tag=model", got {text!r}')
-        if tag in models:
-            raise ConfigError(f"teachers: tag {tag!r} has two; name one model a tag")
-        models[tag] = model
-    return models

@@ -14,6 +14,7 @@ from kdjax.base import Objective, Reduction, Rollout, Scores, TokenLoss
 from kdjax.config.schema import Config, Curriculum, Prefix
 from kdjax.errors import ConfigError
 from kdjax.losses.combinators import runs_on
+from kdjax.losses.objectives import negative_log_likelihood
 from kdjax.losses.reductions import weigh_by
 
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -42,6 +43,14 @@ class Timetable:
     methods: tuple[Method, ...]
     turns: tuple[tuple[float, int], ...] = ()
     measured: range = range(0)
+
+    def learns_from_teacher(self) -> bool:
+        """Whether some method trains on a teacher's responses, or may read its distribution, as all
+        do but plain likelihood."""
+        return any(
+            one.prefix == "teacher" or one.objective is not negative_log_likelihood
+            for one in self.methods
+        )
 
     def turn_at(self, step: int) -> int:
         """Which of `methods` takes a step. The golden ratio's multiples spread the turns evenly:

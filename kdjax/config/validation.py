@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from kdjax.base import Objective
+from kdjax.config.aligned import check_aligned
+from kdjax.config.engines import check_rollouts, check_served
+from kdjax.config.evaluated import check_evaluation
 from kdjax.config.schema import (
     RL,
     Config,
     Data,
     Faults,
     Lora,
-    Rollouts,
     Study,
     Turn,
-    teacher_models,
 )
-from kdjax.config.timetable import Method, timetable
+from kdjax.config.teachers import FIELD, check_teacher_prompts, check_teachers
+from kdjax.config.timetable import timetable
 from kdjax.data.chat.named import PLAIN, SUFFIX
 from kdjax.data.sources.mapping import mapping_of
 from kdjax.errors import ConfigError, without_secrets
@@ -30,9 +32,7 @@ from kdjax.grading.rewards import math as math_reward
 from kdjax.grading.symbolic import check_installed
 from kdjax.losses.composition import composition_of, walk
 from kdjax.losses.grpo import importance
-from kdjax.losses.objectives import divergence
 from kdjax.rollouts.choose import check_sampling
-from kdjax.rollouts.engine import check_url
 from kdjax.step.gate import entropy_gate
 
 
@@ -42,15 +42,8 @@ def validate(config: Config) -> Config:
     for name in ("run", "cache"):  # an empty one would be the present folder
         if not getattr(config, name).strip():
             raise ConfigError(f"{name} must name a folder, got {getattr(config, name)!r}")
-    positive = (
-        "steps",
-        "batch_size",
-        "micro_batches",
-        "save_every_steps",
-        "log_every_steps",
-        "head_memory_mib",
-    )
-    for name in positive:
+    positive = "steps", "batch_size", "micro_batches", "save_every_steps", "log_every_steps"
+    for name in (*positive, "head_memory_mib"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ConfigError(f"{name} must be at least 1, got {getattr(config, name)}")
     if config.layout.tensor < 1 or (config.layout.fsdp or 1) < 1:
@@ -76,18 +69,16 @@ def validate(config: Config) -> Config:
         )
     _check_rl(config)
     for method in timetable(config).methods:
-        _check_teachers(config, method)
-    if config.rollouts.rows < 1 or not (config.rollouts.cache_gib or 1.0) > 0:
-        raise ConfigError(
-            f"rollouts.rows and rollouts.cache_gib must be over 0, got {config.rollouts.rows} and"
-            f" {config.rollouts.cache_gib}"
-        )
-    _check_engine(config.rollouts)
+        check_teachers(config, method)
+        check_aligned(config, method)
+    check_rollouts(config.rollouts, config.save_every_steps)
+    check_served(config, timetable(config).methods)
     _check_faults(config.faults)
     check_sampling(config.sampling, "sampling.")
-    check_sampling(config.evaluation.sampling, "evaluation.sampling.")
+    check_evaluation(config.evaluation)
     _check_problems(config)
     _check_prompts(config.data)
+    check_teacher_prompts(config)
     _check_measurements(config)
     _check_checkpoints(config)
     _check_lora(config.lora)
@@ -167,10 +158,6 @@ def _check_prompts(data: Data) -> None:
         )
 
 
-FIELD = re.compile(r"(?<![\w\\}])\{\w+\}")
-"""A name in braces that no LaTeX command stands before."""
-
-
 def _check_turns(config: Config) -> None:
     for turn in config.turns:
         if not 0 < turn.share <= 1:
@@ -232,30 +219,8 @@ def _uses(objective: Objective, combinator: Callable) -> bool:
     return any(one is not None and one.combinator is combinator for one in made)
 
 
-def _check_teachers(config: Config, method: Method) -> None:
-    taught = any(teacher_models(config).values())
-    if config.layout.teacher_devices < 0 or (config.layout.teacher_devices and not taught):
-        raise ConfigError(
-            f"layout.teacher_devices is {config.layout.teacher_devices}; set it to 0, or beside a"
-            " teacher to a number of devices"
-        )
-    stored = config.trajectories is not None  # what is stored there may be all that is needed
-    if not taught and not stored and method.prefix == "teacher":
-        raise ConfigError("prefix teacher needs a teacher; set teacher, or prefix dataset")
-    if not taught and not stored and method.objective is divergence:
-        raise ConfigError(
-            "objective divergence needs a teacher; set teacher,"
-            " or objective negative_log_likelihood"
-        )
-    if not taught and config.teacher_weights != "compute":
-        raise ConfigError(
-            f"teacher_weights {config.teacher_weights} needs a teacher; set teacher,"
-            " or teacher_weights compute"
-        )
-
-
 def _check_measurements(config: Config) -> None:
-    """The gate's held-out measurements, and the evaluation."""
+    """The gate's held-out measurements."""
     curriculum = config.curriculum
     entropy_gate(
         curriculum.lengths,
@@ -264,21 +229,6 @@ def _check_measurements(config: Config) -> None:
     )
     if curriculum.measure_every_steps < 1 or curriculum.heldout_problems < 1:
         raise ConfigError("curriculum.measure_every_steps and heldout_problems must be at least 1")
-    evaluation = config.evaluation
-    if not evaluation.k or not all(1 <= k <= evaluation.samples for k in evaluation.k):
-        raise ConfigError(
-            f"evaluation.k must lie in 1..samples ({evaluation.samples}), got {evaluation.k}; give"
-            " other k (--k), or draw more (evaluation.samples, --n)"
-        )
-    if min(evaluation.problems, evaluation.max_new_tokens, evaluation.batch_size) < 1:
-        raise ConfigError("evaluation.problems, max_new_tokens and batch_size must be at least 1")
-    if evaluation.every_steps < 0 or evaluation.samples_during_training < 1:
-        raise ConfigError(
-            "evaluation.every_steps must be at least 0 and samples_during_training at least 1, got"
-            f" {evaluation.every_steps} and {evaluation.samples_during_training}"
-        )
-    if evaluation.grader.startswith("math"):
-        check_installed(f"evaluation.grader {evaluation.grader}")  # before the run, not at its end
 
 
 def _check_checkpoints(config: Config) -> None:
@@ -303,19 +253,6 @@ def _check_checkpoints(config: Config) -> None:
                 f"{name} {every} is not a multiple of save_every_steps {saved}, so that what"
                 " checkpoints would keep is not saved; change one of them"
             )
-
-
-def _check_engine(rollouts: Rollouts) -> None:
-    if rollouts.engine is not None:
-        check_url(rollouts.engine, "rollouts.engine")
-    for name, least in (("engine_at_once", 1), ("engine_retries", 0)):
-        if getattr(rollouts, name) < least:
-            got = getattr(rollouts, name)
-            raise ConfigError(f"rollouts.{name} must be at least {least}, got {got}")
-    if not rollouts.engine_timeout_seconds > 0:
-        raise ConfigError(
-            f"rollouts.engine_timeout_seconds must be over 0, got {rollouts.engine_timeout_seconds}"
-        )
 
 
 def _check_faults(faults: Faults) -> None:

@@ -118,11 +118,14 @@ def group_by_tag(source: Source, tags: Sequence[str]) -> Groups:
     return groups
 
 
-def batch_at(groups: Groups, number: int, size: int, seed: int) -> tuple[str, list[int]]:
+def batch_at(
+    groups: Groups, number: int, size: int, seed: int, equal: bool = False
+) -> tuple[str, list[int]]:
     """(tag, indices) of batch `number`: a pure function of its arguments, so a cursor is one
     number.
 
-    Tags alternate in proportion to their problems: exactly, in every N / gcd of the counts batches.
+    Tags alternate in proportion to their problems: exactly, in every N / gcd of the counts batches;
+    where they are to be `equal`, one after the other, whatever their problems are.
     The k-th batch of a tag has positions k size .. (k + 1) size - 1 of its own stream (`index_at`),
     and `size` different problems: a tag needs that many.
 
@@ -131,7 +134,7 @@ def batch_at(groups: Groups, number: int, size: int, seed: int) -> tuple[str, li
     ['a', 'b', 'a', 'a', 'b', 'a']
     """
     tags = list(groups)
-    order = _tag_order(tuple(len(groups[tag]) for tag in tags))
+    order = _tag_order(tuple(1 if equal else len(groups[tag]) for tag in tags))
     rounds, place = divmod(number, len(order))
     turn = order[place]
     earlier = rounds * np.sum(order == turn) + np.sum(order[:place] == turn)
@@ -230,15 +233,26 @@ def with_solutions(source: Source) -> Source:
 
     Errors: DataError where none does.
     """
-    kept = [index for index in range(source.size) if source.problem(index).solution]
+    kept = having(source, "solution")
+    require_solutions(source, kept[:1] or [0])
+    return chosen(source, kept, "a solution", "have a worked response, and are used")
+
+
+def having(source: Source, field: str) -> list[int]:
+    """The indices of the problems in which this field is not empty."""
+    return [index for index in range(source.size) if getattr(source.problem(index), field)]
+
+
+def chosen(source: Source, kept: Sequence[int], having: str, said: str) -> Source:
+    """The problems at these indices, those `having` something; the source itself, where that is all
+    of them. said: of them, in `about`."""
     if len(kept) == source.size:
         return source
-    require_solutions(source, [0] if not kept else kept[:1])
     return Source(
         len(kept),
         lambda index: source.problem(kept[index]),
-        f"{source.identity}, {len(kept)} with a solution",
-        f"{source.about}; {len(kept)} of {source.size} have a worked response, and are used",
+        f"{source.identity}, {len(kept)} with {having}",
+        f"{source.about}; {len(kept)} of {source.size} {said}",
     )
 
 

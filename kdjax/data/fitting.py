@@ -13,11 +13,16 @@ from kdjax.data.sources.survey import normalised
 from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import DataError
 
+LIMIT = "data.max_prompt_tokens"
 
-def within(source: Source, tokenizer: Tokenizer, max_prompt_tokens: int, what: str) -> Source:
+
+def within(
+    source: Source, tokenizer: Tokenizer, max_prompt_tokens: int, what: str, field: str = LIMIT
+) -> Source:
     """The source itself, where no prompt has more tokens than the limit.
 
-    what: names the problems in the error. Errors: DataError that counts those over it.
+    what: names the problems in the error. field: the limit's. Errors: DataError that counts those
+    over it.
 
     >>> from kdjax import load_tokenizer, models, task_source
     >>> source = task_source("calc", "test", 9, (3,))
@@ -28,24 +33,31 @@ def within(source: Source, tokenizer: Tokenizer, max_prompt_tokens: int, what: s
     if len(kept) < source.size:
         raise DataError(
             f"{source.size - len(kept)} of {source.size} {what} have prompts over"
-            f" data.max_prompt_tokens {max_prompt_tokens}, such as {source.problem(first).id}; the"
+            f" {field} {max_prompt_tokens}, such as {source.problem(first).id}; the"
             f" longest has {longest}: raise it, or set data.overlong_prompts leave_out"
         )
     return source
 
 
 @functools.lru_cache(maxsize=16)
-def without_overlong(source: Source, tokenizer: Tokenizer, max_prompt_tokens: int) -> Source:
+def without_overlong(
+    source: Source,
+    tokenizer: Tokenizer,
+    max_prompt_tokens: int,
+    read: Source | None = None,
+    field: str = LIMIT,
+) -> Source:
     """The problems whose prompts have no more tokens than the limit, in order; the source itself
     where all do.
 
-    Errors: DataError where none does.
+    read: the same problems with the prompts that are measured, if these are not their own. field:
+    the limit's. Errors: DataError where none does.
     """
-    kept, longest, _ = _measure(source, tokenizer, max_prompt_tokens)
+    kept, longest, _ = _measure(read or source, tokenizer, max_prompt_tokens)
     if len(kept) == source.size:
         return source
     said = (
-        f"{source.size - len(kept)} of {source.size} left out: prompts over data.max_prompt_tokens"
+        f"{source.size - len(kept)} of {source.size} left out: prompts over {field}"
         f" {max_prompt_tokens}, the longest {longest}"
     )
     if not kept:

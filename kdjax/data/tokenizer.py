@@ -16,6 +16,7 @@ from kdjax.data.chat.template import (
     shown_prompt,
     turn_end_id,
 )
+from kdjax.data.spelling import Spelling, read_spelling
 from kdjax.data.tokenizer_folder import identity, read_tokenizer, stop_ids, trusting
 from kdjax.errors import ConfigError, DataError
 
@@ -40,6 +41,7 @@ class Tokenizer(NamedTuple):
     - size: tokens in use, ids below it (a model may have more rows); full_size: all tokens, which
       are more where the other model of a pair has only the first of them.
     - fingerprint: equal for tokenizers that give equal ids.
+    - spelling() -> the bytes of each token, read when first asked for (`read_spelling`).
     - cutting: (name, hash) of each part that decides how text is cut, whatever the tokens.
     - folder, template_folder: where it is from, and its chat template (a folder, or what the
       wording names); template: that template's text.
@@ -57,6 +59,7 @@ class Tokenizer(NamedTuple):
     size: int
     full_size: int
     fingerprint: str
+    spelling: Callable[[], Spelling]
     cutting: tuple[tuple[str, str], ...]
     folder: str
     template_folder: str
@@ -144,6 +147,7 @@ def load_tokenizer(
             opens_thinking=THINK in shown.rpartition(THOUGHT)[2],
             size=size,
             full_size=size,
+            spelling=functools.cache(functools.partial(read_spelling, folder, hf)),
             **identity(hf),
             folder=str(folder),
             template_folder=template_folder,

@@ -30,6 +30,7 @@ class EvalReport(NamedTuple):
       pass_at_K, majority_at_K, length, truncated, no_answer and not_scored; none for a single
       problem.
     - weights: a hash of the parameters that were evaluated (`kdjax.storage.fingerprint`).
+    - also: the reports at other temperatures, of the same weights and problems.
     - flops_by_part: what training_flops consists of (`kdjax.train.cost`).
 
     Reports of older versions lack the fields that have a default.
@@ -64,6 +65,7 @@ class EvalReport(NamedTuple):
     length_quantiles: dict[int, int] | None = None
     intervals: dict[str, Interval] | None = None
     weights: str = ""
+    also: tuple[EvalReport, ...] = ()
 
 
 def unread(report: EvalReport, records: Sequence[dict[str, Any]]) -> str | None:

@@ -41,6 +41,26 @@ def reverse_divergence(scores: Scores) -> jax.Array:
     return scores.known("reverse_kl")
 
 
+def tail_residual(scores: Scores) -> jax.Array:
+    """What makes reverse KL to a teacher's top k that of the vocabulary, in expectation over tokens
+    that the student draws, in value and gradient (ResOPD, arXiv 2610.04882):
+
+        add(reverse_divergence, tail_residual)
+
+    r (1 + log q(token) - its present value), r the constant `Scores.residual`: 0 of tokens among
+    the k, and against a teacher whose whole vocabulary is known. Of rollouts that others drew:
+    `importance(tail_residual, 2.0)`. Source: docs/methods.md has the derivation.
+
+    >>> one = jnp.zeros(1)
+    >>> float(tail_residual(Scores(one, one, one, one > 0, residual=one + 0.5))[0])
+    0.5
+    """
+    if scores.residual is None and scores.teacher_entropy is not None:
+        return jnp.zeros_like(scores.student_logp)
+    moved = scores.student_logp - jax.lax.stop_gradient(scores.student_logp)
+    return jax.lax.stop_gradient(scores.known("residual")) * (1 + moved)
+
+
 def where_teacher_unsure(objective: Objective, entropy_nats: Number) -> Objective:
     """The objective at tokens where the teacher's entropy is at least so many nats, 0 elsewhere.
 
@@ -178,6 +198,7 @@ OBJECTIVES: tuple[Objective, ...] = (
     negative_log_likelihood,
     forward_divergence,
     reverse_divergence,
+    tail_residual,
     log_ratio,
     reference_log_ratio,
     student_entropy,

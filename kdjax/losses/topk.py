@@ -7,6 +7,16 @@ import jax.numpy as jnp
 
 from kdjax.base import TopK
 
+BY_TOP_K = ("divergence", "forward_kl", "reverse_kl", "top1_agreement", "teacher_top1")
+"""The `Scores` of a teacher that are known from its top k."""
+
+BY_SAMPLED = (*BY_TOP_K, "teacher_logp", "residual")
+"""Those that are known where it also says the sampled token's log-probability."""
+
+TAIL_FLOOR = 1e-6
+"""The least mass of a tail that is 1 - sum(p), as engines say no tail: less is their rounding, and
+of a tail of 0 reverse KL would be infinite."""
+
 
 def top_k(logp: jax.Array, k: int) -> TopK:
     """The k most probable tokens of log-probabilities [..., V].
@@ -16,6 +26,25 @@ def top_k(logp: jax.Array, k: int) -> TopK:
     """
     values, ids = jax.lax.top_k(logp, k)
     return TopK(ids, values, _log_sum_without(logp, ids))
+
+
+def residual(student_logits: jax.Array, teacher: TopK, targets: jax.Array) -> jax.Array:
+    """What the sampled token says of the difference that the tail's one bucket hides: log q - log p
+    of it, each among the tail's tokens alone; 0 of a named token. [..., V], [...] -> [...] in nats.
+
+    Its mean over tokens drawn from q is the reverse KL of the vocabulary less that of the buckets,
+    and the mean of it times the gradient of log q(token) is the difference of their gradients,
+    whatever the tail's mass is said to be (`objectives.tail_residual`).
+
+    >>> teacher = top_k(jnp.log(jnp.array([0.5, 0.4, 0.1])), 1)._replace(sampled_logp=jnp.log(0.1))
+    >>> round(float(residual(jnp.zeros(3), teacher, jnp.array(2))), 3)  # log 1/2 - log 1/5
+    0.916
+    """
+    named = (teacher.ids == targets[..., None]).any(-1)
+    assert teacher.sampled_logp is not None
+    tail = _log_sum_without(student_logits, teacher.ids)
+    own = jnp.take_along_axis(student_logits, targets[..., None], axis=-1)[..., 0]
+    return jnp.where(named, 0.0, (own - tail) - (teacher.sampled_logp - teacher.tail_logp))
 
 
 def buckets(student_logits: jax.Array, teacher: TopK) -> tuple[jax.Array, jax.Array]:

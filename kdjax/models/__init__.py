@@ -41,9 +41,10 @@ EMBEDDED = Path(__file__).parent / "assets"
 EMBEDDED_PREFIX = "kdjax:"
 
 
-def find(name: str | Path) -> Path:
+def find(name: str | Path, weights: bool = True) -> Path:
     """The folder of a name: a path, a shipped model such as `kdjax:teacher` (docs/embedded.md lists
-    them), or, where there is no such path, a hub's `org/model` or `org/model@revision`.
+    them), or, where there is no such path, a hub's `org/model` or `org/model@revision`, whose
+    weights are not downloaded if none are asked for.
 
     Errors: DataError saying what was looked for, and where.
     """
@@ -56,7 +57,7 @@ def find(name: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if is_hub_name(text):
-        return snapshot(text)
+        return snapshot(text, weights)
     shipped = sorted(EMBEDDED_PREFIX + p.name for p in EMBEDDED.glob("*") if p.is_dir())
     raise DataError(
         f"no model folder {folder}; give a local Hugging Face folder, a hub name (org/model or"

@@ -12,7 +12,8 @@ import dataclasses
 import jax
 
 from kdjax import models
-from kdjax.config.schema import Config, teacher_models
+from kdjax.config.schema import Config
+from kdjax.config.teachers import teacher_models
 from kdjax.config.timetable import Timetable, timetable
 from kdjax.data.tokenizer_folder import read_tokenizer, stop_ids
 from kdjax.errors import ConfigError
@@ -42,6 +43,8 @@ def plan(config: Config, target: str) -> Plan:
         config = dataclasses.replace(config, attention="chunked")
     if config.layout.teacher_devices:
         raise ConfigError("plan: layout.teacher_devices is not planned yet; leave it at 0")
+    if config.least_aligned is not None:
+        raise ConfigError("plan: a teacher of another tokenizer is not planned yet")
     if config.trajectories is not None:
         raise ConfigError("plan: trajectories are not planned yet; leave them out")
     meshes = choose_meshes(config, devices, shapes)
@@ -83,7 +86,8 @@ def _phases(
         name = f"step of turn {number}" if number else "step"
         phases[name], text = step_phase(config, method, number, programs, shapes)
         texts.append(text)
-    drawn = dict.fromkeys(m.prefix for m in table.methods if m.prefix != "dataset")
+    elsewhere = ("dataset", "teacher") if config.served.url else ("dataset",)
+    drawn = dict.fromkeys(m.prefix for m in table.methods if m.prefix not in elsewhere)
     for prefix in drawn:
         name = "rollout" if len(drawn) == 1 else f"{prefix} rollout"
         phases[name] = rollout_phase(config, prefix, programs, shapes)
@@ -102,10 +106,11 @@ def shapes_of(config: Config) -> Shapes:
     student = _known(config.student)
     named = {name: name and _known(name) for name in teacher_models(config).values()}
     teachers = [known for known in named.values() if known]
+    live = None if config.served.url else True
     reference = None if config.reference is None else _known(config.reference).config
     return Shapes(
         student.config,
-        {name: known and known.config for name, known in named.items()},  # type: ignore[misc]
+        {name: known and live and known.config for name, known in named.items()},  # type: ignore[misc]
         min(known.tokens for known in (student, *teachers)),
         student.stop_ids,
         tuple(i for known in teachers for i in known.stop_ids),

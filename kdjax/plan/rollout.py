@@ -31,7 +31,8 @@ def rollout_phase(config: Config, prefix: str, programs: Programs, shapes: Shape
     """The phase of a prefix's sampler: the student draws a step's batch, the teacher a chunk of
     trajectories, as many rows at a time as the cache may hold, all at the length limit."""
     model, source, rows, places = _sampled(config.batch_size, prefix, programs)
-    prompt, response = config.data.max_prompt_tokens, config.curriculum.lengths[-1]
+    response, data = config.curriculum.lengths[-1], config.data
+    prompt = data.teacher_prompt_tokens if prefix == "teacher" else data.max_prompt_tokens
     mesh, began = rollout_mesh(places), time.perf_counter()
     convert = to_sampler(source, jnp.dtype(config.dtype), places)
     converted = compiled_program(convert.lower(source))

@@ -43,10 +43,11 @@ def step_phase(
     )
     activations = activation_bytes(programs, rows // config.micro_batches, length) / GIB
     temporaries = compiled.memory_analysis().temp_size_in_bytes / GIB
-    decoder = teacher.model and teacher.model.config
     sizes = rows * prompt, rows * response, length
     total = sum(flops.student(shapes.student, *sizes))
-    total += flops.response(decoder, *sizes) if decoder else 0.0
+    if teacher.shape is not None:
+        theirs = config.data.teacher_prompt_tokens
+        total += flops.response(teacher.shape, rows * theirs, rows * response, theirs + response)
     text = compiled.as_text()
     extra = {
         "activations": min(activations, temporaries),

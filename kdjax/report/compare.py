@@ -9,15 +9,12 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from kdjax.config.claims import Metric
 from kdjax.errors import ConfigError, DataError
 from kdjax.grading.eval_report import EvalReport
 from kdjax.grading.intervals import Estimate, Interval, interval
-from kdjax.grading.passk import pass_by_problem
 from kdjax.report.numbers import between, shown
-from kdjax.report.results import bounds_of, differing, from_json, of_difference
+from kdjax.report.results import bounds_of, by_problem, differing, from_json, of_difference
 from kdjax.runtime import files
 from kdjax.runtime.console import Table
 from kdjax.storage import run_folder
@@ -50,7 +47,7 @@ def compare(first: EvalReport, second: EvalReport, names: tuple[str, str]) -> li
             f"{names[0]} and {names[1]} can't be compared: they differ in {said}; evaluate both in"
             " the same way"
         )
-    values = [_by_problem(each) for each in (first, second)]
+    values = [by_problem(each) for each in (first, second)]
     return [
         Difference(
             name,
@@ -63,19 +60,6 @@ def compare(first: EvalReport, second: EvalReport, names: tuple[str, str]) -> li
         if name in values[1]
         for b in [values[1][name][1]]
     ]
-
-
-def _by_problem(result: EvalReport) -> dict[str, tuple[Metric, np.ndarray]]:
-    n = result.samples
-    found: dict[str, tuple[Metric, np.ndarray]] = {
-        f"Avg@{n}": ("avg", np.array(result.correct) / n)
-    }
-    for k in result.pass_at:
-        found[f"Pass@{k}"] = ("pass", pass_by_problem(result.correct, n, k))
-    if result.tokens is not None and result.cut is not None:
-        found["length"] = ("length", np.array(result.tokens) / n)
-        found["truncated"] = ("truncated", np.array(result.cut) / n)
-    return found
 
 
 def read_result(path: Path) -> EvalReport:

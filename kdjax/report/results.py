@@ -130,6 +130,21 @@ def problem_values(run: Row, metric: Metric, k: int = 1) -> np.ndarray:
     return ratio + (nats - ratio * weight) / weight.mean()
 
 
+def by_problem(result: EvalReport) -> dict[str, tuple[Metric, np.ndarray]]:
+    """What a report alone says of each problem, by the metric's name with its k: its kind, and its
+    values in problem order; length and truncation where the report has them by problem."""
+    n = result.samples
+    found: dict[str, tuple[Metric, np.ndarray]] = {
+        f"Avg@{n}": ("avg", np.array(result.correct) / n)
+    }
+    for k in result.pass_at:
+        found[f"Pass@{k}"] = ("pass", pass_by_problem(result.correct, n, k))
+    if result.tokens is not None and result.cut is not None:
+        found["length"] = ("length", np.array(result.tokens) / n)
+        found["truncated"] = ("truncated", np.array(result.cut) / n)
+    return found
+
+
 def charged(run: Row, began: Row) -> Row:
     """The run with what it began as, another's trained student: that run's FLOPs and seconds are
     in its own, in the report (flops_start) and in every record of its metrics."""
@@ -192,7 +207,7 @@ WARNINGS = "warnings"
 
 def to_json(result: EvalReport) -> dict[str, Any]:
     """A report as JSON values; estimates as {mean, standard_error}, intervals as {estimate, low,
-    high}, the sampling by its fields."""
+    high}, the sampling by its fields, reports at other temperatures, if there are any, likewise."""
 
     def plain(value):
         if isinstance(value, Estimate | Interval):
@@ -203,7 +218,8 @@ def to_json(result: EvalReport) -> dict[str, Any]:
             {str(key): plain(v) for key, v in value.items()} if isinstance(value, dict) else value
         )
 
-    return {name: plain(value) for name, value in result._asdict().items()}
+    found = {name: plain(value) for name, value in result._asdict().items() if name != "also"}
+    return found | ({"also": [to_json(other) for other in result.also]} if result.also else {})
 
 
 def from_json(fields: dict[str, Any]) -> EvalReport:
@@ -219,6 +235,7 @@ def from_json(fields: dict[str, Any]) -> EvalReport:
         found["length_quantiles"] = {int(q): n for q, n in fields["length_quantiles"].items()}
     if fields.get("intervals"):
         found["intervals"] = {n: Interval(**_known(x)) for n, x in fields["intervals"].items()}
+    found["also"] = tuple(from_json(other) for other in fields.get("also") or ())
     return EvalReport(**_known(found, "entropy"))
 
 

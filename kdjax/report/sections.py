@@ -9,6 +9,7 @@ from typing import NamedTuple
 from kdjax.report.results import Cell, Row, Verdict
 from kdjax.report.tables import (
     are_comparable,
+    at_temperatures,
     comparison,
     differences,
     equal_readings,
@@ -37,6 +38,7 @@ def sections(cells: Sequence[Cell], verdicts: Sequence[Verdict] = ()) -> list[Se
         Section("Verdicts", VERDICTS, verdict_table(verdicts), words=True),
         Section("Comparison", setting_of(cells), comparison(cells)),
         Section("More samples", MORE_SAMPLES, more_samples(cells)),
+        Section("Other temperatures", TEMPERATURES, at_temperatures(cells)),
         Section("Responses", RESPONSES, responses(cells)),
     ]
     alike = [cell for cell in trained if are_comparable(cell, trained[0])]
@@ -61,6 +63,11 @@ MORE_SAMPLES = (
     "In percent, with 95 % intervals over problems (and seeds, where there are several). Pass@k:"
     " one of k samples is right, unbiased. Maj@k: the most frequent answer of k is, in runs of k in"
     " the order drawn (of several seeds the mean alone)."
+)
+TEMPERATURES = (
+    "The same students and problems, sampled otherwise; the first line of each is that of all other"
+    " tables. A student of forward KL keeps more entropy, and at temperature 1 pays for it with"
+    " answers. Shares in percent, length in tokens, ± one standard error."
 )
 RESPONSES = (
     "Every response is one of the first four, in percent; a truncated one may be any of them."

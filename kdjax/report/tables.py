@@ -24,6 +24,7 @@ from kdjax.report.results import (
     Row,
     at_equal_flops,
     bounds_of,
+    by_problem,
     differing,
     named,
     of_difference,
@@ -169,6 +170,23 @@ def more_samples(cells: Sequence[Cell]) -> Table:
     columns += [(f"Maj@{k}", functools.partial(_majority, k=k)) for k in first.pass_at if k > 1]
     lines = [[cell.name, *(show(cell) for _, show in columns)] for cell in cells]
     return ["run", *(name for name, _ in columns)], lines
+
+
+def at_temperatures(cells: Sequence[Cell]) -> Table:
+    """Of cells that were evaluated at several temperatures, a line for each; means over seeds."""
+    k, lines = shared_k(cells), []
+    header: list[str] = []
+    for cell in (cell for cell in cells if cell.runs[0].report.also):
+        for reports in zip(*((r.report, *r.report.also) for r in cell.runs), strict=True):
+            values = [by_problem(report) for report in reports]
+            shown_of = {
+                name: shown(metric, over_problems_and_seeds(np.array([v[name][1] for v in values])))
+                for name, (metric, _) in values[0].items()
+                if metric != "pass" or name == f"Pass@{k}"
+            }
+            header = ["run", "sampled at", *shown_of]
+            lines.append([cell.name, str(reports[0].sampling), *shown_of.values()])
+    return header, lines
 
 
 def _passing(cell: Cell, k: int) -> str:

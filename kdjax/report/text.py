@@ -17,14 +17,17 @@ from kdjax.grading.intervals import over_problems_and_seeds
 from kdjax.report.numbers import METRICS
 from kdjax.report.results import Cell, Row, Verdict, named, shared_k, values_of
 from kdjax.report.sections import sections
-from kdjax.report.tables import MEANS, mean_of, table
+from kdjax.report.tables import MEANS, at_temperatures, mean_of, table
 from kdjax.runtime import processes
 from kdjax.runtime.console import markdown_table, print_lines
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Results side by side, with what their errors are."""
+    """Results side by side, also those at other temperatures, with what their errors are."""
     print_lines(*table(rows))
+    others = at_temperatures([Cell(row.name, [row]) for row in rows])
+    if others[1]:
+        print_lines(*others)
     if processes.is_first():
         print("± one standard error over problems; entropy and KL in nats a token of own responses")
 

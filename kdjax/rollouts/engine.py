@@ -7,21 +7,24 @@ docs/engines.md: versions, how to start an engine, what is not done.
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
-import json
-import os
-from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from kdjax.base import PLAIN, Array, Batch, Key, Params, Sampler, Samples, Sampling, check_key
-from kdjax.errors import ConfigError, EngineError
+from kdjax.errors import ConfigError
 from kdjax.rollouts.choose import check_sampling
-from kdjax.rollouts.engine_answer import Drawn, read_answer, shortened
+from kdjax.rollouts.engine_answer import Drawn, read_answer
+from kdjax.rollouts.engine_client import (
+    Engine,
+    Request,
+    ask_all,
+    check_room,
+    context_of,
+    open_client,
+)
 
 LogProbs = Literal["raw", "tempered", "drawn"]
 """Which distribution an engine's log-probabilities describe:
@@ -30,9 +33,6 @@ LogProbs = Literal["raw", "tempered", "drawn"]
 - tempered: softmax(logits / temperature), not truncated. SGLang by default.
 - drawn: the one tokens are drawn from, truncated. vLLM --logprobs-mode processed_logprobs.
 """
-
-CONNECT_S = 10.0
-"""The most seconds that an engine may take to accept a connection."""
 
 COLDEST = 0.01
 """The least temperature over 0: vLLM silently raises lower ones to it."""
@@ -51,15 +51,11 @@ def row_seeds(key: Key, row_b: Array) -> np.ndarray:
     return np.asarray(jax.vmap(jax.random.bits)(keys)) >> 1
 
 
-class _Engine(NamedTuple):
-    url: str
-    model: str
+class _Asking(NamedTuple):
+    engine: Engine
     sampling: Sampling
     stop_ids: tuple[int, ...]
     vocabulary: int
-    at_once: int
-    timeout_s: float
-    retries: int
 
 
 class _Request(NamedTuple):
@@ -112,24 +108,24 @@ def open_engine(
     Traceback (most recent call last):
     kdjax.errors.ConfigError: open_engine: url must start with http:// or https://, got 'localhost'
     """
-    engine = _Engine(
-        url.rstrip("/").removesuffix("/v1") + "/v1",
-        model, sampling, tuple(map(int, stop_ids)), vocabulary, at_once, timeout_s, retries,
-    )  # fmt: skip
-    _check_arguments(engine)
+    engine = open_client(
+        url, model, "open_engine", at_once=at_once, timeout_s=timeout_s, retries=retries
+    )
+    ask = _Asking(engine, sampling, tuple(map(int, stop_ids)), vocabulary)
+    _check_arguments(ask)
     logp_said, sampler_said = _meaning(sampling, log_probs)
-    context = _run(_check_model(engine))
-    _check_room(longest, context, "the longest row: prompt and limit")
+    context = context_of(engine)
+    check_room(longest, context, "the longest row: prompt and limit")
 
     def draw(params: Params, batch: Batch, key: Key, max_new_tokens: int) -> Samples:
         if params is not None:
             raise ConfigError(
-                "an engine samples with weights of its own and takes None as parameters; weights"
-                " are not synchronised to it (docs/engines.md)"
+                "an engine samples with weights of its own and takes None as parameters; they are"
+                " published to it apart (docs/engines.md)"
             )
         seed_b = None if seeds is None or sampling.temperature == 0 else seeds(key, batch.row_b)
         requests = _requests(batch, seed_b, max_new_tokens, context)
-        drawn = _run(_draw_all(engine, requests, max_new_tokens))
+        drawn = _draw_all(ask, requests, max_new_tokens)
         tokens, logp = (np.zeros((len(drawn), max_new_tokens), t) for t in (np.int32, np.float32))
         for row, one in enumerate(drawn):
             tokens[row, : len(one.tokens)] = one.tokens
@@ -146,46 +142,18 @@ def open_engine(
     return draw
 
 
-def check_url(url: str, field: str) -> None:
-    """Errors: ConfigError unless this is the URL of an engine, without a password or key, so that
-    it may be written to a run's files."""
-    if {*url} & {*"@?#"}:
-        raise ConfigError(
-            f"{field} must be a host and a path alone, without user, password and query, as it is"
-            " written into the run's files; set OPENAI_API_KEY instead"
-        )
-    if not url.startswith(("http://", "https://")):
-        raise ConfigError(f"{field} must start with http:// or https://, got {url!r}")
-
-
-def _check_arguments(engine: _Engine) -> None:
-    check_sampling(engine.sampling, "open_engine: ")
-    temperature = engine.sampling.temperature
-    check_url(engine.url.removesuffix("/v1"), "open_engine: url")
+def _check_arguments(ask: _Asking) -> None:
+    check_sampling(ask.sampling, "open_engine: ")
+    temperature = ask.sampling.temperature
     for name, good, wanted, got in (
-        ("stop_ids", bool(engine.stop_ids), "name a token that ends a response", "none"),
-        ("stop_ids", all(0 <= i < engine.vocabulary for i in engine.stop_ids),
-         f"be in the vocabulary of {engine.vocabulary}", engine.stop_ids),
-        ("at_once", engine.at_once >= 1, "be at least 1", engine.at_once),
-        ("timeout_s", engine.timeout_s > 0, "be above 0", engine.timeout_s),
-        ("retries", engine.retries >= 0, "be at least 0", engine.retries),
+        ("stop_ids", bool(ask.stop_ids), "name a token that ends a response", "none"),
+        ("stop_ids", all(0 <= i < ask.vocabulary for i in ask.stop_ids),
+         f"be in the vocabulary of {ask.vocabulary}", ask.stop_ids),
         ("temperature", temperature == 0 or temperature >= COLDEST,
          f"be 0 or at least {COLDEST} (engines raise it to that)", temperature),
     ):  # fmt: skip
         if not good:
             raise ConfigError(f"open_engine: {name} must {wanted}, got {got}")
-    client_package()
-
-
-def client_package() -> Any:
-    """The module openai. Errors: ConfigError where it is not installed."""
-    try:
-        import openai
-    except ImportError:
-        raise ConfigError(
-            'an engine needs the openai package: pip install "kdjax[engine]"'
-        ) from None
-    return openai
 
 
 def _meaning(sampling: Sampling, log_probs: LogProbs) -> tuple[bool, bool]:
@@ -219,149 +187,44 @@ def _requests(
         if length < 1:
             raise ConfigError(f"row {row}: its prompt is empty; an engine needs one token at least")
         what = f"row {row}: {length} tokens of prompt and {max_new_tokens} new ones"
-        _check_room(length + max_new_tokens, context, what)
+        check_room(length + max_new_tokens, context, what)
         seed = None if seed_b is None else int(seed_b[place])
         requests.append(_Request(row, prompt_bp[place, :length].tolist(), seed))
     return requests
 
 
-def _check_room(tokens: int, context: int | None, what: str) -> None:
-    if context is not None and tokens > context:
-        raise ConfigError(
-            f"{what}, {tokens} in all, pass the engine's context of {context}; start it with a"
-            " longer one (vLLM --max-model-len, SGLang --context-length) or lower max_new_tokens"
-        )
-
-
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    """A coroutine's result; by a thread where an event loop runs already (in a notebook)."""
-    try:
-        asyncio.get_running_loop()
-        busy = True
-    except RuntimeError:
-        busy = False
-    if not busy:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
-
-
-REFUSED: contextvars.ContextVar[list[str]] = contextvars.ContextVar("REFUSED")
-"""What a request was refused with at first: an engine that answers 500 may be gone when the client
-tries again, and then only says that it can't be reached."""
-
-
-async def _keep_refusal(response) -> None:
-    if response.is_error and not REFUSED.get():
-        await response.aread()
-        REFUSED.get().append(f"{response.status_code} - {shortened(response.text)}")
-
-
-def _connect(engine: _Engine):
-    openai = client_package()
-    return openai.AsyncOpenAI(
-        base_url=engine.url,
-        api_key=os.environ.get("OPENAI_API_KEY") or "none",
-        timeout=openai.Timeout(engine.timeout_s, connect=min(CONNECT_S, engine.timeout_s)),
-        max_retries=engine.retries,
-        http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [_keep_refusal]}),
-    )
-
-
-async def _check_model(engine: _Engine) -> int | None:
-    """The engine's context length, where it returns one. Errors: ConfigError where it does not
-    serve the model, naming those that it does."""
-    async with _connect(engine) as client:
-        text = await _text(engine, "", client.models.with_raw_response.list())
-    try:
-        cards = {card["id"]: card.get("max_model_len") for card in json.loads(text)["data"]}
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        raise EngineError(
-            f"no engine at {engine.url}: /models answered {shortened(text)!r}"
-        ) from None
-    if engine.model not in cards:
-        raise ConfigError(
-            f"the engine at {engine.url} does not serve {engine.model!r}; it serves"
-            f" {', '.join(map(repr, cards)) or 'nothing'}"
-        )
-    longest = cards[engine.model]
-    return longest if type(longest) is int else None
-
-
-async def _draw_all(engine: _Engine, requests: list[_Request], max_new_tokens: int) -> list[Drawn]:
-    turn = asyncio.Semaphore(engine.at_once)
-    async with _connect(engine) as client:
-
-        async def one(request: _Request) -> Drawn:
-            async with turn:
-                return await _draw_row(engine, client, request, max_new_tokens)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(request)) for request in requests]
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-    return [task.result() for task in tasks]
-
-
-async def _draw_row(engine: _Engine, client, request: _Request, max_new_tokens: int) -> Drawn:
-    greedy = engine.sampling.temperature == 0
-    cuts = PLAIN if greedy else engine.sampling
-    seed = {} if request.seed is None else {"seed": request.seed}
-    call = client.completions.with_raw_response.create(
-        model=engine.model,
-        prompt=request.prompt,
-        max_tokens=max_new_tokens,
-        temperature=engine.sampling.temperature,
-        top_p=cuts.top_p,
-        presence_penalty=0,
-        frequency_penalty=0,
-        logprobs=1,
-        **seed,
-        extra_body={
-            "top_k": cuts.top_k or -1,  # SGLang knows no 0
-            "min_p": cuts.min_p,
-            "repetition_penalty": 1,
-            "stop_token_ids": engine.stop_ids,
-            "return_token_ids": True,
-            "return_tokens_as_token_ids": True,
-        },
-    )
-    text = await _text(engine, f", row {request.row}", call)
-    try:
+def _draw_all(ask: _Asking, requests: list[_Request], max_new_tokens: int) -> list[Drawn]:
+    def read(number: int, text: str) -> Drawn:
         return read_answer(
             text,
-            prompt=request.prompt,
+            prompt=requests[number].prompt,
             max_new_tokens=max_new_tokens,
-            stop_ids=engine.stop_ids,
-            vocabulary=engine.vocabulary,
+            stop_ids=ask.stop_ids,
+            vocabulary=ask.vocabulary,
         )
-    except ValueError as error:
-        raise EngineError(f"engine at {engine.url}, row {request.row}: {error}") from None
+
+    bodies = [Request(_body(ask, one, max_new_tokens), f", row {one.row}") for one in requests]
+    return ask_all(ask.engine, "/v1/completions", bodies, read)
 
 
-async def _text(engine: _Engine, row: str, call) -> str:
-    """The body of an answer. Errors: EngineError once the client has given up."""
-    openai, who = client_package(), f"engine at {engine.url}{row}"
-    tries, refused = f"tried {engine.retries + 1} times", list[str]()
-    REFUSED.set(refused)
-    try:
-        return (await call).text
-    except openai.APITimeoutError:
-        raise EngineError(
-            f"{who}: no answer within {engine.timeout_s:g} s, {tries}{_first(refused)}; raise"
-            " engine_timeout_seconds (timeout_s) or lower engine_at_once (at_once)"
-        ) from None
-    except openai.APIConnectionError as error:
-        cause = shortened(str(error.__cause__ or error))
-        raise EngineError(
-            f"{who}: can't be reached ({cause}), {tries}{_first(refused)}; is it up?"
-        ) from None
-    except openai.APIStatusError as error:
-        said = shortened(error.message)
-        key = "; set OPENAI_API_KEY" if error.status_code in (401, 403) else ""
-        raise EngineError(f"{who}: it refused: {said}{key}") from None
-
-
-def _first(refused: list[str]) -> str:
-    return f" (it first answered {refused[0]}: its log says more)" if refused else ""
+def _body(ask: _Asking, request: _Request, max_new_tokens: int) -> dict[str, Any]:
+    greedy = ask.sampling.temperature == 0
+    cuts = PLAIN if greedy else ask.sampling
+    seed = {} if request.seed is None else {"seed": request.seed}
+    return {
+        "model": ask.engine.model,
+        "prompt": request.prompt,
+        "max_tokens": max_new_tokens,
+        "temperature": ask.sampling.temperature,
+        "top_p": cuts.top_p,
+        "presence_penalty": 0,
+        "frequency_penalty": 0,
+        "logprobs": 1,
+        **seed,
+        "top_k": cuts.top_k or -1,  # SGLang knows no 0
+        "min_p": cuts.min_p,
+        "repetition_penalty": 1,
+        "stop_token_ids": ask.stop_ids,
+        "return_token_ids": True,
+        "return_tokens_as_token_ids": True,
+    }

@@ -54,7 +54,7 @@ def read_answer(
     >>> read_answer(f'{{"choices": [{said[:-1]}, "finish_reason": "stop"}}]}}', **asked)
     Drawn(tokens=[5, 2], logp=[-1.5, 0.0], stop=2)
     """
-    choice = _only_choice(text)
+    choice = only_choice(text)
     if choice.get("prompt_token_ids") not in (None, list(prompt)):
         raise ValueError("it read another prompt than it was given: does it cut long ones?")
     logprobs = choice.get("logprobs")
@@ -68,11 +68,17 @@ def read_answer(
     return Drawn(tokens, _log_probabilities(logprobs, len(tokens)), stop)
 
 
-def _only_choice(text: str) -> dict[str, Any]:
+def parsed(text: str) -> Any:
+    """The JSON of an answer. Errors: ValueError."""
     try:
-        answer = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError):
         raise ValueError(f"it answered no JSON: {shortened(text)!r}") from None
+
+
+def only_choice(text: str) -> dict[str, Any]:
+    """The choice of a completion of one prompt. Errors: ValueError."""
+    answer = parsed(text)
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list):
         raise ValueError(f"it answered no completion: {shortened(text)!r}")

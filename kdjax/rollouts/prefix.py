@@ -22,6 +22,7 @@ from kdjax.base import (
     Rollout,
     Sampler,
     Samples,
+    TeacherRows,
     Trajectories,
 )
 
@@ -103,6 +104,7 @@ def assemble(
     truncated_b: Array,
 ) -> Rollout:
     """A Rollout: rows of prompt, response, padding, without a gap; padding is id 0, always masked.
+    Where the teacher reads other prompts, its rows are the same responses behind those.
 
     Args:
         batch: the prompts.
@@ -111,17 +113,31 @@ def assemble(
         sampler_logp_bt: float32 [B, T], as in `Rollout`.
         truncated_b: bool [B].
     """
-    width, length = batch.prompt_bp.shape[1], response_bt.shape[1]
-    both = jnp.concatenate([batch.prompt_bp, response_bt], axis=1)
-    slot = jnp.arange(width + length)[None]
-    prompt_length = batch.prompt_length_b[:, None]
-    source = jnp.where(slot < prompt_length, slot, slot - prompt_length + width)
-    tokens = jnp.take_along_axis(both, jnp.minimum(source, width + length - 1), axis=1)
-    real = slot < prompt_length + length_b[:, None]
+    theirs = batch.teacher_prompts
     return Rollout(
-        tokens_bs=jnp.where(real, tokens, 0),
+        tokens_bs=_joined(batch.prompt_bp, batch.prompt_length_b, response_bt, length_b),
         prompt_length_b=jnp.asarray(batch.prompt_length_b),
         response_length_b=jnp.asarray(length_b),
         sampler_logp_bt=jnp.asarray(sampler_logp_bt),
         truncated_b=jnp.asarray(truncated_b),
+        teacher_rows=None if theirs is None else _rows(*theirs, response_bt, length_b),
     )
+
+
+def _rows(prompt_bp: Array, prompt_length_b: Array, response_bt: Array, length_b: Array):
+    """The responses behind other prompts; each token's slot is that of the token before it."""
+    steps = jnp.arange(response_bt.shape[1], dtype=jnp.int32)[None]
+    slot = jnp.where(steps < length_b[:, None], prompt_length_b[:, None] - 1 + steps, -1)
+    return TeacherRows(_joined(prompt_bp, prompt_length_b, response_bt, length_b), slot)
+
+
+def _joined(
+    prompt_bp: Array, prompt_length_b: Array, response_bt: Array, length_b: Array
+) -> jax.Array:
+    """int32 [B, P + T]: prompt, response, padding, without a gap."""
+    width, length = prompt_bp.shape[1], response_bt.shape[1]
+    both = jnp.concatenate([prompt_bp, response_bt], axis=1)
+    slot, start = jnp.arange(width + length)[None], prompt_length_b[:, None]
+    source = jnp.where(slot < start, slot, slot - start + width)
+    tokens = jnp.take_along_axis(both, jnp.minimum(source, width + length - 1), axis=1)
+    return jnp.where(slot < start + length_b[:, None], tokens, 0)

@@ -28,6 +28,7 @@ class Comparison(NamedTuple):
     forward_kl: jax.Array | None = None
     reverse_kl: jax.Array | None = None
     top1_agreement: jax.Array | None = None
+    teacher_top1: jax.Array | None = None
 
 
 class _Normalizers(NamedTuple):
@@ -54,10 +55,11 @@ def compare(
         forward KL   q - p                         reverse KL   q ((log q - log p) - KL)
         log q(k)     onehot_k - q                  entropy H    -q (log q + H)
 
-    (arXiv 2605.16826 for the two KLs); top1_agreement has none, and nothing flows to the teacher.
+    (arXiv 2605.16826 for the two KLs); those of top-1 have none, and nothing flows to the teacher.
     Not twice differentiable. Equal logits give KL and gradient exactly 0. Entries of -inf on one
     side are excluded by it: they add nothing where the other excludes them too (padding).
-    Top-1 agrees where some entry is a maximum of both, to rounding. `axis` is the mesh axis that
+    Top-1 agrees where some entry is a maximum of both, to rounding, and teacher_top1 is 1 where the
+    target is one of the teacher's. `axis` is the mesh axis that
     the vocabulary is sharded over inside `shard_map`, in equal pieces in order; then targets count
     over all pieces, and the collectives are one pmax of [2, ...] and one psum of [10, ...].
 
@@ -121,6 +123,7 @@ def _sweep(student_logits, teacher_logits, targets, axis) -> tuple[Comparison, _
         forward_kl=jnp.maximum(-b / teacher_sum - log_ratio, 0.0),
         reverse_kl=jnp.maximum(a / student_sum + log_ratio, 0.0),
         top1_agreement=(hits > 0).astype(u.dtype),
+        teacher_top1=is_top(label_v[..., None], teacher_top)[..., 0].astype(u.dtype),
     )
     normalizers = (student_top, student_log_sum, teacher_top, teacher_log_sum, log_ratio)
     return comparison, _Normalizers(*(x[..., None] for x in normalizers))

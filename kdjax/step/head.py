@@ -21,21 +21,23 @@ from kdjax.base import TopK
 from kdjax.errors import ConfigError
 from kdjax.numerics import LMHead, is_perturbed, primal_values, product, project, shape_logits
 from kdjax.sharding import collected_gradient, rows_spec, vocabulary_axis
+from kdjax.step.vocabulary import Foreign, Shared
 
 TokenFunction = Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]
 """(student_logits [c, V], teacher, auxiliaries) -> (loss [c], statistics, a pytree of [c]).
 
-The teacher is logits [c, V], a `TopK` of [c, k], or None. Each token's results depend on that token
-alone. On a mesh with a vocabulary axis, logits are this device's columns.
+The teacher is logits [c, V], a `TopK` of [c, k], `Foreign` logits, or None. Each token's results
+depend on that token alone. On a mesh with a vocabulary axis, logits are this device's columns.
 """
 
 
 class TeacherStates(NamedTuple):
     """A teacher by its last hidden states [..., D], computed now or stored, and its LM head; any
-    width D."""
+    width D. shared: what the head's rows are (`SharedHead`), where its vocabulary is another."""
 
     hidden: jax.Array
     head: LMHead
+    shared: Shared | None = None
 
 
 class TeacherLogits(NamedTuple):
@@ -205,7 +207,9 @@ def _sharded_pass(mesh: Mesh, settings: _Settings, asked: _Asked, hidden, head, 
     head, teacher = _cast_head(head, hidden.dtype), _cast_teacher(teacher)
     teacher_specs: Any = jax.tree.map(lambda _: tokens, teacher)
     if isinstance(teacher, TeacherStates):
-        teacher_specs = teacher_specs._replace(head=jax.tree.map(lambda _: rows, teacher.head))
+        replicated = jax.tree.map(lambda _: PartitionSpec(), teacher.shared)
+        heads = jax.tree.map(lambda _: rows, teacher.head)
+        teacher_specs = teacher_specs._replace(head=heads, shared=replicated)
     elif isinstance(teacher, TeacherLogits):
         between = (None,) * (teacher.logits.ndim - 2)
         teacher_specs = TeacherLogits(PartitionSpec(*tokens, *between, settings.axis))  # type: ignore[arg-type]
@@ -310,17 +314,18 @@ def _chunk_work(settings: _Settings, asked: _Asked, dtype, head: LMHead, teacher
         teacher: as in `head_loss`.
     """
     own: Any = teacher
-    weight_vd, teacher_head = _cast_head(head, dtype).weight_vd, None
+    weight_vd, teacher_head, shared = _cast_head(head, dtype).weight_vd, None, None
     teacher = _cast_teacher(teacher)
     if isinstance(teacher, TeacherStates):
-        own, teacher_head = teacher.hidden, teacher.head
+        own, teacher_head, shared = teacher
 
     def sweep(raw, theirs, extra, weight):
         """((total, statistics), the gradient by raw logits or ()) of a chunk's raw logits."""
 
         def weighted(raw):
             logits = _existing(shape_logits(raw, head), settings)
-            loss, statistics = settings.function(logits, theirs, extra)
+            against = theirs if shared is None else Foreign(theirs, shared)
+            loss, statistics = settings.function(logits, against, extra)
             return jnp.sum(jnp.where(weight != 0, loss, 0.0) * weight), statistics
 
         if not any(asked):
@@ -330,7 +335,8 @@ def _chunk_work(settings: _Settings, asked: _Asked, dtype, head: LMHead, teacher
 
     def work(states, theirs, extra, weight) -> _Made:
         if teacher_head is not None:
-            theirs = _existing(project(theirs, teacher_head), settings)
+            theirs = project(theirs, teacher_head)
+            theirs = theirs if shared is not None else _existing(theirs, settings)
         elif isinstance(theirs, TeacherLogits):
             theirs = _existing(theirs.logits, settings)
         rows = (product(states, weight_vd), theirs, extra, weight)

@@ -23,6 +23,7 @@ def make_optimizer(
     weight_decay: float = 0.0,
     b2: float = 0.95,
     gate: optax.GradientTransformationExtraArgs = FIXED_HORIZON,
+    average: optax.GradientTransformationExtraArgs | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Clip by global norm and AdamW, guarded (`skip_not_finite`), and the entropy gate; the rate
     warms up linearly, then falls by a cosine.
@@ -35,6 +36,7 @@ def make_optimizer(
         clip_norm: largest global norm of a gradient.
         weight_decay, b2: as in AdamW; no weight decay by default.
         gate: of the length curriculum (`entropy_gate`).
+        average: keeps one of the parameters (`exponential_average`).
 
     >>> optimizer = make_optimizer(learning_rate=1e-3, steps=10)
     >>> list(optimizer.init({}))
@@ -70,7 +72,8 @@ def make_optimizer(
         ("clip", optax.clip_by_global_norm(clip_norm)),
         ("adamw", optax.adamw(schedule, b2=b2, weight_decay=weight_decay)),
     )
-    return optax.named_chain(("guard", skip_not_finite(update)), ("gate", gate))
+    outermost = () if average is None else (("average", average),)
+    return optax.named_chain(("guard", skip_not_finite(update)), ("gate", gate), *outermost)
 
 
 class GuardState(NamedTuple):

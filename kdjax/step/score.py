@@ -31,8 +31,8 @@ from kdjax.losses.objectives import (
     reverse_divergence,
 )
 from kdjax.losses.reductions import reads_scores, sequence_mean, token_mean
-from kdjax.losses.topk import buckets, top_k
-from kdjax.numerics import gather_last, log_probs
+from kdjax.losses.topk import buckets, residual, top_k
+from kdjax.numerics import LMHead, gather_last, log_probs
 from kdjax.sharding import (
     collect_rows,
     micro_batched,
@@ -44,6 +44,7 @@ from kdjax.sharding import (
 from kdjax.step.closed_forms import Comparison, compare, is_top
 from kdjax.step.head import Teacher, TeacherStates, TokenFunction, head_loss
 from kdjax.step.stops import RAW, Stops, kept, merged
+from kdjax.step.vocabulary import Foreign, side_by_side
 
 
 class HeadPlan(NamedTuple):
@@ -135,7 +136,8 @@ def _guide(teacher: Model | None, teacher_params: Params | None, rollout: Rollou
     states = rollout.teacher_states_btd
     if states is None:
         states = teacher_states(teacher, constant, rollout)
-    return TeacherStates(states, teacher.head(constant))
+    head = teacher.head(constant)
+    return TeacherStates(states, *((head,) if isinstance(head, LMHead) else head))
 
 
 def response_states(model: Model, params: Params, rollout: Rollout) -> jax.Array:
@@ -163,8 +165,8 @@ def response_top_k(
     k: int,
     plan: HeadPlan = PLAIN_HEAD,
 ) -> TopK:
-    """A teacher's k most probable tokens at each response token, [B, T, k]; zeros beyond the
-    response. [B, T, V] is not made.
+    """A teacher's k most probable tokens at each response token, [B, T, k], and that token's own
+    log-probability; zeros beyond the response. [B, T, V] is not made.
 
     Args:
         model, params: the model, layers stacked.
@@ -174,15 +176,17 @@ def response_top_k(
     """
     axis = vocabulary_axis(plan.mesh)
 
-    def best(logits, teacher, extra):
-        own = top_k(log_probs(whole_rows(logits, axis)), k)
+    def best(logits, teacher, targets):
+        logp = log_probs(whole_rows(logits, axis))
+        own = top_k(logp, k)._replace(sampled_logp=gather_last(logp, own_rows(targets, axis)))
         return jnp.zeros(logits.shape[0]), jax.tree.map(lambda x: collect_rows(x, axis), own)
 
     steps = jnp.arange(rollout.sampler_logp_bt.shape[1])[None]
     mask = steps < rollout.response_length_b[:, None]
+    targets = jnp.take_along_axis(rollout.tokens_bs, _response_slots(rollout), axis=1)
     states, head = teacher_states(model, params, rollout), model.head(params)
     weights = jnp.zeros(mask.shape)
-    return head_loss(best, states, head, None, (), weights, mask, **plan.for_head())[1]
+    return head_loss(best, states, head, None, targets, weights, mask, **plan.for_head())[1]
 
 
 def _response_slots(rollout: Rollout) -> jax.Array:
@@ -261,23 +265,34 @@ def token_function(
     KLs made of `forward_kl` and `reverse_kl` take their closed forms (`closed_form`); any other
     token loss is differentiated automatically, down to the chunk's logits. Against a `TopK`
     teacher, divergences compare k + 1 buckets (so each is at most the full one); the teacher's
-    entropy and log-probability of the response token are then not known, and None. Under policy
-    merge of `stops` all Scores are of merged distributions (`kdjax.step.stops.merged`).
+    entropy is then not known, and None, and so is its log-probability of the response token where
+    the `TopK` does not have it. Under policy merge of `stops` all Scores are of merged
+    distributions (`kdjax.step.stops.merged`). Against `Foreign` logits they are of the tokens that
+    both vocabularies have and of the events of `side_by_side`, but for the student's
+    log-probability, which is over its whole vocabulary.
     """
 
     def function(logits, teacher, extra) -> tuple[jax.Array, Scores]:
-        logits, teacher, targets = merged(stops, logits, teacher, extra["targets"], axis)
+        more: dict[str, Any] = {}
+        whole, targets, shares = logits, extra["targets"], None
+        if isinstance(teacher, Foreign):
+            logits, teacher, targets, shares = side_by_side(logits, teacher, targets)
+        logits, teacher, targets = merged(stops, logits, teacher, targets, axis)
         if isinstance(teacher, TopK):
-            comparison, against = _against_top_k(logits, teacher, targets, axis)
+            comparison, against, more = _against_top_k(logits, teacher, targets, axis)
         else:
             comparison = compare(logits, teacher, targets, axis=axis)
             against = functools.partial(_divergence, logits, teacher, comparison, axis)
+        if shares is not None:
+            whole, _, at = merged(stops, whole, None, extra["targets"], axis)
+            comparison = comparison._replace(student_logp=compare(whole, None, at).student_logp)
         scores = Scores(
             sampler_logp=extra["sampler_logp"],
             **{name: extra.get(name) for name in KNOWN_BEFORE},
             mask=jnp.ones(targets.shape, bool),
             divergence=None if teacher is None else against(token_loss),
-            **comparison._asdict(),
+            teacher_shared=shares,
+            **comparison._asdict() | more,
         )
         parts = {describe(part): part(scores) for part in _parts(objective)}
         if teacher is not None:
@@ -330,18 +345,28 @@ def _divergence(student, teacher, plain: Comparison, axis, token_loss: TokenLoss
 
 
 def _against_top_k(logits, teacher: TopK, targets, axis):
-    """(Comparison, a function token loss -> divergence): the student's statistics are over the
-    vocabulary, all others over the buckets."""
+    """(Comparison, a function token loss -> divergence, the `Scores` that the sampled token's
+    log-probability gives): the student's statistics are over the vocabulary, all others over the
+    buckets."""
     whole = whole_rows(logits, axis)
     own = jax.tree.map(lambda x: own_rows(x, axis), teacher)
     both = buckets(whole, own)
     coarse = compare(*both, jnp.zeros(whole.shape[:-1], jnp.int32))
-    best = gather_last(own.ids, own.logp.argmax(-1))
+    best, own_targets = gather_last(own.ids, own.logp.argmax(-1)), own_rows(targets, axis)
     top = whole.max(-1)
     agrees = is_top((gather_last(whole, best) - top)[..., None], top)[..., 0].astype(whole.dtype)
     comparison = compare(logits, None, targets, axis=axis)._replace(
         forward_kl=collect_rows(coarse.forward_kl, axis),
         reverse_kl=collect_rows(coarse.reverse_kl, axis),
         top1_agreement=collect_rows(agrees, axis),
+        teacher_top1=collect_rows((best == own_targets).astype(whole.dtype), axis),
     )
-    return comparison, lambda loss: collect_rows(_divergence(*both, coarse, None, loss), axis)
+    more = {}
+    if teacher.sampled_logp is not None:
+        rest = jax.lax.stop_gradient(residual(whole, own, own_rows(targets, axis)))
+        more = {"teacher_logp": teacher.sampled_logp, "residual": collect_rows(rest, axis)}
+
+    def against(token_loss: TokenLoss) -> jax.Array:
+        return collect_rows(_divergence(*both, coarse, None, token_loss), axis)
+
+    return comparison, against, more

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,11 +28,15 @@ from kdjax.losses.composition import at_progress, schedules
 from kdjax.losses.kl import forward_kl
 from kdjax.losses.objectives import divergence
 from kdjax.losses.reductions import reduce, sequence_mean, token_mean
+from kdjax.losses.topk import TAIL_FLOOR
 from kdjax.losses.trial import require_per_token
 from kdjax.models.lora import join
 from kdjax.sharding import micro_batched, replicated
 from kdjax.step.optimizer import decision
 from kdjax.step.score import PLAIN_HEAD, HeadPlan, scored_loss
+
+LEAST_TAIL = math.log(TAIL_FLOOR) * (1 - 1e-6)
+"""The largest log-probability of a tail that may have been raised to the floor, to rounding."""
 
 Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[TrainState, Metrics]]
@@ -80,6 +85,7 @@ def make_step(
     plan: HeadPlan = PLAIN_HEAD,
     micro_batches: int = 1,
     steps: int | None = None,
+    of_state: Callable[[TrainState, Params], Params] | None = None,
 ) -> Step:
     """step(state, teacher_params, rollout, heldout_entropy_nats=nan, frozen=None) -> (state,
     metrics).
@@ -101,6 +107,8 @@ def make_step(
         plan: how the LM heads are read; with its mesh wherever the batch is sharded.
         micro_batches: how many a batch is split into; they are accumulated.
         steps: of the run, over which schedules of token loss and objective go.
+        of_state: (state, frozen) -> the teacher's parameters, where the student teaches itself;
+            the step is then given None as its teacher_params.
 
     Errors: ConfigError for an objective whose value at a token depends on other tokens.
     """
@@ -133,12 +141,14 @@ def make_step(
         heldout_entropy_nats=jnp.nan,
         frozen: Params = None,
     ):
+        if of_state is not None:
+            teacher_params = of_state(state, frozen)
         progress = state.step / (steps or 1)
         gradient_of = functools.partial(gradient, state.params, frozen, teacher_params, progress)
         total_gradient, sums = _accumulated(gradient_of, rollout, micro_batches)
         weight = jnp.where(sums["loss"].weight == 0, 1.0, sums["loss"].weight)
         grads = jax.tree.map(lambda g: g / weight, total_gradient)
-        metrics = {name: s.mean() for name, s in sums.items()}
+        metrics = _with_entropy_excess({name: s.mean() for name, s in sums.items()})
         new = _updated(optimizer, state, grads, metrics["loss"], heldout_entropy_nats)
         metrics |= {text: schedule.at(progress) for text, schedule in moving.items()}
         metrics |= {
@@ -184,6 +194,21 @@ def _accumulated(function: Callable[[Rollout], Any], rollout: Rollout, micro_bat
     return jax.lax.scan(body, zeros, pieces)[0]
 
 
+def _with_entropy_excess(metrics: Metrics) -> Metrics:
+    """Metrics with entropy_excess, H(student) - H(teacher) - KL(teacher || student) in nats a
+    token, where the three are known.
+
+    It is minus the derivative of forward KL by the log of an inverse temperature of the student's
+    logits: 0 where forward KL stands still (arXiv 2610.03529), over 0 where a sharper student had a
+    lower one.
+    """
+    names = ("student_entropy", "teacher_entropy", "forward_kl")
+    if not all(name in metrics for name in names):
+        return metrics
+    student, teacher, kl = (metrics[name] for name in names)
+    return metrics | {"entropy_excess": student - teacher - kl}
+
+
 def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
     """Token means of every statistic, and sequence means of length and truncation."""
     weights = token_mean(scores.mask)
@@ -199,6 +224,11 @@ def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
         token_level["sampler_gap"] = reduce(gap, scores.mask, weights)
         # mean squares show tails that means hide, and add up over micro-batches as a maximum can't
         token_level["sampler_gap_squared"] = reduce(gap**2, scores.mask, weights)
+    if rollout.teacher_top_k_bt is not None:
+        tail = rollout.teacher_top_k_bt.tail_logp
+        token_level["teacher_tail"] = reduce(jnp.exp(tail), scores.mask, weights)
+        least = (tail <= LEAST_TAIL).astype(jnp.float32)
+        token_level["teacher_tail_floored"] = reduce(least, scores.mask, weights)
     if rollout.old_logp_bt is not None:
         moved = jnp.abs(scores.student_logp - rollout.old_logp_bt)
         token_level["policy_drift"] = reduce(moved, scores.mask, weights)
@@ -206,6 +236,10 @@ def _summaries(scores: Scores, rollout: Rollout) -> dict[str, WeightedSum]:
         value = getattr(rollout, f"{name}_b")
         if value is not None:
             token_level[name] = WeightedSum(jnp.sum(value.astype(jnp.float32)), rows)
+    if rollout.teacher_rows is not None:
+        steps = jnp.arange(scores.mask.shape[1])[None] < rollout.response_length_b[:, None]
+        found = jnp.sum(steps & (rollout.teacher_rows.slot_bt >= 0))
+        token_level["aligned"] = WeightedSum(found.astype(jnp.float32), jnp.sum(steps) * 1.0)
     if rollout.signal_b is not None:
         signal = rollout.signal_b.astype(jnp.float32)
         token_level["reward_signal"] = WeightedSum(jnp.sum(signal), rows)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from kdjax.data import batches
+from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import DataError
 from kdjax.models import flops
 from kdjax.train.parts.build import Parts
@@ -34,8 +35,8 @@ def open_account(parts: Parts) -> Cost:
     - sampling: drawing responses. The student draws each step's; groups that are drawn again count
       each time, at the length of those that were used. The teacher's are drawn once for each
       problem that the run visits, at its first visit, as if for this run alone.
-    - teacher: reading every step's responses. Where its states are stored in a folder, its head
-      alone; where its top-k are stored, nothing. A reference model reads them too.
+    - teacher: reading every step's responses, behind its own prompts. Where its states are stored
+      in a folder, its head alone; where its top-k are stored, nothing. A reference reads them too.
     - student_forward and student_backward: of the updates, and of the old policy where several
       updates need it (rollouts drawn ahead bring it along).
 
@@ -48,8 +49,9 @@ def open_account(parts: Parts) -> Cost:
     """
     config, programs = parts.config, parts.programs
     shape, source = parts.roles.student.shape, parts.problems.source
-    some = batches.encode_prompts(source, range(min(64, source.size)), parts.tokenizer)
-    prompt, adapter = float(np.mean([len(ids) for ids in some])), 0
+    prompt, adapter = _prompt_tokens(source, parts.tokenizer), 0
+    apart = {t: _prompt_tokens(p.source, p.tokenizer) for t, p in parts.problems.theirs.items()}
+    reads = dict.fromkeys(parts.teachers, prompt) | apart
     if parts.student.frozen is not None:
         adapter = sum(leaf.size for leaf in jax.tree.leaves(parts.student.trained))
 
@@ -77,8 +79,10 @@ def open_account(parts: Parts) -> Cost:
             old_policy = updates > 1 and not config.rollouts.ahead
             spent[FORWARD] += (updates + old_policy) * forward
             spent[BACKWARD] += updates * backward
-            if teacher.programs.model is not None:
-                once = flops.response(teacher.programs.model.config, *sizes)
+            theirs = reads[tag]
+            if teacher.programs.shape is not None:
+                asked = rows * theirs, rows * length, theirs + length
+                once = flops.response(teacher.programs.shape, *asked)
                 spent[TEACHER] += readings * once
             elif teacher.given is not None:
                 head = sum(leaf.size for leaf in jax.tree.leaves(teacher.given))
@@ -93,11 +97,17 @@ def open_account(parts: Parts) -> Cost:
             if prefix == "teacher" and teacher.programs.model is not None:
                 drawn = visits.pop(tag, 0)
                 spent[SAMPLING] += flops.response(
-                    teacher.programs.model.config, drawn * prompt, drawn * length, whole
+                    teacher.programs.model.config, drawn * theirs, drawn * length, theirs + length
                 )
         return spent
 
     return cost
+
+
+def _prompt_tokens(source: batches.Source, tokenizer: Tokenizer) -> float:
+    """The mean length of the first prompts, in tokens."""
+    some = batches.encode_prompts(source, range(min(64, source.size)), tokenizer)
+    return float(np.mean([len(ids) for ids in some]))
 
 
 def _first_visits(parts: Parts) -> Callable[[int, int], Counter[str]]:

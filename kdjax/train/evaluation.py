@@ -13,9 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from kdjax.base import Batch, Key, Params, Rollout, Samples, Scores
+from kdjax.base import Batch, Key, Params, Rollout, Samples, Sampling, Scores
 from kdjax.config.as_json import as_dict
+from kdjax.config.evaluated import evaluated_at
 from kdjax.config.schema import WHERE_IT_RUNS, Config
+from kdjax.config.teachers import SELF
 from kdjax.config.timetable import timetable
 from kdjax.data import batches
 from kdjax.evaluate import Chunk, Keep, evaluate, progress
@@ -64,11 +66,22 @@ def evaluation_key(config: Config) -> dict[str, Any]:
 
 
 def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict[str, Any]]]:
-    """The config's evaluation of any parameters of the student's shapes (an adapter merged); its
-    KLs and entropy follow the config's stop policy, as the loss's do."""
+    """The config's evaluation of any parameters of the student's shapes (an adapter merged), with
+    the reports at its other temperatures beside it and the records of its own; its KLs and entropy
+    follow the config's stop policy, as the loss's do."""
+    params = _placed(parts, params)
+    first, *others = evaluated_at(parts.config.evaluation)
+    result, records = _evaluated(parts, params, first, "evaluation")
+    also = (_evaluated(parts, params, other, f"evaluation at {other}")[0] for other in others)
+    return result._replace(also=tuple(also)), records
+
+
+def _evaluated(
+    parts: Parts, params: Params, sampling: Sampling, title: str
+) -> tuple[EvalReport, list[dict[str, Any]]]:
+    """The report and the records of one way of sampling; title: what progress is shown under."""
     config, settings, programs = parts.config, parts.config.evaluation, parts.programs
-    params, tokenizer = _placed(parts, params), parts.tokenizer
-    source = parts.problems.test
+    tokenizer, source = parts.tokenizer, parts.problems.test
     responses = source.size * settings.samples
     multiple = math.lcm(data_size(programs.mesh), data_size(programs.teacher_mesh))
     rows = rows_at_once(
@@ -77,10 +90,11 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
     )  # fmt: skip
     chunk, batch = sizes(responses, rows, settings.batch_size, multiple)
     weights = fingerprint(params)
+    besides = {"weights": weights, "chunk_rows": chunk, "sampled": as_dict(sampling)}
     with (
         GRADERS[settings.grader]() as grader,
-        response_progress("evaluation", responses) as tally,
-        _keeping(config, {"weights": weights, "chunk_rows": chunk}, chunk < responses) as keep,
+        response_progress(title, responses) as tally,
+        _keeping(config, besides, chunk < responses) as keep,
     ):
         score = _scorer(parts, params, source)
 
@@ -97,7 +111,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
             return found
 
         result, records = evaluate(
-            _evaluation_draw(parts, params, tally.drawn),
+            _evaluation_draw(parts, params, sampling, tally.drawn),
             scored,
             source,
             tokenizer,
@@ -105,7 +119,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
             grader=(settings.grader, grader),
             samples=settings.samples,
             k=settings.k,
-            sampling=settings.sampling,
+            sampling=sampling,
             max_new_tokens=settings.max_new_tokens,
             max_prompt_tokens=config.data.max_prompt_tokens,
             batch_size=batch,
@@ -114,7 +128,7 @@ def evaluate_params(parts: Parts, params: Params) -> tuple[EvalReport, list[dict
             keep=kept,
         )
     if said := unread(result, records):
-        announce(f"evaluation: {said}")
+        announce(f"{title}: {said}")
     return result._replace(weights=weights), records
 
 
@@ -194,7 +208,7 @@ def progress_of(parts: Parts, params: Params, step: int) -> dict[str, Any]:
     config, settings = parts.config, parts.config.evaluation
     with GRADERS[settings.grader]() as grader:
         return progress(
-            _evaluation_draw(parts, _placed(parts, parts.student.whole(params))),
+            _evaluation_draw(parts, _placed(parts, parts.student.whole(params)), settings.sampling),
             parts.problems.test,
             parts.tokenizer,
             run_key(config.seed, PROGRESS, step),
@@ -211,15 +225,18 @@ def _placed(parts: Parts, params: Params) -> Params:
 
 
 def _evaluation_draw(
-    parts: Parts, params: Params, drawn: Drawn = lambda ended, tokens: None
+    parts: Parts,
+    params: Params,
+    sampling: Sampling,
+    drawn: Drawn = lambda ended, tokens: None,
 ) -> Callable[[Batch, Key, int], Samples]:
-    """draw(batch, key, length) of a student with these parameters, as the evaluation samples."""
+    """draw(batch, key, length) of a student with these parameters, sampled so."""
     config, programs = parts.config, parts.programs
     draw = sampler_of(
         config.rollouts,
         programs.mesh,
         programs.student.sampler,
-        config.evaluation.sampling,
+        sampling,
         parts.tokenizer.stop_ids,
         parts.tokenizer.size,
         drawn,
@@ -241,14 +258,21 @@ def _scorer(parts: Parts, params: Params, source: batches.Source):
     tags = batches.tags_of(source, list(teachers))
     foreign = sorted({*tags.tolist()} - {*teachers})
     kept = precomputed.kept_of(parts.responses.stored) != NOTHING
-    if kept:
+    own, other = parts.config.teacher == SELF, parts.config.least_aligned is not None
+    served = parts.config.served.url is not None
+    if own:
+        announce("evaluation: no KL to a teacher, as the student is its own")
+    elif other:
+        announce("evaluation: no KL to a teacher, as its tokenizer is not the student's")
+    elif kept or served:
+        how = "an engine scores as it" if served else "its outputs were read from a folder"
         announce(
-            "evaluation: no KL to a teacher, as its outputs were read from a folder and it is not"
-            f" loaded; kdjax evaluate {parts.config.run} --teacher MODEL has it"
+            f"evaluation: no KL to a teacher, as {how} and it is not loaded;"
+            f" kdjax evaluate {parts.config.run} --teacher MODEL has it"
         )
     elif foreign:
         announce(f"evaluation: no KL to a teacher, as problems have the tags {foreign} of none")
-    if kept or foreign:
+    if own or kept or served or foreign or other:
         tags, teachers = np.full(source.size, ""), {"": Teacher(None, TeacherPrograms())}
 
     def against(tag: str, rollout: Rollout) -> Scores:

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.base import Batch, Params, Rollout, TrainState
+from kdjax.base import Batch, Params, Rollout, TeacherRows, TrainState
 from kdjax.data import batches
+from kdjax.data.alignment import teacher_rows
 from kdjax.grading.rewards import Rewards, overlong_penalty
 from kdjax.losses.grpo import have_signal
 from kdjax.models.lora import join
@@ -49,14 +50,21 @@ def draw(parts: Parts, params: Params, number: int, length: int, staleness: int)
 
 
 def sampler_params(parts: Parts, params: Params, number: int) -> Params | None:
-    """The sampler's parameters for step `number`; None where the student does not draw."""
-    return parts.sampler_params(params) if parts.table.at(number).prefix == "student" else None
+    """The sampler's parameters for step `number`; None where the student does not draw, or behind
+    an engine, which is then given its weights if that is due."""
+    if parts.table.at(number).prefix != "student" or parts.responses.stored:
+        return None
+    if parts.published is None:
+        return parts.sampler_params(params)
+    parts.profile.timed("publish", parts.published.publish, params, number)
+    return None
 
 
 def draw_own(
     parts: Parts, reads: Params | None, number: int, length: int, staleness: int
 ) -> Rollout:
-    """This process's rows of the rollout of step `number`; no other process is needed.
+    """This process's rows of the rollout of step `number`, scored where the teacher is served; no
+    other process is needed.
 
     Args:
         parts, number, length, staleness: as in `draw`.
@@ -69,13 +77,20 @@ def draw_own(
         tag, indices = own_batch_at(parts, number)
         if method.prefix == "dataset":
             batches.require_solutions(parts.problems.source, indices)
-        batch = _encode(parts, indices, length)
+        batch = _encode(parts, tag, indices, length)
         source = parts.responses.sources[method.prefix][tag]
         rollout = source(batch, reads, run_key(config.seed, ROLLOUT, number), length)
-    if config.rollouts.ahead and method.prefix == "student":
-        stale = jnp.full(len(rollout.tokens_bs), staleness, jnp.int32)
-        rollout = rollout._replace(staleness_b=stale, old_logp_bt=rollout.own_logp_bt)
-    return rollout
+        rollout = _with_teacher_rows(parts, tag, indices, rollout)
+    rollout = parts.profile.timed("teacher", parts.serve, rollout)
+    if method.prefix != "student" or not (config.rollouts.ahead or parts.published):
+        return rollout
+    if parts.published is not None:
+        since = range(parts.published.drawn_since(), number)
+        staleness += sum(parts.table.at(step).updates for step in since)
+    stale = jnp.full(len(rollout.tokens_bs), staleness, jnp.int32)
+    rollout = rollout._replace(staleness_b=stale)
+    older = config.rollouts.ahead or config.rollouts.engine_every > 1
+    return rollout._replace(old_logp_bt=rollout.own_logp_bt) if older else rollout
 
 
 def own_batch_at(parts: Parts, number: int, redraw: int = 0) -> tuple[str, list[int]]:
@@ -159,11 +174,11 @@ def _attempt(
         key: of the draw.
     """
     (tag, problems, rows), config = asked, parts.config
-    batch = _encode(parts, problems, length)
+    batch = _encode(parts, tag, problems, length)
     samples = problems * config.rl.group_size + rows % config.rl.group_size
     batch = batch._replace(row_b=samples.astype(np.int32))
     rollout = parts.responses.sources["student"][tag](batch, reads, key, length)
-    rollout = jax.tree.map(np.array, rollout)
+    rollout = jax.tree.map(np.array, _with_teacher_rows(parts, tag, problems, rollout))
     made = parts.profile.timed("verify", _rewards, parts, problems, rollout)
     return rollout._replace(reward_b=made.value_b, not_scored_b=made.not_scored_b)
 
@@ -179,6 +194,38 @@ def _rewards(parts: Parts, problems: np.ndarray, rollout: Rollout) -> Rewards:
     return parts.rewarder.of_all(asked, texts)
 
 
-def _encode(parts: Parts, indices: Any, length: int) -> Batch:
+def _with_teacher_rows(parts: Parts, tag: str, indices: Any, rollout: Rollout) -> Rollout:
+    """The rollout with the rows that a teacher of another tokenizer reads: each problem's prompt in
+    its own template, and the response in its own tokens."""
+    role, source = parts.teachers[tag].role, parts.problems.source
+    if role is None or (shared := role.shared) is None:
+        return rollout
+
+    def rows() -> TeacherRows:
+        tokens, starts, counts = (
+            np.asarray(x)
+            for x in (rollout.tokens_bs, rollout.prompt_length_b, rollout.response_length_b)
+        )
+        responses = [
+            row[start : start + count].tolist()
+            for row, start, count in zip(tokens, starts, counts, strict=True)
+        ]
+        prompts = batches.encode_prompts(source, [int(i) for i in indices], role.tokenizer)
+        return teacher_rows(
+            parts.tokenizer, role.tokenizer, shared, prompts, responses,
+            width=LONGER * tokens.shape[1], length=rollout.sampler_logp_bt.shape[1],
+        )  # fmt: skip
+
+    return rollout._replace(teacher_rows=parts.profile.timed("input", rows))
+
+
+LONGER = 2
+"""A teacher's rows in its own tokens are at most so many times as long as the student's can be."""
+
+
+def _encode(parts: Parts, tag: str, indices: Any, length: int) -> Batch:
     most, source = parts.config.data.max_prompt_tokens, parts.problems.source
-    return parts.profile.timed("input", encode, source, parts.tokenizer, indices, most, length)
+    reads = parts.teachers[tag].programs.shape is not None  # else its outputs are stored, or none
+    theirs = parts.problems.theirs.get(tag) if reads else None
+    asked = source, parts.tokenizer, indices, most, length, theirs
+    return parts.profile.timed("input", encode, *asked)

@@ -15,9 +15,8 @@ import numpy as np
 from kdjax.base import Rollout, Samples, TrainState
 from kdjax.config.as_json import as_dict
 from kdjax.config.schema import Config
-from kdjax.config.timetable import timetable
 from kdjax.config.validation import validate
-from kdjax.errors import ConfigError, PreemptedError
+from kdjax.errors import PreemptedError
 from kdjax.evaluate import all_responses, finished_responses, mean_entropy
 from kdjax.grading.eval_report import EvalReport
 from kdjax.runtime import files, processes
@@ -28,6 +27,7 @@ from kdjax.runtime.watchdog import watchdog
 from kdjax.step.update import Metrics
 from kdjax.storage import run_folder
 from kdjax.storage.checkpoints import Checkpoints, open_checkpoints
+from kdjax.train.aligned import about_alignment
 from kdjax.train.evaluation import progress_of
 from kdjax.train.feed import (
     draw,
@@ -42,7 +42,7 @@ from kdjax.train.finish import finish
 from kdjax.train.parts import startup
 from kdjax.train.parts.build import Parts, build
 from kdjax.train.parts.problems import MEASURE, encode, run_key
-from kdjax.train.records import check_gap, open_notes, record_of
+from kdjax.train.records import check_gap, open_notes, record_of, write_startup
 from kdjax.train.resume import about_step, about_version, check_resumable, start
 
 HELDOUT_RESPONSES = {"all": all_responses, "finished": finished_responses}
@@ -56,12 +56,6 @@ def train(config: Config, profile_steps: int = 0) -> EvalReport:
     line with the remedy.
     """
     folder = Path(validate(config).run)
-    drawn = config.trajectories is None and timetable(config).draws("student")
-    if drawn and config.rollouts.engine is not None:
-        raise ConfigError(
-            "rollouts.engine has weights of its own, which do not follow the student's: leave it"
-            " out, or draw once by `kdjax rollouts` and train from that folder (trajectories)"
-        )
     with run_folder.open_run_folder(folder):
         return _train(config, folder, profile_steps)
 
@@ -69,7 +63,7 @@ def train(config: Config, profile_steps: int = 0) -> EvalReport:
 def _train(config: Config, folder: Path, profile_steps: int) -> EvalReport:
     check_resumable(config, folder / "checkpoints")  # a refusal is all that is printed
     parts = build(config)
-    about = startup.report(parts)
+    about = startup.report(parts) + about_alignment(parts)
     checkpoints = open_checkpoints(folder / "checkpoints", **as_dict(config.checkpoints))
     try:
         state, before = start(parts, checkpoints)
@@ -83,7 +77,7 @@ def _train(config: Config, folder: Path, profile_steps: int) -> EvalReport:
         files.write_json(folder / run_folder.CONFIG, as_dict(config))
         if int(state.step) < config.steps:  # who trained it, not who evaluates it again
             files.write_json(folder / run_folder.VERSIONS, versions)
-        files.write_text(folder / run_folder.STARTUP, about)
+        write_startup(folder, about, resumed=int(state.step) > 0)
         with profiling(folder / run_folder.PROFILE, profile_steps) as profile:
             profiled = parts._replace(profile=profile)
             state, seconds = _loop(profiled, state, before, folder, checkpoints)
@@ -109,7 +103,7 @@ def _loop(
     first, name = int(state.step), run_folder.run_name(folder)
     records = run_folder.restored_metrics(folder, first, before.get("records"))
     metrics = run_folder.open_metrics(folder, first, config.wandb_project)
-    notes = open_notes(parts, state, records, before.get("unsaid", ()))
+    notes = open_notes(parts, state, records, before.get("unsaid", ()), before.get("by_tag", {}))
     began = time.perf_counter() - before["seconds"]
     pool, drawn = ThreadPoolExecutor(1), None
     try:

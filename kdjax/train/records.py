@@ -7,6 +7,8 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from kdjax.base import TrainState
@@ -15,10 +17,12 @@ from kdjax.config.timetable import Method
 from kdjax.errors import DivergedError, KdjaxError, place_of
 from kdjax.losses.composition import describe, theirs
 from kdjax.report.results import WARNINGS
+from kdjax.runtime import files, processes
 from kdjax.runtime.console import announce
 from kdjax.step.gate import last_decision, rollout_length
 from kdjax.step.optimizer import SKIPPED, gate_state, guard_state
 from kdjax.step.update import Metrics
+from kdjax.storage.run_folder import STARTUP
 from kdjax.train.cost import PARTS, open_account, spent
 from kdjax.train.parts.build import Parts
 
@@ -55,14 +59,48 @@ def record_of(
 
 
 def check_gap(config: Config, record: dict[str, float], step: int) -> None:
-    """Stop where the sampler's distribution is not the one that is trained. Rollouts drawn ahead
-    are of older weights, so their gap is no fault."""
+    """Stop where the sampler's distribution is not the one that is trained. Rollouts drawn ahead,
+    or by an engine before it got newer weights, are of older ones, so their gap is no fault."""
     gap, limit = record.get("sampler_gap", 0.0), config.rollouts.gap_limit_nats
-    if gap > limit and not config.rollouts.ahead:
+    if gap > limit and not config.rollouts.ahead and not record.get("staleness"):
         raise DivergedError(
             f"sampler and scorer differ by {gap:.3g} nats a token at step {step}, over"
             f" rollouts.gap_limit_nats {limit}; set rollouts.kv_cache compute or a wider dtype"
         )
+
+
+FIRST_STEP = "first step: "
+
+
+def write_startup(folder: Path, about: str, resumed: bool) -> None:
+    """Write a run's report; a resumed run's keeps the line of its first step. Errors:
+    StorageError."""
+    path = folder / STARTUP
+    if resumed and path.is_file():
+        before = files.read_text(path).splitlines(keepends=True)
+        about += "".join(line for line in before if line.startswith(FIRST_STEP))
+    files.write_text(path, about)
+
+
+def _add_first_step(folder: Path, metrics: Metrics) -> None:
+    """Say, and add to the report, how many tokens of the first step's responses are the teacher's
+    most probable one too; nothing without a teacher.
+
+    Of the student's own responses it says what fresh ones are worth: live on-policy distillation
+    beat frozen rollouts of the initial student only where it was high (arXiv 2610.11291). It waits
+    for the step.
+    """
+    if "teacher_top1" not in metrics:
+        return
+    line = (
+        f"{FIRST_STEP}{float(metrics['teacher_top1']):.1%} of the responses' tokens are the"
+        " teacher's most probable one (first-step token overlap; of a student's own responses,"
+        " fresh ones beat frozen ones only where it was high: configs/methods/semi_opd.py)"
+    )
+    announce(line)
+    if processes.is_first():
+        path = folder / STARTUP
+        files.write_text(path, files.read_text(path) + line + "\n")
 
 
 Record = Mapping[str, Any]
@@ -77,13 +115,15 @@ SPIKE, LEAST_RECORDS, RECENT = 10.0, 10, 50  # times the median of the recent re
 
 
 class Update(NamedTuple):
-    """An update's step (from 1), what the guard's decision rests on, and the decision: how many
-    updates were skipped since one was made, with this one; 0 where it was made."""
+    """An update's step (from 1), what the guard's decision rests on, the decision (how many updates
+    were skipped since one was made, with this one; 0 where it was made), and its response
+    tokens."""
 
     step: int
     loss: Any
     gradient_norm: Any
     skipped_in_a_row: Any
+    tokens: Any = 0
 
 
 def skipped_lines(updates: Sequence[Update]) -> list[str]:
@@ -189,7 +229,8 @@ class Notes(NamedTuple):
     completed(step, record) -> (the record with the costs so far and what there is to say, which is
     said, and the error that ends the run after it, if there is one); kept() -> what a checkpoint
     keeps of them: the records so far (None where they are over MOST_RECORDS) and, for a run that is
-    stopped between two, what there is to say of the steps since the last."""
+    stopped between two, what there is to say of the steps since the last; and the totals that
+    `_shares` is of."""
 
     updated: Callable[[int, Sequence[Metrics]], None]
     completed: Callable[[int, dict[str, Any]], tuple[dict[str, Any], KdjaxError | None]]
@@ -197,17 +238,27 @@ class Notes(NamedTuple):
 
 
 def open_notes(
-    parts: Parts, state: TrainState, records: list[dict[str, Any]], unsaid: Sequence[str] = ()
+    parts: Parts,
+    state: TrainState,
+    records: list[dict[str, Any]],
+    unsaid: Sequence[str] = (),
+    by_tag: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> Notes:
     """The notes of a run that has these records and this state, and was stopped with these lines
-    unsaid."""
+    unsaid and these totals by tag."""
     cost, limit = open_account(parts), parts.config.faults.skipped_in_a_row
     total = spent(cost, records)
     logged = records[-1]["step"] if records else 0
     before, held = list(unsaid), list[Update]()
+    totals = {tag: [*by_tag.get(tag, (0.0, 0.0, 0.0))] for tag in parts.teachers}
 
     def updated(step: int, updates: Sequence[Metrics]) -> None:
-        held.extend(Update(step, u["loss"], u["gradient_norm"], u[SKIPPED]) for u in updates)
+        if step == 1:
+            _add_first_step(Path(parts.config.run), updates[0])
+        held.extend(
+            Update(step, u["loss"], u["gradient_norm"], u[SKIPPED], u["response_tokens"])
+            for u in updates
+        )
 
     def completed(step: int, record: dict[str, Any]):
         nonlocal total, logged
@@ -221,6 +272,9 @@ def open_notes(
         if most >= limit:
             never = said if record["skipped"] == most else []  # no update was ever made
             fault = _diverged(parts.config, parts.table.at(0), lines[-1], never)
+        if len(totals) > 1:
+            totals.update(_counted(parts, totals, held))
+            record |= _shares(totals)
         before.clear()
         held.clear()
         lines += warnings(records, {"step": step, **record})
@@ -232,9 +286,40 @@ def open_notes(
 
     def kept() -> dict[str, Any]:
         few = records if len(records) <= MOST_RECORDS else None
-        return {"unsaid": before + skipped_lines(held), "records": few}
+        return {
+            "unsaid": before + skipped_lines(held),
+            "records": few,
+            "by_tag": _counted(parts, totals, held) if len(totals) > 1 else {},
+        }
 
     return Notes(updated, completed, kept)
+
+
+def _counted(
+    parts: Parts, totals: Mapping[str, Sequence[float]], held: Sequence[Update]
+) -> dict[str, list[float]]:
+    """The (updates, response tokens, sum of losses) of each tag, with those of these updates.
+    Reads arrays of a device."""
+    found = {tag: [*numbers] for tag, numbers in totals.items()}
+    for one in held:
+        tag, loss = parts.problems.batch_at(one.step - 1)[0], float(one.loss)
+        new = (1.0, float(one.tokens), loss if math.isfinite(loss) else 0.0)
+        found[tag] = [a + b for a, b in zip(found[tag], new, strict=True)]
+    return found
+
+
+def _shares(totals: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The share of each tag in the updates, the response tokens and the loss of a run so far.
+
+    >>> _shares({"a": (3, 10, 0.5), "b": (1, 30, 0.5)})["tokens_of/b"]
+    0.75
+    """
+    sums = [sum(numbers) or 1.0 for numbers in zip(*totals.values(), strict=True)]
+    return {
+        f"{name}_of/{tag}": number / whole
+        for tag, numbers in totals.items()
+        for name, number, whole in zip(("updates", "tokens", "loss"), numbers, sums, strict=True)
+    }
 
 
 def _diverged(

@@ -38,6 +38,7 @@ from kdjax.config import (
     Lora,
     Optimizer,
     Rollouts,
+    Served,
     Turn,
 )
 from kdjax.config.as_json import as_dict, from_dict, trained_by
@@ -56,17 +57,20 @@ FULL = Config(
     student="a folder",
     teacher=None,
     teachers=("math=a folder", "code=kdjax:teacher"),
+    self_decay=0.5,
     prefix="dataset",
     trajectories="kept",
     token_loss=mix(at_temperature(forward_kl, 2.0), clip(reverse_kl, 5.0), weight=0.8),
     objective=add(negative_log_likelihood, scale(divergence, -0.1)),
     reduction=token_mean,
     stops="merge",
+    least_aligned=0.25,
     steps=7,
     batch_size=6,
     micro_batches=2,
     sampling=Sampling(0.0, 0.9, 20, 0.1),
     rollouts=Rollouts(8, 0.5, "int8", 0.2, True, "http://localhost:1/v1", "m", "drawn", 2, 3.0),
+    served=Served("http://localhost:1", "m", "sglang", 5, 3),
     seed=3,
     rl=RL(3, math_reward, centered, 2, 1, 1),
     data=Data(
@@ -91,7 +95,16 @@ FULL = Config(
         heldout_file="h.jsonl",
     ),
     evaluation=Evaluation(
-        5, "t.jsonl", 4, (1, 4), Sampling(0.6), 32, 16, 4, grader="exact_flexible"
+        5,
+        "t.jsonl",
+        4,
+        (1, 4),
+        Sampling(0.6),
+        32,
+        16,
+        4,
+        grader="exact_flexible",
+        temperatures=(0.3,),
     ),
     save_every_steps=2,
     checkpoints=Checkpointing(3, 4, "lowest test_entropy", "go_on"),
@@ -105,9 +118,12 @@ FULL = Config(
     lora=Lora(rank=4, alpha=8.0, targets=("q_proj", "v_proj")),
     head_memory_mib=4,
     cache="elsewhere",
+    teacher_shares="equal",
     wandb_project="w",
 )
-VALID = dataclasses.replace(FULL, turns=(), rl=RL(), stops="mask")  # these don't go with the rest
+APART = {"turns": (), "rl": RL(), "stops": "mask", "least_aligned": None, "served": Served()}
+APART |= {"self_decay": 0.0}
+VALID = dataclasses.replace(FULL, **APART)  # these don't go with the rest
 
 
 def test_the_full_example_leaves_no_field_at_its_default():
@@ -332,6 +348,13 @@ WRONG = [
         nested("evaluation", sampling=Sampling(-1.0)),
         "evaluation.sampling.temperature must be at least 0, got -1",
     ),
+    (nested("evaluation", temperatures=(0.6, 0.6)), "and 0.6 is among them twice; name each once"),
+    (nested("evaluation", temperatures=(0.6, 1.0)), "and 1.0 is among them twice; name each once"),
+    (
+        nested("evaluation", temperatures=(-0.5,)),
+        "evaluation.temperatures: temperature must be at least 0, got -0.5",
+    ),
+    (dict(teacher_shares="equal"), "teacher_shares equal is of teachers of several tags, got ()"),
     (nested("evaluation", problems=0), "evaluation.problems"),
     (nested("evaluation", grader="sympy"), "evaluation.grader must be"),
     (nested("evaluation", max_new_tokens=0), "max_new_tokens"),

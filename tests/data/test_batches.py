@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -62,7 +63,7 @@ def test_batch_by_hand(tokenizer):
     batch = encode_batch(source, [1, 0], tokenizer, max_prompt_tokens=40, max_new_tokens=15)
     assert batch.prompt_bp.shape == (2, 40)
     assert batch.response_bt.shape == (2, 15)
-    assert {x.dtype.name for x in batch} == {"int32", "bool"}
+    assert {x.dtype.name for x in jax.tree.leaves(batch)} == {"int32", "bool"}
     for row, index in enumerate([1, 0]):
         prompt = tokenizer.encode_prompt(source.problem(index).prompt)
         response = [*tokenizer.encode(source.problem(index).solution), tokenizer.stop_ids[0]]
@@ -268,7 +269,8 @@ def test_files_give_their_rows(tmp_path, suffix):
     source = file_source(path)
     assert source.size == 3
     assert [source.problem(i)._asdict() for i in range(3)] == [
-        {"id": f"problems.{suffix}/{i}", **row, "tag": ""} for i, row in enumerate(ROWS)
+        {"id": f"problems.{suffix}/{i}", **row, "tag": "", "teacher_prompt": None}
+        for i, row in enumerate(ROWS)
     ]
     write_rows(tmp_path / f"copy.{suffix}", ROWS)
     write_rows(tmp_path / f"other.{suffix}", ROWS[:2])

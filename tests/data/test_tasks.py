@@ -27,6 +27,13 @@ def read_chain(text: str) -> tuple[int, list[tuple[str, int]]]:
     return int(start), [(op, int(n)) for op, n in re.findall(r"([-+x])(\d+)", rest)]
 
 
+def in_signs(prompt: str) -> str:
+    """A chain of the task words as calc asks it, by itself; other prompts as they are."""
+    spoken = {"plus": "+", "minus": "-", "times": "x"}
+    words = prompt.split(" ")
+    return prompt if prompt.endswith("=") else "".join(spoken.get(w, w) for w in words) + "="
+
+
 def calculate(task: str, text: str) -> list[int]:
     """Every value on the way through a chain, from left to right as on a pocket calculator."""
     start, terms = read_chain(text)
@@ -71,7 +78,8 @@ def test_split_of_deals_eight_one_one_by_sha256(task):
     """The first 8 bytes of sha256(task:prompt) as a fraction: 0.8 train, 0.1 held out, 0.1 test."""
     prompts = [problem(task, split, i, (4,)).prompt for split in SPLITS for i in range(300)]
     for prompt in prompts:
-        digest = hashlib.sha256(f"{task}:{prompt}".encode()).digest()
+        dealt = f"calc:{in_signs(prompt)}" if task == "words" else f"{task}:{prompt}"
+        digest = hashlib.sha256(dealt.encode()).digest()
         fraction = int.from_bytes(digest[:8], "big") / 2**64
         assert split_of(task, prompt) == SPLITS[(fraction >= 0.8) + (fraction >= 0.9)]
 
@@ -82,9 +90,11 @@ def test_answers_are_right(task):
     for terms in (2, 3, 8, 32):
         for index in range(200):
             made = problem(task, "train", index, (terms,))
-            assert len(read_chain(made.prompt[:-1])[1]) == terms - 1
-            assert made.prompt.endswith("=")
-            assert int(made.answer) == calculate(task, made.prompt[:-1])[-1]
+            signs = in_signs(made.prompt)
+            assert len(read_chain(signs[:-1])[1]) == terms - 1
+            assert signs.endswith("=")
+            assert int(made.answer) == calculate(task, signs[:-1])[-1]
+            assert made.teacher_prompt == (signs if task == "words" else None)
 
 
 def test_chain_sums_are_sums():
@@ -100,7 +110,8 @@ def test_solutions_are_arithmetic(task):
     """Every line is right and goes on from the last; together they spell the prompt."""
     for index in range(400):
         made = problem(task, "train", index, (2, 5, 12))
-        start, value, walked, previous = *[read_chain(made.prompt[:-1])[0]] * 2, [], None
+        signs = in_signs(made.prompt)[:-1]
+        start, value, walked, previous = *[read_chain(signs)[0]] * 2, [], None
         for line in solution_lines(made.solution):
             if line.startswith("?"):
                 assert line == "?" + previous
@@ -110,7 +121,7 @@ def test_solutions_are_arithmetic(task):
             assert read_chain(chain)[0] == value
             walked += read_chain(chain)[1]
             value, previous = int(result), line
-        assert (start, walked) == read_chain(made.prompt[:-1])
+        assert (start, walked) == read_chain(signs)
         assert value == int(made.answer)
         assert extract_answer(made.solution) == made.answer
         assert is_equivalent(extract_answer(made.solution), made.answer)

@@ -7,8 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kdjax import divergence, forward_kl, mix, reverse_kl
+from kdjax import (
+    add,
+    divergence,
+    forward_kl,
+    mix,
+    reverse_divergence,
+    reverse_kl,
+    tail_residual,
+)
 from kdjax.base import TopK
+from kdjax.errors import ConfigError
 from kdjax.losses.topk import buckets, top_k
 from kdjax.numerics import log_probs
 from kdjax.step.closed_forms import compare
@@ -226,6 +235,7 @@ def test_scores_against_a_top_k_teacher(loss):
     agrees = student.argmax(-1) == teacher.argmax(-1)
     assert 0 < agrees.sum() < 6
     np.testing.assert_array_equal(scores.top1_agreement, agrees)
+    np.testing.assert_array_equal(scores.teacher_top1, teacher.argmax(-1) == targets)
     np.testing.assert_array_equal(scores.sampler_logp, sampler_logp)
     assert scores.mask.all()
     q, p = (bucketed64(softmax64(x), kept.ids) for x in (student, teacher))
@@ -248,8 +258,10 @@ def test_top1_agreement_reads_the_ids_that_are_given():
     kept = TopK(np.int32([[2, 1], [1, 2]]), logp, tail)
     zeros = np.zeros(2, np.int32)
     function = token_function(forward_kl, divergence)
-    _, scores = jax.jit(function)(student, kept, {"targets": zeros, "sampler_logp": zeros})
+    asked = {"targets": np.int32([1, 1]), "sampler_logp": zeros}
+    _, scores = jax.jit(function)(student, kept, asked)
     np.testing.assert_array_equal(scores.top1_agreement, [1, 0])
+    np.testing.assert_array_equal(scores.teacher_top1, [1, 0])
 
 
 def test_a_sure_teacher_keeps_its_tail():
@@ -263,3 +275,80 @@ def test_a_sure_teacher_keeps_its_tail():
         assert np.isfinite(gradients[name]).all()
         assert np.all(values[name] <= full[name] * (1 + 1e-5))
         assert np.all(values[name] > 1)
+
+
+def expectation_over_samples(objective, student, kept, logp):
+    """(mean value, mean gradient by the logits) over all sampled tokens, each as probable as the
+    student makes it, in float64; the teacher says each token's log-probability."""
+    size = student.shape[-1]
+    q = jax.nn.softmax(student)
+
+    def of(token):
+        extra = {"targets": token[None], "sampler_logp": jnp.zeros(1)}
+        function = token_function(reverse_kl, objective)
+        alone = jax.tree.map(lambda x: x[None], kept._replace(sampled_logp=logp[token]))
+        return jax.value_and_grad(lambda s: function(s[None], alone, extra)[0][0])(student)
+
+    values, slopes = jax.jit(jax.vmap(of))(jnp.arange(size))
+    return np.asarray(q @ values), np.asarray(q @ slopes)
+
+
+@pytest.mark.parametrize("tail", ["right", "floored", "any"])
+@pytest.mark.parametrize("k", [1, 4, 11, 12])
+def test_the_sampled_token_undoes_what_merging_loses(k, tail):
+    """By enumeration over a vocabulary of 12, in float64: buckets and tail_residual have, in
+    expectation over tokens of the student, the gradient of reverse KL over the vocabulary to
+    1e-12, whatever mass the tail is said to have; the value too, less the log of the mass that is
+    then said in all. Without the residual neither is near."""
+    rng = np.random.default_rng(20 + k)
+    student, teacher = rng.normal(0, 2, 12), rng.normal(0, 2, 12)
+    p, q = softmax64(teacher), softmax64(student)
+    kept = known(teacher, k)
+    said = {"right": kept.tail_logp, "floored": np.log(1e-6), "any": np.log(0.3)}[tail]
+    if k == 12:
+        said = -np.inf  # nothing is outside
+    total = np.exp(kept.logp).sum() + np.exp(said)
+    full = (q * np.log(q / p)).sum()
+    by_logits = q * (np.log(q / p) - full)
+    with jax.enable_x64(True):
+        kept = TopK(*map(jnp.asarray, (kept.ids, kept.logp, np.float64(said))))
+        both = add(reverse_divergence, tail_residual)
+        value, slope = expectation_over_samples(both, student, kept, jnp.asarray(np.log(p)))
+        coarse = expectation_over_samples(reverse_divergence, student, kept, jnp.asarray(np.log(p)))
+    np.testing.assert_allclose(slope, by_logits, atol=1e-12)
+    np.testing.assert_allclose(value, full + np.log(total), rtol=1e-12)
+    if k < 11:  # of a tail of one token nothing is lost
+        assert np.abs(coarse[1] - by_logits).max() > 1e-3 * np.abs(by_logits).max()
+
+
+def test_the_residual_of_a_whole_vocabulary_is_none():
+    """A teacher whose vocabulary is known leaves nothing out; one whose sampled token is not known
+    is refused in one line; the residual is logged as a term of the sum."""
+    student, teacher = normal_logits(21, 5, 12), normal_logits(22, 5, 12)
+    extra = {"targets": np.arange(5), "sampler_logp": np.zeros(5, np.float32)}
+    both = token_function(reverse_kl, add(reverse_divergence, tail_residual))
+    plain = token_function(reverse_kl, reverse_divergence)
+    made, scores = jax.jit(both)(student, teacher, extra)
+    np.testing.assert_array_equal(made, jax.jit(plain)(student, teacher, extra)[0])
+    np.testing.assert_array_equal(scores.parts["tail_residual"], 0)
+    assert scores.residual is None
+    with pytest.raises(ConfigError, match="the objective needs residual"):
+        both(student, known(teacher, 3), extra)
+
+
+def test_a_teacher_that_knows_the_sampled_token():
+    """Its log-probability, and the residual, as NumPy has them; 0 of tokens that are named."""
+    student, teacher = normal_logits(23, 40, 12), normal_logits(24, 40, 12)
+    p, q, targets = softmax64(teacher), softmax64(student), np.arange(40) % 12
+    at = targets[:, None]
+    kept = known(teacher, 3)
+    own = np.take_along_axis(np.log(p), at, -1)[:, 0]
+    kept = kept._replace(sampled_logp=own.astype(np.float32))
+    extra = {"targets": targets, "sampler_logp": np.zeros(40, np.float32)}
+    _, scores = jax.jit(token_function(reverse_kl, reverse_divergence))(student, kept, extra)
+    np.testing.assert_allclose(scores.teacher_logp, own, rtol=1e-6)
+    named = (kept.ids == at).any(-1)
+    rest = [np.log(bucketed64(x, kept.ids)[:, -1]) for x in (q, p)]
+    wanted = (np.log(np.take_along_axis(q, at, -1)[:, 0]) - rest[0]) - (own - rest[1])
+    assert 0 < named.sum() < 40
+    np.testing.assert_allclose(scores.residual, np.where(named, 0, wanted), atol=2e-5)

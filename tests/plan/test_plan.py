@@ -259,3 +259,16 @@ def test_the_command(tiny, tmp_path, capsys):
     assert list(json.loads(out.read_text())["phases"]) == ["step"]
     assert main(["plan", str(path), "--topology", "v9z:2x2"]) == 64
     assert main(["plan", str(path), "--out", str(out)]) == 74
+
+
+def test_the_student_s_average_is_counted(tiny, uncompiled):
+    """Teacher self holds no teacher; its average is another float32 copy of what is trained."""
+    own = dataclasses.replace(tiny, teacher="self", layout=Layout(fsdp=2))
+    data = dataclasses.replace(own.data, teacher_prompt_template="{solution}{prompt}")
+    live, average = (
+        plan(dataclasses.replace(own, data=data, self_decay=decay), "local").held_gib
+        for decay in (0.0, 0.9)
+    )
+    assert live["teacher"] == average["teacher"] == 0
+    more = average["optimizer"] - live["optimizer"]
+    assert more == pytest.approx(live["trained parameters"], rel=1e-12)

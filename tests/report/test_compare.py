@@ -14,7 +14,9 @@ from kdjax.errors import ConfigError, DataError
 from kdjax.grading.intervals import interval
 from kdjax.report.compare import compare, read_result, table
 from kdjax.report.compare import to_json as to_json_of
-from kdjax.report.results import to_json
+from kdjax.report.results import Cell, Row, from_json, to_json
+from kdjax.report.sections import sections
+from kdjax.report.tables import at_temperatures
 from kdjax.runtime import files
 
 NAMES = ("one", "other")
@@ -165,3 +167,35 @@ def test_no_result(tmp_path, text, says):
         file.write_text(text)
     with pytest.raises(DataError, match=says):
         read_result(file)
+
+
+def test_reports_at_other_temperatures_are_kept_beside_it():
+    """Written and read again; compared and listed by the report itself; without them nothing of
+    them is written."""
+    warm = a_report([2, 2, 4], sampling=Sampling(0.6), **COUNTED)
+    result = a_report([0, 1, 3], also=(warm,), **COUNTED)
+    assert "also" not in to_json(warm)
+    assert from_json(json.loads(json.dumps(to_json(result)))) == result
+    plain = result._replace(also=())
+    assert compare(result, plain, NAMES) == compare(plain, plain, NAMES)
+    assert sections([Cell("one", [Row("one", plain, [], [])])]) == [
+        s for s in sections([Cell("one", [Row("one", result, [], [])])])
+        if s.title != "Other temperatures"
+    ]  # fmt: skip
+
+
+def test_the_table_of_temperatures_by_hand():
+    """A line a temperature, the report's own first; means and errors over problems and seeds;
+    nothing of cells that have one temperature."""
+    runs = [
+        Row("r", a_report(own, also=(a_report(warm, sampling=Sampling(0.6), **COUNTED),),
+                          tokens=[8, 12, 20], cut=[0, 0, 0]), [], [])
+        for own, warm in (([0, 1, 3], [2, 2, 4]), ([0, 1, 1], [4, 2, 4]))
+    ]  # fmt: skip
+    alone = Cell("alone", [Row("alone", a_report([1, 1, 1], **COUNTED), [], [])])
+    header, lines = at_temperatures([alone, Cell("two", runs)])
+    assert header == ["run", "sampled at", "Avg@4", "Pass@4", "length", "truncated"]
+    assert [line[:2] for line in lines] == [["two", "temperature 1.0"], ["two", "temperature 0.6"]]
+    means = [[float(text.split(" ")[0]) for text in line[2:]] for line in lines]
+    assert means == [[25.0, 66.7, 3.3, 0.0], [75.0, 100.0, 3.3, 41.7]]
+    assert at_temperatures([alone])[1] == []

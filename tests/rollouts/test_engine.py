@@ -247,7 +247,7 @@ def test_a_distribution_that_nobody_describes_is_refused(
 
 
 def test_parameters_are_refused(opened, plain_server, batch):
-    with pytest.raises(ConfigError, match="not synchronised") as caught:
+    with pytest.raises(ConfigError, match="published to it apart") as caught:
         opened(plain_server)({"a": np.zeros(1)}, batch, jax.random.key(0), LIMIT)
     assert "docs/engines.md" in said(caught)
 
@@ -375,7 +375,7 @@ def test_answers_that_do_not_add_up(opened, batch, good, fault):
             draw(sampler, take(batch, [1]))
     message = said(caught)
     assert says in message
-    assert message.startswith(f"engine at {server.url}/v1, row 7: ")
+    assert message.startswith(f"engine at {server.url}, row 7: ")
     assert caught.value.exit_code == 69
 
 

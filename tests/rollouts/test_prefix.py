@@ -149,3 +149,26 @@ def test_the_student_is_drawn_from_with_what_it_is_given():
     np.testing.assert_array_equal(rollout.entropy_bt, samples.entropy_bt)
     np.testing.assert_array_equal(rollout.sampler_logp_bt, samples.sampler_logp_bt)
     np.testing.assert_array_equal(rollout.truncated_b, samples.truncated_b)
+
+
+def test_a_teacher_reads_the_response_behind_its_own_prompt():
+    """By hand: the tokens of both, and for each response token the slot of the one before it."""
+    none = np.zeros(2, np.int32)
+    batch = Batch(
+        np.array([[5, 6, 0], [7, 8, 9]], np.int32), np.array([2, 3], np.int32),
+        none[:, None], none, none > 0, none,
+        (np.array([[1, 2, 3, 4], [1, 0, 0, 0]], np.int32), np.array([4, 1], np.int32)),
+    )  # fmt: skip
+    response = np.array([[11, 12, 13], [21, 0, 0]], np.int32)
+    length, logp = np.array([3, 1], np.int32), np.zeros((2, 3), np.float32)
+    rollout = assemble(batch, response, length, logp, none > 0)
+    np.testing.assert_array_equal(rollout.tokens_bs, [[5, 6, 11, 12, 13, 0], [7, 8, 9, 21, 0, 0]])
+    rows = rollout.teacher_rows
+    np.testing.assert_array_equal(
+        rows.tokens_bs, [[1, 2, 3, 4, 11, 12, 13], [1, 21, 0, 0, 0, 0, 0]]
+    )
+    np.testing.assert_array_equal(rows.slot_bt, [[3, 4, 5], [0, -1, -1]])
+    alike = assemble(batch._replace(teacher_prompts=None), response, length, logp, none > 0)
+    assert alike.teacher_rows is None
+    for ours, theirs in zip(alike[:5], rollout[:5], strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -58,6 +58,7 @@ def oracle(student, teacher, targets) -> Comparison:
         forward_kl=expectation64(log_p, log_p - log_q),
         reverse_kl=expectation64(log_q, log_q - log_p),
         top1_agreement=1.0 * (log_q.argmax(-1) == log_p.argmax(-1)),
+        teacher_top1=1.0 * (log_p.argmax(-1) == np.asarray(targets)),
     )
 
 
@@ -180,7 +181,7 @@ def test_gradient_is_the_closed_form_and_the_dense_formulas(names, scale):
 def test_top1_agreement_and_teacher_fields_have_no_gradient():
     """Neither moves with the student's logits, and nothing at all flows to the teacher's."""
     student, teacher, targets = normal_logits(10, 2, 16), normal_logits(11, 2, 16), first_tokens
-    for name in ("top1_agreement", "teacher_logp", "teacher_entropy"):
+    for name in ("top1_agreement", "teacher_top1", "teacher_logp", "teacher_entropy"):
         np.testing.assert_array_equal(gradient_of(name, student, teacher), 0)
 
     @jax.jit
@@ -367,6 +368,8 @@ def test_top1_agreement_of_ties():
     teacher = np.float32([[0, 5, 5], [0, 0, 5], [0, 0, 5], [5, 7, 5]])
     comparison = compared(student, teacher, first_tokens(student))
     np.testing.assert_array_equal(comparison.top1_agreement, [1, 0, 1, 0])
+    comparison = compared(student, teacher, np.int32([1, 0, 2, 2]))
+    np.testing.assert_array_equal(comparison.teacher_top1, [1, 0, 1, 0])
 
 
 def test_a_student_alone():
@@ -378,7 +381,7 @@ def test_a_student_alone():
     expected = oracle(student, student, targets)
     np.testing.assert_allclose(alone.student_logp, expected.student_logp, rtol=2e-6)
     np.testing.assert_allclose(alone.student_entropy, expected.student_entropy, atol=2e-6)
-    assert alone[2:] == (None,) * 5
+    assert alone[2:] == (None,) * 6
     for name in ("student_logp", "student_entropy"):
         coefficients = {name: np.random.default_rng(43).normal(size=(2, 3)).astype(np.float32)}
         slope = gradient(student, None, targets, coefficients)

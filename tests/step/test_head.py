@@ -152,7 +152,9 @@ def plain_scores(token_loss, q, teacher, extra, mask) -> Scores:
         entropy = -jnp.sum(jnp.exp(p) * p, -1)
         scores = scores._replace(teacher_logp=at_target(p), teacher_entropy=entropy)
     kls = dict(forward_kl=forward(q, p), reverse_kl=forward(p, q), divergence=token_loss(q, p))
-    return scores._replace(top1_agreement=agrees.astype(q.dtype), **kls)
+    best = teacher.ids[..., 0] if isinstance(teacher, TopK) else teacher.argmax(-1)
+    drawn = (best == extra["targets"]).astype(q.dtype)
+    return scores._replace(top1_agreement=agrees.astype(q.dtype), teacher_top1=drawn, **kls)
 
 
 def dense(token_loss, objective, columns=None):
@@ -164,7 +166,7 @@ def dense(token_loss, objective, columns=None):
         return jax.nn.log_softmax(capped)
 
     def loss(hidden, head, teacher, extra, weights, mask):
-        theirs = plain_logp(*teacher) if isinstance(teacher, TeacherStates) else teacher
+        theirs = plain_logp(*teacher[:2]) if isinstance(teacher, TeacherStates) else teacher
         scores = plain_scores(token_loss, plain_logp(hidden, head), theirs, extra, mask)
         total = jnp.sum(jnp.where(mask, weights * objective(scores), 0.0))
         return total, jax.tree.map(lambda x: jnp.where(mask, x, jnp.zeros((), x.dtype)), scores)

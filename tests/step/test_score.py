@@ -24,7 +24,8 @@ from kdjax.step.score import HeadPlan, sampled_logp, score, scored_loss
 V = 23
 PROMPTS, RESPONSES = [3, 6, 1], [5, 7, 2]
 MIXED = mix(forward_kl, reverse_kl, weight=0.3)
-FIELDS = set(Scores._fields) - {"reference_logp", "old_logp", "advantage", "parts"}
+ELSEWHERE = {"reference_logp", "old_logp", "advantage", "parts", "teacher_shared", "residual"}
+FIELDS = set(Scores._fields) - ELSEWHERE
 every_loss = pytest.mark.parametrize(
     "token_loss", [forward_kl, reverse_kl, MIXED], ids=lambda f: f.__name__
 )
@@ -54,6 +55,7 @@ def by_hand(student, teacher, tokens, position: int) -> dict[str, float]:
         "forward_kl": forward,
         "reverse_kl": reverse,
         "top1_agreement": float(q.argmax() == p.argmax()),
+        "teacher_top1": float(tokens[position] == p.argmax()),
         "divergence": 0.3 * forward + 0.7 * reverse,
     }
 

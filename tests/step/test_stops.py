@@ -158,6 +158,7 @@ def by_numpy(pair, rollout, temperature=1.0):
             values |= {"student_entropy": -q @ np.log(q), "teacher_entropy": -p @ np.log(p)}
             values |= {"forward_kl": p @ np.log(p / q), "reverse_kl": q @ np.log(q / p)}
             values["top1_agreement"] = float(p.argmax() == q.argmax())
+            values["teacher_top1"] = float(p.argmax() == event)
             warm, warm_q = (softmax(np.log(x) / temperature) for x in (p, q))
             values["divergence"] = 0.3 * warm @ np.log(warm / warm_q)
             values["divergence"] += 0.7 * warm_q @ np.log(warm_q / warm)

@@ -39,7 +39,10 @@ ALWAYS = {
     "loss", "gradient_norm", "response_tokens", "response_length", "truncated", "empty",
     "student_logp", "student_entropy", "sampler_logp",
 }  # fmt: skip
-WITH_TEACHER = {"teacher_logp", "teacher_entropy", "forward_kl", "reverse_kl", "top1_agreement"}
+WITH_TEACHER = {
+    "teacher_logp", "teacher_entropy", "forward_kl", "reverse_kl", "top1_agreement",
+    "teacher_top1", "entropy_excess",
+}  # fmt: skip
 
 
 @functools.cache
@@ -194,6 +197,38 @@ def test_eight_devices_step_as_one():
     chex.assert_trees_all_close(dealt[0], alone[0], rtol=1e-6, atol=1e-6)
     chex.assert_trees_all_close(dealt[1], alone[1], rtol=1e-5, atol=1e-6)
     assert float(metrics["gradient_norm"]) > 0.1
+
+
+def sharper_kl64(params, teacher_params, rollout, scale):
+    """Mean forward KL a token with the student's logits times a scale, float64, row by row."""
+    total, count = 0.0, 0
+    for tokens, prompt, response in zip(
+        rollout.tokens_bs, rollout.prompt_length_b, rollout.response_length_b, strict=True
+    ):
+        for before in np.asarray(tokens)[prompt - 1 : prompt + response - 1]:
+            z, u = (
+                np.float64(w["embed"][before]) @ np.float64(w["head"]).T
+                for w in (params, teacher_params)
+            )
+            log_q, log_p = (x - np.log(np.sum(np.exp(x))) for x in (scale * z, u))
+            total, count = total + np.sum(np.exp(log_p) * (log_p - log_q)), count + 1
+    return total / count
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_entropy_excess_is_the_slope_of_forward_kl_by_sharpness(pair, micro_batches):
+    """H(s) - H(t) - KL(t||s) is minus d KL / d log scale of the student's logits; so 0 at the scale
+    where forward KL is least."""
+    rollout, scales = bigram_rollout(14), np.linspace(0.02, 4, 400)
+    slope = (sharper_kl64(*pair, rollout, 1 + 1e-5) - sharper_kl64(*pair, rollout, 1 - 1e-5)) / 2e-5
+    _, metrics = one_bigram_step(pair, rollout, micro_batches=micro_batches)
+    assert abs(slope) > 0.01
+    np.testing.assert_allclose(metrics["entropy_excess"], -slope, atol=1e-5)
+    best = scales[np.argmin([sharper_kl64(*pair, rollout, scale) for scale in scales])]
+    assert scales[0] < best < scales[-1]
+    student = {**pair[0], "head": pair[0]["head"] * best}
+    _, there = one_bigram_step((student, pair[1]), rollout, micro_batches=micro_batches)
+    assert abs(float(there["entropy_excess"])) < 0.05 * abs(slope)
 
 
 @every_loss

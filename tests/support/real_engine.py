@@ -32,8 +32,11 @@ START_S = 600.0
 """
 
 
-def widen_heads(folder: Path, head_dim: int) -> None:
-    """Write the embedded teacher with heads so wide, as a new folder: the same function.
+def widen_heads(
+    folder: Path, head_dim: int, name: str = "kdjax:teacher", untied: bool = False
+) -> None:
+    """Write an embedded model with heads so wide, as a new folder: the same function. untied: as
+    `write_folder` has it.
 
     Zeros stand behind both rotary halves of each head. A larger base turns the halves that were
     there as before; the norms of q and k take a mean over more entries, and q is divided by a
@@ -42,7 +45,7 @@ def widen_heads(folder: Path, head_dim: int) -> None:
     from kdjax import models
     from kdjax.models.hf.config import to_fields
 
-    model, params = models.load("kdjax:teacher")
+    model, params = models.load(name)
     old = model.config.head_dim
 
     def wider(x):  # [..., heads * old] -> [..., heads * head_dim]
@@ -63,8 +66,8 @@ def widen_heads(folder: Path, head_dim: int) -> None:
         head_dim=head_dim,
         rope_theta=model.config.rope_theta ** (head_dim / old),
     )
-    source = models.find("kdjax:teacher")
-    models.write_folder(folder, params, source, fields=to_fields(config))
+    source = models.find(name)
+    models.write_folder(folder, params, source, fields=to_fields(config), untied=untied)
 
 
 class Served(NamedTuple):
@@ -140,6 +143,7 @@ def _environment(folder: Path) -> dict[str, str]:
     ours = ("JAX_", "XLA_", "PYTHON", "VLLM_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     return kept | {
-        "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1", "VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CACHE_ROOT": str(folder / "cache"), "VLLM_CONFIG_ROOT": str(folder / "config"),
     }  # fmt: skip

@@ -41,7 +41,10 @@ def final_state(config: Config):
         checkpoints.restore(
             step,
             init_state(
-                params, optimizer_of(config.curriculum, config.optimizer, timetable(config))
+                params,
+                optimizer_of(
+                    config.curriculum, config.optimizer, timetable(config), config.self_decay
+                ),
             ),
         ),
         checkpoints.read_about(step),

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from kdjax import models
 from kdjax.base import Batch, Sampling
+from kdjax.numerics import project
 from kdjax.rollouts.sampler import generate
 
 CONTEXT = 64
@@ -37,11 +39,19 @@ class Server(NamedTuple):
     in_flight: list[int]
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # of 5, some of many at once are turned away
+
+
 @contextlib.contextmanager
 def serving(
-    answer: Callable[[dict], Reply | dict], models: Any = None, name: str = "tiny"
+    answer: Callable[[dict], Reply | dict],
+    models: Any = None,
+    name: str = "tiny",
+    others: dict[str, Callable[[dict], Reply | dict]] | None = None,
 ) -> Iterator[Server]:
-    """A server that answers a completion's body with `answer(body)`."""
+    """A server that answers a completion's body with `answer(body)`, and those of other paths."""
+    answers = {"/v1/completions": answer, **(others or {})}
     cards = {"object": "list", "data": [{"id": name, "max_model_len": CONTEXT}]}
     asked: list[dict] = []
     headers: list[dict] = []
@@ -58,14 +68,13 @@ def serving(
             self.send(Reply(cards if models is None else models))
 
         def do_POST(self):
-            assert self.path == "/v1/completions"
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             with lock:
                 asked.append(body)
                 headers.append({name.lower(): value for name, value in self.headers.items()})
                 now[0] += 1
                 in_flight.append(now[0])
-            reply = answer(body)
+            reply = answers[self.path](body)
             reply = reply if isinstance(reply, Reply) else Reply(reply)
             time.sleep(reply.delay_s)
             with lock:  # before the answer, which lets the next request in
@@ -85,7 +94,7 @@ def serving(
                 self.end_headers()
                 self.wfile.write(text.encode())
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = _Server(("127.0.0.1", 0), Handler)
     server.daemon_threads, server.block_on_close = True, False
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
@@ -109,7 +118,8 @@ def engine_core(model, params, limit: int):
     """core(body, mode) -> Text: the model itself behind the wire, seeded by the body's seed.
 
     Log-probabilities are raw, or (mode "processed") of the tempered distribution; a greedy row's
-    are raw in both modes, as in vLLM and SGLang.
+    are raw in both modes, as in vLLM and SGLang. params may be a function that has the present
+    ones.
     """
 
     def core(body: dict, mode: str = "raw") -> Text:
@@ -118,8 +128,9 @@ def engine_core(model, params, limit: int):
         none, length = np.zeros((1, 1), np.int32), np.array([len(body["prompt"])], np.int32)
         batch = Batch(prompt, length, none, none[0], none[0] > 0, none[0])
         temperature = body["temperature"]
+        now = params() if callable(params) else params
         out = generate(
-            model, params, batch, jax.random.key(body.get("seed", 0)), max_new_tokens=limit,
+            model, now, batch, jax.random.key(body.get("seed", 0)), max_new_tokens=limit,
             stop_ids=tuple(body["stop_token_ids"]), sampling=Sampling(temperature),
         )  # fmt: skip
         count = min(int(out.length_b[0]), body["max_tokens"])
@@ -129,6 +140,117 @@ def engine_core(model, params, limit: int):
         return Text(tokens, np.asarray(logp[0, :count], np.float64).tolist(), stop)
 
     return core
+
+
+def score_core(model, params, vocabulary: int):
+    """core(ids) -> float32 [ids, V]: the model's log-probabilities after each of these ids; params
+    as of `engine_core`."""
+
+    @jax.jit
+    def whole(params, ids):
+        return project(model.hidden(params, ids)[0], model.head(params))[:, :vocabulary]
+
+    def core(ids: list[int]) -> np.ndarray:
+        row = np.zeros((1, CONTEXT), np.int32)
+        row[0, : len(ids)] = ids
+        logits = np.asarray(whole(params() if callable(params) else params, row), np.float64)[
+            : len(ids)
+        ]
+        logits -= logits.max(-1, keepdims=True)
+        return np.float32(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
+
+    return core
+
+
+def vllm_scores(core, body: dict) -> dict:
+    """vLLM: at each token of the prompt the k best and the token itself, null at the first."""
+    prompt, k = body["prompt"], body["prompt_logprobs"]
+    if k > 20:
+        said = f"Requested prompt logprobs of {k}, which is greater than max allowed: 20"
+        return Reply({"error": {"message": said, "code": 400}}, 400)
+    said: list[dict | None] = [None]
+    for logp, token in zip(core(prompt), prompt[1:], strict=False):
+        named = [*np.argsort(-logp, kind="stable")[:k].tolist(), token]
+        ranks = {i: int((logp > logp[i]).sum()) + 1 for i in named}
+        said.append({
+            str(i): {"logprob": float(logp[i]), "rank": rank, "decoded_token": "x"}
+            for i, rank in ranks.items()
+        })  # fmt: skip
+    answer = _completion(Text([1], [-1.0], None), ["x"], finish_reason="length")
+    answer["choices"][0] |= {"prompt_logprobs": said, "logprobs": None}
+    return answer
+
+
+class Reloading:
+    """An engine whose weights are those of the folder that it read last, in vLLM's words or
+    SGLang's. `load` is what it does with a folder, and may be replaced by what goes wrong."""
+
+    def __init__(self, folder, vocabulary: int, limit: int):
+        self.model, self.params = models.load(folder)
+        self.paths: list[str] = []
+        self.folders: list[str] = []
+        self.paused = False
+        self.draw = engine_core(self.model, lambda: self.params, limit)
+        self.score = score_core(self.model, lambda: self.params, vocabulary)
+
+    def load(self, folder: str) -> Reply | dict:
+        """The whole folder is read."""
+        _, self.params = models.load(folder)
+        return {"results": [None]}
+
+    def answer(self, body: dict) -> Reply | dict:
+        assert not self.paused
+        return vllm_scores(self.score, body) if "prompt_logprobs" in body else self.drawn(body)
+
+    def drawn(self, body: dict) -> dict:
+        return vllm(self.draw(body), body)
+
+    def _reload(self, folder: str) -> Reply | dict:
+        self.folders.append(folder)
+        return self.load(folder)
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[Server]:
+        def at(path, act):
+            def answer(body):
+                self.paths.append(path)
+                return act(body)
+
+            return path, answer
+
+        def pause(paused):
+            def act(body):
+                self.paused = paused
+                return {}
+
+            return act
+
+        def of_vllm(body):
+            assert self.paused
+            assert body["method"] == "reload_weights"
+            return self._reload(body["kwargs"]["weights_path"])
+
+        others = dict([
+            at("/pause?mode=wait", pause(True)), at("/collective_rpc", of_vllm),
+            at("/reset_prefix_cache", lambda body: {}), at("/resume", pause(False)),
+            at("/update_weights_from_disk", lambda body: self._reload(body["model_path"])),
+            ("/generate", lambda body: sglang_scores(self.score, body)),
+        ])  # fmt: skip
+        with serving(self.answer, others=others) as server:
+            yield server
+
+
+def sglang_scores(core, body: dict) -> dict:
+    """SGLang's /generate: from logprob_start_len on, null at the first."""
+    ids, start, k = body["input_ids"], body["logprob_start_len"], body["top_logprobs_num"]
+    own: list = [[None, ids[start], None]]
+    top: list = [None]
+    for logp, token in zip(core(ids)[start:], ids[start + 1 :], strict=False):
+        own.append([float(logp[token]), token, None])
+        best = np.argsort(-logp, kind="stable")[:k]
+        top.append([[float(logp[i]), int(i), None] for i in best])
+    about = {"input_token_logprobs": own, "input_top_logprobs": top, "prompt_tokens": len(ids)}
+    return {"text": "x", "meta_info": about}
 
 
 def vllm(text: Text, body: dict, eos: int | None = None) -> dict:

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from kdjax import evaluate as evaluate_module
+from kdjax.base import Sampling
 from kdjax.config import Config, Data, Evaluation, Rollouts
 from kdjax.grading.eval_report import EvalReport
 from kdjax.losses.objectives import negative_log_likelihood
@@ -140,3 +141,28 @@ def test_few_responses_are_scored_as_few(parts, monkeypatch):
     _, records = evaluation.evaluate_params(parts._replace(config=config), parts.student.trained)
     assert shapes == [16]
     assert len(records) == 10
+
+
+def test_several_temperatures_are_the_evaluations_one_by_one(parts, tmp_path):
+    """The report and its records are those without the others; each of the others is what an
+    evaluation of that sampling alone says; chunks of one are not taken for another's."""
+
+    def evaluated(**changes) -> tuple[EvalReport, list]:
+        settings = dataclasses.replace(parts.config.evaluation, **changes)
+        config = dataclasses.replace(parts.config, evaluation=settings)
+        return evaluation.evaluate_params(parts._replace(config=config), parts.student.trained)
+
+    own = Sampling(0.9, top_k=50)
+    result, records = evaluated(sampling=own, temperatures=(0.0, 0.5))
+    alone, alone_records = evaluated(sampling=own)
+    assert numbers(result)._replace(also=()) == numbers(alone)
+    assert records == alone_records
+    assert [report.sampling for report in result.also] == [
+        Sampling(0.0, top_k=50), Sampling(0.5, top_k=50),
+    ]  # fmt: skip
+    for other in result.also:
+        single, _ = evaluated(sampling=other.sampling)
+        assert numbers(other) == numbers(single)
+    lengths = {tuple(report.tokens) for report in (result, *result.also)}
+    assert len(lengths) == 3
+    assert [*(tmp_path / "cache" / "evaluations").iterdir()] == []

@@ -46,10 +46,10 @@ def test_one_overlong_prompt_of_any_purpose(config, tmp_path, tokenizer, purpose
     it, which the source then says."""
     write(tmp_path, purpose, "1+" * 30 + "1=")
     with pytest.raises(DataError, match=f"1 of 9 {purpose} problems have prompts over data.max_p"):
-        open_problems(config, timetable(config), [""], tokenizer)
+        open_problems(config, timetable(config), {"": tokenizer}, tokenizer)
     data = dataclasses.replace(config.data, overlong_prompts="leave_out")
     asked = dataclasses.replace(config, data=data)
-    found = open_problems(asked, timetable(asked), [""], tokenizer)
+    found = open_problems(asked, timetable(asked), {"": tokenizer}, tokenizer)
     sources = dict(zip(FIELDS, (found.source, found.heldout, found.test), strict=True))
     assert {name: source.size for name, source in sources.items()} == {
         name: 8 if name == purpose else 9 for name in FIELDS

@@ -28,6 +28,7 @@ from kdjax.step.score import HeadPlan
 from kdjax.step.stops import Stops
 from kdjax.storage import run_folder
 from kdjax.train import evaluation as examine_module
+from kdjax.train import feed
 from kdjax.train.loop import train
 from kdjax.train.parts import precompute as prefixes_module
 from kdjax.train.parts import problems, roles, startup
@@ -118,8 +119,7 @@ def test_a_pair_that_differs_in_what_may_differ(tiny, tokenizer):
     folder = Path(tiny.teacher)
     path = folder / "chat_template.jinja"
     path.write_text("Be brief." + path.read_text())
-    edit_json(Path(tiny.student) / "generation_config.json", eos_token_id=pad)
-    edit_json(Path(tiny.student) / "tokenizer_config.json", eos_token="<|endoftext|>")
+    ends_alone(tiny)
     added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     new = {**added[-1], "id": tokenizer.size, "content": "<new>"}
     edit_json(folder / "tokenizer.json", added_tokens=[*added, new])
@@ -135,16 +135,116 @@ def test_a_pair_that_differs_in_what_may_differ(tiny, tokenizer):
         f"student ({tokenizer.size} tokens) and teacher ({tokenizer.size + 1}) agree on the first"
         f" {tokenizer.size} ids, which are in use"
     )
-    assert said["stop tokens 0"].startswith(f"student {pad} '<|endoftext|>'; its template ends")
-    assert said["warning 0"].startswith(f"the student does not stop at {end} '<|im_end|>', where")
-    assert "warning 1" not in said
-    assert said["note 1"] == "student and teacher stop at other tokens; each samples with its own"
-    assert said["stop policy 0"] == f"merge, tokens {[pad, end]} are one event"
+    both = f"{pad} '<|endoftext|>', {end} '<|im_end|>'"
+    assert said["stop tokens 0"].startswith(f"student {both}; its template ends")
+    assert "warning 0" not in said
+    assert "note 1" not in said
+    assert said["stop policy 0"] == (
+        f"merge, tokens {[pad, end]} are one event, and the student draws up to any of them"
+    )
     assert "(gradients by autodiff from chunk logits)" in said["loss 0"]
     precision = "computes in bfloat16, trained parameters float32, the teacher's bfloat16"
     assert said["precision 0"] == precision
     assert f" teacher {2 * count(tiny.teacher) / 2**20:.1f};" in said["size 0"]
     assert said["self-test 0"] == "the teacher as its own student has KL 0"
+
+
+def ends_alone(config: Config):
+    """The student of a config, made to stop at <|endoftext|> alone, as base models do."""
+    pad = load_tokenizer(config.student).stop_ids[1]
+    edit_json(Path(config.student) / "generation_config.json", eos_token_id=pad)
+    edit_json(Path(config.student) / "tokenizer_config.json", eos_token="<|endoftext|>")
+
+
+def test_raw_stops_that_differ_are_warned_of(tiny, tokenizer):
+    """What raw will do and the remedy, where anything is learned from the teacher; a student that
+    stops wherever its teacher does learns to end."""
+    ends_alone(tiny)
+    end = tokenizer.stop_ids[0]
+    said = facts(tiny)
+    assert said["warning 1"] == (
+        f"the teacher stops at {end} '<|im_end|>', where the student does not: with stops raw the"
+        " student learns to write it as any other token and to go on, so responses run to the limit"
+        " (docs/study.md); --stops merge makes one event of all stop tokens, in the loss and where"
+        " the student draws"
+    )
+    worked = dataclasses.replace(tiny, prefix="dataset", objective=negative_log_likelihood)
+    mild = "student and teacher stop at other tokens; each samples with its own"
+    for other in (worked, dataclasses.replace(tiny, stops="mask")):
+        assert facts(other)["note 0"] == mild
+        assert "warning 1" not in facts(other)
+    turned = dataclasses.replace(tiny, student=tiny.teacher, teacher=tiny.student)
+    said = facts(turned)
+    assert said["note 0"] == mild
+    assert said["warning 0"].startswith("the teacher does not stop at")
+    assert "warning 1" not in said
+
+
+def test_merged_stops_end_what_the_student_draws(tiny, tokenizer):
+    """In training, the gate's measurements and the evaluation: the rows of raw, cut behind the
+    first stop of either model, and that stop is said; the teacher keeps its own."""
+    ends_alone(tiny)
+    end, pad = tokenizer.stop_ids
+    drawn = {}
+    for stops in ("raw", "merge"):
+        parts = build(dataclasses.replace(tiny, stops=stops, batch_size=8))
+        rows = np.arange(24)
+        batch = problems.encode(parts.problems.source, parts.tokenizer, rows, 24, 64)
+        own = parts.sampler_params(parts.student.trained)
+        evaluated = examine_module._evaluation_draw(
+            parts, parts.student.trained, tiny.evaluation.sampling
+        )
+        key = problems.run_key(0, problems.ROLLOUT)
+        drawn[stops] = parts.responses.draw(own, batch, key, 64), evaluated(batch, key, 64)
+        assert parts.teachers[""].role.tokenizer.stop_ids == (end, pad)
+    cut = 0
+    for raw, merged in zip(drawn["raw"], drawn["merge"], strict=True):
+        for row in rows:
+            tokens = np.asarray(raw.tokens_bt)[row, : raw.length_b[row]]
+            ends = np.flatnonzero(np.isin(tokens, [end, pad]))
+            length = ends[0] + 1 if len(ends) else len(tokens)
+            cut += length < len(tokens)
+            assert merged.length_b[row] == length
+            np.testing.assert_array_equal(merged.tokens_bt[row, :length], tokens[:length])
+            assert merged.stop_b[row] == (tokens[length - 1] if len(ends) else -1)
+    assert cut >= 4
+
+
+def test_the_first_step_says_the_overlap(tiny):
+    """The share of the first rollout's tokens that are the teacher's most probable one, counted
+    from its logits; of another first rollout it is another, and without a teacher there is none."""
+    path, shares = Path(tiny.teacher) / "model.safetensors", []
+    weights = load_file(path)
+    sharp = weights | {"model.norm.weight": 30 * weights["model.norm.weight"]}
+    save_file(sharp, path, metadata={"format": "pt"})
+    tiny = dataclasses.replace(tiny, student=tiny.teacher)
+    for seed in (0, 1):
+        config = dataclasses.replace(tiny, seed=seed, run=f"{tiny.run}{seed}", batch_size=16)
+        train(config)
+        (said,) = re.findall(
+            r"^first step: ([\d.]+)% of the responses' tokens are the teacher's most probable one",
+            (Path(config.run) / run_folder.STARTUP).read_text(),
+            re.MULTILINE,
+        )
+        parts = build(config)
+        rollout = jax.device_get(feed.draw(parts, parts.student.trained, 0, 8, 0))
+        states = parts.teachers[""].programs.model.hidden(
+            parts.teachers[""].params, jax.numpy.asarray(rollout.tokens_bs)
+        )
+        head = parts.teachers[""].programs.model.head(parts.teachers[""].params)
+        best = np.asarray(states @ head.weight_vd.T).argmax(-1)
+        hits = []
+        for row, first in enumerate(rollout.prompt_length_b):
+            own = slice(first, first + rollout.response_length_b[row])
+            hits += (rollout.tokens_bs[row, own] == np.roll(best[row], 1)[own]).tolist()
+        shares.append(np.mean(hits))
+        assert said == f"{np.mean(hits):.1%}"[:-1]
+    assert 0.05 < shares[0] != shares[1] < 0.95
+    alone = dataclasses.replace(
+        tiny, teacher=None, objective=negative_log_likelihood, prefix="dataset"
+    )
+    train(alone)
+    assert "first step" not in (Path(alone.run) / run_folder.STARTUP).read_text()
 
 
 @pytest.mark.parametrize("whose", ["student", "teacher"])
@@ -287,8 +387,10 @@ def test_the_run_folder_keeps_it(tiny, capsys):
     train(tiny)
     shown = capsys.readouterr().out
     text = (Path(tiny.run) / run_folder.STARTUP).read_text()
-    assert text == startup.report(build(tiny))
-    assert text in shown
+    about, first = text[: text.index("first step: ")], text.splitlines()[-1]
+    assert about == startup.report(build(tiny))
+    assert about in shown
+    assert first in shown
     train(dataclasses.replace(tiny, evaluation=dataclasses.replace(tiny.evaluation, samples=2)))
     assert (Path(tiny.run) / run_folder.STARTUP).read_text() == text
 
@@ -304,8 +406,7 @@ def test_the_self_test_is_compiled_once_a_model(tiny):
 def test_step_and_evaluation_take_the_policy(tiny, tokenizer, monkeypatch):
     """Both get the config's policy with the stop ids of student and teacher, student's first."""
     end, pad = tokenizer.stop_ids
-    edit_json(Path(tiny.student) / "generation_config.json", eos_token_id=pad)
-    edit_json(Path(tiny.student) / "tokenizer_config.json", eos_token="<|endoftext|>")
+    ends_alone(tiny)
     taken = {}
 
     def record(*args, **kwargs):

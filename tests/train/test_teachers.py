@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from kdjax import models
 from kdjax.base import Problem
 from kdjax.config import Config, Curriculum, Data, Evaluation, Layout
 from kdjax.data.batches import Source, batch_at, file_source, group_by_tag, index_at, task_source
-from kdjax.errors import ConfigError, DataError
+from kdjax.errors import ConfigError, DataError, PreemptedError
 from kdjax.models import flops
 from kdjax.sharding import shard_batch
 from kdjax.storage import run_folder
@@ -74,6 +75,52 @@ def test_turns_are_in_proportion():
         for tag, count in counts.items():
             off = abs(so_far[tag] - done * count / 70)
             assert off < 1e-9 if done % 7 == 0 else off < 1
+
+
+def test_equal_shares_take_turns():
+    """One after the other, however many problems each has; a tag's own batches are those of shares
+    by problems, in the same order."""
+    counts = {"a": 40, "b": 10, "c": 20}
+    groups = group_by_tag(tagged(counts), list(counts))
+    turns = [batch_at(groups, number, 5, seed=1, equal=True) for number in range(30)]
+    assert [tag for tag, _ in turns] == ["a", "b", "c"] * 10
+    by_problems = [batch_at(groups, number, 5, seed=1) for number in range(70)]
+    for tag in counts:
+        own, others = ([rows for t, rows in each if t == tag] for each in (turns, by_problems))
+        assert own == others[:10]
+
+
+def test_shares_of_tags_are_logged(tiny, tmp_path, monkeypatch):
+    """Of updates, response tokens and loss so far, by hand from each step's record; whatever is
+    logged between, and over a stop; with equal shares each tag takes every other step."""
+    tiny = dataclasses.replace(tiny, teacher_shares="equal")
+    train_module.train(tiny)
+    records, tags = logged(tiny), ["add", "sub", "add", "sub"]
+    for done, record in enumerate(records, start=1):
+        for name, of in (("updates", None), ("tokens", "response_tokens"), ("loss", "loss")):
+            values = [1.0 if of is None else r[of] for r in records[:done]]
+            for tag in ("add", "sub"):
+                own = sum(v for v, t in zip(values, tags, strict=False) if t == tag)
+                assert record[f"{name}_of/{tag}"] == pytest.approx(own / sum(values), rel=1e-6)
+    rare = dataclasses.replace(
+        tiny, run=str(tmp_path / "rare"), log_every_steps=4, save_every_steps=4
+    )
+    update, steps = train_module._update, []
+
+    def told_to_stop(*args):
+        steps.append(args[2])
+        if len(steps) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return update(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_update", told_to_stop)
+        with pytest.raises(PreemptedError):
+            train_module.train(rare)
+    train_module.train(rare)
+    last = {name: value for name, value in records[-1].items() if "_of/" in name}
+    assert {name: logged(rare)[-1][name] for name in last} == last
+    assert_bitwise_equal(jax.device_get(final_state(rare)[1]), jax.device_get(final_state(tiny)[1]))
 
 
 def test_an_epoch_of_a_tag_is_a_permutation():

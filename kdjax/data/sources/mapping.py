@@ -46,6 +46,7 @@ class Mapping:
     answer: Column
     solution: Column | None = None
     tag: Column | None = None
+    teacher_prompt: Column | None = None
     traces: Column | None = None
     keeps: Column | None = None
     train: str | None = None
@@ -58,16 +59,17 @@ class Mapping:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        every = (self.prompt, self.answer, self.solution, self.tag, self.traces, self.keeps)
+        read = (self.prompt, self.answer, self.solution, self.tag, self.teacher_prompt)
+        every = (*read, self.traces, self.keeps)
         return tuple(column for column in every if column is not None)
 
 
-FIELDS = ("prompt", "answer", "solution", "tag")
+FIELDS = ("prompt", "answer", "solution", "tag", "teacher_prompt")
 
 
 def mapping_of(columns: Sequence[str]) -> Mapping:
     """The mapping of a file with named columns, each "field=column"; a field that is not named has
-    the column of its own name, and solution and tag may be absent.
+    the column of its own name, and solution, tag and teacher_prompt may be absent.
 
     Errors: ConfigError for a text of another form.
 
@@ -94,6 +96,7 @@ def mapping_of(columns: Sequence[str]) -> Mapping:
         answer=field_of("answer", cells.text),
         solution=field_of("solution", cells.verbatim),
         tag=field_of("tag", cells.text),
+        teacher_prompt=field_of("teacher_prompt", cells.verbatim),
         train="train",
         test="test",
         same="row",

@@ -100,7 +100,8 @@ def survey(mapping: Mapping, title: str, rows: Iterable[Row]) -> Survey:
             found[read] += 1
             again[cells] = [read]
             continue
-        prompt, whole = _digest(normalised(read.prompt)), _digest(*read[1:])  # all but the id
+        fields = read[1:] if read.teacher_prompt else read[1:-1]  # all but the id
+        prompt, whole = _digest(normalised(read.prompt)), _digest(*fields)
         first = answers.setdefault(prompt, read.answer)
         conflicts = first != read.answer and not is_equivalent(read.answer, first)
         found["conflicting"] += conflicts
@@ -129,8 +130,9 @@ def read_row(mapping: Mapping, title: str, index: int, row: Row) -> Problem | st
         if answer is None:
             return "no_answer"
         solution, tag = _field(mapping.solution, row), _field(mapping.tag, row) or ""
-        (prompt + answer + (solution or "") + tag).encode()  # half a character has no bytes
-        return Problem(f"{title}/{index}", prompt, answer, solution, tag)
+        theirs = _field(mapping.teacher_prompt, row)
+        (prompt + answer + (solution or "") + tag + (theirs or "")).encode()  # no half characters
+        return Problem(f"{title}/{index}", prompt, answer, solution, tag, theirs)
     except ValueError as error:
         raise DataError(f"{title}/{index}: {error}; fix that row") from error
 

@@ -1,11 +1,11 @@
 r"""Tasks: procedural, verifiable arithmetic, deterministic in (task, split, index), whose splits
 can't overlap.
 
-A task makes of a random generator and a number of terms a prompt, a gold answer and one of many
-right worked solutions. Randomness comes from a counter-based generator (Philox) keyed by (task,
-split) at counter `index`, and a prompt belongs to exactly one split by the hash of its text:
-drawing again until the hash agrees makes an overlap impossible by construction, however many
-problems are drawn.
+A task makes of a random generator and a number of terms a prompt, a gold answer, one of many right
+worked solutions, and for some what only the teacher is told. Randomness comes from a counter-based
+generator (Philox) keyed by (task, split) at counter `index`, and a prompt belongs to exactly one
+split by the hash of its text: drawing again until the hash agrees makes an overlap impossible by
+construction, however many problems are drawn.
 
     >>> problem("calc", "train", 0, (3,)) == problem("calc", "train", 0, (3,))
     True
@@ -19,16 +19,17 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kdjax.base import Problem
-from kdjax.data.tasks import calc, chainsum, lastdigit, recheck
+from kdjax.data.tasks import calc, chainsum, lastdigit, recheck, words
 from kdjax.errors import ConfigError
 
-Make = Callable[[np.random.Generator, int], tuple[str, str, str]]
+Make = Callable[[np.random.Generator, int], tuple[str, ...]]
 
 TASKS: dict[str, Make] = {
     "calc": calc.make,
     "lastdigit": lastdigit.make,
     "chainsum": chainsum.make,
     "recheck": recheck.make,
+    "words": words.make,
 }
 
 SPLITS = {"train": 0.8, "heldout": 0.1, "test": 0.1}
@@ -51,13 +52,16 @@ def problem(task: str, split: str, index: int, terms: Sequence[int]) -> Problem:
     )
     count = int(rng.choice(np.asarray(terms)))
     while True:
-        prompt, answer, solution = TASKS[task](rng, count)
+        prompt, answer, solution, *told = TASKS[task](rng, count)
         if split_of(task, prompt) == split:
-            return Problem(f"{task}/{split}/{index}", prompt, answer, solution)
+            return Problem(f"{task}/{split}/{index}", prompt, answer, solution, "", *told)
 
 
 def split_of(task: str, prompt: str) -> str:
-    """The only split that a prompt can appear in."""
+    """The only split that a prompt can appear in; in words it is that of calc's signs, on which the
+    embedded models were trained."""
+    if task == "words":
+        task, prompt = "calc", words.in_signs(prompt)
     position = _hash64(f"{task}:{prompt}") / 2**64
     for name, share in SPLITS.items():
         position -= share

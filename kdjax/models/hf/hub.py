@@ -25,8 +25,9 @@ def is_hub_name(name: str) -> bool:
 
 
 @functools.cache  # a branch may move: one process sees one commit
-def snapshot(name: str) -> Path:
-    """The folder of a hub name in the hub's cache; downloaded first, where the hub can be reached.
+def snapshot(name: str, weights: bool = True) -> Path:
+    """The folder of a hub name in the hub's cache; downloaded first, where the hub can be reached,
+    with its weights or without.
 
     Errors: DataError saying what was looked for, and why it can't be had.
     """
@@ -38,7 +39,7 @@ def snapshot(name: str) -> Path:
         found = snapshot_download(
             match["repository"],
             revision=match["revision"],
-            allow_patterns=list(WANTED),
+            allow_patterns=[name for name in WANTED if weights or "safetensors" not in name],
             ignore_patterns=list(UNWANTED),
         )
     except Exception as error:  # the library raises many kinds: network, rights, disk, odd names

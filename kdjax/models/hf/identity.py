@@ -7,7 +7,7 @@ import hashlib
 import time
 from pathlib import Path
 
-from kdjax.models.hf.folder import INDEX_FILE, weight_files
+from kdjax.models.hf.folder import INDEX_FILE, has_weights, weight_files
 from kdjax.runtime.files import member
 
 IDENTITY_FILES = (
@@ -31,7 +31,8 @@ def identity(folder: Path) -> str:
     """
     first = [member(folder, name) for name in IDENTITY_FILES]
     later = [member(folder, name) for name in LATER_FILES]
-    paths = [path for path in (*first, *weight_files(folder), *later) if path is not None]
+    weights = weight_files(folder) if has_weights(folder) else []  # an engine may have them
+    paths = [path for path in (*first, *weights, *later) if path is not None]
     stats = [(path, path.stat()) for path in paths]
     files = tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats)
     newest = max(stat.st_mtime_ns for _, stat in stats)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from kdjax.models.hf.tensors import Place, tensors
 from kdjax.runtime.files import json_object, member, new_folder, one_line
 
 SHARD_BYTES = 4 << 30
+GENERATION_FILE = "generation_config.json"
 
 
 def write_folder(
@@ -31,6 +34,8 @@ def write_folder(
     shard_bytes: int = SHARD_BYTES,
     fields: dict[str, Any] | None = None,
     chat_template: str | None = None,
+    untied: bool = False,
+    stop_ids: Sequence[int] = (),
 ) -> None:
     """Write a Hugging Face folder: parameters with the config and tokenizer of another.
 
@@ -45,6 +50,8 @@ def write_folder(
         shard_bytes: of one file, unless one tensor is larger.
         fields: the config.json to write in place of that of `source`.
         chat_template: the text to write in place of that of `source`.
+        untied: a head that is the embedding is written apart, as a head of its own.
+        stop_ids: the ids to write as those that end a response, in place of those of `source`.
 
     Errors: StorageError; DataError where `source` is of another shape.
     """
@@ -54,6 +61,12 @@ def write_folder(
             fields["tie_word_embeddings"] = config.tie_word_embeddings
     else:
         config = from_fields(fields, str(source))
+    if untied and config.tie_word_embeddings:
+        fields, params = (
+            {**fields, "tie_word_embeddings": False},
+            {**params, "head": params["embed"]},
+        )
+        config = dataclasses.replace(config, tie_word_embeddings=False)
     places = tensors(config)
     _check_paths(params, places, source)
     dtype = np.dtype(dtype)
@@ -66,6 +79,9 @@ def write_folder(
                 shutil.copyfile(found, partial / name)
         if chat_template is not None:
             (partial / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+        if stop_ids:
+            generation = json_object(source, GENERATION_FILE) | {"eos_token_id": [*stop_ids]}
+            _write_json(partial / GENERATION_FILE, generation)
         _write_weights(partial, params, places, dtype, shard_bytes)
 
 

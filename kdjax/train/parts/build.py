@@ -21,6 +21,7 @@ from kdjax.losses.trial import try_advantage
 from kdjax.models.lora import Student, open_student
 from kdjax.rollouts.prefix import from_dataset, from_student
 from kdjax.runtime.profiling import UNPROFILED, Profile
+from kdjax.sharding import data_size
 from kdjax.train.parts import precomputed
 from kdjax.train.parts import roles as named
 from kdjax.train.parts.precompute import Asked, from_cache, from_stored
@@ -29,16 +30,18 @@ from kdjax.train.parts.problems import (
     ADAPTER,
     TRAJECTORIES,
     Problems,
+    encode,
     heldout_source,
     open_problems,
     run_key,
     training_source,
 )
 from kdjax.train.parts.programs import Programs, compose
+from kdjax.train.parts.published import Published, open_published
 from kdjax.train.parts.roles import Role, Roles, resolve
 from kdjax.train.parts.sampling import sampler_of
 from kdjax.train.parts.shapes import Shapes, choose_meshes, expected_rollout
-from kdjax.train.parts.teachers import Teacher, load_teachers, open_reference
+from kdjax.train.parts.teachers import Teacher, load_teachers, open_reference, open_served
 
 
 class Responses(NamedTuple):
@@ -59,8 +62,10 @@ class Parts(NamedTuple):
     """Everything a run is made of, in the order in which it becomes known: the config with its
     timetable, the models by their roles, the programs compiled from shapes, the weights, the data.
 
-    refer(rollout) adds the reference model's log-probabilities. rewarder is closed by the caller of
-    `build`. profile times the parts of a training step.
+    refer(rollout) adds the reference model's log-probabilities, serve(rollout) the top k of a
+    teacher behind an engine, to this process's rows. published is the student behind an engine,
+    where one draws its rollouts (evaluation and the gate draw here). rewarder is closed by the
+    caller of `build`. profile times the parts of a training step.
     """
 
     config: Config
@@ -70,6 +75,8 @@ class Parts(NamedTuple):
     student: Student
     teachers: dict[str, Teacher]
     refer: Callable[[Rollout], Rollout]
+    serve: Callable[[Rollout], Rollout]
+    published: Published | None
     problems: Problems
     responses: Responses
     rewarder: Rewarder
@@ -94,11 +101,13 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     (by default those of all processes)."""
     table, stored = timetable(config), precomputed.open_stored(config)
     roles = resolve(config, precomputed.vocabulary(stored))
-    shapes = shapes_of(roles, stored)
+    shapes = shapes_of(roles, stored, config.served.url is not None)
     meshes = choose_meshes(config, devices or jax.devices(), shapes)
     programs = compose(config, table, meshes, shapes)
     check_turns(config, table, programs)
-    problems = open_problems(config, table, roles.teachers, roles.student.tokenizer)
+    own = roles.student.tokenizer
+    readers = {tag: role.tokenizer if role else own for tag, role in roles.teachers.items()}
+    problems = open_problems(config, table, readers, own)
     student = load_student(roles.student, programs, config.dtype, run_key(config.seed, ADAPTER))
     teachers = load_teachers(roles, programs, config.dtype, config.teacher_weights)
     draw = sampler_of(
@@ -113,6 +122,8 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
         student=student,
         teachers=teachers,
         refer=open_reference(roles.reference, programs, config.dtype, config.micro_batches),
+        serve=open_served(config, roles, precomputed.kept_of(stored) == NOTHING),
+        published=_published(config, table, roles.student, programs, student, problems),
         problems=problems,
         responses=Responses(draw, {}, stored),
         rewarder=open_rewarder(
@@ -128,12 +139,34 @@ def build(config: Config, devices: Sequence[jax.Device] | None = None) -> Parts:
     return parts._replace(responses=parts.responses._replace(sources=sources))
 
 
-def shapes_of(roles: Roles, stored: dict[str, Stored]) -> Shapes:
-    """The shapes of these models. Where teachers' outputs are stored, no teacher runs, and only
-    stored states need its LM head."""
+def _published(
+    config: Config,
+    table: Timetable,
+    role: Role,
+    programs: Programs,
+    student: Student,
+    problems: Problems,
+) -> Published | None:
+    """The student's engine; None where none draws its rollouts."""
+    drawn = config.trajectories is None and table.draws("student")
+    if config.rollouts.engine is None or not drawn:
+        return None
+    rows, most = np.arange(PROBED * data_size(programs.mesh)), config.data.max_prompt_tokens
+    batch = encode(problems.source, role.tokenizer, rows % problems.source.size, most, 1)
+    return open_published(config, role, programs, student, batch)
+
+
+PROBED = 4
+"""Prompts, of each device, whose log-probabilities tell whether an engine has the new weights."""
+
+
+def shapes_of(roles: Roles, stored: dict[str, Stored], served: bool = False) -> Shapes:
+    """The shapes of these models. Where teachers' outputs are stored, or an engine scores (served),
+    no teacher runs here, and only stored states need its LM head."""
     keep, teachers = precomputed.kept_of(stored), roles.by_model()
-    stop_ids = (i for role in teachers.values() if role for i in role.tokenizer.stop_ids)
-    live = keep == NOTHING
+    alike = [role for role in teachers.values() if role and role.shared is None]
+    stop_ids = (i for role in alike for i in role.tokenizer.stop_ids)
+    live = keep == NOTHING and not served
     return Shapes(
         student=roles.student.shape,
         teachers={n: role.shape if role and live else None for n, role in teachers.items()},
@@ -174,6 +207,7 @@ def asked_of(parts: Parts, prefix: Prefix) -> dict[str, Asked]:
             source=parts.problems.source,
             key=run_key(config.seed, TRAJECTORIES),
             draw_student=draw_first,
+            theirs=parts.problems.theirs.get(tag),
         )
         for tag, teacher in parts.teachers.items()
     }
@@ -184,7 +218,9 @@ def prefix_sources(parts: Parts, prefix: Prefix) -> dict[str, PrefixSource]:
     asked, stored, draw = asked_of(parts, prefix), parts.responses.stored, parts.responses.draw
     sources: dict[str, Callable[[str], PrefixSource]] = {
         "dataset": lambda tag: from_dataset,
-        "student": lambda tag: from_student(draw),
+        "student": lambda tag: from_student(
+            draw if parts.published is None else parts.published.draw
+        ),
         "teacher": lambda tag: from_cache(asked[tag], lambda: rows_needed(parts, tag)),
         "stored": lambda tag: from_stored(asked[tag], stored[tag]),
     }
@@ -233,7 +269,8 @@ def check_turns(config: Config, table: Timetable, programs: Programs) -> None:
     """Trace the training steps of a config's turns, which may begin long after the first, and the
     first where functions of the user's own are in it: a loss that lacks something it needs fails
     now. Errors: ConfigError, and those of the user's functions."""
-    if programs.teacher_mesh is not programs.mesh:  # the teacher's given arrays are not here yet
+    apart = programs.teacher_mesh is not programs.mesh or config.least_aligned is not None
+    if apart:  # the arrays that the teacher gives are not known yet
         return
     entropy, own = jax.ShapeDtypeStruct((), jnp.float32), programs.student
     teacher = next(iter(programs.teachers.values()))

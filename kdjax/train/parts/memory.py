@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 
 from kdjax import models
 from kdjax.base import Model, Params
-from kdjax.config.schema import Rollouts
+from kdjax.config.engines import Rollouts
 from kdjax.models.lora import join
 from kdjax.rollouts.levels import levels, rows_decoded, rows_within
 from kdjax.rollouts.sampler import row_bytes

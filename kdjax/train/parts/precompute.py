@@ -17,11 +17,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kdjax.base import Batch, Key, Model, Params, PrefixSource, Sampler, Samples, Trajectories
+from kdjax.base import (
+    Batch,
+    Key,
+    Model,
+    Params,
+    PrefixSource,
+    Rollout,
+    Sampler,
+    Samples,
+    Trajectories,
+)
 from kdjax.config.schema import Config, Prefix
 from kdjax.data import batches
+from kdjax.data.teacher_prompts import TeacherPrompts
 from kdjax.errors import ConfigError, DataError, EngineError
-from kdjax.rollouts.engine import client_package, open_engine, row_seeds
+from kdjax.rollouts.engine import open_engine, row_seeds
+from kdjax.rollouts.engine_client import client_package
+from kdjax.rollouts.engine_scores import Scorer
 from kdjax.rollouts.prefix import (
     assemble_samples,
     dataset_samples,
@@ -39,7 +52,7 @@ from kdjax.train.parts.problems import encode
 from kdjax.train.parts.programs import Programs
 from kdjax.train.parts.roles import Role
 from kdjax.train.parts.sampling import read_by_sampler, sampler_of
-from kdjax.train.parts.teachers import Teacher
+from kdjax.train.parts.teachers import Teacher, scorer_of
 
 
 def parse_share(text: str | None) -> tuple[int, int]:
@@ -62,6 +75,7 @@ class Asked(NamedTuple):
 
     prefix: who draws them. teacher: reads them; role and weights may be None. key: of the draw.
     draw_student: (batch, key, max_new_tokens) -> Samples with the student's initial parameters.
+    theirs: the prompts that the teacher reads, and draws after, if these are others.
     """
 
     config: Config
@@ -74,6 +88,7 @@ class Asked(NamedTuple):
     source: batches.Source
     key: Key
     draw_student: Callable[[Batch, Key, int], Samples]
+    theirs: TeacherPrompts | None = None
 
 
 def settings_of(asked: Asked, keep: Keep) -> dict[str, Any]:
@@ -107,8 +122,14 @@ def settings_of(asked: Asked, keep: Keep) -> dict[str, Any]:
         found |= {"weights": teacher.identity, "stop_ids": list(teacher.tokenizer.stop_ids)}
     if keep != NOTHING:
         found |= {"teacher": teacher.identity, "teacher_stop_ids": list(teacher.tokenizer.stop_ids)}
+    if keep.kind == "top_k":
+        found["sampled_logp"] = True
+    if keep != NOTHING and config.served.url is not None:
+        found["served"] = config.served.model or teacher.name
     if keep != NOTHING or prefix == "teacher":
         found["teacher_weights"] = config.teacher_weights
+    if asked.theirs is not None and (keep != NOTHING or prefix == "teacher"):
+        found["teacher_prompts"] = batches.source_key(*asked.theirs)
     return found
 
 
@@ -138,6 +159,7 @@ def from_cache(asked: Asked, needed: Callable[[], np.ndarray]) -> PrefixSource:
 
 DECISIVE = (
     "prefix", "problems", "tokenizer", "template", "tag", "rows", "weights", "sampling", "stop_ids",
+    "teacher_prompts",
 )  # fmt: skip
 OF_TEACHER = ("teacher", "vocabulary", "dtype", "teacher_weights", "teacher_stop_ids")
 """Settings in which a config must agree with a folder of responses, and of teacher outputs."""
@@ -153,7 +175,8 @@ def from_stored(asked: Asked, stored: Stored) -> PrefixSource:
     unknown: tuple[str, ...] = ()
     if asked.teacher.role is None:  # its files may be elsewhere
         of_it = ("weights", "stop_ids") if asked.prefix == "teacher" else ()
-        unknown = ("teacher", "teacher_weights", "teacher_stop_ids", *of_it)
+        named = ("teacher", "teacher_weights", "teacher_stop_ids", "teacher_prompts")
+        unknown = (*named, *of_it)
     old, new = (
         {n: s[n] for n in names if n in s and n not in unknown} for s in (stored.settings, wanted)
     )
@@ -208,6 +231,13 @@ def fill(
     """
     if keep != NOTHING and asked.teacher.role is None:
         raise ConfigError(f"--keep {keep} needs a teacher; set teacher, or leave --keep out")
+    if keep.kind == "states" and asked.config.served.url is not None:
+        raise ConfigError("--keep states: an engine says no states; keep its top, --keep top_k=20")
+    if keep != NOTHING and asked.config.least_aligned is not None:
+        raise ConfigError(
+            f"--keep {keep} is of the student's tokens, and least_aligned is for a teacher of other"
+            " ones; leave --keep out"
+        )
     if keep.k > asked.student.tokenizer.size:
         raise ConfigError(
             f"--keep {keep} is over the vocabulary of {asked.student.tokenizer.size} tokens; keep"
@@ -229,31 +259,50 @@ def drawer(asked: Asked, keep: Keep, reads: Params | None = None) -> folders.Dra
     if by_engine:
         client_package()
     engine = functools.cache(functools.partial(_open_engine, asked))
+    scores = functools.cache(functools.partial(_open_scores, asked, keep))
 
     def draw(places: np.ndarray) -> Trajectories:
         rows = asked.rows[places]
         samples = _draw_samples(asked, rows, reads, engine() if by_engine else None)
-        return Trajectories(samples) if keep == NOTHING else _read(asked, keep, rows, samples)
+        if keep == NOTHING:
+            return Trajectories(samples)
+        if asked.config.served.url is not None:
+            return Trajectories(samples, top_k_bt=scores()(_assembled(asked, rows, samples)))
+        return _read(asked, keep, rows, samples)
 
     return draw
+
+
+def _open_scores(asked: Asked, keep: Keep) -> Scorer:
+    assert asked.teacher.role is not None  # fill: outputs are kept of a teacher
+    return scorer_of(asked.config, asked.teacher.role, keep.k)
+
+
+def _assembled(asked: Asked, rows: np.ndarray, samples: Samples) -> Rollout:
+    return assemble_samples(_encode(asked, rows), samples)
 
 
 def _draw_samples(
     asked: Asked, rows: np.ndarray, reads: Params | None, engine: Sampler | None
 ) -> Samples:
-    """Responses to the student's prompts, the engine's if there is one; the teacher's end at its
-    own stop ids."""
+    """Responses to the student's prompts, the engine's if there is one; the teacher's are to the
+    prompts that it reads, and end at its own stop ids."""
     prefix, length = asked.prefix, asked.config.curriculum.lengths[-1]
     if prefix == "dataset":
         batches.require_solutions(asked.source, [int(row) for row in rows])
     sources: dict[str, Callable[[Batch], Samples]] = {
         "dataset": lambda batch: dataset_samples(batch, length),
         "student": lambda batch: asked.draw_student(batch, asked.key, length),
-        "teacher": lambda batch: _as_teacher(asked, batch, length, reads),
+        "teacher": lambda batch: _as_teacher(asked, _asked(asked, batch), length, reads),
     }
     if engine is not None:
-        sources[prefix] = lambda batch: engine(None, batch, asked.key, length)
+        sources[prefix] = lambda batch: engine(None, _asked(asked, batch), asked.key, length)
     return jax.tree.map(np.asarray, sources[prefix](_encode(asked, rows)))
+
+
+def _asked(asked: Asked, batch: Batch) -> Batch:
+    """The batch with the prompts of whoever draws."""
+    return batch.of_teacher() if asked.prefix == "teacher" else batch
 
 
 def _as_teacher(asked: Asked, batch: Batch, length: int, reads: Params | None) -> Samples:
@@ -282,7 +331,9 @@ def _open_engine(asked: Asked) -> Sampler:
     assert rollouts.engine is not None
     own = asked.teacher.role if asked.prefix == "teacher" else asked.student
     assert own is not None
-    prompts = batches.encode_prompts(asked.source, asked.rows.tolist(), asked.student.tokenizer)
+    own_prompts = TeacherPrompts(asked.source, asked.student.tokenizer, 0)
+    drawn = (asked.theirs if asked.prefix == "teacher" else None) or own_prompts
+    prompts = batches.encode_prompts(drawn.source, asked.rows.tolist(), drawn.tokenizer)
     sampler = open_engine(
         rollouts.engine,
         rollouts.engine_model or own.name,
@@ -297,7 +348,7 @@ def _open_engine(asked: Asked) -> Sampler:
         retries=rollouts.engine_retries,
     )
     try:
-        sampler(None, _encode(asked, asked.rows[:1]), asked.key, 1)
+        sampler(None, _asked(asked, _encode(asked, asked.rows[:1])), asked.key, 1)
     except EngineError as error:
         raise EngineError(
             f"{error} (asked for one token first; docs/engines.md names what ends an engine there)"
@@ -307,7 +358,7 @@ def _open_engine(asked: Asked) -> Sampler:
 
 def _encode(asked: Asked, rows: np.ndarray) -> Batch:
     prompt, length = asked.config.data.max_prompt_tokens, asked.config.curriculum.lengths[-1]
-    return encode(asked.source, asked.student.tokenizer, rows, prompt, length)
+    return encode(asked.source, asked.student.tokenizer, rows, prompt, length, asked.theirs)
 
 
 def _read(asked: Asked, keep: Keep, rows: np.ndarray, samples: Samples) -> Trajectories:
@@ -324,7 +375,7 @@ def _read(asked: Asked, keep: Keep, rows: np.ndarray, samples: Samples) -> Traje
         own = np.arange(first, min(first + at_once, len(rows)))
         places = pad_rows(own, mesh, at_least=at_once)
         piece = jax.tree.map(lambda x, p=places: x[p], samples)
-        rollout = trim(assemble_samples(_encode(asked, rows[places]), piece))
+        rollout = trim(_assembled(asked, rows[places], piece))
         made = read(teacher.params, shard_batch(rollout, mesh))
         if whole is None:  # pages of zeros that nothing is written to take no memory
             shape = (len(rows), width)

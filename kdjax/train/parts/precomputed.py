@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import quote
 
-from kdjax.config.schema import Config, teacher_models
+from kdjax.config.schema import Config
+from kdjax.config.teachers import SELF, teacher_models
 from kdjax.errors import ConfigError
 from kdjax.losses.combinators import runs_on
 from kdjax.losses.composition import describe as describe_function
+from kdjax.losses.topk import BY_SAMPLED, BY_TOP_K
 from kdjax.storage import trajectories as folders
 from kdjax.train.parts.roles import title
 
@@ -88,15 +90,22 @@ def _troubles(config: Config, teacher: str | None, stored: Stored) -> Iterator[s
             f"end at {stored.settings['max_new_tokens']} tokens, and curriculum.lengths reach"
             f" {lengths[-1]}; lower those, or draw longer ones"
         )
-    if keep == NOTHING and teacher is None and not runs_on(config.objective):
+    own = config.teacher == SELF
+    if own and keep != NOTHING:
+        yield (
+            f"keep {keep} of a teacher, and teacher self reads rows anew at each step; draw without"
+            " --keep, or set teacher"
+        )
+    if keep == NOTHING and teacher is None and not own and not runs_on(config.objective):
         yield (
             f"keep nothing of a teacher, and objective {describe_function(config.objective)} needs"
             " one; set teacher, or draw with --keep states or --keep top_k=64"
         )
-    if keep.kind == "top_k" and not runs_on(config.objective, *BY_TOP_K):
+    known = BY_SAMPLED if stored.settings.get("sampled_logp") else BY_TOP_K
+    if keep.kind == "top_k" and not runs_on(config.objective, *known):
         yield (
             f"keep the teacher's top {keep.k}, and objective {describe_function(config.objective)}"
-            " needs more than its divergences; draw with --keep states"
+            " needs more of the teacher than is kept; draw with --keep states"
         )
     if keep.kind == "states" and teacher is None:
         yield (
@@ -113,10 +122,6 @@ def _troubles(config: Config, teacher: str | None, stored: Stored) -> Iterator[s
             f"keep {keep}, so no teacher is loaded, and layout.teacher_devices is"
             f" {config.layout.teacher_devices}; set it to 0"
         )
-
-
-BY_TOP_K = ("divergence", "forward_kl", "reverse_kl", "top1_agreement")
-"""The `Scores` of a teacher that are known from its top-k."""
 
 
 def stop_ids(stored: dict[str, Stored]) -> tuple[int, ...]:

@@ -19,11 +19,13 @@ from kdjax import models
 from kdjax.base import Model, Params, Rollout, Scores
 from kdjax.config.as_json import as_dict
 from kdjax.config.schema import Config, Curriculum, Optimizer
+from kdjax.config.teachers import SELF
 from kdjax.config.timetable import Timetable
 from kdjax.losses.trial import require_per_token, try_reduction, try_token_loss
 from kdjax.models.layers.linear import LoRA
 from kdjax.models.lora import adapter_of, make_lora
 from kdjax.models.shape import DecoderConfig
+from kdjax.numerics import LMHead
 from kdjax.runtime import topology
 from kdjax.runtime.settings import check_settings
 from kdjax.sharding import (
@@ -33,20 +35,23 @@ from kdjax.sharding import (
     replicated,
     shard_batch,
 )
+from kdjax.step.average import exponential_average, of_student
 from kdjax.step.gate import POLICIES, entropy_gate
 from kdjax.step.head import chunk_tokens
 from kdjax.step.optimizer import make_optimizer
 from kdjax.step.score import HeadPlan, sampled_logp, score, teacher_states
 from kdjax.step.stops import Stops
 from kdjax.step.update import abstract_state, make_step
+from kdjax.step.vocabulary import SharedHead
 from kdjax.train.parts.sampling import read_by_sampler, sampler_mesh
 from kdjax.train.parts.shapes import Shapes, check_layout, teacher_shapes
 
 
 def optimizer_of(
-    curriculum: Curriculum, settings: Optimizer, table: Timetable
+    curriculum: Curriculum, settings: Optimizer, table: Timetable, self_decay: float = 0.0
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of a config; the gate's history has room for all measurements of its run."""
+    """The optimizer of a config; the gate's history has room for all measurements of its run.
+    self_decay: over 0, an average of the parameters is kept."""
     gate = entropy_gate(
         curriculum.lengths,
         curriculum.entropy_threshold_nats,
@@ -54,13 +59,15 @@ def optimizer_of(
         policy=POLICIES[curriculum.policy],
         measurements=max(1, len(table.measured)),  # Orbax keeps no empty array
     )
-    return make_optimizer(steps=table.updates(), gate=gate, **as_dict(settings))
+    average = exponential_average(self_decay) if self_decay else None
+    return make_optimizer(steps=table.updates(), gate=gate, average=average, **as_dict(settings))
 
 
 class StudentPrograms(NamedTuple):
     """The student's programs; params, state and frozen are shapes, with shardings.
 
     - model reads params; learner is the model as the step differentiates it (remat, adapters).
+    - teacher is the model that teaches itself: learner as it is read without a gradient.
     - state holds what is trained, frozen the base of an adapter (`lora`).
     - to_sampler(params) -> parameters as `sampler` reads them: in the compute dtype, unstacked,
       sharded over the tensor axis alone, on this process's devices.
@@ -68,6 +75,7 @@ class StudentPrograms(NamedTuple):
 
     model: Model
     learner: Model
+    teacher: Model
     sampler: Model
     optimizer: Any
     lora: LoRA | None
@@ -88,7 +96,7 @@ class TeacherPrograms(NamedTuple):
       what they get; one on a mesh of its own reads there: they return the rollout with its states
       and its LM head, on the student's mesh.
     - Of a teacher whose states are stored (kdjax/train/parts/precompute.py) there is the guide
-      alone.
+      alone; and of the student as its own teacher, whose parameters the step has (`of_student`).
     """
 
     steps: tuple[Any, ...] = ()
@@ -98,6 +106,12 @@ class TeacherPrograms(NamedTuple):
     guide: Model | None = None
     read: Callable[[Params, Rollout], Rollout] = lambda params, rollout: rollout
     give: Callable[[Params], Params] = lambda params: params
+
+    @property
+    def shape(self) -> DecoderConfig | None:
+        """The decoder that reads rows in this run; None where none does."""
+        reads = self.model or self.guide
+        return reads and reads.config
 
 
 class ReferencePrograms(NamedTuple):
@@ -139,7 +153,7 @@ def compose(
 
 NOT_COMPILED = (
     "run", "cache", "trajectories", "seed", "data", "evaluation", "save_every_steps",
-    "log_every_steps", "wandb_project", "student", "reference",
+    "log_every_steps", "wandb_project", "served", "student", "reference",
 )  # fmt: skip
 """Fields that no program depends on (of models, their shapes decide)."""
 
@@ -170,6 +184,8 @@ def _compose(
         decoder: _teacher_programs(config, meshes, decoder, shapes.heads_alone)
         for decoder in dict.fromkeys(decoder for _, decoder in teachers)
     }
+    if config.teacher == SELF:
+        of_shape = {None: TeacherPrograms(guide=student.teacher)}
     of_shape = {
         decoder: taught._replace(steps=_steps(config, table, student, taught.guide, head))
         for decoder, taught in of_shape.items()
@@ -197,6 +213,7 @@ def _try_losses(config: Config, table: Timetable, head: HeadPlan) -> None:
     whose function is wrong, and where."""
     assert head.vocabulary is not None
     merges = head.stops.policy == "merge" and len(head.stops.ids) > 1
+    merges |= config.least_aligned is not None
     for method in table.methods:
         require_per_token(method.objective)
         try_token_loss(method.token_loss, head.vocabulary)
@@ -211,7 +228,7 @@ def _student_programs(
     dtype = jnp.dtype(config.dtype)
     build = functools.partial(models.build, shape, dtype=dtype, impl=config.attention)
     lora = make_lora(shape, config.lora.rank, config.lora.alpha, config.lora.targets)
-    optimizer = optimizer_of(config.curriculum, config.optimizer, table)
+    optimizer = optimizer_of(config.curriculum, config.optimizer, table, config.self_decay)
     whole = models.abstract_params(shape, jnp.float32, mesh)
     trained, frozen = whole, None
     if lora is not None:
@@ -220,6 +237,7 @@ def _student_programs(
     return StudentPrograms(
         model=build(mesh=mesh),
         learner=build(remat=config.remat, mesh=mesh, lora=lora),
+        teacher=build(mesh=mesh, lora=lora),
         sampler=build(mesh=sampler_mesh(mesh), kv_cache=config.rollouts.kv_cache),
         optimizer=optimizer,
         lora=lora,
@@ -247,7 +265,13 @@ def _teacher_programs(
         params=teacher_shapes(shape, config.dtype, config.teacher_weights, teacher_mesh),
         guide=model,
     )
-    return taught if teacher_mesh is mesh else read_elsewhere(taught, teacher_mesh, mesh)
+    if teacher_mesh is not mesh:
+        return read_elsewhere(taught, teacher_mesh, mesh)
+    if config.least_aligned is None:
+        return taught
+    return taught._replace(
+        guide=headed(model), give=lambda params: Headed(params, model.head(params))
+    )
 
 
 def _steps(
@@ -277,6 +301,7 @@ def _steps(
         plan=head,
         micro_batches=config.micro_batches,
         steps=config.steps,
+        of_state=of_student(config.dtype) if config.teacher == SELF else None,
     )
     return tuple(
         jax.jit(
@@ -303,6 +328,22 @@ def read_elsewhere(taught: TeacherPrograms, teacher_mesh: Mesh, mesh: Mesh) -> T
         return jax.device_put(head, head_sharding(mesh, head.weight_vd.shape))
 
     return taught._replace(guide=HEAD, read=read, give=give)
+
+
+class Headed(NamedTuple):
+    """A model's parameters, and an LM head in place of its own."""
+
+    params: Params
+    head: LMHead | SharedHead
+
+
+def headed(model: Model) -> Model:
+    """The model as it reads `Headed` parameters: for one whose head is arranged anew."""
+
+    def hidden(given: Headed, tokens_bs: jax.Array) -> jax.Array:
+        return model.hidden(given.params, tokens_bs)
+
+    return HEAD._replace(config=model.config, hidden=hidden, head=lambda given: given.head)
 
 
 def _same(head):

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kdjax import models
-from kdjax.config.schema import Config, Data, teacher_models
+from kdjax.config.schema import Config, Data
+from kdjax.config.teachers import teacher_models
+from kdjax.data.alignment import SharedVocabulary, share
 from kdjax.data.chat.named import PLAIN
 from kdjax.data.tokenizer import Tokenizer, Wording, load_pair, load_tokenizer
 from kdjax.errors import ConfigError
@@ -18,11 +20,13 @@ from kdjax.runtime import files
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Role:
-    """A model of a run: its name in the config, its folder, and its tokenizer."""
+    """A model of a run: its name in the config, its folder, its tokenizer, and what of it a teacher
+    of another tokenizer shares with the student's."""
 
     name: str
     folder: Path
     tokenizer: Tokenizer
+    shared: SharedVocabulary | None = None
 
     @functools.cached_property
     def shape(self) -> DecoderConfig:
@@ -37,7 +41,8 @@ class Role:
 
 class Roles(NamedTuple):
     """The models of a run by role. teachers: by tag, None where there is none; a model that several
-    tags name is one Role. All tokenizers have the size of the vocabulary that they share."""
+    tags name is one Role. All tokenizers have the size of the vocabulary that they share, but for
+    teachers whose tokens are aligned: theirs is their own."""
 
     student: Role
     teachers: dict[str, Role | None]
@@ -52,13 +57,20 @@ def resolve(config: Config, at_most: int | None = None) -> Roles:
     """The roles of a config, with its model names resolved to folders.
 
     at_most: tokens in use where there is no teacher whose own would say it. Where the student has
-    no chat template, the first teacher's is used. Errors: DataError for a missing model, as
-    `load_pair` for each teacher, and ConfigError where one stops at a token that another doesn't
-    have, or the reference has fewer tokens than are in use.
+    no chat template, the first teacher's is used. Under stops merge the student ends at its own
+    stop ids and its teachers', wherever it draws: in the loss they are one event, and to draw on
+    behind one of them would be to draw on behind the end (arXiv 2609.20511).
+
+    Errors: DataError for a missing model, as `load_pair` for each teacher, and ConfigError where
+    one stops at a token that another doesn't have, or the reference has fewer tokens than are in
+    use.
     """
     folder, wording = models.find(config.student), wording_of(config.data)
     names = teacher_models(config)
-    folders = {name: models.find(name) for name in names.values() if name is not None}
+    held = weights_held(config)
+    folders = {name: models.find(name, held) for name in names.values() if name is not None}
+    if config.least_aligned is not None:
+        return _resolve_aligned(config, folders)
     pairs = {name: load_pair(folder, other, wording) for name, other in folders.items()}
     if pairs:
         size = _shared_size(pairs)
@@ -66,6 +78,9 @@ def resolve(config: Config, at_most: int | None = None) -> Roles:
     else:
         own = load_tokenizer(folder, wording)
         own = own._replace(size=min(own.size, at_most or own.size))
+    if config.stops == "merge":
+        theirs = (i for _, teacher in pairs.values() for i in teacher.stop_ids)
+        own = own._replace(stop_ids=tuple(dict.fromkeys((*own.stop_ids, *theirs))))
     teachers = {
         name: Role(name, folders[name], tokenizer._replace(size=size))
         for name, (_, tokenizer) in pairs.items()
@@ -76,6 +91,24 @@ def resolve(config: Config, at_most: int | None = None) -> Roles:
         by_tag,
         _reference(config.reference, folder, own.size, wording),
     )
+
+
+def weights_held(config: Config) -> bool:
+    """Whether teachers' weights are read here: of one that is served, its other files are."""
+    return config.served.url is None or config.served.check_rows > 0
+
+
+def _resolve_aligned(config: Config, folders: dict[str, Path]) -> Roles:
+    """The roles where each teacher has a tokenizer, and a chat template, of its own."""
+    folder, wording = models.find(config.student), wording_of(config.data)
+    own = load_tokenizer(folder, wording)
+    teachers = {}
+    for name, other in folders.items():
+        tokenizer = load_tokenizer(other, wording)
+        teachers[name] = Role(name, other, tokenizer, share(own, tokenizer))
+    by_tag = {t: None if n is None else teachers[n] for t, n in teacher_models(config).items()}
+    reference = _reference(config.reference, folder, own.size, wording)
+    return Roles(Role(config.student, folder, own), by_tag, reference)
 
 
 def _shared_size(pairs: dict[str, tuple[Tokenizer, Tokenizer]]) -> int:
@@ -108,9 +141,12 @@ def identities(config: Config) -> dict[str, str]:
     """The identity of each model of a config, by the name of its role, and of a chat template that
     is a file; no weight is loaded."""
     named = {"student": config.student, "reference": config.reference}
-    named |= {title(tag): name for tag, name in teacher_models(config).items()}
+    taught = {title(tag): name for tag, name in teacher_models(config).items()}
     found = {
-        role: models.identity(models.find(name)) for role, name in named.items() if name is not None
+        role: models.identity(models.find(name, weights))
+        for roles, weights in ((named, True), (taught, weights_held(config)))
+        for role, name in roles.items()
+        if name is not None
     }
     template = config.data.chat_template
     if template not in (None, PLAIN):

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 
 from kdjax import models
 from kdjax.base import Model, Params, Sampler, Sampling
-from kdjax.config.schema import Rollouts
+from kdjax.config.engines import Rollouts
 from kdjax.rollouts.sampler import CACHE_BYTES, Drawn, open_sampler
 from kdjax.runtime import topology
 from kdjax.sharding import (

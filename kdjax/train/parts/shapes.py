@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,20 +11,21 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from kdjax import models
-from kdjax.base import Params, Rollout
-from kdjax.config.schema import Config
+from kdjax.base import PLAIN, Params, Rollout, Sampling, TeacherRows, TopK
+from kdjax.config.schema import Config, Data
 from kdjax.config.timetable import Method
-from kdjax.errors import ConfigError
+from kdjax.errors import ConfigError, DataError
 from kdjax.grading.rewards import math
 from kdjax.models.parameters import parameter_count
-from kdjax.models.shape import DecoderConfig
+from kdjax.models.shape import WITHIN_CONTEXT, DecoderConfig, context_tokens
 from kdjax.runtime import topology
 from kdjax.sharding import batch_spec, data_size, make_mesh, owners
 
 ADAM_BYTES = 16  # float32 parameter, gradient and two moments
-COPY_BYTES = 4  # the parameter that the entropy gate may fall back to
+COPY_BYTES = 4  # the parameter that the entropy gate may fall back to, or that is averaged
 TEACHER_WEIGHTS: dict[str, models.Hold | None] = {"compute": None, "int8": models.int8}
 """How the teacher's parameters are stored, by the config's `teacher_weights`."""
+GREEDY = Sampling(0.0)
 SHARE_OF_MEMORY = 0.4  # of a device, for states; larger ones are sharded over fsdp
 
 
@@ -82,8 +83,8 @@ def held_bytes(config: Config, shapes: Shapes) -> float:
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(teachers))
     if shapes.reference is not None:
         held += jnp.dtype(config.dtype).itemsize * parameter_count(shapes.reference)
-    kept = COPY_BYTES if config.curriculum.policy == "fall_back" else 0
-    return (ADAM_BYTES + kept) * sum(x.size for x in trained) + held
+    copies = (config.curriculum.policy == "fall_back") + (config.self_decay > 0)
+    return (ADAM_BYTES + copies * COPY_BYTES) * sum(x.size for x in trained) + held
 
 
 def check_layout(config: Config, meshes: tuple[Mesh, Mesh], shapes: Shapes) -> None:
@@ -141,10 +142,25 @@ def expected_rollout(config: Config, method: Method, mesh: Mesh) -> Rollout:
         a_token(),
         array(jnp.bool_),
     )
+    if config.data.teacher_prompt_template is not None:
+        theirs = config.data.teacher_prompt_tokens + response
+        rows_of = TeacherRows(array(jnp.int32, theirs), array(jnp.int32, response))
+        made = made._replace(teacher_rows=rows_of)
     if method.prefix == "student":
-        made = made._replace(own_logp_bt=a_token(), entropy_bt=a_token())
-        if config.rollouts.ahead:
-            made = made._replace(staleness_b=array(jnp.int32), old_logp_bt=a_token())
+        rollouts, plain = config.rollouts, config.sampling in (PLAIN, GREEDY)
+        known = rollouts.engine is None or plain  # an engine says what it draws from alone
+        own = a_token() if known else None
+        made = made._replace(own_logp_bt=own)
+        if rollouts.engine is None:
+            made = made._replace(entropy_bt=a_token())
+        if rollouts.ahead or rollouts.engine is not None:
+            made = made._replace(staleness_b=array(jnp.int32))
+        if rollouts.ahead or (rollouts.engine is not None and rollouts.engine_every > 1):
+            made = made._replace(old_logp_bt=own)
+    if config.served.url is not None:
+        named = response, config.served.top_k
+        ids, logp = array(jnp.int32, *named), array(jnp.float32, *named)
+        made = made._replace(teacher_top_k_bt=TopK(ids, logp, a_token(), a_token()))
     if config.reference is not None:
         made = made._replace(reference_logp_bt=a_token())
     if method.rewarded:
@@ -155,3 +171,33 @@ def expected_rollout(config: Config, method: Method, mesh: Mesh) -> Rollout:
         if method.updates > 1:
             made = made._replace(old_logp_bt=a_token())
     return made
+
+
+def about_context(
+    data: Data,
+    shapes: dict[str, DecoderConfig],
+    longest: dict[str, int],
+    limit: str = "max_prompt_tokens",
+) -> Iterator[str]:
+    """A warning for each model, by its role, that may read more tokens than it was made for; with
+    the longest response by its field, and the limit of a prompt by its. Errors: DataError where it
+    would be computed otherwise there than here."""
+    prompt = getattr(data, limit)
+    for role, shape in shapes.items():
+        context, scaling = context_tokens(shape), shape.rope_scaling
+        for field, response in longest.items():
+            if prompt + response <= context:
+                continue
+            said = (
+                f"the {role} may read {prompt} + {response} tokens (data.{limit} +"
+                f" {field}), and its context is {context}"
+            )
+            if scaling is not None and scaling.rope_type in WITHIN_CONTEXT:
+                raise DataError(
+                    f"{said}: its rope_scaling of type {scaling.rope_type} is computed up to there"
+                    " alone; lower the limits"
+                )
+            yield (
+                f"warning: {said} (max_position_embeddings): beyond it a model's text is often"
+                " worthless; lower the limits, or take one of a longer context"
+            )

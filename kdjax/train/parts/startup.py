@@ -10,16 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from kdjax.base import Model, Params, Rollout
-from kdjax.config.schema import Config
+from kdjax.config.evaluated import evaluated_at
+from kdjax.config.teachers import SELF
 from kdjax.data.fitting import about_shared
 from kdjax.data.tokenizer import Tokenizer
 from kdjax.errors import DataError
 from kdjax.losses.combinators import closed_form
 from kdjax.losses.composition import describe
-from kdjax.models import DecoderConfig, context_tokens
 from kdjax.models.hf.stored import about_left_out, about_untied
 from kdjax.models.quantized import parameter_total
-from kdjax.models.shape import WITHIN_CONTEXT
 from kdjax.rollouts.levels import levels
 from kdjax.runtime.files import json_object
 from kdjax.sharding import (
@@ -32,12 +31,16 @@ from kdjax.sharding import (
 )
 from kdjax.step.score import HeadPlan
 from kdjax.step.stops import Stops
+from kdjax.step.vocabulary import SharedHead
 from kdjax.storage.trajectories import CHUNK_ROWS
 from kdjax.train.parts import precomputed
 from kdjax.train.parts.build import Parts, rows_needed
 from kdjax.train.parts.memory import activation_bytes, rows_at_once, sampling_bytes
-from kdjax.train.parts.programs import jitted_score
+from kdjax.train.parts.programs import Headed, jitted_score
+from kdjax.train.parts.published import about_engines
 from kdjax.train.parts.roles import title
+from kdjax.train.parts.shapes import about_context
+from kdjax.train.parts.teachers import about_what_teachers_read, both_ways
 
 PROMPT = "1+1="
 SELF_TEST_TOKENS = 8
@@ -55,27 +58,39 @@ def report(parts: Parts) -> str:
     once = {title(t): teacher for t, teacher in parts.teachers.items() if first[teacher.role] == t}
     live = {name: t for name, t in once.items() if t.programs.model is not None}
     heads = [t.given for t in once.values() if t.params is None and t.given is not None]
+    heads += [t.given for t in live.values() if isinstance(t.given, SharedHead)]
+    heads += [t.given.head for t in live.values() if isinstance(t.given, Headed)]
     read: dict[str, tuple[Any, Params]] = {
         "student": (programs.student.model, programs.student.params)
     }
     read |= {name: (t.programs.model, t.params) for name, t in live.items()}
-    others = {name: t.role.tokenizer for name, t in live.items() if t.role is not None}
+    others = {
+        name: t.role.tokenizer for name, t in live.items() if t.role and t.role.shared is None
+    }
+    reads = {"student": own} | {
+        name: t.role.tokenizer if t.role and name not in others else own for name, t in live.items()
+    }
+    sizes = {name: tokenizer.size for name, tokenizer in reads.items()}
     lines = [
         *_about_problems(parts),
         *_about_prompts(own, others, parts.config.data.chat_template),
-        *_about_stops(own, others, plan.stops),
+        *about_what_teachers_read(parts.config, parts.problems),
+        *_about_stops(own, others, plan.stops, parts.table.learns_from_teacher()),
         *_about_shapes(parts, live),
-        _about_vocabulary(read, own.size),
+        _about_vocabulary(read, sizes),
         *_about_method(parts, bool(live)),
         _about_sizes(parts, read, heads),
     ]
     if programs.teacher_mesh is not programs.mesh:
-        more = programs.teacher_mesh.size
-        lines.append(f"teacher's devices: {more} more, for the teacher alone")
+        lines.append(f"teacher's devices: {programs.teacher_mesh.size} more, for the teacher alone")
     there = plan._replace(mesh=programs.teacher_mesh)
     for name in live:
-        kl = self_test(*read[name], own, there, name=name)
+        plan = there._replace(vocabulary=sizes[name])
+        kl = self_test(*read[name], reads[name], plan, name=name)
         lines.append(f"self-test: the {name} as its own student has KL {kl:g}")
+    if parts.config.served.check_rows:
+        known = parts.student, parts.problems.source, parts.serve
+        lines.append(both_ways(parts.config, parts.roles, programs, *known))
     return "".join(line + "\n" for line in lines)
 
 
@@ -85,34 +100,7 @@ def evaluation_context(parts: Parts) -> Iterator[str]:
     read = {"student": parts.roles.student} | {n: r for n, r in teachers.items() if r}
     shapes = {name: role.shape for name, role in read.items()}
     longest = {"evaluation.max_new_tokens": parts.config.evaluation.max_new_tokens}
-    return _about_context(parts.config, shapes, longest)
-
-
-def _about_context(
-    config: Config, shapes: dict[str, DecoderConfig], longest: dict[str, int]
-) -> Iterator[str]:
-    """A warning for each model, by its role, that may read more tokens than it was made for; with
-    the longest response by its field. Errors: DataError where it would be computed otherwise there
-    than here."""
-    prompt = config.data.max_prompt_tokens
-    for role, shape in shapes.items():
-        context, scaling = context_tokens(shape), shape.rope_scaling
-        for field, response in longest.items():
-            if prompt + response <= context:
-                continue
-            said = (
-                f"the {role} may read {prompt} + {response} tokens (data.max_prompt_tokens +"
-                f" {field}), and its context is {context}"
-            )
-            if scaling is not None and scaling.rope_type in WITHIN_CONTEXT:
-                raise DataError(
-                    f"{said}: its rope_scaling of type {scaling.rope_type} is computed up to there"
-                    " alone; lower the limits"
-                )
-            yield (
-                f"warning: {said} (max_position_embeddings): beyond it a model's text is often"
-                " worthless; lower the limits, or take one of a longer context"
-            )
+    return about_context(parts.config.data, shapes, longest)
 
 
 def _about_problems(parts: Parts) -> Iterator[str]:
@@ -136,7 +124,11 @@ def _about_shapes(parts: Parts, live: dict[str, Any]) -> Iterator[str]:
     read |= {"reference": reference} if reference else {}
     shapes = {name: role.shape for name, role in read.items()}
     longest = {"curriculum.lengths": parts.config.curriculum.lengths[-1]}
-    yield from _about_context(parts.config, shapes, longest)
+    data, own = parts.config.data, parts.config.teacher == SELF
+    yield from about_context(data, shapes, longest)
+    if data.max_teacher_prompt_tokens is not None:
+        taught = {"student": student.shape} if own else {n: shapes[n] for n in live if n in shapes}
+        yield from about_context(data, taught, longest, "max_teacher_prompt_tokens")
     yield from evaluation_context(parts)
     for role in {role.folder: role for role in read.values()}.values():
         declared = json_object(role.folder, "config.json").get("tie_word_embeddings")
@@ -156,11 +148,12 @@ def _about_method(parts: Parts, taught: bool) -> Iterator[str]:
         f"loss: token loss {loss} (gradients {way}), objective {describe(config.objective)},"
         f" reduction {describe(config.reduction)}"
     )
-    stored = precomputed.describe(config.trajectories, parts.responses.stored)
-    if stored is not None:
+    yield from about_engines(config, parts.roles.teachers, draws=parts.published is not None)
+    if (stored := precomputed.describe(config.trajectories, parts.responses.stored)) is not None:
         yield f"trajectories: {stored}"
+    evaluated = " and ".join(map(str, evaluated_at(config.evaluation)))
     yield (
-        f"sampling: rollouts {config.sampling}; evaluation {config.evaluation.sampling};"
+        f"sampling: rollouts {config.sampling}; evaluation {evaluated};"
         f" temperature of the loss {tempered}1.0"
     )
     lora = f", LoRA of rank {config.lora.rank}" if config.lora.rank else ""
@@ -188,7 +181,7 @@ def self_test(
 
     Args:
         model, params: the model, layers stacked.
-        tokenizer: the student's.
+        tokenizer: that whose ids it reads.
         plan: how its LM head is read; with a mesh.
         name: of the model, for the error.
 
@@ -246,8 +239,17 @@ def _about_prompts(own: Tokenizer, others: dict[str, Tokenizer], named: str | No
     return lines
 
 
-def _about_stops(own: Tokenizer, others: dict[str, Tokenizer], stops: Stops) -> list[str]:
-    """The stop ids and what the templates put after an answer, with token texts."""
+def _about_stops(
+    own: Tokenizer, others: dict[str, Tokenizer], stops: Stops, learns: bool
+) -> list[str]:
+    """The stop ids and what the templates put after an answer, with token texts.
+
+    Args:
+        own: the student's tokenizer, with the stop ids at which it draws.
+        others: the teachers' by their names.
+        stops: the policy.
+        learns: whether anything is learned from a teacher.
+    """
     lines = []
     for name, tokenizer in ({"student": own} | others).items():
         end = tokenizer.turn_end_id
@@ -261,14 +263,22 @@ def _about_stops(own: Tokenizer, others: dict[str, Tokenizer], stops: Stops) -> 
                 f"warning: the {name} does not stop at {ends}, where its template ends an answer;"
                 " add the id to eos_token_id in its generation_config.json"
             )
-        if tokenizer.stop_ids != own.stop_ids:
+        foreign = tuple(i for i in tokenizer.stop_ids if i not in own.stop_ids)
+        if foreign and stops.policy == "raw" and learns:
+            lines.append(
+                f"warning: the {name} stops at {_spelled(tokenizer, foreign)}, where the student"
+                " does not: with stops raw the student learns to write it as any other token and to"
+                " go on, so responses run to the limit (docs/study.md); --stops merge makes one"
+                " event of all stop tokens, in the loss and where the student draws"
+            )
+        elif {*tokenizer.stop_ids} != {*own.stop_ids}:
             lines.append(
                 f"note: student and {name} stop at other tokens; each samples with its own"
             )
     meaning = {
         "raw": "stop tokens count like any other",
         "mask": f"tokens {list(stops.ids)} are left out of loss and statistics",
-        "merge": f"tokens {list(stops.ids)} are one event",
+        "merge": f"tokens {list(stops.ids)} are one event, and the student draws up to any of them",
     }[stops.policy]
     return [*lines, f"stop policy: {stops.policy}, {meaning}"]
 
@@ -277,18 +287,19 @@ def _spelled(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
     return ", ".join(f"{i} {tokenizer.token(i)!r}" for i in ids)
 
 
-def _about_vocabulary(models: dict[str, Any], size: int) -> str:
+def _about_vocabulary(models: dict[str, Any], sizes: dict[str, int]) -> str:
     rows = {
         name: jax.eval_shape(model.head, params).weight_vd.shape[0]
         for name, (model, params) in models.items()
     }
     for name, count in rows.items():
-        if count < size:
+        if count < sizes[name]:
             raise DataError(
-                f"the {name} has {count} vocabulary rows, its tokenizer {size} tokens;"
+                f"the {name} has {count} vocabulary rows, its tokenizer {sizes[name]} tokens;"
                 " put the tokenizer that it was trained with into its folder"
             )
     shown = ", ".join(f"{name} {count}" for name, count in rows.items())
+    size = " and ".join(map(str, dict.fromkeys(sizes.values())))
     return f"vocabulary: {size} tokens in use; rows beyond have no probability ({shown} rows)"
 
 
@@ -298,7 +309,8 @@ def _about_sizes(parts: Parts, models: dict[str, Any], heads: list[Params]) -> s
     counts = {name: parameter_total(params) for name, (_, params) in models.items()}
     shown = ", ".join(f"{name} {count:,} parameters" for name, count in counts.items())
     held = _held(parts, models, heads)
-    phases = {"a step": _of_step(parts, len(models) > 1 or bool(heads))} | _of_draws(parts)
+    taught = len(models) > 1 or bool(heads) or parts.config.teacher == SELF
+    phases = {"a step": _of_step(parts, taught)} | _of_draws(parts)
     total = sum(held.values()) + max(sum(own.values()) for own in phases.values())
     said = "; ".join(f"{name} adds {_mebibytes(own)}" for name, own in phases.items())
     return (
@@ -316,6 +328,8 @@ def _held(parts: Parts, models: dict[str, Any], heads: list[Params]) -> dict[str
     student = parts.programs.student
     trained = 4.0 * device_bytes(student.state.params, 4)
     held = {"what is trained, its gradient and Adam moments": trained}
+    if parts.config.self_decay:
+        held["its average"] = trained / 4
     if student.frozen is not None:
         held["frozen student"] = device_bytes(student.frozen)
     held |= {
@@ -359,7 +373,8 @@ def _of_draws(parts: Parts) -> dict[str, dict[str, float]]:
         draws["drawing the teacher's responses"] = teacher, min(CHUNK_ROWS, most), length
     found = {}
     for name, ((model, params, mesh), rows, response) in draws.items():
-        prompt = config.data.max_prompt_tokens
+        data, theirs = config.data, model is taught.sampler
+        prompt = data.teacher_prompt_tokens if theirs else data.max_prompt_tokens
         size = rows_at_once(model, mesh, config.rollouts, rows, prompt, response)
         slots, columns = levels(response)[-1].slots(prompt), parts.roles.student.tokenizer.size
         found[name] = sampling_bytes(model, params, mesh, config.dtype, size, slots, columns)
