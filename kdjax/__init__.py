@@ -62,7 +62,10 @@ def __getattr__(name: str) -> Any:
     if name in _ROOM_OF:
         return importlib.import_module(_ROOM_OF[name])
     if name == "__version__":
-        return importlib.metadata.version("kdjax")
+        try:
+            return importlib.metadata.version("kdjax")
+        except importlib.metadata.PackageNotFoundError:  # it is run from its folder
+            return "not installed"
     if name == "__all__":
         return [*_MODULE_OF, *_ROOM_OF, *_losses()]
     # not for a name that Python asks every module for, or for a module that is about to be imported

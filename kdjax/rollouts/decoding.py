@@ -75,7 +75,7 @@ class _Blocks(NamedTuple):
     def split(self, x: jax.Array) -> jax.Array:
         """[rows, ...] as [devices, rows of a block, ...]."""
         devices = 1 if self.mesh is None else data_size(self.mesh)
-        return x.reshape(devices, -1, *x.shape[1:])
+        return x.reshape(devices, x.shape[0] // devices, *x.shape[1:])
 
     def placed(self, x: jax.Array) -> jax.Array:
         """Rows (or a leaf of a cache, [B, heads, ...] where it has four axes) with their
@@ -89,7 +89,7 @@ class _Blocks(NamedTuple):
 
     def joined(self, x: jax.Array) -> jax.Array:
         """The inverse of `split`."""
-        return self.placed(x.reshape(-1, *x.shape[2:]))
+        return self.placed(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]))
 
     def rows_of(self, x: jax.Array, which_r: jax.Array) -> jax.Array:
         """These rows of each block."""

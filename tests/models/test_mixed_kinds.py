@@ -167,6 +167,22 @@ def test_a_row_does_not_know_its_batch(decoder, short_levels):
         np.testing.assert_array_equal(found[row, length - 1 : length - 1 + drawn], wanted)
 
 
+def test_a_convolution_of_one_position_has_no_tail():
+    """Its cache is empty; the likeliest tokens are those of the whole."""
+    changes = {"num_hidden_layers": 1, "layer_types": (LINEAR,), "linear_conv_kernel_dim": 1}
+    config = tiny_config(V, **{**SHAPES[QWEN], **changes})
+    shapes = jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))
+    model, params = build(config), lively(shapes, 0, config.unit_offset)
+    batch = random_prompts(V, [3, 3], [0, 1])
+    draw = open_sampler(model, stop_ids=STOP_IDS, sampling=Sampling(0.0))
+    samples = draw(unstacked(params), batch, jax.random.key(0), 4)
+    whole = np.concatenate([batch.prompt_bp, samples.tokens_bt], axis=1)
+    likeliest = project(model.hidden(params, whole), model.head(params)).argmax(axis=-1)
+    for row, drawn in enumerate(samples.length_b):
+        expected = likeliest[row, 2 : 2 + drawn]
+        np.testing.assert_array_equal(samples.tokens_bt[row, :drawn], expected)
+
+
 def test_remat_changes_nothing(decoder):
     """What is computed again is computed the same: states and gradients of every layer's kind."""
     name, _, _ = decoder

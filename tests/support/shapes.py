@@ -54,6 +54,10 @@ SHAPES: dict[str, dict] = {
         "model_type": "smollm3", "num_hidden_layers": 9, "no_rope_layers": (1, 1, 1, 0) * 2 + (1,),
         "qkv_bias": True, "output_bias": True, "mlp_bias": True,
     },
+    "smollm3, windows everywhere": {
+        "model_type": "smollm3", "num_hidden_layers": 4, "no_rope_layers": (1, 1, 1, 0),
+        "sliding_window": 4,
+    },
     "olmo3, three windows and a full layer, yarn": {
         "model_type": "olmo3", "num_hidden_layers": 6, "sliding_window": 5, "rope_scaling": YARN,
         "layer_types": (*("sliding_attention",) * 3, "full_attention", *("sliding_attention",) * 2),

@@ -35,6 +35,11 @@ def from_fields(fields: Fields, where: str) -> DecoderConfig:
         )
     family = FAMILIES[model_type]
     given = text_fields(fields)
+    said = fields.get("model_type")
+    if said != model_type and said in FAMILIES:  # transformers goes by it
+        raise DataError(
+            f"{where}: model_type {said} is not that of {family.architecture}: {model_type}"
+        )
     defaults = {k: v for k, v in family.defaults.items() if k not in NULLABLE or k not in given}
     fields = {**defaults, **{k: v for k, v in given.items() if v is not None}}
     fields["hidden_act"] = fields.get(family.activation_key, "silu")
@@ -110,7 +115,7 @@ SWITCHES = (
     "tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "norm_topk_prob",
     "attn_output_gate", "use_bidirectional_attention",
 )  # fmt: skip
-TEXTS = ("rope_type", "type", "hidden_act", "hidden_activation")
+TEXTS = ("model_type", "rope_type", "type", "hidden_act", "hidden_activation")
 PAIRS = ("short_factor", "long_factor")
 OBJECTS = ("rope_scaling", "rope_parameters", "text_config", FULL, SLIDING)
 
@@ -176,9 +181,11 @@ def to_fields(config: DecoderConfig) -> Fields:
         fields = {k: v for k, v in fields.items() if not k.startswith("linear_")}
     fields[family.activation_key] = fields.pop("hidden_act")
     fields |= {"attention_bias": True} if config.output_bias else {}
-    if config.sliding_window is None and "sliding_window" in family.defaults:
+    by_type = family.window in ("by_type", "switched_by_type")
+    # null where the family needs it: classes that read layer_types make a mask of windows for none
+    if config.sliding_window is None and "sliding_window" in family.defaults and not by_type:
         fields["sliding_window"] = None
-    if config.layer_types or family.pattern:
+    if config.layer_types or family.pattern or by_type:
         fields["layer_types"] = [kind.mixer for kind in kinds]
     if family.window.startswith("switched"):
         windowed = [layer for layer, kind in enumerate(kinds) if kind.mixer == SLIDING]
@@ -260,6 +267,8 @@ def _checked(values: Fields, where: str) -> DecoderConfig:
         needed += linear
     else:
         values = values | dict.fromkeys(linear, 0)
+    if values.get("query_pre_attn_scalar") is not None:
+        needed += ["query_pre_attn_scalar"]
     missing = sorted(name for name in needed if not values.get(name))
     if missing:
         raise DataError(f"{where}: missing or 0: {', '.join(missing)}")

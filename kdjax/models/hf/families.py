@@ -26,8 +26,8 @@ class Family:
     - pattern: the kinds of layers that repeat where there are no layer_types; `pattern_key` gives
       another length: its last layer closes a block, all others are of the first's kind.
     - no_rope_every: each so-many-th layer has no rotary positions, unless no_rope_layers says else.
-    - local_rope_theta: of sliding layers, which are not stretched; "own": rope_theta. None: they
-      turn as full ones do.
+    - local_rope_theta: of sliding layers, which are not stretched, where the file does not say it;
+      rope_theta is that of full ones. None: they turn as full ones do.
     - experts: whether its MLPs are mixtures of experts.
     - mlp_bias: whether the key of this name is read.
     - multi_head: an absent num_key_value_heads means as many as heads.
@@ -47,7 +47,7 @@ class Family:
     pattern: tuple[str, ...] = ()
     pattern_key: str = ""
     no_rope_every: int | None = None
-    local_rope_theta: float | Literal["own"] | None = None
+    local_rope_theta: float | None = None
     experts: bool = False
     mlp_bias: bool = False
     multi_head: bool = False
@@ -148,7 +148,7 @@ FAMILIES = {
         attention_bias=True,
         window="by_type",
         pattern=(SLIDING, SLIDING, SLIDING, FULL),
-        local_rope_theta="own",
+        local_rope_theta=5e5,
         multi_head=True,
         defaults={
             "sliding_window": 4096,

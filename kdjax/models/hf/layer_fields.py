@@ -20,6 +20,9 @@ SCALING_KEYS = {
 """Kind of scaling -> the keys that it has beside its factor and the trained context."""
 TRAINED_CONTEXT = "original_max_position_embeddings"
 
+MAX_FACTOR = 2**20
+"""Far more than any released model's; a context so stretched still is a number."""
+
 
 def layers_of(family: Family, fields: Fields, where: str) -> Fields:
     """layer_types, sliding_window and no_rope_layers of a DecoderConfig, each empty where all
@@ -28,7 +31,7 @@ def layers_of(family: Family, fields: Fields, where: str) -> Fields:
     Errors: DataError naming a kind that is not known, or that the family's class would not compute,
     and lists that don't fit the number of layers.
     """
-    count, window = fields.get("num_hidden_layers", 0), _window(family, fields)
+    count, window = fields.get("num_hidden_layers", 0), _window(family, fields, where)
     kinds = fields.get("layer_types")
     if kinds is None:
         kinds = _default_kinds(family, fields, window)
@@ -57,12 +60,15 @@ def layers_of(family: Family, fields: Fields, where: str) -> Fields:
     }
 
 
-def _window(family: Family, fields: Fields) -> int | None:
-    """The window of sliding layers; None: none slides."""
+def _window(family: Family, fields: Fields, where: str) -> int | None:
+    """The window of sliding layers; None: none slides. Errors: DataError for one that sees nothing,
+    not even its own position."""
     switched_off = family.window.startswith("switched") and not fields.get("use_sliding_window")
     if family.window == "none" or switched_off:
         return None
-    return fields.get("sliding_window") or None
+    if fields.get("sliding_window") == 0:
+        raise DataError(f"{where}: sliding_window must be at least 1, or null: no window")
+    return fields.get("sliding_window")
 
 
 def _default_kinds(family: Family, fields: Fields, window: int | None) -> list[str]:
@@ -106,26 +112,51 @@ def positions_of(family: Family, fields: Fields, where: str) -> Fields:
 
     Errors: DataError naming a scaling that is not supported, or that lacks a number.
     """
-    rope = {**fields.get("rope_scaling", {}), **fields.get("rope_parameters", {})}
-    local: Fields = {}
-    if FULL in rope or SLIDING in rope:  # transformers 5 writes both by kind of layer
-        local, rope = rope.get(SLIDING) or {}, rope.get(FULL) or {}
+    rope, local = _ropes(family, fields, where)
     part = rope.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
     own = "partial_rotary_factor" in family.defaults
     _check_rope(rope, part == 1 or own, family, where)
-    _check_rope(local, local.get("rope_type", "default") == "default", family, where)
-    theta = rope.get("rope_theta", fields.get("rope_theta", 1e4))
+    _check_rope(local, _rope_type(local) == "default", family, where)
+    theta = _base(rope.get("rope_theta", fields.get("rope_theta", 1e4)), where)
     found = {
         "rope_theta": theta,
-        "rope_scaling": _scaling(rope, fields, where),
+        "rope_scaling": _scaling(family, rope, fields, where),
         "partial_rotary_factor": part if own else 1.0,
         "local_rope_theta": None,
     }
     if family.local_rope_theta is not None:
-        base = theta if family.local_rope_theta == "own" else family.local_rope_theta
-        base = local.get("rope_theta", fields.get("rope_local_base_freq", base))
-        found["local_rope_theta"] = base
+        base = fields.get("rope_local_base_freq", family.local_rope_theta)
+        found["local_rope_theta"] = _base(local.get("rope_theta", base), where)
     return found
+
+
+def _ropes(family: Family, fields: Fields, where: str) -> tuple[Fields, Fields]:
+    """The rotary positions of full layers and of sliding ones, where these are other: the older
+    rope_scaling stands before rope_parameters, as in transformers, whose classes read the latter by
+    kind of layer of some families alone."""
+    scaling, given = (fields.get(name) or {} for name in ("rope_scaling", "rope_parameters"))
+    by_kind = family.local_rope_theta is not None
+    wrong = {"rope_scaling": _of_kinds(scaling)}
+    wrong["rope_parameters"] = bool(given) and _of_kinds(given) != by_kind
+    for name in (name for name, is_wrong in wrong.items() if is_wrong):
+        form = "an object for each kind of layer" if by_kind else "the same for all layers"
+        form = "that of all full layers" if by_kind and name == "rope_scaling" else form
+        raise DataError(
+            f"{where}: {name} of {family.architecture} must be {form}, got {fields[name]!r}"
+        )
+    if not by_kind:
+        return scaling or given, {}
+    return {**(given.get(FULL) or {}), **scaling}, given.get(SLIDING) or {}
+
+
+def _of_kinds(rope: Fields) -> bool:
+    return FULL in rope or SLIDING in rope
+
+
+def _base(theta: Any, where: str) -> float:
+    if theta <= 1:
+        raise DataError(f"{where}: rope_theta must be above 1, got {theta}")
+    return theta
 
 
 def _check_rope(rope: Fields, good: bool, family: Family, where: str) -> None:
@@ -139,11 +170,12 @@ def _rope_type(rope: Fields) -> str:
     return rope.get("rope_type") or rope.get("type") or "default"
 
 
-def _scaling(rope: Fields, fields: Fields, where: str) -> RopeScaling | None:
+def _scaling(family: Family, rope: Fields, fields: Fields, where: str) -> RopeScaling | None:
     rope_type = _rope_type(rope)
     if rope_type == "default":
         return None
-    context = rope.get(TRAINED_CONTEXT) or fields.get(CONTEXT)
+    beside = fields.get(TRAINED_CONTEXT) if family.local_rope_theta is None else None
+    context = beside or rope.get(TRAINED_CONTEXT) or fields.get(CONTEXT)
     if rope_type == "dynamic":  # transformers looks at no other
         context = fields.get(CONTEXT)
     if not context and rope_type != "linear":
@@ -152,16 +184,24 @@ def _scaling(rope: Fields, fields: Fields, where: str) -> RopeScaling | None:
             " beside it"
         )
     values = {k: rope[k] for k in SCALING_KEYS[rope_type] if rope.get(k) is not None}
+    values = {k: v for k, v in values.items() if v or not k.startswith("beta_")}  # 0: the default
     factor = rope.get("factor")
     if rope_type == "longrope":
         if not values.get("short_factor"):
             raise DataError(f"{where}: rope_scaling of type longrope needs short_factor")
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         factor = factor or fields.get(CONTEXT, context) / context  # type: ignore[operator]
-    if not factor:
-        raise DataError(f"{where}: rope_scaling of type {rope_type} needs a factor, got {rope}")
+    if not factor or factor > MAX_FACTOR:
+        raise DataError(
+            f"{where}: rope_scaling of type {rope_type} needs a factor of at most 2**20, got {rope}"
+        )
     values |= {TRAINED_CONTEXT: context} if context else {}
-    return RopeScaling(rope_type, factor, **values)
+    scaling = RopeScaling(rope_type, factor, **values)
+    if scaling.low_freq_factor >= scaling.high_freq_factor:
+        raise DataError(
+            f"{where}: rope_scaling of type llama3 needs low_freq_factor below high_freq_factor"
+        )
+    return scaling
 
 
 def scaling_fields(scaling: RopeScaling | None) -> Fields:

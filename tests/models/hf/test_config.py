@@ -137,6 +137,66 @@ def test_what_is_written_is_read_again(name, tmp_path):
     assert read(config) == read_by_transformers(theirs(written, tmp_path))
 
 
+@pytest.mark.parametrize("model_type", ["olmo3", "gemma3_text", "ministral"])
+def test_a_student_of_full_layers_alone_runs_in_transformers(model_type, tmp_path):
+    """Its class makes a mask of windows for no layer, too: the file names one."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    own = {
+        "olmo3": {"local_rope_theta": 5e5},
+        "gemma3_text": {
+            "hidden_act": "gelu_pytorch_tanh", "query_pre_attn_scalar": 8, "local_rope_theta": 1e4,
+        },
+    }  # fmt: skip
+    changes = own.get(model_type, {})
+    config = tiny_config(40, model_type=model_type, **changes)
+    written = to_fields(config) | {"pad_token_id": 0}
+    assert from_fields(written, "again") == config
+    reference = AutoModelForCausalLM.from_config(theirs(written, tmp_path))
+    assert reference(torch.zeros((1, 2), dtype=torch.int64)).logits.shape == (1, 2, 40)
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LINEAR_ROPE = {"rope_type": "linear", "factor": 2.0}
+BOTH = {kind: {"rope_type": "default", "rope_theta": 3e5} for kind in (FULL, SLIDING)}
+TWICE_SAID = [
+    ("HuggingFaceTB/SmolLM3-3B", {"rope_scaling": LINEAR_ROPE, "rope_parameters": BOTH[FULL]}),
+    ("google/gemma-3-270m", {"rope_scaling": LINEAR_ROPE, "rope_parameters": BOTH}),
+    ("allenai/Olmo-3-1025-7B", {"rope_scaling": YARN, "rope_parameters": BOTH}),
+    ("allenai/Olmo-3-1025-7B", {"rope_theta": 1e6}),
+    ("allenai/Olmo-3-1025-7B", {"rope_theta": 1e6, "rope_parameters": {FULL: YARN}}),
+    ("HuggingFaceTB/SmolLM3-3B", {"original_max_position_embeddings": 8, "rope_scaling": YARN}),
+    (
+        "HuggingFaceTB/SmolLM3-3B",
+        {"original_max_position_embeddings": 8, "rope_scaling": {"type": "yarn", "factor": 2.0}},
+    ),
+    ("google/gemma-3-270m", {"original_max_position_embeddings": 8, "rope_scaling": YARN}),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), TWICE_SAID)
+def test_what_is_said_in_two_places_is_read_as_transformers_reads_it(name, changes, tmp_path):
+    """rope_scaling stands before rope_parameters, and a trained context beside them before that
+    within, but for families with an object for each kind of layer."""
+    fields = RELEASED[name] | changes
+    found = from_fields(fields, name)
+    reference = theirs(fields, tmp_path)
+    reference.standardize_rope_params()  # as its classes do before they compute frequencies
+    assert read(found) == read_by_transformers(reference)
+    assert from_fields(to_fields(found), name) == found
+
+
+def test_a_beta_of_zero_is_none():
+    """As in transformers, where it is the default."""
+    fields = RELEASED["HuggingFaceTB/SmolLM3-3B"]
+    zero, none = (
+        from_fields(fields | {"rope_scaling": YARN | beta}, "x")
+        for beta in ({"beta_fast": 0, "beta_slow": 0}, {})
+    )
+    assert zero == none
+
+
 GEMMA, GEMMA_OUTER = "google/gemma-3-270m", "google/gemma-3-4b-it"
 QWEN, SMOL, OLMO = "Qwen/Qwen3.5-0.8B", "HuggingFaceTB/SmolLM3-3B", "allenai/Olmo-3-1025-7B"
 WINDOWED = "Qwen2.5, windows from layer 10 on"
@@ -180,6 +240,27 @@ REFUSED = [
         "but there is no window: use_sliding_window is false",
     ),
     (WINDOWED, {"num_hidden_layers": 10**6}, "1000000 layers; at most 4096 are read"),
+    # transformers reads these keys of no such family, or fails
+    (GEMMA, {"rope_parameters": {"rope_theta": 1e5}}, "rope_parameters of Gemma3ForCausalLM must"),
+    (OLMO, {"rope_parameters": {"rope_theta": 1e5}}, "must be an object for each kind of layer"),
+    (GEMMA, {"rope_scaling": {FULL: {"rope_theta": 2.0}}}, "rope_scaling of Gemma3ForCausalLM"),
+    (SMOL, {"rope_parameters": {FULL: {"rope_theta": 1e5}}}, "must be the same for all layers"),
+    (
+        GEMMA, {"rope_parameters": {FULL: {}, SLIDING: {"type": "linear", "factor": 2.0}}},
+        "rope_scaling={'type': 'linear', 'factor': 2.0}",
+    ),
+    (SMOL, {"rope_scaling": {"rope_type": "yarn", "factor": 1e308}}, "factor of at most 2**20"),
+    (SMOL, {"rope_theta": 0}, "rope_theta must be above 1, got 0"),
+    (GEMMA, {"rope_local_base_freq": 1.0}, "rope_theta must be above 1, got 1.0"),
+    (
+        SMOL, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0}},
+        "rope_scaling of type llama3 needs low_freq_factor below high_freq_factor",
+    ),
+    (GEMMA, {"query_pre_attn_scalar": 0}, "missing or 0: query_pre_attn_scalar"),
+    (SMOL, {"model_type": ["smollm3"]}, "model_type must be a text, got ['smollm3']"),
+    (SMOL, {"model_type": "llama"}, "model_type llama is not that of SmolLM3ForCausalLM: smollm3"),
+    (GEMMA_OUTER, {"model_type": "qwen3"}, "is not that of Gemma3ForCausalLM: gemma3_text"),
+    (WINDOWED, {"sliding_window": 0}, "sliding_window must be at least 1, or null: no window"),
 ]  # fmt: skip
 
 
