@@ -98,8 +98,8 @@ def _add_first_step(folder: Path, metrics: Metrics) -> None:
         " fresh ones beat frozen ones only where it was high: configs/methods/semi_opd.py)"
     )
     announce(line)
-    if processes.is_first():
-        path = folder / STARTUP
+    path = folder / STARTUP
+    if processes.is_first() and path.is_file():  # a report that someone took away ends no run
         files.write_text(path, files.read_text(path) + line + "\n")
 
 

@@ -28,7 +28,8 @@ def read_chain(text: str) -> tuple[int, list[tuple[str, int]]]:
 
 
 def in_signs(prompt: str) -> str:
-    """A chain of the task words as calc asks it, by itself; other prompts as they are."""
+    """A chain of the tasks words and shown as calc asks it, by itself; others as they are."""
+    prompt = prompt.split("\n")[-1]
     spoken = {"plus": "+", "minus": "-", "times": "x"}
     words = prompt.split(" ")
     return prompt if prompt.endswith("=") else "".join(spoken.get(w, w) for w in words) + "="
@@ -78,7 +79,7 @@ def test_split_of_deals_eight_one_one_by_sha256(task):
     """The first 8 bytes of sha256(task:prompt) as a fraction: 0.8 train, 0.1 held out, 0.1 test."""
     prompts = [problem(task, split, i, (4,)).prompt for split in SPLITS for i in range(300)]
     for prompt in prompts:
-        dealt = f"calc:{in_signs(prompt)}" if task == "words" else f"{task}:{prompt}"
+        dealt = f"calc:{in_signs(prompt)}" if task in ("words", "shown") else f"{task}:{prompt}"
         digest = hashlib.sha256(dealt.encode()).digest()
         fraction = int.from_bytes(digest[:8], "big") / 2**64
         assert split_of(task, prompt) == SPLITS[(fraction >= 0.8) + (fraction >= 0.9)]
@@ -281,3 +282,12 @@ def test_shipped_models_know_their_task_and_their_end(name, task, end):
         at_end.append(np.exp(own[-1]))
     assert np.mean(at_end) > 0.9
     assert np.exp(np.mean(inside)) > 0.6
+
+
+def test_three_of_four_solutions_are_shown():
+    """The prompt is the question, behind its own solution in three of four; both ways within four
+    standard errors of that."""
+    made = [problem("shown", "train", index, (3, 4)) for index in range(800)]
+    shown = [one for one in made if "\n" in one.prompt]
+    assert all(one.prompt.startswith(f"{one.solution}\n") for one in shown)
+    assert abs(len(shown) / 800 - 0.75) < 4 * (0.75 * 0.25 / 800) ** 0.5

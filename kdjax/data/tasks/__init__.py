@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kdjax.base import Problem
-from kdjax.data.tasks import calc, chainsum, lastdigit, recheck, words
+from kdjax.data.tasks import calc, chainsum, lastdigit, recheck, shown, words
 from kdjax.errors import ConfigError
 
 Make = Callable[[np.random.Generator, int], tuple[str, ...]]
@@ -30,7 +30,11 @@ TASKS: dict[str, Make] = {
     "chainsum": chainsum.make,
     "recheck": recheck.make,
     "words": words.make,
+    "shown": shown.make,
 }
+
+OF_CALC: dict[str, Callable[[str], str]] = {"words": words.in_signs, "shown": shown.bare}
+"""The tasks that put calc's chains otherwise -> the chain as calc asks it."""
 
 SPLITS = {"train": 0.8, "heldout": 0.1, "test": 0.1}
 """Shares of all prompts: for training, for the curriculum's gate, for evaluation."""
@@ -58,10 +62,10 @@ def problem(task: str, split: str, index: int, terms: Sequence[int]) -> Problem:
 
 
 def split_of(task: str, prompt: str) -> str:
-    """The only split that a prompt can appear in; in words it is that of calc's signs, on which the
-    embedded models were trained."""
-    if task == "words":
-        task, prompt = "calc", words.in_signs(prompt)
+    """The only split that a prompt can appear in; of calc's chains in words, or with their solution
+    before them, it is calc's, on which the embedded models were trained."""
+    if task in OF_CALC:
+        task, prompt = "calc", OF_CALC[task](prompt)
     position = _hash64(f"{task}:{prompt}") / 2**64
     for name, share in SPLITS.items():
         position -= share
