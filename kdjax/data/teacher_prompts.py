@@ -39,8 +39,8 @@ def fields_of(template: str) -> frozenset[str]:
 def filled(template: str, problem: Problem) -> str:
     r"""The template with the problem's fields in it; what these hold is not looked into.
 
-    >>> filled(r"Hint: {answer}\n{prompt}", Problem("p", "1+1={answer}", "2"))
-    'Hint: 2\\n1+1={answer}'
+    >>> filled(r"Hint: {answer} of {prompt}, \boxed{answer}", Problem("p", "1+1={answer}", "2"))
+    'Hint: 2 of 1+1={answer}, \\boxed{answer}'
     """
 
     def value(found: re.Match[str]) -> str:

@@ -364,7 +364,7 @@ def test_a_run_with_a_teacher_on_its_own_devices(tiny):
     results = [train_module.train(config) for config in (shared, split)]
     for ours, theirs in zip(logged(split), logged(shared), strict=True):
         assert ours.pop("warnings", []) == theirs.pop("warnings", [])
-        assert ours == pytest.approx(theirs, rel=1e-4)
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)  # entropy_excess: a difference
     assert results[1].forward_kl == pytest.approx(results[0].forward_kl, rel=1e-4)
     assert "teacher's devices: 4 more" in (Path(split.run) / run_folder.STARTUP).read_text()
 

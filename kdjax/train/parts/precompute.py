@@ -177,7 +177,7 @@ def from_stored(asked: Asked, stored: Stored) -> PrefixSource:
         unknown = ("teacher", "teacher_weights", "teacher_stop_ids", "teacher_prompts")
         unknown += ("weights", "stop_ids") if asked.prefix == "teacher" else ()
     told = stored.settings.get("teacher_prompts", {"problems": None})["problems"]
-    if unknown and asked.theirs and told != asked.theirs.source.identity:
+    if unknown and stored.keep != NOTHING and asked.theirs and told != asked.theirs.source.identity:
         raise ConfigError(
             f"trajectories {stored.path} hold nothing of a teacher that read this"
             " data.teacher_prompt_template; set that of their drawing, or leave it out"
