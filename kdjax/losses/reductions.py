@@ -95,6 +95,12 @@ def weigh_by(
     return reduction(mask, rollout, scores) if reads_scores(reduction) else reduction(mask, rollout)
 
 
+def require_share(name: str, share: float) -> None:
+    """Errors: ConfigError, in the name of a maker, for a share of tokens outside (0, 1]."""
+    if not 0 < share <= 1:
+        raise ConfigError(f"{name}: share must be in (0, 1], got {share}")
+
+
 def first_tokens(reduction: Reduction, limit: int) -> Reduction:
     """The reduction over response tokens 0 .. limit - 1 of each sequence: a loss on prefixes of
     what was drawn.
@@ -123,8 +129,7 @@ def most_uncertain(reduction: Reduction, share: float) -> Reduction:
     >>> describe_it.__name__
     'most_uncertain(sequence_mean, 0.5)'
     """
-    if not 0 < share <= 1:
-        raise ConfigError(f"most_uncertain: share must be in (0, 1], got {share}")
+    require_share("most_uncertain", share)
 
     def weigh(mask: jax.Array, rollout: Rollout | None = None, scores=None) -> jax.Array:
         if rollout is None or rollout.entropy_bt is None:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from kdjax.base import Objective, Reduction, Rollout, Scores
 from kdjax.errors import ConfigError
 from kdjax.losses.composition import composed
-from kdjax.losses.reductions import weigh_by
+from kdjax.losses.reductions import require_share, weigh_by
 
 
 def top_share(reduction: Reduction, by: Objective, share: float) -> Reduction:
@@ -32,7 +32,7 @@ def top_share(reduction: Reduction, by: Objective, share: float) -> Reduction:
     >>> top_share(token_mean, student_entropy, 0.25)(mask, None, scores).tolist()
     [[0.0, 1.0, 0.0, 0.0]]
     """
-    _require_share("top_share", share)
+    require_share("top_share", share)
 
     def weigh(mask: jax.Array, rollout: Rollout | None, scores: Scores) -> jax.Array:
         chosen = _first_ranks(by(scores), mask, jnp.ceil(share * mask.sum(-1, keepdims=True)))
@@ -74,7 +74,7 @@ def top_either(
     >>> top_either(token_mean, student_entropy, reverse_divergence, 0.5).__name__
     'top_either(token_mean, student_entropy, reverse_divergence, 0.5)'
     """
-    _require_share("top_either", share)
+    require_share("top_either", share)
 
     def weigh(mask: jax.Array, rollout: Rollout | None, scores: Scores) -> jax.Array:
         a, b = (_scaled(quantity(scores), mask) for quantity in (first, second))
@@ -82,11 +82,6 @@ def top_either(
         return weigh_by(reduction, _first_ranks(a + b - a * b, mask, wanted), rollout, scores)
 
     return composed(weigh, top_either, reduction, first, second, numbers=(share,))
-
-
-def _require_share(name: str, share: float) -> None:
-    if not 0 < share <= 1:
-        raise ConfigError(f"{name}: share must be in (0, 1], got {share}")
 
 
 def _first_ranks(value: jax.Array, mask: jax.Array, count) -> jax.Array:

@@ -7,6 +7,8 @@ import contextlib
 import pytest
 from real_engine import Served, vllm_server, widen_heads
 
+from kdjax.data.tokenizer import load_tokenizer
+
 LOG = pytest.StashKey[list]()
 SHOWN_LINES = 40
 
@@ -17,6 +19,11 @@ def wide_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "teacher"
     widen_heads(folder, 32)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(wide_folder):
+    return load_tokenizer(wide_folder)
 
 
 @pytest.fixture(scope="session")

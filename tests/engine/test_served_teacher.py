@@ -18,7 +18,6 @@ from real_engine import NAME
 from kdjax import models
 from kdjax.base import Rollout, random_key
 from kdjax.data.batches import encode_batch, task_source
-from kdjax.data.tokenizer import load_tokenizer
 from kdjax.errors import EngineError
 from kdjax.losses.topk import TAIL_FLOOR
 from kdjax.rollouts.engine_scores import open_scorer
@@ -31,11 +30,6 @@ pytestmark = pytest.mark.engine
 ROWS, LIMIT = 96, 40
 GAP_NATS = 5e-5
 """Between two float32 programs of one model: seen 4.5e-5 in 3,234 tokens."""
-
-
-@pytest.fixture(scope="module")
-def tokenizer(wide_folder):
-    return load_tokenizer(wide_folder)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from real_engine import NAME, VERSION, widen_heads
 from kdjax import models
 from kdjax.base import Batch, Samples, Sampling, random_key
 from kdjax.data.batches import encode_batch, task_source
-from kdjax.data.tokenizer import load_tokenizer
 from kdjax.errors import EngineError
 from kdjax.numerics import project
 from kdjax.rollouts import engine as engine_module
@@ -40,11 +39,6 @@ GAP_NATS = 5e-5
 @pytest.fixture(scope="module")
 def teacher(wide_folder):
     return models.load(wide_folder)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(wide_folder):
-    return load_tokenizer(wide_folder)
 
 
 @pytest.fixture(scope="module")
