@@ -36,11 +36,11 @@ from kdjax.runtime import files
 from kdjax.runtime.console import announce
 from kdjax.runtime.jobs import Failure, run_commands, slots
 from kdjax.storage import run_folder
-from kdjax.train.evaluation import evaluate_params, evaluation_key
-from kdjax.train.finish import about_run
-from kdjax.train.loop import train
-from kdjax.train.parts.build import build
-from kdjax.train.parts.roles import title
+from kdjax.training.evaluation import evaluate_params, evaluation_key
+from kdjax.training.finish import about_run
+from kdjax.training.loop import train
+from kdjax.training.parts.build import build
+from kdjax.training.parts.roles import title
 
 REFERENCES, LOGS, STUDENT = "references", "logs", "student"
 RESULTS, TABLE, LINES = "results.md", "table.csv", "table.json"

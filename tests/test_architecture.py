@@ -15,7 +15,7 @@ ROWS = (
     "step rollouts data",
     "config storage evaluate tasks",
     "report export claims",
-    "train",
+    "training",
     "study plan bench",
     "commands",
     "__main__",

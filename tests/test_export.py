@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from kdjax.data.tokenizer import load_tokenizer
 from kdjax.export import export
-from kdjax.train.loop import train
+from kdjax.training.loop import train
 
 TURNS = [{"role": "user", "content": "1+1="}]
 

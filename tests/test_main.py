@@ -350,7 +350,7 @@ def test_a_benchmark_has_room(student_folder, monkeypatch, capsys):
         built.append(config)
         raise ConfigError("enough")
 
-    monkeypatch.setattr("kdjax.train.parts.build.build", build)
+    monkeypatch.setattr("kdjax.training.parts.build.build", build)
     named = ["evaluate", student_folder, "--benchmark", "openai/gsm8k", "--n", "16", "--k", "1,16"]
     fails(capsys, 64, *named)
     fails(capsys, 64, *named, "--evaluation.max_new_tokens", "32")
@@ -432,7 +432,9 @@ def test_an_exit_in_a_config_is_an_error(tmp_path, capsys, place):
 
 def test_a_model_that_is_too_large(config_file, capsys, monkeypatch):
     """What XLA says where memory ends, through the whole of a run."""
-    monkeypatch.setattr("kdjax.train.resume.fresh_state", lambda parts: jnp.zeros((1 << 44,)).sum())
+    monkeypatch.setattr(
+        "kdjax.training.resume.fresh_state", lambda parts: jnp.zeros((1 << 44,)).sum()
+    )
     said = fails(capsys, 71, "train", config_file)
     assert "kdjax plan CONFIG says what fits" in said
 

@@ -14,7 +14,7 @@ from kdjax.data.tasks.vocabulary import write_tokenizer
 from kdjax.data.tokenizer import load_tokenizer
 from kdjax.export import export
 from kdjax.models import DecoderConfig
-from kdjax.train.loop import train
+from kdjax.training.loop import train
 
 HERE = Path(__file__).parent
 SHAPES = {

@@ -18,7 +18,7 @@ from kdjax import Config, models
 from kdjax.data.tokenizer import load_tokenizer
 from kdjax.export import export
 from kdjax.runtime.files import whole_folder
-from kdjax.train.loop import train
+from kdjax.training.loop import train
 
 HERE = Path(__file__).parent
 BASE_STOP = "<|endoftext|>"

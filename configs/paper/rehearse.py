@@ -25,7 +25,7 @@ from kdjax.config import Curriculum, Data, Evaluation
 from kdjax.export import export
 from kdjax.models.known import KNOWN
 from kdjax.numerics import project
-from kdjax.train.loop import train
+from kdjax.training.loop import train
 
 
 def main(folder: str = "runs/rehearsal", *names: str) -> None:

@@ -50,9 +50,9 @@ def run(args: list[str]) -> None:
     from kdjax.runtime import files
     from kdjax.runtime.console import announce, print_lines
     from kdjax.storage import run_folder
-    from kdjax.train.evaluation import evaluate_params, write_results
-    from kdjax.train.parts.build import build
-    from kdjax.train.parts.startup import evaluation_context
+    from kdjax.training.evaluation import evaluate_params, write_results
+    from kdjax.training.parts.build import build
+    from kdjax.training.parts.startup import evaluation_context
 
     parts = build(dataclasses.replace(config, prefix="student", trajectories=None, lora=Lora()))
     for line in evaluation_context(parts):

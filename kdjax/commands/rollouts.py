@@ -9,8 +9,8 @@ from kdjax.commands.arguments import first, option
 
 def run(args: list[str]) -> None:
     from kdjax.config.overrides import load_file, override
-    from kdjax.train.parts.precompute import fill, parse_share
-    from kdjax.train.parts.precomputed import parse_keep
+    from kdjax.training.parts.precompute import fill, parse_share
+    from kdjax.training.parts.precomputed import parse_keep
 
     path, rest = first(args, "kdjax rollouts CONFIG")
     out, keep, share = (option(rest, name) for name in ("--out", "--keep", "--share"))
@@ -21,7 +21,7 @@ def run(args: list[str]) -> None:
     import jax
 
     from kdjax.config.validation import validate
-    from kdjax.train.parts.build import asked_of, build
+    from kdjax.training.parts.build import asked_of, build
 
     config = validate(dataclasses.replace(config, trajectories=None))
     parts = build(config, jax.local_devices())  # by itself, whatever other processes do

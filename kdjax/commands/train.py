@@ -17,7 +17,7 @@ def run(args: list[str]) -> None:
     from kdjax.report.results import Row
     from kdjax.report.text import print_table
     from kdjax.runtime.console import announce
-    from kdjax.train.loop import train
+    from kdjax.training.loop import train
 
     result = train(config, profiled)
     print_table([Row(Path(config.run).name, result, [], [])])

@@ -31,7 +31,7 @@ class EvalReport(NamedTuple):
       problem.
     - weights: a hash of the parameters that were evaluated (`kdjax.storage.fingerprint`).
     - also: the reports at other temperatures, of the same weights and problems.
-    - flops_by_part: what training_flops consists of (`kdjax.train.cost`).
+    - flops_by_part: what training_flops consists of (`kdjax.training.cost`).
 
     Reports of older versions lack the fields that have a default.
     """

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from kdjax.errors import ConfigError
 from kdjax.plan import hlo
 from kdjax.sharding import device_bytes
-from kdjax.train.parts.programs import Programs, TeacherPrograms
+from kdjax.training.parts.programs import Programs, TeacherPrograms
 
 GIB = 2**30
 

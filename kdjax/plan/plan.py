@@ -24,8 +24,8 @@ from kdjax.plan.rollout import rollout_phase
 from kdjax.plan.show import advice, remarks
 from kdjax.plan.step import reading_phase, step_phase
 from kdjax.runtime import topology
-from kdjax.train.parts.programs import Programs, compose
-from kdjax.train.parts.shapes import Shapes, choose_meshes
+from kdjax.training.parts.programs import Programs, compose
+from kdjax.training.parts.shapes import Shapes, choose_meshes
 
 
 def plan(config: Config, target: str) -> Plan:

@@ -21,10 +21,10 @@ from kdjax.rollouts.sampler import prefill_tokens
 from kdjax.runtime import topology
 from kdjax.sharding import batch_spec, data_size, replicated, rollout_mesh
 from kdjax.storage.trajectories import CHUNK_ROWS
-from kdjax.train.parts.memory import rows_at_once
-from kdjax.train.parts.programs import Programs
-from kdjax.train.parts.sampling import cache_bytes, to_sampler
-from kdjax.train.parts.shapes import Shapes
+from kdjax.training.parts.memory import rows_at_once
+from kdjax.training.parts.programs import Programs
+from kdjax.training.parts.sampling import cache_bytes, to_sampler
+from kdjax.training.parts.shapes import Shapes
 
 
 def rollout_phase(config: Config, prefix: str, programs: Programs, shapes: Shapes) -> Phase:

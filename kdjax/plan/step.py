@@ -16,9 +16,9 @@ from kdjax.models import flops
 from kdjax.plan.phase import GIB, Phase, compiled_program, largest_teacher, sent_gib
 from kdjax.runtime import topology
 from kdjax.sharding import data_size, replicated
-from kdjax.train.parts.memory import activation_bytes
-from kdjax.train.parts.programs import Programs, jitted_logp
-from kdjax.train.parts.shapes import Shapes, expected_rollout
+from kdjax.training.parts.memory import activation_bytes
+from kdjax.training.parts.programs import Programs, jitted_logp
+from kdjax.training.parts.shapes import Shapes, expected_rollout
 
 
 def step_phase(

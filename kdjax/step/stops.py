@@ -3,7 +3,7 @@
 A base student stops with `<|endoftext|>`, its chat teacher with `<|im_end|>`: compared token by
 token, the student is pushed away from its own stop token (arXiv 2605.16826 does not say which
 policy it used). A policy changes the loss and its statistics; what merge makes one event also ends
-what the student draws (`kdjax.train.parts.roles`).
+what the student draws (`kdjax.training.parts.roles`).
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ from kdjax.errors import ConfigError
 from kdjax.grading.rewards import math as math_reward
 from kdjax.runtime.files import differences
 from kdjax.step.gate import POLICIES
-from kdjax.train.loop import HELDOUT_RESPONSES
+from kdjax.training.loop import HELDOUT_RESPONSES
 
 FULL = Config(
     turns=(Turn(0.25, 3, "dataset", forward_kl, mix(divergence, log_ratio, weight=0.5)), Turn(0.5)),

@@ -21,7 +21,7 @@ from kdjax.data.sources.known import KNOWN
 from kdjax.data.sources.load import _load, is_path, load, load_name, load_path
 from kdjax.data.sources.survey import Counts
 from kdjax.errors import ConfigError, DataError, StorageError
-from kdjax.train.parts import problems as parts_problems
+from kdjax.training.parts import problems as parts_problems
 
 BEFORE = (
     "Solve the following math problem step by step. The last line of your response should be of"

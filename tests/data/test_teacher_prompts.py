@@ -19,7 +19,7 @@ from kdjax.data.teacher_prompts import (
     with_fields,
 )
 from kdjax.errors import DataError
-from kdjax.train.parts.problems import encode
+from kdjax.training.parts.problems import encode
 
 PROBLEM = Problem("p", "1+1={answer}", "2", r"1+1=2;\boxed{2}", "", "carry nothing")
 

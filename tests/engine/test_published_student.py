@@ -12,8 +12,8 @@ from real_engine import NAME, widen_heads
 
 from kdjax.config import Config, Curriculum, Data, Evaluation, Optimizer, Rollouts
 from kdjax.errors import EngineError
-from kdjax.train import loop
-from kdjax.train.parts import published
+from kdjax.training import loop
+from kdjax.training.parts import published
 
 pytestmark = pytest.mark.engine
 

@@ -24,7 +24,7 @@ from kdjax.grading.answers import Outcome
 from kdjax.grading.pool import Reply, Workers
 from kdjax.grading.rewards import math, open_rewarder
 from kdjax.grading.symbolic import Lenient, Strict, is_decided, open_lenient, open_symbolic, unfit
-from kdjax.train.evaluation import GRADERS
+from kdjax.training.evaluation import GRADERS
 
 with_math_verify = pytest.mark.skipif(not HAS_MATH_VERIFY, reason=NO_MATH_VERIFY)
 STUB = Path(__file__).parents[1] / "support" / "stub_worker.py"

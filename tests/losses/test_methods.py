@@ -29,8 +29,8 @@ from kdjax.errors import ConfigError
 from kdjax.sharding import make_mesh
 from kdjax.step.score import HeadPlan
 from kdjax.step.update import init_state, make_step
-from kdjax.train.parts.build import build
-from kdjax.train.parts.shapes import expected_rollout
+from kdjax.training.parts.build import build
+from kdjax.training.parts.shapes import expected_rollout
 
 ROOT = Path(__file__).parents[2]
 METHODS = sorted((ROOT / "configs/methods").glob("*.py"))

@@ -45,8 +45,8 @@ from kdjax.step.score import HeadPlan
 from kdjax.step.update import init_state, make_step
 from kdjax.storage import run_folder
 from kdjax.storage.checkpoints import open_checkpoints
-from kdjax.train import loop
-from kdjax.train.parts.programs import optimizer_of
+from kdjax.training import loop
+from kdjax.training.parts.programs import optimizer_of
 
 V = 31
 DENSE = PROJECTIONS[:7]

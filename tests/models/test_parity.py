@@ -30,7 +30,7 @@ from kdjax.models.shape import LINEAR, layer_kinds
 from kdjax.numerics import project
 from kdjax.rollouts.sampler import generate
 from kdjax.step.score import scored_loss
-from kdjax.train.loop import train
+from kdjax.training.loop import train
 
 V = 279
 PROMPTS, RESPONSES = [5, 9, 7], [11, 6, 8]

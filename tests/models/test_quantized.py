@@ -27,10 +27,10 @@ from kdjax.models.quantized import held_by, is_quantized, parameter_total, used
 from kdjax.plan import hlo
 from kdjax.sharding import make_mesh, shard_batch
 from kdjax.step.update import init_state
-from kdjax.train.loop import train
-from kdjax.train.parts import startup
-from kdjax.train.parts.build import build
-from kdjax.train.parts.sampling import to_sampler
+from kdjax.training.loop import train
+from kdjax.training.parts import startup
+from kdjax.training.parts.build import build
+from kdjax.training.parts.sampling import to_sampler
 
 quantized = jax.jit(functools.partial(held_by, models.int8))
 KERNEL = ("layers", "q_proj", "kernel")

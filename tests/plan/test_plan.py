@@ -22,7 +22,7 @@ from kdjax.plan.plan import plan, shapes_of
 from kdjax.plan.rollout import _moved_gib
 from kdjax.plan.show import advice, to_json
 from kdjax.sharding import make_mesh
-from kdjax.train.parts.shapes import Shapes, choose_meshes, held_bytes
+from kdjax.training.parts.shapes import Shapes, choose_meshes, held_bytes
 
 GIB = 2**30
 
@@ -213,7 +213,7 @@ def test_states_are_dealt_where_they_would_fill_a_device(monkeypatch):
     """fsdp by default: 1 while states fill at most 40 % of a device, else all but tensor."""
     asked = []
     monkeypatch.setattr(
-        "kdjax.train.parts.shapes.make_mesh",
+        "kdjax.training.parts.shapes.make_mesh",
         lambda devices, fsdp, tensor: asked.append((fsdp, tensor)),
     )
     small, large = tiny_config(96), KNOWN["Qwen/Qwen3-4B"].config

@@ -26,7 +26,7 @@ from kdjax.runtime import files
 from kdjax.step.update import init_state
 from kdjax.storage import run_folder
 from kdjax.storage.checkpoints import open_checkpoints
-from kdjax.train.parts.programs import optimizer_of
+from kdjax.training.parts.programs import optimizer_of
 
 KILLS = int(os.environ.get("KDJAX_KILLS", "10"))
 SEED = int(os.environ.get("KDJAX_KILL_SEED", "0"))

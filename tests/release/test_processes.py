@@ -28,7 +28,7 @@ from kdjax.errors import ConfigError, RendezvousError
 from kdjax.runtime import processes
 from kdjax.storage.fingerprint import fingerprint
 from kdjax.storage.restore import saved_steps
-from kdjax.train.parts.problems import training_source
+from kdjax.training.parts.problems import training_source
 
 
 @pytest.fixture(scope="module")

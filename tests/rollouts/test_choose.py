@@ -10,7 +10,7 @@ import pytest
 from kdjax.base import PLAIN, Sampling
 from kdjax.errors import ConfigError
 from kdjax.rollouts.choose import COLDEST, _top_k, choose, uniforms
-from kdjax.train.parts.problems import run_key
+from kdjax.training.parts.problems import run_key
 
 V, DRAWS = 300, 20_000  # more than two blocks of the inverse CDF
 chosen = jax.jit(choose, static_argnums=2)

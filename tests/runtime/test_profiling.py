@@ -21,7 +21,7 @@ from kdjax.errors import ConfigError, StorageError
 from kdjax.runtime import files
 from kdjax.runtime.profiling import UNPROFILED, open_stopwatch, profiling, table
 from kdjax.storage import run_folder
-from kdjax.train import loop as train_module
+from kdjax.training import loop as train_module
 
 
 class Late:

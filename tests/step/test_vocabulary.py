@@ -20,7 +20,7 @@ from kdjax.numerics import LMHead
 from kdjax.step.score import HeadPlan, scored_loss
 from kdjax.step.stops import Stops
 from kdjax.step.vocabulary import SharedHead, arranged, lay_out
-from kdjax.train.parts.programs import Headed, headed
+from kdjax.training.parts.programs import Headed, headed
 
 V, THEIRS = 11, 9
 TEACHER_OF = np.array([4, -1, 0, -1, 8, 2, -1, 1, 6, 7, -1])  # 3 and 5 are the teacher's alone

@@ -17,8 +17,8 @@ import jax
 
 from kdjax.storage.checkpoints import open_checkpoints
 from kdjax.storage.fingerprint import fingerprints
-from kdjax.train import loop
-from kdjax.train.parts.build import build, fresh_state
+from kdjax.training import loop
+from kdjax.training.parts.build import build, fresh_state
 
 STEPS, REPEATS = 6, 21
 

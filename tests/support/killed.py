@@ -25,13 +25,13 @@ HEARTBEAT_SECONDS, WAIT_SECONDS = 6, 20
 """Of the processes of one run: shorter than a user's, so that a survivor ends sooner."""
 
 FUNCTIONS = {
-    "measurement": "kdjax.train.loop.mean_entropy",  # the held-out responses are drawn
-    "rollout": "kdjax.train.feed.trim",  # the responses are drawn, and nothing was trained on them
+    "measurement": "kdjax.training.loop.mean_entropy",  # the held-out responses are drawn
+    "rollout": "kdjax.training.feed.trim",  # the responses are drawn, nothing was trained on them
     "rewards": "kdjax.grading.rewards.reward_all",
-    "step": "kdjax.train.loop.record_of",  # the update is on its way on the device
-    "test": "kdjax.train.evaluation.progress",
-    "evaluation": "kdjax.train.evaluation.evaluate",
-    "loop": "kdjax.train.loop._loop",
+    "step": "kdjax.training.loop.record_of",  # the update is on its way on the device
+    "test": "kdjax.training.evaluation.progress",
+    "evaluation": "kdjax.training.evaluation.evaluate",
+    "loop": "kdjax.training.loop._loop",
 }
 """Points of a run, each by a function that is called there."""
 A_STEP = r"/checkpoints/(\w+/)?\d+(/|$)"

@@ -21,8 +21,8 @@ from kdjax.config.timetable import timetable
 from kdjax.step.update import init_state
 from kdjax.storage import run_folder
 from kdjax.storage.checkpoints import open_checkpoints
-from kdjax.train import loop as train_module
-from kdjax.train.parts.programs import optimizer_of
+from kdjax.training import loop as train_module
+from kdjax.training.parts.programs import optimizer_of
 
 CELLS = [
     ("teacher", forward_kl),

@@ -77,9 +77,9 @@ def main(asked: str, flags: list[str]) -> None:
     from kdjax.runtime import processes
     from kdjax.storage.checkpoints import open_checkpoints
     from kdjax.storage.fingerprint import fingerprint
-    from kdjax.train import feed
-    from kdjax.train.loop import train
-    from kdjax.train.parts.build import build
+    from kdjax.training import feed
+    from kdjax.training.loop import train
+    from kdjax.training.parts.build import build
 
     join_processes("train", flags)
     jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -21,7 +21,7 @@ from kdjax.errors import DataError
 from kdjax.export import export
 from kdjax.models.pruned import init_student
 from kdjax.numerics import project
-from kdjax.train.loop import train
+from kdjax.training.loop import train
 
 V = 279
 TEXT = {
