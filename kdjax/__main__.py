@@ -68,14 +68,14 @@ COMMANDS = {
     "train": "train.run",
     "rollouts": "rollouts.run",
     "evaluate": "evaluate.run",
-    "compare": "compare.run",
+    "compare": "reports.compare",
     "study": "study.run",
     "export": "folders.export",
     "export-adapter": "folders.export_adapter",
     "init-student": "folders.init_student",
     "data": "data.run",
-    "plan": "plan.run",
-    "bench": "bench.run",
+    "plan": "measure.plan",
+    "bench": "measure.bench",
     "list": "names.run",
 }
 """Where each command stands in kdjax/commands: it is imported when it is asked for."""

@@ -121,8 +121,8 @@ class Parsed(errors.KdjaxError):
 
 
 WORK = (
-    "training.loop.train", "training.parts.build.build", "plan.plan.plan", "report.compare.read_result",
-    "data.sources.check.check",
+    "training.loop.train", "training.parts.build.build", "plan.plan.plan",
+    "report.compare.read_result", "data.sources.check.check",
     "study.run_study", "study.run_piece", "study.side_by_side", "export.export",
     "export.export_adapter", "models.find", "bench.head.bench_head", "bench.rollout.bench_rollout",
     "bench.verifier.bench_verifier",

@@ -17,7 +17,7 @@ from jax.errors import JaxRuntimeError
 
 import kdjax
 from kdjax.__main__ import COMMANDS, HELP, NO_FIELDS, main
-from kdjax.commands import bench
+from kdjax.commands import measure
 from kdjax.commands.evaluate import BENCHMARK_TOKENS
 from kdjax.config import Config
 from kdjax.errors import ConfigError
@@ -376,7 +376,7 @@ def test_a_model_is_named_either_way(capsys):
 def raises(error: BaseException):
     """A command of kdjax's own that raises."""
     found = {"error": error}
-    exec(compile("def run(args): raise error", bench.__file__, "exec"), found)
+    exec(compile("def run(args): raise error", measure.__file__, "exec"), found)
     return found["run"]
 
 
@@ -400,14 +400,14 @@ def test_ordinary_faults_are_no_bugs(monkeypatch, capsys, error, code, says):
     wrapped = ValueError("a library's own")
     wrapped.__cause__ = error
     for raised in (error, wrapped):
-        monkeypatch.setattr(bench, "run", raises(raised))
+        monkeypatch.setattr(measure, "bench", raises(raised))
         assert says in fails(capsys, code, "bench", "head")
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), ConnectionResetError(104, "reset"), OSError()])
 def test_other_errors_are_bugs(monkeypatch, capsys, error):
     """They are told with their traceback."""
-    monkeypatch.setattr(bench, "run", raises(error))
+    monkeypatch.setattr(measure, "bench", raises(error))
     assert main(["bench", "head"]) == 70
     said = capsys.readouterr().err
     assert "Traceback" in said
